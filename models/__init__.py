@@ -1,0 +1,1 @@
+"""Images to predictions, and what training needs of them."""

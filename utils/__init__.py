@@ -1,0 +1,1 @@
+"""Machinery shared by every layer; imports nothing of ours outside this package."""

@@ -1,0 +1,210 @@
+"""Options: frozen dataclasses that are at once the command line, the YAML recipe and the record of a run.
+
+A script names the dataclasses it needs; every field becomes a flag (``batch_size`` is ``--batch-size``). Values come, in
+rising priority, from the field's default, from the ``--hyp`` YAML file and from the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import types
+import typing
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, asdict, field, fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+from utils.errors import UserError, suggestion
+
+SEARCH_FOLDERS = ("", "cfg", "cfg/hyp")  # below the working directory, then below the repository
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
+    """Declare a dataclass field that is also a command-line flag.
+
+    Args:
+        default: the value when nobody says otherwise; its type comes from the annotation.
+        text: meaning and unit, for ``--help``.
+        choices: allowed values, for fields of type ``str`` or tuples of them.
+    """
+    return field(default=default, metadata={"help": text, "choices": tuple(choices)})
+
+
+def find_file(name: str, what: str) -> Path:
+    """Return the path of a file named on the command line: as given, else in ``cfg/`` here or in the repository.
+
+    Raises:
+        UserError: there is no such file; the message says where it was looked for.
+    """
+    for root in (Path(), REPOSITORY):
+        for folder in SEARCH_FOLDERS:
+            path = root / folder / name
+            if path.is_file():
+                return path
+    known = sorted({p.name for folder in SEARCH_FOLDERS[1:] for p in (REPOSITORY / folder).glob(f"*{Path(name).suffix}")})
+    raise UserError(f"{what} '{name}' does not exist here or in cfg/{suggestion(name, known)} (shipped: {', '.join(known)})")
+
+
+def parse_options(
+    description: str, *groups: type, argv: Sequence[str] | None = None, hyp_field: str | None = None
+) -> tuple[Any, ...]:
+    """Parse the command line into one instance of each options dataclass.
+
+    Args:
+        description: one sentence for ``--help``.
+        groups: the dataclasses; their field names must differ from one another.
+        argv: the arguments, ``sys.argv[1:]`` when None.
+        hyp_field: the name of the field that names a YAML recipe; its keys are fields of any group.
+
+    Raises:
+        UserError: an unknown or contradictory option in the recipe or on the command line.
+    """
+    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    for group in groups:
+        section = parser.add_argument_group((group.__doc__ or group.__name__).splitlines()[0].rstrip("."))
+        for item in fields(group):
+            _add_flag(section, item, group)
+    given = vars(parser.parse_args(argv))
+    values = {}
+    if hyp_field and given.get(hyp_field):
+        values = read_recipe(find_file(given[hyp_field], "recipe"), groups)
+    return build_options(values | given, groups)
+
+
+def build_options(values: dict[str, Any], groups: Sequence[type]) -> tuple[Any, ...]:
+    """Return one instance of each dataclass from a flat dict; what the dict lacks keeps its default.
+
+    Raises:
+        UserError: a key belongs to no group, or the dataclass refuses the combination.
+    """
+    known = {item.name for group in groups for item in fields(group)}
+    for name in values:
+        if name not in known:
+            raise UserError(f"unknown option '{name}'{suggestion(name, known)}")
+    try:
+        return tuple(
+            group(**{item.name: values[item.name] for item in fields(group) if item.name in values}) for group in groups
+        )
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def flat_dict(*instances: Any) -> dict[str, Any]:
+    """Return all options as one flat dict of plain YAML values, the inverse of :func:`build_options`."""
+    flat: dict[str, Any] = {}
+    for instance in instances:
+        flat |= {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(instance).items()}
+    return flat
+
+
+def read_recipe(path: Path, groups: Sequence[type]) -> dict[str, Any]:
+    """Read a flat YAML file of options and check names and types.
+
+    Raises:
+        UserError: not YAML, not a flat mapping, an unknown key or a value of the wrong type; names file and line.
+    """
+    try:
+        text = path.read_text()
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        values = yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: a recipe is a list of 'option: value' lines")
+    by_name = {item.name: (item, group) for group in groups for item in fields(group)}
+    lines = {key.value: key.start_mark.line + 1 for key, _ in node.value}
+    checked = {}
+    for name, value in values.items():
+        place = f"{path}:{lines.get(str(name), 1)}"
+        if name not in by_name:
+            raise UserError(f"{place}: unknown option '{name}'{suggestion(str(name), by_name)}")
+        item, group = by_name[name]
+        checked[name] = _checked(value, item, group, place)
+    return checked
+
+
+def _checked(value: Any, item: Field, group: type, place: str) -> Any:
+    kind, many, optional = _type_of(item, group)
+    if value is None and optional:
+        return None
+    values = value if many and isinstance(value, list) else [value]
+    result = []
+    for one in values:
+        good = isinstance(one, bool) if kind is bool else isinstance(one, kind) and not isinstance(one, bool)
+        if kind is float and isinstance(one, (int, str)) and not isinstance(one, bool):
+            try:  # YAML reads 1e-3 (without a dot) as a string
+                one, good = float(one), True
+            except ValueError:
+                good = False
+        choices = item.metadata.get("choices")
+        if not good or (choices and one not in choices):
+            wanted = f"one of {', '.join(choices)}" if choices else f"a value of type {kind.__name__}"
+            raise UserError(f"{place}: '{item.name}' must be {wanted}, not '{one}'")
+        result.append(one)
+    return tuple(result) if many else result[0]
+
+
+def _type_of(item: Field, group: type) -> tuple[type, bool, bool]:
+    """Return (element type, whether a tuple of them, whether None is allowed) of a field's annotation."""
+    annotation = typing.get_type_hints(group)[item.name]
+    optional = False
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        annotation = next(arg for arg in typing.get_args(annotation) if arg is not type(None))
+        optional = True
+    if typing.get_origin(annotation) is tuple:
+        return typing.get_args(annotation)[0], True, optional
+    return annotation, False, optional
+
+
+def _add_flag(section: argparse._ArgumentGroup, item: Field, group: type) -> None:
+    kind, many, optional = _type_of(item, group)
+    default = item.default if item.default is not MISSING else None
+    flag = "--" + item.name.replace("_", "-")
+    shown = {"dest": item.name, "default": argparse.SUPPRESS}
+    text = item.metadata.get("help", "") + ("" if default in (None, "", ()) else f" (default: {_shown(default)})")
+    text = text.replace("%", "%%")
+    if kind is bool and not optional:
+        action = argparse.BooleanOptionalAction if default else "store_true"
+        section.add_argument(flag, action=action, help=text, **shown)
+        return
+    section.add_argument(
+        flag,
+        type=_number if kind is float else kind,
+        nargs="+" if many else None,
+        choices=item.metadata.get("choices") or None,
+        metavar=None if item.metadata.get("choices") else kind.__name__.upper(),
+        action=_StoreTuple if many else "store",
+        help=text,
+        **shown,
+    )
+
+
+def _shown(default: Any) -> str:
+    return " ".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def _number(text: str) -> float:
+    return float(text)
+
+
+_number.__name__ = "number"
+
+
+class _StoreTuple(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):  # noqa: D102
+        setattr(namespace, self.dest, tuple(values))
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        if message.startswith("unrecognized arguments:"):
+            first = message.split(": ", 1)[1].split()[0].split("=")[0]
+            message += suggestion(first, [flag for action in self._actions for flag in action.option_strings])
+        raise UserError(f"{message} (--help lists the options)")

@@ -1,0 +1,43 @@
+"""The one way a user's mistake is reported: a single line on stderr and exit status 2."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import sys
+from collections.abc import Callable, Iterable
+
+
+class UserError(Exception):
+    """Something the user can mend; the message names the file, the line where there is one, and the remedy."""
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the closest known word, or an empty string."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def run_command(main: Callable[[], None]) -> None:
+    """Run a script's ``main`` and turn a :class:`UserError` or a file-system error into one line and exit status 2.
+
+    A reader that went away (``| head``) ends the program quietly; Ctrl-C ends it with status 130, as shells expect.
+    """
+    try:
+        main()
+    except UserError as error:
+        _fail(str(error))
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        _fail(f"{place}{error.strerror or error}")
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _fail(message: str) -> None:
+    print("error: " + " ".join(message.split()), file=sys.stderr)
+    sys.exit(2)

@@ -1,0 +1,124 @@
+"""The records that cross package borders, with their shapes and units.
+
+Shape letters: B images in a batch, T targets, M matches, N boxes, H W pixels of the network input.
+Box formats: ``cxcywh`` is centre and size, ``xyxy`` is the two corners. "Normalised" means divided by the width and
+height of the network input, after letterboxing; "original pixels" are those of the image file.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where an image lies in the network input: ``network = original * scale + offset``, per axis."""
+
+    image_id: int  # the id that COCO results carry
+    path: str  # the image file, or "" where there is none
+    original_wh: tuple[int, int]  # pixels
+    scale_xy: tuple[float, float] = (1.0, 1.0)
+    offset_xy: tuple[float, float] = (0.0, 0.0)  # network pixels, the left and top border
+
+    def to_original(self, boxes_xyxy_net: Tensor) -> Tensor:
+        """Map [N 4] corner boxes from network pixels to original pixels, clipped to the image."""
+        offset = boxes_xyxy_net.new_tensor(self.offset_xy * 2)
+        scale = boxes_xyxy_net.new_tensor(self.scale_xy * 2)
+        limit = boxes_xyxy_net.new_tensor(self.original_wh * 2)
+        return torch.minimum(((boxes_xyxy_net - offset) / scale).clamp(min=0), limit)
+
+    def to_network(self, boxes_xyxy: Tensor) -> Tensor:
+        """Map [N 4] corner boxes from original pixels to network pixels."""
+        return boxes_xyxy * boxes_xyxy.new_tensor(self.scale_xy * 2) + boxes_xyxy.new_tensor(self.offset_xy * 2)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Ground-truth boxes of a batch; image ``b`` of the batch owns the rows with ``image == b``."""
+
+    image: Tensor  # [T] int64, index in the batch
+    label: Tensor  # [T] int64, class index
+    boxes_cxcywh: Tensor  # [T 4] float32, normalised to the network input
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    def to(self, device: torch.device | str) -> Targets:
+        """Return the same targets on another device."""
+        return Targets(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+
+    @staticmethod
+    def empty() -> Targets:
+        """Return targets with no rows, on the CPU."""
+        return Targets(torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64), torch.zeros(0, 4))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What the loader gives to training, testing and analysis."""
+
+    images: Tensor  # [B 3 H W] uint8, RGB
+    targets: Targets  # the objects that are learned from
+    crowd: Targets  # crowd regions: never learned from, optionally ignored by the objectness loss
+    frames: tuple[Frame, ...]  # one per image
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the same batch with its tensors on another device."""
+        images = self.images.to(device, non_blocking=True)
+        return replace(self, images=images, targets=self.targets.to(device), crowd=self.crowd.to(device))
+
+
+@dataclass(frozen=True)
+class Matches:
+    """Pairs (target, slot) of one head; a slot is the predictor at (image, anchor, row, col)."""
+
+    target: Tensor  # [M] int64, row of the batch's Targets
+    image: Tensor  # [M] int64
+    anchor: Tensor  # [M] int64, index among the head's anchors
+    row: Tensor  # [M] int64, grid row
+    col: Tensor  # [M] int64, grid column
+    iou: Tensor  # [M] float32, the value that decided the match
+    weight: Tensor  # [M] float32, 1 unless the strategy weighs its matches
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def select(self, index: Tensor) -> Matches:
+        """Return the matches at ``index``, a [M] bool mask or an index tensor."""
+        return Matches(*(getattr(self, f.name)[index] for f in fields(self)))
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which slots learn from which targets, one entry per head in each tuple.
+
+    ``std`` matches were made by the prior (anchor-GT), ``new`` matches by the prediction (pred-GT).
+    ``ignore`` marks slots that are neither positive nor negative in the objectness loss ([B A H W] bool), or is None.
+    """
+
+    std: tuple[Matches, ...]
+    new: tuple[Matches, ...]
+    ignore: tuple[Tensor | None, ...]
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What the detector found in one image, strongest first."""
+
+    boxes_xyxy: Tensor  # [N 4] original pixels
+    scores: Tensor  # [N] objectness x class probability, 0..1
+    labels: Tensor  # [N] int64 class index
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def select(self, index: Tensor) -> Detections:
+        """Return the detections at ``index``, a [N] bool mask or an index tensor."""
+        return Detections(self.boxes_xyxy[index], self.scores[index], self.labels[index])
+
+    def cpu(self) -> Detections:
+        """Return the same detections on the CPU."""
+        return Detections(self.boxes_xyxy.cpu(), self.scores.cpu(), self.labels.cpu())
