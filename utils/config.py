@@ -62,7 +62,7 @@ def parse_options(
     Raises:
         UserError: an unknown or contradictory option in the recipe or on the command line.
     """
-    parser = _Parser(description=description, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = _Parser(description=description, allow_abbrev=False)
     for group in groups:
         section = parser.add_argument_group((group.__doc__ or group.__name__).splitlines()[0].rstrip("."))
         for item in fields(group):
