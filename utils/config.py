@@ -1,7 +1,7 @@
 """Options: frozen dataclasses that are at once the command line, the YAML recipe and the record of a run.
 
 A script names the dataclasses it needs; every field becomes a flag (``batch_size`` is ``--batch-size``). Values come, in
-rising priority, from the field's default, from the ``--hyp`` YAML file and from the command line.
+rising priority, from the field's default, from a YAML recipe (``train.py --hyp``) and from the command line.
 """
 
 from __future__ import annotations
@@ -48,30 +48,32 @@ def find_file(name: str, what: str) -> Path:
     raise UserError(f"{what} '{name}' does not exist here or in cfg/{suggestion(name, known)} (shipped: {', '.join(known)})")
 
 
-def parse_options(
-    description: str, *groups: type, argv: Sequence[str] | None = None, hyp_field: str | None = None
-) -> tuple[Any, ...]:
+def parse_options(description: str, *groups: type, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
     """Parse the command line into one instance of each options dataclass.
+
+    Raises:
+        UserError: an unknown, ill-typed or contradictory option.
+    """
+    return build_options(parse_flags(description, *groups, argv=argv), groups)
+
+
+def parse_flags(description: str, *groups: type, argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return only the options that the command line itself gives, by field name.
 
     Args:
         description: one sentence for ``--help``.
         groups: the dataclasses; their field names must differ from one another.
         argv: the arguments, ``sys.argv[1:]`` when None.
-        hyp_field: the name of the field that names a YAML recipe; its keys are fields of any group.
 
     Raises:
-        UserError: an unknown or contradictory option in the recipe or on the command line.
+        UserError: an unknown flag or a value of the wrong type.
     """
     parser = _Parser(description=description, allow_abbrev=False)
     for group in groups:
         section = parser.add_argument_group((group.__doc__ or group.__name__).splitlines()[0].rstrip("."))
         for item in fields(group):
             _add_flag(section, item, group)
-    given = vars(parser.parse_args(argv))
-    values = {}
-    if hyp_field and given.get(hyp_field):
-        values = read_recipe(find_file(given[hyp_field], "recipe"), groups)
-    return build_options(values | given, groups)
+    return vars(parser.parse_args(argv))
 
 
 def build_options(values: dict[str, Any], groups: Sequence[type]) -> tuple[Any, ...]:

@@ -1,0 +1,58 @@
+"""The few things a script must know when ``torchrun`` starts several copies of it; all of them work with one process."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+
+def start(device: torch.device) -> None:
+    """Join the process group that ``torchrun`` announces in the environment; do nothing for a single process."""
+    if world_size() > 1 and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+def stop() -> None:
+    """Leave the process group, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def rank() -> int:
+    """Return this process's number, 0 for a single process."""
+    return int(os.environ.get("RANK", 0))
+
+
+def local_rank() -> int:
+    """Return this process's number on its machine, which is also its GPU."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def world_size() -> int:
+    """Return how many processes ``torchrun`` started, 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def is_main() -> bool:
+    """Whether this process is the one that prints and writes files."""
+    return rank() == 0
+
+
+def broadcast(value: Any) -> Any:
+    """Return the main process's value in every process."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum of a tensor over all processes."""
+    if dist.is_initialized():
+        values = values.clone()
+        dist.all_reduce(values)
+    return values

@@ -1,0 +1,37 @@
+"""Exponential moving average of a network's weights: what is tested, saved as best and used for detection."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import torch
+from torch import nn
+
+
+class AveragedModel:
+    """A copy of a model whose floating-point tensors follow the model's with decay ``d (1 - exp(-updates / tau))``.
+
+    The decay rises from 0, so that the average forgets the random initial weights quickly (as ultralytics' ModelEMA does).
+    """
+
+    def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000.0) -> None:
+        self.model = copy.deepcopy(model).eval().requires_grad_(False)
+        self.decay = decay
+        self.tau = tau
+        self.updates = 0
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Move the average one optimizer step towards the model."""
+        self.updates += 1
+        decay = self.decay * (1 - math.exp(-self.updates / self.tau))
+        source = model.state_dict()
+        averaged, current = [], []
+        for name, value in self.model.state_dict().items():
+            if value.is_floating_point():
+                averaged.append(value)
+                current.append(source[name].detach())
+            else:
+                value.copy_(source[name])
+        torch._foreach_lerp_(averaged, current, 1 - decay)

@@ -1,0 +1,105 @@
+"""The optimizer, its three parameter groups, and the learning rate and momentum of every step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from utils.config import option
+
+NOMINAL_BATCH = 64  # images per optimizer step that the learning rate and the weight decay are meant for
+
+
+@dataclass(frozen=True)
+class OptimizerOptions:
+    """Optimizer and learning-rate schedule."""
+
+    adam: bool = option(False, "AdamW instead of SGD with Nesterov momentum; use a smaller --lr0, such as 0.001")
+    lr0: float = option(0.01, "learning rate after the warm-up")
+    lrf: float = option(0.01, "last learning rate as a share of --lr0")
+    schedule: str = option("cosine", "how the learning rate falls over the epochs", choices=("cosine", "linear"))
+    momentum: float = option(0.937, "SGD momentum, or Adam's beta1")
+    weight_decay: float = option(5e-4, "for the weights of convolutions, per nominal batch of 64 images")
+    warmup_epochs: float = option(3.0, "length of the warm-up, at least 100 steps and at most half of the run")
+    warmup_momentum: float = option(0.8, "momentum at the start of the warm-up")
+    warmup_bias_lr: float = option(0.1, "learning rate of the biases at the start of the warm-up")
+    clip_norm: float = option(10.0, "largest gradient norm; larger gradients are scaled down to it, 0 for never")
+
+    def __post_init__(self) -> None:
+        if self.lr0 <= 0 or not 0 <= self.lrf <= 1:
+            raise ValueError(f"--lr0 must be positive and --lrf in 0..1, not {self.lr0} and {self.lrf}")
+        if not 0 <= self.momentum < 1 or not 0 <= self.warmup_momentum < 1:
+            raise ValueError(f"--momentum and --warmup-momentum must be in 0..1, not {self.momentum}, {self.warmup_momentum}")
+        if min(self.weight_decay, self.warmup_epochs, self.clip_norm) < 0:
+            raise ValueError("--weight-decay, --warmup-epochs and --clip-norm must not be negative")
+
+
+def build_optimizer(model: nn.Module, options: OptimizerOptions, images_per_step: int) -> torch.optim.Optimizer:
+    """Return the optimizer with three groups, in this order: biases, normalisation weights, all other weights.
+
+    Only the last group decays. The decay is scaled by ``images_per_step / 64``, as both origins do.
+    """
+    biases, norms, weights = [], [], []
+    for module in model.modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if not parameter.requires_grad:
+                continue
+            if name == "bias":
+                biases.append(parameter)
+            elif isinstance(module, nn.BatchNorm2d) or parameter.ndim <= 1:
+                norms.append(parameter)
+            else:
+                weights.append(parameter)
+    groups = [
+        {"params": biases, "weight_decay": 0.0},
+        {"params": norms, "weight_decay": 0.0},
+        {"params": weights, "weight_decay": options.weight_decay * images_per_step / NOMINAL_BATCH},
+    ]
+    if options.adam:
+        return torch.optim.AdamW(groups, lr=options.lr0, betas=(options.momentum, 0.999))
+    return torch.optim.SGD(groups, lr=options.lr0, momentum=options.momentum, nesterov=True)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Learning rate, momentum and accumulation as functions of the step alone, so that a resumed run needs no state."""
+
+    options: OptimizerOptions
+    epochs: int
+    batches_per_epoch: int
+    accumulate: int  # batches per optimizer step after the warm-up
+
+    @property
+    def warmup_batches(self) -> int:
+        """Length of the warm-up, in batches."""
+        if self.options.warmup_epochs == 0:
+            return 0
+        wanted = max(round(self.options.warmup_epochs * self.batches_per_epoch), 100)
+        return min(wanted, self.epochs * self.batches_per_epoch // 2)
+
+    def decay(self, epoch: int) -> float:
+        """Return the factor on ``lr0`` in an epoch counted from 0: 1 in the first, ``lrf`` in the last."""
+        progress = epoch / max(1, self.epochs - 1)
+        if self.options.schedule == "cosine":
+            progress = (1 - math.cos(math.pi * progress)) / 2
+        return 1 + (self.options.lrf - 1) * progress
+
+    def accumulation(self, batch: int) -> int:
+        """Return how many batches make one optimizer step at ``batch``, counted over the whole run."""
+        if batch >= self.warmup_batches:
+            return self.accumulate
+        return max(1, round(1 + (self.accumulate - 1) * batch / self.warmup_batches))
+
+    def set_rates(self, optimizer: torch.optim.Optimizer, batch: int) -> None:
+        """Write learning rate and momentum for ``batch``, counted over the whole run, into the parameter groups."""
+        target_lr = self.options.lr0 * self.decay(batch // self.batches_per_epoch)
+        warmth = min(1.0, (batch + 1) / self.warmup_batches) if self.warmup_batches else 1.0
+        for index, group in enumerate(optimizer.param_groups):
+            start_lr = self.options.warmup_bias_lr if index == 0 and not self.options.adam else 0.0
+            group["lr"] = start_lr + (target_lr - start_lr) * warmth
+            if "momentum" in group:
+                start = self.options.warmup_momentum
+                group["momentum"] = start + (self.options.momentum - start) * warmth

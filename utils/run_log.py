@@ -1,0 +1,160 @@
+"""The folder of one run: its configuration, its log and its curves."""
+
+from __future__ import annotations
+
+import csv
+import io
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from utils.errors import UserError
+from utils.files import atomic_path, write_text_atomically
+
+Row = dict[str, float]
+
+
+def new_run_folder(parent: str | Path, name: str) -> Path:
+    """Create and return ``parent/name``, or ``parent/name2``, ``name3``, … if that is taken.
+
+    Raises:
+        UserError: the folder cannot be written.
+    """
+    parent = Path(parent)
+    number = 1
+    while True:
+        folder = parent / (name if number == 1 else f"{name}{number}")
+        try:
+            folder.mkdir(parents=True)
+            (folder / ".writable").touch()
+            (folder / ".writable").unlink()
+            return folder
+        except FileExistsError:
+            if not folder.is_dir():
+                raise UserError(f"{folder}: a file stands where the run's folder should be; choose another --name") from None
+            number += 1
+        except OSError as error:
+            raise UserError(f"{folder}: cannot write here ({error.strerror}); run in a folder that you may write") from error
+
+
+def save_config(folder: Path, values: dict[str, Any]) -> None:
+    """Write the resolved options of a run as ``config.yaml``; the file is itself a recipe that ``--hyp`` accepts."""
+    write_text_atomically(folder / "config.yaml", yaml.safe_dump(values, sort_keys=False, allow_unicode=True))
+
+
+def save_results_csv(path: Path, history: Sequence[Row]) -> None:
+    """Write one line per epoch; columns are the union of all rows' keys in order of first appearance."""
+    columns = list(dict.fromkeys(name for row in history for name in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({name: _plain(value) for name, value in row.items()} for row in history)
+    write_text_atomically(path, text.getvalue())
+
+
+def _plain(value: float) -> str | int:
+    return value if isinstance(value, int) else f"{value:.6g}"
+
+
+def epoch_summary(history: Sequence[Row], column: str, last: int | None = None) -> dict[str, float]:
+    """Return max, mean and (population) std of a column over the last epochs that have it, and the best epoch (from 1)."""
+    rows = [row for row in history if column in row][-last if last else 0 :]
+    if not rows:
+        return {}
+    values = [row[column] for row in rows]
+    best = max(rows, key=lambda row: row[column])
+    return {
+        "max": max(values),
+        "mean": statistics.fmean(values),
+        "std": statistics.pstdev(values),
+        "best_epoch": int(best["epoch"]),
+        "epochs": len(values),
+    }
+
+
+class TensorBoardLog:
+    """TensorBoard events; silent where the tensorboard package is missing, because ``results.csv`` has the same numbers."""
+
+    def __init__(self, folder: Path, purge_after: int) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            self.writer = None
+        else:
+            self.writer = SummaryWriter(str(folder), purge_step=purge_after + 1)
+
+    def log(self, row: Row) -> None:
+        """Add every number of an epoch's row."""
+        if self.writer is not None:
+            for name, value in row.items():
+                self.writer.add_scalar(name, value, int(row["epoch"]))
+            self.writer.flush()
+
+    def close(self) -> None:
+        """Finish the events file."""
+        if self.writer is not None:
+            self.writer.close()
+
+
+PANELS = {
+    "loss: box": ("train/box",),
+    "loss: objectness": ("train/obj",),
+    "loss: class": ("train/cls",),
+    "precision and recall": ("metrics/precision", "metrics/recall"),
+    "mAP": ("metrics/mAP_0.5", "metrics/mAP_0.5:0.95"),
+    "positives per object": ("match/positives_per_object",),
+    "mean IoU of positives": ("match/mean_iou_std", "match/mean_iou_new"),
+    "learning rate": ("lr",),
+}
+
+
+def plot_results(path: Path, history: Sequence[Row]) -> None:
+    """Draw the curves of ``results.csv``, one panel per kind of number."""
+    from matplotlib.figure import Figure  # a Figure of one's own needs no screen and no global state
+
+    figure = Figure(figsize=(15, 7), layout="constrained")
+    for axes, (title, columns) in zip(figure.subplots(2, 4).flat, PANELS.items(), strict=True):
+        for column in columns:
+            points = [(row["epoch"], row[column]) for row in history if column in row]
+            if points:
+                axes.plot(*zip(*points, strict=True), marker=".", markersize=4, label=column.split("/")[-1])
+        axes.set_title(title)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        if len(columns) > 1:
+            axes.legend()
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=100)
+
+
+def plot_labels(path: Path, labels: Sequence[int], centers_xy: Any, sizes_wh: Any, names: Sequence[str]) -> None:
+    """Draw how the training labels are distributed: classes, centres and sizes.
+
+    Args:
+        path: the PNG to write.
+        labels: [M] class indices.
+        centers_xy: [M 2], relative to the image.
+        sizes_wh: [M 2], relative to the image.
+        names: class names.
+    """
+    import numpy as np
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    classes, centers, sizes = figure.subplots(1, 3)
+    classes.bar(range(len(names)), np.bincount(np.asarray(labels, dtype=int), minlength=len(names)))
+    if len(names) <= 30:
+        classes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 8 else 0)
+    classes.set_title("objects per class")
+    for axes, points, title in ((centers, centers_xy, "centres"), (sizes, sizes_wh, "sizes")):
+        x, y = np.asarray(points, dtype=float).reshape(-1, 2).T
+        axes.hist2d(x, y, bins=50, range=((0, 1), (0, 1)), cmin=1)
+        axes.set_title(f"{title}, relative to the image")
+    centers.invert_yaxis()
+    sizes.set_xlabel("width")
+    sizes.set_ylabel("height")
+    with atomic_path(path) as temporary:
+        figure.savefig(temporary, dpi=100)
