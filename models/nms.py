@@ -1,0 +1,148 @@
+"""Greedy non-maximum suppression in pure torch: exact, deterministic, on CPU and CUDA, without torchvision.
+
+Shape letters: N candidates, K kept, S slots of one image, C classes.
+
+Candidates are looked at from the strongest to the weakest in blocks. A block is first compared with what was kept so
+far, then with itself, and the search ends as soon as the wanted number of detections is reached; so with a low
+confidence, where there are tens of thousands of candidates, nearly all of them are never compared with anything. Classes
+are kept apart by a mask: the usual offset per class (box + class x 4096) rounds the coordinates in float32 and changes
+results.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+BLOCK = 256  # candidates compared at once: beyond it the block's own comparison, quadratic, dominates
+FIRST_SHELL = 2048  # strongest candidates sorted first; the rest is sorted only when they were not enough
+LOGIT_SLACK = 1e-3  # pre-selection in logits is this generous; the exact comparison is made on the score
+
+
+def non_max_suppression(
+    boxes_xyxy: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    iou_threshold: float,
+    max_detections: int | None = None,
+    agnostic: bool = False,
+) -> Tensor:
+    """Return the indices of the boxes that greedy NMS keeps, strongest first, [K] int64.
+
+    A box is dropped when a kept box of its class, stronger than it, overlaps it with IoU > ``iou_threshold``. Equal
+    scores are ranked by index. The result is that of the textbook loop over all candidates, cut off after
+    ``max_detections``.
+
+    Args:
+        boxes_xyxy: [N 4] corners, any unit; float32 is compared in float32.
+        scores: [N].
+        labels: [N] class of each box; boxes of different classes never suppress one another.
+        iou_threshold: 0..1.
+        max_detections: how many boxes are wanted, all of them when None.
+        agnostic: let boxes suppress one another whatever their class.
+    """
+    room = len(scores) if max_detections is None else max_detections
+    kept_index = scores.new_zeros(0, dtype=torch.int64)
+    kept_boxes = boxes_xyxy.new_zeros(5, 0)  # rows x1, y1, x2, y2, area
+    kept_labels = labels.new_zeros(0)
+    for order in _shells(scores):
+        ranked_boxes = _with_areas(boxes_xyxy[order])
+        ranked_labels = labels.new_zeros(len(order)) if agnostic else labels[order]
+        for start in range(0, len(order), BLOCK):
+            if len(kept_index) >= room:
+                return kept_index
+            block = slice(start, start + BLOCK)
+            index, boxes, groups = order[block], ranked_boxes[:, block], ranked_labels[block]
+            if len(kept_index):
+                free = ~_suppresses(kept_boxes, kept_labels, boxes, groups, iou_threshold).any(dim=0)
+                index, boxes, groups = index[free], boxes[:, free], groups[free]
+            survives = _greedy(_suppresses(boxes, groups, boxes, groups, iou_threshold).triu(diagonal=1))
+            survives = survives.nonzero().flatten()[: room - len(kept_index)]
+            kept_index = torch.cat((kept_index, index[survives]))
+            kept_boxes = torch.cat((kept_boxes, boxes[:, survives]), dim=1)
+            kept_labels = torch.cat((kept_labels, groups[survives]))
+    return kept_index
+
+
+def select_candidates(
+    objectness: Tensor, class_logits: Tensor, confidence: float, multi_label: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (slot [N] int64, label [N] int64, score [N] float32) of every candidate with score > ``confidence``.
+
+    The score is sigmoid(objectness) x sigmoid(class logit). Classes are compared as logits, so that the exponentials
+    are computed for the survivors only.
+
+    Args:
+        objectness: [S] logits.
+        class_logits: [S C] logits.
+        confidence: 0..1.
+        multi_label: a candidate per slot and class that passes (for evaluation), else the best class of each slot only.
+    """
+    objectness_probability = objectness.float().sigmoid()
+    if multi_label:
+        # sigmoid(class) > confidence / objectness; a quotient above 1 becomes a limit of +inf, which nothing passes
+        limit = (confidence / objectness_probability).clamp(max=1.0).logit() - LOGIT_SLACK
+        slot, label = (class_logits > limit[:, None]).nonzero(as_tuple=True)
+        class_logit = class_logits[slot, label]
+    else:
+        class_logit, label = class_logits.max(dim=1)
+        slot = torch.arange(len(label), device=label.device)
+    score = objectness_probability[slot] * class_logit.float().sigmoid()
+    passes = score > confidence
+    return slot[passes], label[passes], score[passes]
+
+
+def logit(probability: float) -> float:
+    """Return the logit of a probability: -inf at 0, +inf at 1."""
+    if probability <= 0:
+        return -math.inf
+    return math.inf if probability >= 1 else math.log(probability / (1 - probability))
+
+
+def _shells(scores: Tensor) -> Iterator[Tensor]:
+    """Yield the indices of all candidates, strongest first and ties by index, sorted in shells of growing size."""
+    rest = torch.arange(len(scores), device=scores.device)
+    size = FIRST_SHELL
+    while len(rest) > 2 * size:
+        rest_scores = scores[rest]
+        # All candidates equal to the weakest of the shell join it, so the order never depends on how topk breaks ties.
+        strong = rest_scores >= rest_scores.topk(size, sorted=False).values.min()
+        shell = rest[strong]
+        yield shell[scores[shell].sort(descending=True, stable=True).indices]
+        rest = rest[~strong]
+        size *= 4
+    if len(rest):
+        yield rest[scores[rest].sort(descending=True, stable=True).indices]
+
+
+def _with_areas(boxes_xyxy: Tensor) -> Tensor:
+    """Return [5 N]: rows of x1, y1, x2, y2 and area, each contiguous, which is what the comparisons read."""
+    area = (boxes_xyxy[:, 2] - boxes_xyxy[:, 0]) * (boxes_xyxy[:, 3] - boxes_xyxy[:, 1])
+    return torch.cat((boxes_xyxy.t(), area[None]))
+
+
+def _suppresses(boxes: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, iou_threshold: float) -> Tensor:
+    """Return [N M] bool: box n overlaps other m of the same label with IoU above the threshold."""
+    x1, y1, x2, y2, area = (row[:, None] for row in boxes)
+    width = (torch.minimum(x2, others[2]) - torch.maximum(x1, others[0])).clamp_(min=0)
+    height = (torch.minimum(y2, others[3]) - torch.maximum(y1, others[1])).clamp_(min=0)
+    intersection = width.mul_(height)
+    union = (area + others[4]).sub_(intersection)
+    return (intersection.div_(union) > iou_threshold).logical_and_(labels[:, None] == other_labels)
+
+
+def _greedy(suppresses: Tensor) -> Tensor:
+    """Return which of N ranked candidates survive, given [N N] bool above the diagonal: row suppresses column.
+
+    ``survives = no survivor suppresses me`` has exactly one solution, the greedy one, because a row acts on later
+    columns only. Iterating it settles at least one more rank each time and usually all of them within a handful.
+    """
+    survives = ~suppresses.any(dim=0)
+    while True:
+        updated = ~(suppresses & survives[:, None]).any(dim=0)
+        if torch.equal(updated, survives):
+            return survives
+        survives = updated
