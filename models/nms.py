@@ -4,9 +4,9 @@ Shape letters: N candidates, K kept, S slots of one image, C classes.
 
 Candidates are looked at from the strongest to the weakest in blocks. A block is first compared with what was kept so
 far, then with itself, and the search ends as soon as the wanted number of detections is reached; so with a low
-confidence, where there are tens of thousands of candidates, nearly all of them are never compared with anything. Classes
-are kept apart by a mask: the usual offset per class (box + class x 4096) rounds the coordinates in float32 and changes
-results.
+confidence, where there are tens of thousands of candidates, nearly all of them are never compared with anything.
+Classes are kept apart by a mask: the usual offset per class (box + class x 4096) rounds the coordinates in float32 and
+changes results.
 """
 
 from __future__ import annotations

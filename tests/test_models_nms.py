@@ -97,8 +97,8 @@ def test_threshold_itself_does_not_suppress():
 
 
 def test_far_classes_keep_full_precision():
-    # At class 79 an offset of 79 x 4096 leaves steps of 1/32 pixel. These IoUs, 4.09/8.19 = 0.4994 and 4.1/8.19 = 0.5006,
-    # come from widths that differ by 1/100 pixel, so an offset makes them equal; a mask cannot.
+    # At class 79 an offset of 79 x 4096 leaves steps of 1/32 pixel. The IoUs are 4.09 / 8.19 = 0.4994 and 4.1 / 8.19 =
+    # 0.5006, of widths that differ by 1/100 pixel: an offset makes them equal, a mask cannot.
     boxes = [[0, 0, 8.19, 1], [0, 0, 4.09, 1], [100, 0, 108.19, 1], [100, 0, 104.1, 1]]
     assert run(boxes, [0.9, 0.8, 0.7, 0.6], [79, 79, 79, 79], 0.5) == [0, 1, 2]
 

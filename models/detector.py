@@ -1,0 +1,171 @@
+"""The one object for inference: network, decode, non-maximum suppression and the way back to original pixels.
+
+Shape letters: B images, A anchors per cell, H W grid rows and columns, C classes, M slots above the confidence, N boxes
+of one image.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.heads import Head, decode_boxes, priors_wh
+from models.nms import LOGIT_SLACK, logit, non_max_suppression, select_candidates
+from utils.records import Detections, Frame
+
+MULTI_LABEL_BELOW = 0.1  # up to this confidence one box may carry several classes, as every COCO evaluation does it
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The slots of a batch whose objectness alone passes the confidence, ordered by image."""
+
+    boxes_xyxy_net: Tensor  # [M 4] float32, network pixels
+    objectness: Tensor  # [M] logits
+    class_logits: Tensor  # [M C]
+    image: Tensor  # [M] int64, index in the batch
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Milliseconds per image since the detector was made or reset."""
+
+    inference_ms: float
+    nms_ms: float
+    images: int
+
+    @property
+    def total_ms(self) -> float:
+        """Inference and NMS together."""
+        return self.inference_ms + self.nms_ms
+
+
+class Detector:
+    """Finds objects in batches of images; owns a fused copy of the network, so later training does not change it."""
+
+    def __init__(
+        self,
+        network: nn.Module,
+        confidence: float = 0.001,
+        iou: float = 0.6,
+        max_detections: int = 300,
+        half: bool = False,
+        agnostic: bool = False,
+        classes: Sequence[int] | None = None,
+    ) -> None:
+        """Copy the network, fuse its batch norms and put it into evaluation mode, on the device where it is.
+
+        Args:
+            network: has ``heads`` and ``fuse()``; called with [B 3 H W] it returns one raw map [B A H W 5+C] per head.
+            confidence: least objectness x class probability of a detection.
+            iou: NMS drops a box that overlaps a stronger one more than this.
+            max_detections: per image.
+            half: compute in float16; ignored on the CPU, where it is slower.
+            agnostic: let boxes of different classes suppress one another.
+            classes: class indices to look for, all when None or empty.
+        """
+        self.device = next(network.parameters()).device
+        self.dtype = torch.float16 if half and self.device.type == "cuda" else torch.float32
+        fused = network.fuse().eval().requires_grad_(False)
+        self.network = fused.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)
+        self.heads: tuple[Head, ...] = tuple(network.heads)
+        self.confidence = confidence
+        self.iou = iou
+        self.max_detections = max_detections
+        self.agnostic = agnostic
+        self.classes = torch.tensor(sorted(classes), device=self.device) if classes else None
+        self.reset_speed()
+
+    @torch.inference_mode()
+    def __call__(self, images: Tensor, frames: Sequence[Frame]) -> list[Detections]:
+        """Return what is found in each image, in original pixels, on the detector's device.
+
+        Args:
+            images: [B 3 H W] uint8, RGB, as the loader gives them.
+            frames: where each image lies in the network input.
+        """
+        start = self._now()
+        raws = self.raw_maps(images)
+        middle = self._now()
+        found = self.detect(raws, frames)
+        self.seconds_inference += middle - start
+        self.seconds_nms += self._now() - middle
+        self.images_seen += len(images)
+        return found
+
+    @torch.inference_mode()
+    def raw_maps(self, images: Tensor) -> list[Tensor]:
+        """Return the network's raw maps [B A H W 5+C], one per head, of [B 3 H W] uint8 images."""
+        images = images.to(self.device, non_blocking=True)
+        return self.network(images.to(dtype=self.dtype, memory_format=torch.channels_last) / 255)
+
+    @torch.inference_mode()
+    def detect(self, raws: Sequence[Tensor], frames: Sequence[Frame]) -> list[Detections]:
+        """Turn raw maps into detections: the second half of calling the detector."""
+        slots = decode_slots(raws, self.heads, self.confidence)
+        multi_label = self.confidence <= MULTI_LABEL_BELOW
+        slot, label, score = select_candidates(slots.objectness, slots.class_logits, self.confidence, multi_label)
+        if self.classes is not None:
+            wanted = torch.isin(label, self.classes)
+            slot, label, score = slot[wanted], label[wanted], score[wanted]
+        per_image = torch.bincount(slots.image[slot], minlength=len(frames)).tolist()
+        found = []
+        parts = zip(slot.split(per_image), label.split(per_image), score.split(per_image), frames, strict=True)
+        for slot_per_image, labels, scores, frame in parts:
+            boxes = slots.boxes_xyxy_net[slot_per_image]
+            kept = non_max_suppression(boxes, scores, labels, self.iou, self.max_detections, self.agnostic)
+            found.append(Detections(frame.to_original(boxes[kept]), scores[kept], labels[kept]))
+        return found
+
+    def reset_speed(self) -> None:
+        """Forget the times measured so far, after a warm-up for instance."""
+        self.seconds_inference = self.seconds_nms = 0.0
+        self.images_seen = 0
+
+    def speed(self) -> Speed:
+        """Return the mean time per image since the last reset."""
+        count = max(1, self.images_seen)
+        return Speed(self.seconds_inference / count * 1e3, self.seconds_nms / count * 1e3, self.images_seen)
+
+    def _now(self) -> float:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+
+def decode_slots(raws: Sequence[Tensor], heads: Sequence[Head], confidence: float) -> Slots:
+    """Decode the slots of raw maps [B A H W 5+C] whose objectness passes; only these are ever read beyond one number.
+
+    Within an image the order is head, row, column, anchor, which is also how NMS ranks equal scores.
+    """
+    parts = [_decode_head(raw, head, confidence) for raw, head in zip(raws, heads, strict=True)]
+    boxes, rows, image = (torch.cat(part) for part in zip(*parts, strict=True))
+    if len(parts) > 1:
+        order = image.argsort(stable=True)
+        boxes, rows, image = boxes[order], rows[order], image[order]
+    return Slots(boxes, rows[:, 4], rows[:, 5:], image)
+
+
+def _decode_head(raw: Tensor, head: Head, confidence: float) -> tuple[Tensor, Tensor, Tensor]:
+    num_anchors, num_rows, num_cols, width = raw.shape[1:]
+    table = raw.permute(0, 2, 3, 1, 4).reshape(-1, width)  # B*H*W*A 5+C, a view of a channels-last output
+    passing = (table[:, 4] > logit(confidence) - LOGIT_SLACK).nonzero().flatten()
+    rows = table[passing]
+    cell = torch.div(passing, num_anchors, rounding_mode="floor")
+    col = cell % num_cols
+    row = torch.div(cell, num_cols, rounding_mode="floor") % num_rows
+    image = torch.div(cell, num_cols * num_rows, rounding_mode="floor")
+    prior_wh = priors_wh(head, raw.device)[passing % num_anchors]
+    # Darknet does not clamp exp(tw) when it detects; the box is clipped to the image at the end.
+    boxes = decode_boxes(rows[:, :4], torch.stack((col, row), dim=1), prior_wh, head, exp_limit=math.inf)
+    boxes = boxes * head.stride
+    boxes_xyxy = torch.cat((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2), dim=1)
+    valid = ~boxes_xyxy.isnan().any(dim=1)
+    if not valid.all():
+        boxes_xyxy, rows, image = boxes_xyxy[valid], rows[valid], image[valid]
+    return boxes_xyxy, rows, image

@@ -1,0 +1,196 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from models.detector import Detector, decode_slots
+from models.heads import Head
+from utils.records import Frame
+
+HEADS = (
+    Head(anchors_wh=((30.0, 20.0), (60.0, 90.0)), stride=16, num_classes=3),
+    Head(anchors_wh=((8.0, 10.0), (14.0, 6.0)), stride=8, num_classes=3, scale_x_y=1.2, new_coords=True),
+)
+
+
+class StubNetwork(nn.Module):
+    """Two convolutions that answer as a network of two heads does; ``fuse`` is a copy."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.heads = HEADS
+        self.layers = nn.ModuleList(
+            nn.Conv2d(3, h.num_anchors * (5 + h.num_classes), h.stride, h.stride) for h in HEADS
+        )
+        for layer in self.layers:
+            layer.weight.data = torch.randn(layer.weight.shape, generator=generator) * 0.4
+            layer.bias.data = torch.randn(layer.bias.shape, generator=generator) * 0.4
+
+    def forward(self, images):
+        maps = []
+        for layer, head in zip(self.layers, self.heads, strict=True):
+            out = layer(images)
+            batch, _, rows, cols = out.shape
+            maps.append(out.view(batch, head.num_anchors, -1, rows, cols).permute(0, 1, 3, 4, 2))  # B A H W 5+C
+        return maps
+
+    def fuse(self):
+        copy = StubNetwork()
+        copy.load_state_dict(self.state_dict())
+        return copy.to(next(self.parameters()).device)
+
+
+def sigmoid(value):
+    return 1 / (1 + math.exp(-value))
+
+
+def boxes_oracle(raw, head):
+    """Yield (box xyxy in network pixels, objectness, class probabilities) of every slot of a [A H W 5+C] map."""
+    for row, col in np.ndindex(*raw.shape[1:3]):
+        for anchor, (prior_w, prior_h) in enumerate(head.anchors_wh):
+            tx, ty, tw, th, objectness, *classes = raw[anchor, row, col].tolist()
+            s = head.scale_x_y
+            x = (sigmoid(tx) * s - (s - 1) / 2 + col) * head.stride
+            y = (sigmoid(ty) * s - (s - 1) / 2 + row) * head.stride
+            if head.new_coords:
+                w, h = prior_w * (2 * sigmoid(tw)) ** 2, prior_h * (2 * sigmoid(th)) ** 2
+            else:
+                w, h = prior_w * math.exp(tw), prior_h * math.exp(th)
+            yield (x - w / 2, y - h / 2, x + w / 2, y + h / 2), sigmoid(objectness), [sigmoid(c) for c in classes]
+
+
+def detections_oracle(raws, image, frame, confidence, iou_threshold, limit):
+    """Loops in plain Python over every slot and class, from the formulas of models/heads.py."""
+    found = []
+    for raw, head in zip(raws, HEADS, strict=True):
+        for box, objectness, classes in boxes_oracle(raw[image], head):
+            found += [(objectness * c, label, box) for label, c in enumerate(classes) if objectness * c > confidence]
+    found.sort(key=lambda item: -item[0])
+    kept = []
+    for item in found:
+        rivals = [other for other in kept if other[1] == item[1]]
+        if len(kept) < limit and all(overlap(item[2], other[2]) <= iou_threshold for other in rivals):
+            kept.append(item)
+    (scale_x, scale_y), (left, top), (width, height) = frame.scale_xy, frame.offset_xy, frame.original_wh
+    result = []
+    for score, label, (x1, y1, x2, y2) in kept:
+        corners = [(x1 - left) / scale_x, (y1 - top) / scale_y, (x2 - left) / scale_x, (y2 - top) / scale_y]
+        result.append((score, label, np.clip(corners, 0, [width, height] * 2)))
+    return result
+
+
+def overlap(a, b):
+    inter = max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
+    return inter / ((a[2] - a[0]) * (a[3] - a[1]) + (b[2] - b[0]) * (b[3] - b[1]) - inter)
+
+
+def images_and_frames(count=3, height=48, width=80, seed=0):
+    images = torch.randint(
+        0, 256, (count, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
+    )
+    # The second image was letterboxed, the third stretched.
+    frames = [
+        Frame(10, "a", (width, height)),
+        Frame(11, "b", (40, 36), (4 / 3, 4 / 3), (40 / 3, 0.0)),
+        Frame(12, "c", (160, 24), (0.5, 2.0), (0.0, 0.0)),
+    ]
+    return images, frames[:count]
+
+
+@pytest.mark.parametrize("confidence, limit", [(0.02, 300), (0.09, 7)])
+def test_equals_loops_over_every_slot(confidence, limit):
+    images, frames = images_and_frames()
+    network = StubNetwork()
+    detector = Detector(network, confidence=confidence, iou=0.45, max_detections=limit)
+    raws = network.eval()(images / 255)
+    for number, found in enumerate(detector(images, frames)):
+        expected = detections_oracle(raws, number, frames[number], confidence, 0.45, limit)
+        assert len(found) == len(expected) > 3
+        np.testing.assert_allclose(found.scores, [item[0] for item in expected], rtol=1e-5)
+        assert found.labels.tolist() == [item[1] for item in expected]
+        np.testing.assert_allclose(found.boxes_xyxy, np.array([item[2] for item in expected]), atol=1e-3)
+
+
+def test_batch_equals_single_images():
+    images, frames = images_and_frames()
+    detector = Detector(StubNetwork(), confidence=0.01)
+    for number, together in enumerate(detector(images, frames)):
+        (alone,) = detector(images[number : number + 1], frames[number : number + 1])
+        assert torch.equal(alone.labels, together.labels)
+        torch.testing.assert_close(alone.scores, together.scores, rtol=1e-5, atol=0)
+        torch.testing.assert_close(alone.boxes_xyxy, together.boxes_xyxy, rtol=1e-5, atol=1e-3)
+
+
+def test_one_class_per_box_above_the_evaluation_confidence():
+    images, frames = images_and_frames(1)
+    (found,) = Detector(StubNetwork(), confidence=0.2, iou=1.0, max_detections=10**6)(images, frames)
+    slots = decode_slots(StubNetwork()(images / 255), HEADS, 0.2)
+    best = slots.objectness.sigmoid() * slots.class_logits.sigmoid().max(dim=1).values
+    assert len(found) == int((best > 0.2).sum()) > 0
+
+
+def test_classes_are_selected_and_agnostic_keeps_fewer():
+    images, frames = images_and_frames(1)
+    (everything,) = Detector(StubNetwork(), confidence=0.01, iou=0.3)(images, frames)
+    (some,) = Detector(StubNetwork(), confidence=0.01, iou=0.3, classes=[2, 0])(images, frames)
+    assert set(everything.labels.tolist()) == {0, 1, 2} and set(some.labels.tolist()) == {0, 2}
+    expected = everything.scores[everything.labels != 1]
+    torch.testing.assert_close(some.scores[: len(expected)], expected)
+    (agnostic,) = Detector(StubNetwork(), confidence=0.01, iou=0.3, agnostic=True)(images, frames)
+    assert len(agnostic) < len(everything)
+
+
+def test_nothing_found_gives_empty_detections():
+    images, frames = images_and_frames()
+    found = Detector(StubNetwork(), confidence=0.999999)(images, frames)
+    assert [len(item) for item in found] == [0, 0, 0]
+    assert found[0].boxes_xyxy.shape == (0, 4) and found[0].labels.dtype == torch.int64
+
+
+def test_boxes_are_not_clamped_but_clipped_to_the_image():
+    # exp(20) x 30 pixels is far above training's clamp; the box covers the image and is clipped to it.
+    raw = torch.full((1, 2, 1, 1, 8), -20.0)
+    raw[0, 0, 0, 0] = torch.tensor([0, 0, 20.0, 20.0, 5, 5, -9, -9])
+    head = HEADS[0]
+    boxes = decode_slots([raw], [head], 0.1).boxes_xyxy_net
+    assert boxes[0, 2] - boxes[0, 0] > 30 * math.exp(19.9)
+    frame = Frame(0, "", (100, 50))
+    assert frame.to_original(boxes).tolist() == [[0, 0, 100, 50]]
+
+
+def test_broken_weights_give_no_detections_instead_of_nan():
+    images, frames = images_and_frames(1)
+    network = StubNetwork()
+    network.layers[0].weight.data[0] = math.nan  # the x of anchor 0 of head 0
+    (found,) = Detector(network, confidence=0.01)(images, frames)
+    assert len(found) and found.boxes_xyxy.isfinite().all()
+    network.layers[0].weight.data[:] = math.nan
+    network.layers[1].weight.data[:] = math.nan
+    assert len(Detector(network, confidence=0.01)(images, frames)[0]) == 0
+
+
+def test_owns_a_copy_and_measures_time():
+    images, frames = images_and_frames()
+    network = StubNetwork()
+    detector = Detector(network, confidence=0.01, half=True)  # half means nothing on the CPU
+    before = detector(images, frames)[0].scores
+    network.layers[0].weight.data.zero_()
+    assert torch.equal(detector(images, frames)[0].scores, before)
+    speed = detector.speed()
+    assert speed.images == 6 and 0 < speed.inference_ms < speed.total_ms == speed.inference_ms + speed.nms_ms
+    detector.reset_speed()
+    assert detector.speed().images == 0
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("half", [False, True])
+def test_cuda_agrees_with_cpu(half):
+    images, frames = images_and_frames()
+    on_cpu = Detector(StubNetwork(), confidence=0.05)(images, frames)
+    on_gpu = Detector(StubNetwork().cuda(), confidence=0.05, half=half)(images, frames)
+    for a, b in zip(on_cpu, on_gpu, strict=True):
+        torch.testing.assert_close(a.scores[:5], b.cpu().scores[:5].float(), rtol=0.03 if half else 1e-3, atol=1e-3)

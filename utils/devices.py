@@ -1,0 +1,80 @@
+"""Where the work is done: the device a user names, whether mixed precision helps there, how many threads are used."""
+
+from __future__ import annotations
+
+import os
+import re
+
+import cv2
+import torch
+
+from utils import distributed
+from utils.errors import UserError
+
+
+def choose_device(name: str = "") -> torch.device:
+    """Return the device that a user means.
+
+    Args:
+        name: ``""`` for the first GPU if there is one, else the CPU; ``cpu``; ``0``, ``1``, … or ``cuda:0`` for one
+            GPU; ``cuda`` or ``gpu`` for the first. Under ``torchrun`` a process without a number takes its own GPU.
+
+    Raises:
+        UserError: no such device on this machine; the message says what there is.
+    """
+    text = name.strip().lower()
+    if text == "cpu":
+        return torch.device("cpu")
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if text in ("", "cuda", "gpu") and available:
+        return torch.device("cuda", distributed.local_rank() % available)
+    if text == "":
+        return torch.device("cpu")
+    if "," in text:
+        count = len(text.split(","))
+        raise UserError(
+            f"--device {name}: a process uses one GPU; for several: torchrun --nproc_per_node={count} SCRIPT"
+        )
+    match = re.fullmatch(r"(?:cuda:)?(\d+)", text)
+    if match is None and text not in ("cuda", "gpu"):
+        raise UserError(f"--device '{name}' is not a device; use cpu, 0, 1, … or cuda:0")
+    number = int(match[1]) if match else 0
+    if number >= available:
+        there = f"GPUs 0..{available - 1}" if available else "no GPU that torch can use; --device cpu works"
+        raise UserError(f"--device {name}: this machine has {there}")
+    return torch.device("cuda", number)
+
+
+def describe_device(device: torch.device) -> str:
+    """Return one line for the log: torch's version, the device, its memory or threads."""
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return f"torch {torch.__version__}, {device} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
+    return f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads"
+
+
+def amp_helps(device: torch.device) -> bool:
+    """Whether float16 is faster and safe on a device: GPUs with tensor cores.
+
+    Not the GTX 16xx, which have none and produce NaN in float16, and no CPU: without AMX it emulates bfloat16, four
+    times slower than float32.
+    """
+    if device.type != "cuda":
+        return False
+    major, _ = torch.cuda.get_device_capability(device)
+    return major >= 7 and "GTX 16" not in torch.cuda.get_device_name(device)
+
+
+def use_threads(count: int | None = None) -> None:
+    """Set the threads of torch and OpenCV in this process.
+
+    Args:
+        count: threads; None leaves torch's choice of one per core, except under ``torchrun``, which asks for a single
+            one per process: there the cores are shared out among the processes of this machine.
+    """
+    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    if count is None and processes > 1:
+        count = max(1, (os.cpu_count() or 1) // processes)
+    if count is not None:
+        torch.set_num_threads(count)
+    cv2.setNumThreads(0)  # images are decoded in worker processes; OpenCV's own threads would only compete with them
