@@ -58,20 +58,22 @@ class TrainState:
 
 def train_one_epoch(
     state: TrainState,
+    network: nn.Module,
     batches: Any,
     loss_function: Callable,
     schedule: Schedule,
-    device: torch.device,
+    amp_dtype: torch.dtype | None,
     report: Callable[[dict[str, float], Batch], None],
 ) -> tuple[dict[str, float], Any]:
     """Go once through the batches.
 
     Args:
         state: model, average, optimizer and scaler, all changed in place.
+        network: ``state.model``, wrapped for several processes where there are several.
         batches: an iterable with a length over :class:`Batch`.
         loss_function: ``(raws, targets, crowd) -> LossResult``.
         schedule: rates and accumulation of every step.
-        device: where the model lives.
+        amp_dtype: the type of mixed precision, None for float32 throughout.
         report: called after every batch with the running mean of the loss parts and the batch, for the progress bar.
 
     Returns:
@@ -80,9 +82,8 @@ def train_one_epoch(
     Raises:
         UserError: the loss is not finite; the message names the images of the batch.
     """
-    state.model.train()
-    network = _for_this_process(state.model, device)
-    amp = state.scaler.is_enabled()
+    set_training_mode(state.model)
+    device = next(state.model.parameters()).device
     totals: dict[str, Tensor] = {}
     counts = None
     images_seen = waiting = 0
@@ -92,7 +93,7 @@ def train_one_epoch(
 
         batch = batch.to(device)
         images = batch.images.contiguous(memory_format=torch.channels_last).float() / 255
-        with torch.autocast(device.type, enabled=amp):
+        with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
             raws = network(images)
         result = loss_function(raws, batch.targets, batch.crowd)
         loss = sum(result.parts.values())
@@ -114,6 +115,14 @@ def train_one_epoch(
     return _mean_over_processes(totals, images_seen, device), counts
 
 
+def set_training_mode(model: nn.Module) -> None:
+    """Put the model into training mode, but for frozen batch norms, whose statistics must not move either."""
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
+            module.eval()
+
+
 def optimizer_step(state: TrainState, clip_norm: float) -> None:
     """Clip the gradients, take one optimizer step and move the average."""
     state.scaler.unscale_(state.optimizer)
@@ -125,8 +134,8 @@ def optimizer_step(state: TrainState, clip_norm: float) -> None:
     state.average.update(state.model)
 
 
-def _for_this_process(model: nn.Module, device: torch.device) -> nn.Module:
-    """Wrap the model for ``torchrun``; alone it is returned as it is."""
+def wrap_for_processes(model: nn.Module, device: torch.device) -> nn.Module:
+    """Return the model wrapped for ``torchrun``, or as it is in a single process."""
     if distributed.world_size() == 1:
         return model
     ids = [device.index] if device.type == "cuda" else None
@@ -134,7 +143,9 @@ def _for_this_process(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def _mean_over_processes(totals: dict[str, Tensor], images: int, device: torch.device) -> dict[str, float]:
-    values = torch.stack([*(total.double() for total in totals.values()), torch.tensor(float(images), device=device).double()])
+    values = torch.stack(
+        [*(total.double() for total in totals.values()), torch.tensor(float(images), device=device).double()]
+    )
     *sums, count = distributed.sum_over_processes(values).tolist()
     return {name: value / count for name, value in zip(totals, sums, strict=True)}
 

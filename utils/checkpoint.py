@@ -33,7 +33,9 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(f"{path}: not a checkpoint of this toolkit (it holds more than tensors and plain values)") from error
+        raise UserError(
+            f"{path}: not a checkpoint of this toolkit (it holds more than tensors and plain values)"
+        ) from error
     except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
         raise UserError(f"{path}: cut off or not a checkpoint; use another copy or train again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:

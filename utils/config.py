@@ -1,7 +1,7 @@
 """Options: frozen dataclasses that are at once the command line, the YAML recipe and the record of a run.
 
-A script names the dataclasses it needs; every field becomes a flag (``batch_size`` is ``--batch-size``). Values come, in
-rising priority, from the field's default, from a YAML recipe (``train.py --hyp``) and from the command line.
+A script names the dataclasses it needs; every field becomes a flag (``batch_size`` is ``--batch-size``). Values come,
+in rising priority, from the field's default, from a YAML recipe (``train.py --hyp``) and from the command line.
 """
 
 from __future__ import annotations
@@ -44,8 +44,12 @@ def find_file(name: str, what: str) -> Path:
             path = root / folder / name
             if path.is_file():
                 return path
-    known = sorted({p.name for folder in SEARCH_FOLDERS[1:] for p in (REPOSITORY / folder).glob(f"*{Path(name).suffix}")})
-    raise UserError(f"{what} '{name}' does not exist here or in cfg/{suggestion(name, known)} (shipped: {', '.join(known)})")
+    known = sorted(
+        {p.name for folder in SEARCH_FOLDERS[1:] for p in (REPOSITORY / folder).glob(f"*{Path(name).suffix}")}
+    )
+    raise UserError(
+        f"{what} '{name}' does not exist here or in cfg/{suggestion(name, known)} (shipped: {', '.join(known)})"
+    )
 
 
 def parse_options(description: str, *groups: type, argv: Sequence[str] | None = None) -> tuple[Any, ...]:
@@ -86,6 +90,8 @@ def build_options(values: dict[str, Any], groups: Sequence[type]) -> tuple[Any, 
     for name in values:
         if name not in known:
             raise UserError(f"unknown option '{name}'{suggestion(name, known)}")
+    # YAML and checkpoints know lists only; the options are tuples.
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     try:
         return tuple(
             group(**{item.name: values[item.name] for item in fields(group) if item.name in values}) for group in groups
@@ -200,7 +206,7 @@ _number.__name__ = "number"
 
 
 class _StoreTuple(argparse.Action):
-    def __call__(self, parser, namespace, values, option_string=None):  # noqa: D102
+    def __call__(self, parser, namespace, values, option_string=None):
         setattr(namespace, self.dest, tuple(values))
 
 

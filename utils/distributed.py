@@ -1,4 +1,4 @@
-"""The few things a script must know when ``torchrun`` starts several copies of it; all of them work with one process."""
+"""The few things a script must know when ``torchrun`` starts several copies of it; all work with one process."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from torch import nn
 class AveragedModel:
     """A copy of a model whose floating-point tensors follow the model's with decay ``d (1 - exp(-updates / tau))``.
 
-    The decay rises from 0, so that the average forgets the random initial weights quickly (as ultralytics' ModelEMA does).
+    The decay rises from 0, so that the average forgets the random initial weights quickly, as ultralytics' does.
     """
 
     def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000.0) -> None:

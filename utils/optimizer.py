@@ -32,7 +32,9 @@ class OptimizerOptions:
         if self.lr0 <= 0 or not 0 <= self.lrf <= 1:
             raise ValueError(f"--lr0 must be positive and --lrf in 0..1, not {self.lr0} and {self.lrf}")
         if not 0 <= self.momentum < 1 or not 0 <= self.warmup_momentum < 1:
-            raise ValueError(f"--momentum and --warmup-momentum must be in 0..1, not {self.momentum}, {self.warmup_momentum}")
+            raise ValueError(
+                f"--momentum and --warmup-momentum must be in 0..1, not {self.momentum}, {self.warmup_momentum}"
+            )
         if min(self.weight_decay, self.warmup_epochs, self.clip_norm) < 0:
             raise ValueError("--weight-decay, --warmup-epochs and --clip-norm must not be negative")
 
@@ -60,7 +62,7 @@ def build_optimizer(model: nn.Module, options: OptimizerOptions, images_per_step
     ]
     if options.adam:
         return torch.optim.AdamW(groups, lr=options.lr0, betas=(options.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=options.lr0, momentum=options.momentum, nesterov=True)
+    return torch.optim.SGD(groups, lr=options.lr0, momentum=options.momentum, nesterov=options.momentum > 0)
 
 
 @dataclass(frozen=True)

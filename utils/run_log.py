@@ -34,10 +34,14 @@ def new_run_folder(parent: str | Path, name: str) -> Path:
             return folder
         except FileExistsError:
             if not folder.is_dir():
-                raise UserError(f"{folder}: a file stands where the run's folder should be; choose another --name") from None
+                raise UserError(
+                    f"{folder}: a file stands where the run's folder should be; choose another --name"
+                ) from None
             number += 1
         except OSError as error:
-            raise UserError(f"{folder}: cannot write here ({error.strerror}); run in a folder that you may write") from error
+            raise UserError(
+                f"{folder}: cannot write here ({error.strerror}); run in a folder that you may write"
+            ) from error
 
 
 def save_config(folder: Path, values: dict[str, Any]) -> None:
@@ -60,7 +64,7 @@ def _plain(value: float) -> str | int:
 
 
 def epoch_summary(history: Sequence[Row], column: str, last: int | None = None) -> dict[str, float]:
-    """Return max, mean and (population) std of a column over the last epochs that have it, and the best epoch (from 1)."""
+    """Return max, mean, population std and best epoch (from 1) of a column, over the last epochs that have it."""
     rows = [row for row in history if column in row][-last if last else 0 :]
     if not rows:
         return {}
@@ -76,7 +80,7 @@ def epoch_summary(history: Sequence[Row], column: str, last: int | None = None) 
 
 
 class TensorBoardLog:
-    """TensorBoard events; silent where the tensorboard package is missing, because ``results.csv`` has the same numbers."""
+    """TensorBoard events; none where the tensorboard package is missing, for ``results.csv`` has the same numbers."""
 
     def __init__(self, folder: Path, purge_after: int) -> None:
         try:
@@ -124,7 +128,7 @@ def plot_results(path: Path, history: Sequence[Row]) -> None:
         axes.set_title(title)
         axes.set_xlabel("epoch")
         axes.grid(alpha=0.3)
-        if len(columns) > 1:
+        if len(axes.lines) > 1:
             axes.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100)

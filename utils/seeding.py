@@ -33,7 +33,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Continue from a state that :func:`random_state` returned; a CUDA state needs as many GPUs as it was saved with."""
+    """Continue from a state of :func:`random_state`; a CUDA state needs as many GPUs as it was saved with."""
     torch.set_rng_state(state["torch"])
     if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
         torch.cuda.set_rng_state_all(state["cuda"])

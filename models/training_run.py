@@ -1,0 +1,164 @@
+"""What one training run leaves behind: checkpoints, ``results.csv``, curves, pictures, TensorBoard events, the last table."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from models.train_loop import TrainState
+from utils import distributed
+from utils.checkpoint import save_checkpoint
+from utils.draw import draw_batch
+from utils.records import Batch
+from utils.run_log import (
+    TensorBoardLog,
+    epoch_summary,
+    new_run_folder,
+    plot_results,
+    save_config,
+    save_results_csv,
+)
+
+PICTURED_BATCHES = 3  # training batches of the first epoch that are drawn
+NEEDED_TO_RESUME_ONLY = ("optimizer", "scaler", "random", "model")  # best.pt goes without: a third of the size
+
+
+@dataclass
+class TrainingRun:
+    """The folder of a run and what is written there; silent in all processes but the main one."""
+
+    folder: Path
+    options: dict[str, Any]  # flat, as in config.yaml
+    names: tuple[str, ...]
+    cfg_text: str  # so that a checkpoint needs no cfg file
+    tensorboard: TensorBoardLog | None = None
+    started: float = field(default_factory=time.time)
+
+    @classmethod
+    def start(
+        cls, parent: str, options: dict[str, Any], names: Sequence[str], cfg_text: str, state: TrainState
+    ) -> TrainingRun:
+        """Make the folder of a new run, or go on in that of the run that is resumed."""
+        if options["resume"]:
+            folder = Path(options["resume"]).resolve().parent
+        else:
+            folder = Path(
+                distributed.broadcast(str(new_run_folder(parent, options["name"])) if distributed.is_main() else "")
+            )
+        run = cls(folder, {**options, "resume": ""}, tuple(names), cfg_text)
+        if distributed.is_main():
+            save_config(folder, run.options)
+            run.tensorboard = TensorBoardLog(folder, purge_after=state.epoch)
+            if not options["resume"]:
+                run.save(state, "last.pt")  # an interrupt in the first epoch can be resumed, too
+        return run
+
+    def save(self, state: TrainState, name: str, without: Sequence[str] = ()) -> None:
+        """Write a checkpoint into the folder."""
+        content = {
+            "cfg_name": Path(self.options["cfg"]).name,
+            "cfg_text": self.cfg_text,
+            "names": list(self.names),
+            "options": self.options,
+            **{key: value for key, value in state.state_dict().items() if key not in without},
+        }
+        save_checkpoint(self.folder / name, content)
+
+    def finish_epoch(self, state: TrainState, row: Mapping[str, float], fitness: float | None) -> None:
+        """Append an epoch's numbers to the history and write everything that shows or keeps them.
+
+        Args:
+            state: already counts the epoch.
+            row: the numbers of the epoch, by column of ``results.csv``.
+            fitness: what decides which epoch is the best, None where it was not tested.
+        """
+        state.history.append({"epoch": state.epoch, **row})
+        improved = fitness is not None and fitness > state.best_fitness
+        if improved:
+            state.best_fitness = fitness
+        if not distributed.is_main():
+            return
+        save_results_csv(self.folder / "results.csv", state.history)
+        self.tensorboard.log(state.history[-1])
+        is_last = state.epoch == self.options["epochs"]
+        if is_last or not self.options["nosave"]:
+            # best.pt first: a kill between the two then repeats an epoch instead of losing its best weights.
+            if improved:
+                self.save(state, "best.pt", without=NEEDED_TO_RESUME_ONLY)
+            self.save(state, "last.pt")
+
+    def finish(self, state: TrainState) -> None:
+        """Draw the curves and print the table of the whole run."""
+        if not distributed.is_main():
+            return
+        plot_results(self.folder / "results.png", state.history)
+        self.tensorboard.close()
+        rows = [
+            (name, epoch_summary(state.history, column))
+            for name, column in (("mAP@0.5", "metrics/mAP_0.5"), ("mAP@0.5:0.95", "metrics/mAP_0.5:0.95"))
+        ]
+        print(f"\n{'over the tested epochs':24}{'max':>9}{'mean':>9}{'std':>9}{'best epoch':>13}")
+        for name, summary in rows:
+            if summary:
+                print("{:24}{max:9.4f}{mean:9.4f}{std:9.4f}{best_epoch:9d}/{epochs:d}".format(name, **summary))
+        minutes = (time.time() - self.started) / 60
+        print(f"{state.epoch} epochs, {minutes:.1f} minutes in this process. Written to {self.folder}:")
+        for name, meaning in WRITTEN.items():
+            found = sorted(self.folder.glob(name))
+            if found:
+                print(f"  {', '.join(path.name for path in found):44} {meaning}")
+
+
+WRITTEN = {
+    "best.pt": "weights of the best epoch; test.py and detect.py take the newest run's",
+    "last.pt": "weights and training state of the last epoch",
+    "results.*": "every number of every epoch, and its curves",
+    "config.yaml": "all options, as a recipe for --hyp",
+    "labels.png": "the training labels",
+    "train_batch*.jpg": "what the network was shown",
+    "val_batch*.jpg": "truth and predictions",
+    "events.*": "for: tensorboard --logdir",
+}
+
+
+class EpochBar:
+    """The progress bar of one epoch: loss parts, memory, objects, image size; also draws the first batches of a run."""
+
+    def __init__(self, run: TrainingRun, epoch: int, num_batches: int) -> None:
+        self.run = run
+        self.epoch = epoch
+        self.number = 0
+        self.bar = tqdm(total=num_batches, disable=not distributed.is_main(), leave=True, bar_format=BAR_FORMAT)
+
+    def __enter__(self) -> EpochBar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.bar.close()
+
+    def update(self, losses: Mapping[str, float], batch: Batch) -> None:
+        """Show one more batch."""
+        height, width = batch.images.shape[2:]
+        shown = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
+        memory = f"{torch.cuda.max_memory_reserved(batch.images.device) / 2**30:.1f}G " if batch.images.is_cuda else ""
+        epochs = self.run.options["epochs"]
+        self.bar.set_description_str(
+            f"epoch {self.epoch + 1}/{epochs} {memory}{shown} objects {len(batch.targets)} size {width}x{height}",
+            refresh=False,
+        )
+        self.bar.update()
+        if self.epoch == 0 and self.number < PICTURED_BATCHES and distributed.is_main():
+            draw_batch(self.run.folder / f"train_batch{self.number}.jpg", batch, self.run.names)
+        self.number += 1
+
+
+BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"

@@ -1,0 +1,91 @@
+"""The architecture as tests: imports point one way, files stay short, and no file becomes a sink."""
+
+import ast
+import subprocess
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ALLOWED = {"utils": set(), "data": {"utils"}, "models": {"utils"}, "analysis": {"utils", "data", "models"}}
+SCRIPTS = {"train", "test", "detect", "analyze", "kmeans_anchors", "export"}
+SINKS = {"utils", "misc", "general", "common", "helpers"}
+MAX_LINES = 400
+MAX_FUNCTION_LINES = 60
+
+
+def imported_modules(path: Path) -> list[str]:
+    """Every absolute import of a file, those inside functions too."""
+    names = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            names.append(node.module)
+    return names
+
+
+def forbidden_imports(root: Path) -> list[str]:
+    """Imports that point up the layers, in any package below ``root``."""
+    found = []
+    for package, allowed in ALLOWED.items():
+        for path in sorted((root / package).rglob("*.py")):
+            for name in imported_modules(path):
+                top = name.split(".")[0]
+                if top in ALLOWED.keys() | SCRIPTS and top != package and top not in allowed:
+                    found.append(f"{path.relative_to(root)} imports {name}")
+    return found
+
+
+def source_files() -> list[Path]:
+    listed = subprocess.run(["git", "ls-files", "*.py"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    return [ROOT / name for name in listed if (ROOT / name).is_file()] or sorted(ROOT.rglob("*.py"))
+
+
+def test_imports_point_one_way():
+    assert forbidden_imports(ROOT) == []
+
+
+def test_a_wrong_import_would_be_found(tmp_path):
+    for package in ALLOWED:
+        (tmp_path / package).mkdir()
+    (tmp_path / "models" / "bad.py").write_text("def f():\n    from data.loader import x\n")
+    (tmp_path / "utils" / "bad.py").write_text("import train\n")
+    assert forbidden_imports(tmp_path) == ["utils/bad.py imports train", "models/bad.py imports data.loader"]
+
+
+def test_no_file_is_a_sink_by_name():
+    assert [path.name for path in source_files() if path.stem in SINKS] == []
+
+
+def test_files_and_functions_stay_short():
+    too_long = []
+    for path in source_files():
+        if path.parent.name == "tests":
+            continue
+        text = path.read_text()
+        if text.count("\n") > MAX_LINES:
+            too_long.append(f"{path.relative_to(ROOT)}: {text.count(chr(10))} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef) and node.end_lineno - node.lineno >= MAX_FUNCTION_LINES:
+                too_long.append(f"{path.relative_to(ROOT)}:{node.lineno} {node.name}")
+    assert too_long == []
+
+
+def test_nothing_unpickles_and_nothing_needs_torchvision():
+    """``torch.load`` only with ``weights_only=True``, no ``pickle.load``, no torchvision outside tests."""
+    found = []
+    for path in source_files():
+        if path.parent.name == "tests":
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                call = f"{getattr(node.func.value, 'id', '?')}.{node.func.attr}"
+                safe = any(k.arg == "weights_only" and getattr(k.value, "value", None) is True for k in node.keywords)
+                if call in {"pickle.load", "pickle.loads"} or (call == "torch.load" and not safe):
+                    found.append(f"{path.relative_to(ROOT)}:{node.lineno} {call}")
+                if call == "numpy.load" or call == "np.load":
+                    unsafe = any(k.arg == "allow_pickle" and getattr(k.value, "value", None) for k in node.keywords)
+                    found += [f"{path.relative_to(ROOT)}:{node.lineno} {call}"] if unsafe else []
+        found += [
+            f"{path.relative_to(ROOT)} {name}" for name in imported_modules(path) if name.startswith("torchvision")
+        ]
+    assert found == []

@@ -1,0 +1,28 @@
+import json
+
+import pytest
+
+from utils.files import atomic_path, write_json_atomically, write_text_atomically
+
+
+def test_a_failure_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    write_text_atomically(path, "old")
+    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert [p.name for p in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_the_temporary_name_keeps_the_suffix(tmp_path):
+    with atomic_path(tmp_path / "a.png") as temporary:
+        assert temporary.suffix == ".png" and temporary.parent == tmp_path
+        temporary.touch()
+
+
+def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
+    write_json_atomically(tmp_path / "a.json", {"x": 1})
+    with pytest.raises(ValueError):
+        write_json_atomically(tmp_path / "a.json", {"x": float("nan")})
+    assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}

@@ -1,0 +1,260 @@
+"""Train a detector: ``python train.py --cfg yolov3-spp.cfg --data coco2017.data --multi-scale``.
+
+Without arguments it draws the built-in demo set and trains ``yolov3-nano.cfg`` on it. Under ``torchrun`` the batch is
+shared among the processes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from data.augment import AugmentOptions
+from data.dataset import open_split
+from data.loader import evaluation_batches, training_batches
+from models.build_targets import AssignmentOptions
+from models.darknet_cfg import parse_cfg
+from models.detector import Detector
+from models.evaluate import evaluate
+from models.load_detector import load_weights
+from models.loss import LossOptions, build_loss
+from models.network import Network, build_network, build_network_from_text, check_image_size, initialise_head_biases
+from models.train_loop import TrainState, train_one_epoch, wrap_for_processes
+from utils import distributed
+from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.config import REPOSITORY, build_options, find_file, flat_dict, option, parse_flags, read_recipe
+from utils.devices import amp_dtype, choose_device, describe_device, use_threads
+from utils.draw import draw_batch
+from utils.ema import AveragedModel
+from utils.errors import UserError, run_command
+from utils.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
+from utils.records import Batch
+from utils.run_log import (
+    TensorBoardLog,
+    epoch_summary,
+    new_run_folder,
+    plot_labels,
+    plot_results,
+    save_config,
+    save_results_csv,
+)
+from utils.seeding import seed_everything
+
+RUNS = "runs/train"
+MAY_CHANGE_ON_RESUME = {"resume", "device", "workers", "cache_images"}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What to train, on what, for how long."""
+
+    cfg: str = option("yolov3-nano.cfg", "network, looked up here and in cfg/")
+    data: str = option("shapes.data", "data set, looked up here and in cfg/; shapes.data is the built-in demo set")
+    weights: str = option(
+        "", "weights to start from: a .pt of this toolkit, Darknet .weights or an official yolov5 .pt"
+    )
+    hyp: str = option("", "YAML recipe of options; by default the one in cfg/hyp/ that fits the cfg")
+    epochs: int = option(300, "passes over the training images")
+    batch_size: int = option(16, "images per batch, over all processes")
+    accumulate: int = option(0, "batches per optimizer step; 0: as many as make 64 images")
+    img_size: tuple[int, ...] = option((), "size in pixels for training [and for testing]; default: the cfg's width")
+    multi_scale: bool = option(False, "another image size for every batch, 0.67 to 1.5 times --img-size")
+    rect: bool = option(False, "rectangular training batches: images of like shape together, without mosaic")
+    cache_images: bool = option(False, "keep the decoded images in memory")
+    single_cls: bool = option(False, "treat all objects as one class")
+    freeze: int = option(0, "keep the first N layers of the cfg as they are")
+    device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
+    amp: bool = option(True, "mixed precision where it helps")
+    workers: int = option(2, "processes that load images, per training process")
+    name: str = option("exp", "the run is written to runs/train/<name>")
+    seed: int = option(0, "every random choice follows from it")
+    resume: str = option("", "last.pt of an interrupted run, which then goes on as if nothing had happened")
+    nosave: bool = option(False, "write checkpoints only after the last epoch")
+    notest: bool = option(False, "test only after the last epoch")
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 1:
+            raise ValueError(f"--epochs and --batch-size must be at least 1, not {self.epochs} and {self.batch_size}")
+        if min(self.accumulate, self.workers, self.freeze, self.seed) < 0:
+            raise ValueError("--accumulate, --workers, --freeze and --seed must not be negative")
+        if len(self.img_size) > 2 or any(size < 1 for size in self.img_size):
+            raise ValueError("--img-size takes one size in pixels, or two: for training and for testing")
+        if self.batch_size % distributed.world_size():
+            raise ValueError(
+                f"--batch-size {self.batch_size} cannot be shared among {distributed.world_size()} processes"
+            )
+
+    @property
+    def batches_per_step(self) -> int:
+        """Batches whose gradients are summed before an optimizer step."""
+        return self.accumulate or max(1, round(NOMINAL_BATCH / self.batch_size))
+
+
+GROUPS = (TrainOptions, OptimizerOptions, AugmentOptions, AssignmentOptions, LossOptions)
+
+
+@dataclass(frozen=True)
+class Options:
+    """All options of a run, by group."""
+
+    train: TrainOptions
+    optimizer: OptimizerOptions
+    augment: AugmentOptions
+    assignment: AssignmentOptions
+    loss: LossOptions
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all options as one flat dict of plain values."""
+        return flat_dict(self.train, self.optimizer, self.augment, self.assignment, self.loss)
+
+
+def main() -> None:
+    """Train one detector; leave checkpoints, log and resolved configuration in runs/train/<name>."""
+    options, checkpoint = choose_options()
+    device = choose_device(options.train.device)
+    use_threads()
+    distributed.start(device)
+    seed_everything(options.train.seed)
+
+    train_set = open_split(options.train.data, "train", options.train.single_cls)
+    test_set = open_split(options.train.data, "valid", options.train.single_cls)
+
+    network = new_network(options.train, train_set.names, checkpoint).to(device, memory_format=torch.channels_last)
+    loss_function = build_loss(options.loss, options.assignment, network.heads)
+    state = new_state(network, options)
+    if checkpoint:
+        state.load_state_dict(checkpoint)
+
+    train_size, test_size = image_sizes(options.train, network)
+    train_batches = training_batches(train_set, options.augment, train_size)
+    test_batches = evaluation_batches(test_set, test_size)
+    ground_truth = test_set.to_coco()
+    schedule = Schedule(options.optimizer, options.train.epochs, len(train_batches), options.train.batches_per_step)
+    precision = amp_dtype(device) if options.train.amp else None
+
+    run = TrainingRun.start(RUNS, options.as_dict(), train_set.names, network.cfg_text, state)
+    announce(run, options, network, device)
+    wrapped = wrap_for_processes(network, device)
+    while state.epoch < options.train.epochs:
+        train_batches.set_epoch(state.epoch)
+        with EpochBar(run, state.epoch, len(train_batches)) as bar:
+            losses, counts = train_one_epoch(
+                state, wrapped, train_batches, loss_function, schedule, precision, bar.update
+            )
+        state.epoch += 1
+        metrics = None
+        if state.epoch == options.train.epochs or not options.train.notest:
+            metrics = evaluate(Detector(state.average.model), test_batches, ground_truth)
+        row = epoch_row(losses, counts, metrics, state)
+        run.finish_epoch(state, row, fitness(metrics))
+    run.finish(state)
+
+
+def choose_options() -> tuple[Options, dict[str, Any] | None]:
+    """Return the resolved options and, for ``--resume``, the checkpoint to go on from."""
+    given = parse_flags(__doc__.splitlines()[0], *GROUPS)
+    checkpoint = None
+    if given.get("resume"):
+        fixed = sorted(given.keys() - MAY_CHANGE_ON_RESUME)
+        if fixed:
+            raise UserError(f"--resume goes on with the run's own options; leave out --{fixed[0].replace('_', '-')}")
+        checkpoint = read_checkpoint(given["resume"])
+        if "optimizer" not in checkpoint:
+            raise UserError(f"{given['resume']}: holds no training state; resume from last.pt, or start with --weights")
+        if checkpoint["epoch"] >= checkpoint["options"]["epochs"]:
+            raise UserError(
+                f"{given['resume']}: this run has finished its {checkpoint['epoch']} epochs; "
+                f"train on from its weights with --weights {given['resume']}"
+            )
+        values = checkpoint["options"] | given
+    else:
+        recipe = find_file(given.get("hyp") or default_recipe(given.get("cfg", TrainOptions.cfg)), "recipe")
+        values = read_recipe(recipe, GROUPS) | given | {"hyp": str(recipe)}
+    return Options(*build_options(values, GROUPS)), checkpoint
+
+
+def default_recipe(cfg: str) -> str:
+    """Return the name of the recipe for a cfg: one of its own name, else that of its origin, told by its decode."""
+    path = find_file(cfg, "cfg")
+    if (REPOSITORY / "cfg/hyp" / f"{path.stem}.yaml").is_file():
+        return f"{path.stem}.yaml"
+    heads = [section for section in parse_cfg(path).sections if section.kind == "yolo"]
+    return "yolov5.yaml" if any(head["new_coords"] for head in heads) else "yolov3.yaml"
+
+
+def new_network(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[str, Any] | None) -> Network:
+    """Build the network for these classes, with fresh, given or (before a resume) arbitrary weights."""
+    if checkpoint:
+        network = build_network_from_text(checkpoint["cfg_text"], checkpoint["cfg_name"], len(checkpoint["names"]))
+    else:
+        network = build_network(find_file(options.cfg, "cfg"), len(names))
+        initialise_head_biases(network, "yolov5" if network.heads[0].new_coords else "yolov3")
+        if options.weights:
+            print(load_weights(network, options.weights))
+    freeze_layers(network, options.freeze)
+    return network
+
+
+def freeze_layers(network: Network, count: int) -> None:
+    """Keep the first layers of the cfg as they are."""
+    if count >= len(network.layers):
+        raise UserError(f"--freeze {count}: the cfg has {len(network.layers)} layers, and some must learn")
+    for layer in network.layers[:count]:
+        layer.requires_grad_(False)
+
+
+def new_state(network: Network, options: Options) -> TrainState:
+    """Return the state before the first epoch."""
+    train = options.train
+    optimizer = build_optimizer(network, options.optimizer, train.batch_size * train.batches_per_step)
+    device = next(network.parameters()).device
+    scaler = torch.amp.GradScaler(device.type, enabled=train.amp and amp_dtype(device) == torch.float16)
+    return TrainState(network, AveragedModel(network), optimizer, scaler)
+
+
+def image_sizes(options: TrainOptions, network: Network) -> tuple[int, int]:
+    """Return the training and the testing size in pixels, checked against the network's strides."""
+    sizes = options.img_size or (max(network.input_wh),)
+    for size in sizes:
+        check_image_size(network, size)
+    return sizes[0], sizes[-1]
+
+
+def announce(run: TrainingRun, options: Options, network: Network, device: torch.device) -> None:
+    """Say in one line what was chosen."""
+    if distributed.is_main():
+        train = options.train
+        parameters = sum(parameter.numel() for parameter in network.parameters())
+        print(
+            f"train: {train.cfg} ({parameters:,} parameters) on {train.data}, {train.epochs} epochs, "
+            f"recipe {train.hyp}, --match {options.assignment.match} -> {run.folder} ({describe_device(device)})"
+        )
+
+
+def epoch_row(losses: dict[str, float], counts: Any, metrics: Any, state: TrainState) -> dict[str, float]:
+    """Return one line of ``results.csv``."""
+    row = {f"train/{name}": value for name, value in losses.items()}
+    if metrics:
+        row |= {
+            "metrics/precision": metrics.precision,
+            "metrics/recall": metrics.recall,
+            "metrics/mAP_0.5": metrics.ap50,
+            "metrics/mAP_0.5:0.95": metrics.ap,
+        }
+    row |= {f"match/{name}": value for name, value in counts.summary().items()}
+    return row | {"lr": state.optimizer.param_groups[-1]["lr"]}
+
+
+def fitness(metrics: Any) -> float | None:
+    """Return what decides which epoch is the best: 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95, as in the scripts people know."""
+    return 0.1 * metrics.ap50 + 0.9 * metrics.ap if metrics else None
+
+
+if __name__ == "__main__":
+    run_command(main)
