@@ -6,44 +6,30 @@ shared among the processes.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from tqdm import tqdm
-
 from data.augment import AugmentOptions
 from data.dataset import open_split
 from data.loader import evaluation_batches, training_batches
 from models.build_targets import AssignmentOptions
-from models.darknet_cfg import parse_cfg
-from models.detector import Detector
 from models.evaluate import evaluate
 from models.load_detector import load_weights
 from models.loss import LossOptions, build_loss
+
+from models.darknet_cfg import parse_cfg
+from models.detector import Detector
 from models.network import Network, build_network, build_network_from_text, check_image_size, initialise_head_biases
 from models.train_loop import TrainState, train_one_epoch, wrap_for_processes
+from models.training_run import EpochBar, TrainingRun
 from utils import distributed
-from utils.checkpoint import read_checkpoint, save_checkpoint
+from utils.checkpoint import read_checkpoint
 from utils.config import REPOSITORY, build_options, find_file, flat_dict, option, parse_flags, read_recipe
 from utils.devices import amp_dtype, choose_device, describe_device, use_threads
-from utils.draw import draw_batch
 from utils.ema import AveragedModel
 from utils.errors import UserError, run_command
 from utils.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
-from utils.records import Batch
-from utils.run_log import (
-    TensorBoardLog,
-    epoch_summary,
-    new_run_folder,
-    plot_labels,
-    plot_results,
-    save_config,
-    save_results_csv,
-)
 from utils.seeding import seed_everything
 
 RUNS = "runs/train"

@@ -1,4 +1,6 @@
-"""Detection heads: what a slot's raw numbers mean as a box. The one decode for training, inference, matching and export.
+"""Detection heads: what a slot's raw numbers mean as a box.
+
+The one decode for training, inference, matching and export.
 
 Shape letters: B images, A anchors per cell, H W grid rows and columns, C classes, M gathered slots.
 """
@@ -47,7 +49,9 @@ def cell_grid(rows: int, cols: int, device: torch.device) -> Tensor:
     return torch.stack((x, y), dim=-1).float()
 
 
-def decode_boxes(raw_xywh: Tensor, cell_xy: Tensor, prior_wh: Tensor, head: Head, exp_limit: float = EXP_LIMIT) -> Tensor:
+def decode_boxes(
+    raw_xywh: Tensor, cell_xy: Tensor, prior_wh: Tensor, head: Head, exp_limit: float = EXP_LIMIT
+) -> Tensor:
     """Decode raw outputs into ``cxcywh`` boxes in grid units, in float32 and differentiably.
 
     Args:

@@ -1,4 +1,4 @@
-"""What one training run leaves behind: checkpoints, ``results.csv``, curves, pictures, TensorBoard events, the last table."""
+"""What one training run leaves behind: checkpoints, ``results.csv``, curves, pictures, TensorBoard events, a table."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from tqdm import tqdm
+from utils.draw import draw_batch
 
 from models.train_loop import TrainState
 from utils import distributed
 from utils.checkpoint import save_checkpoint
-from utils.draw import draw_batch
 from utils.records import Batch
 from utils.run_log import (
     TensorBoardLog,
