@@ -1,0 +1,244 @@
+"""train.py as a user types it: what it writes, what it says of mistakes, and that a killed run resumes bit for bit."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+
+TINY_CFG = """
+[net]
+width=64
+height=64
+channels=3
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=2
+pad=1
+activation=leaky
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=4
+pad=1
+activation=leaky
+[dropout]
+probability=.2
+[convolutional]
+filters=21
+size=1
+activation=linear
+[yolo]
+mask=0,1,2
+anchors=8,8, 16,16, 32,32
+classes=2
+num=3
+"""
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, str(ROOT / "train.py"), *arguments]
+
+
+def train(folder: Path, *arguments: str, status: int = 0) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        command(*arguments), cwd=folder, capture_output=True, text=True, timeout=300, env=environment()
+    )
+    assert done.returncode == status, done.stderr[-3000:]
+    return done
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture
+def project(tmp_path) -> Path:
+    """A folder with a cfg, a data file and ten small images of bright and dark squares, as a user may have it."""
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("val", 4)):
+        images, labels = tmp_path / "d" / "images" / split, tmp_path / "d" / "labels" / split
+        images.mkdir(parents=True)
+        labels.mkdir(parents=True)
+        for index in range(count):
+            picture = rng.integers(90, 160, (64, 80, 3), dtype=np.uint8)
+            rows = []
+            for label, value in ((0, 255), (1, 0)):
+                x, y, side = rng.integers(0, 50), rng.integers(0, 34), rng.integers(10, 30)
+                picture[y : y + side, x : x + side] = value
+                rows.append(f"{label} {(x + side / 2) / 80} {(y + side / 2) / 64} {side / 80} {side / 64}\n")
+            cv2.imwrite(str(images / f"{index}.png"), picture)
+            (labels / f"{index}.txt").write_text("".join(rows))
+    (tmp_path / "tiny.cfg").write_text(TINY_CFG)
+    (tmp_path / "d.names").write_text("bright\ndark\n")
+    (tmp_path / "d.data").write_text("classes = 2\ntrain = d/images/train\nvalid = d/images/val\nnames = d.names\n")
+    return tmp_path
+
+
+BASIC = ("--cfg", "tiny.cfg", "--data", "d.data", "--batch-size", "4", "--device", "cpu")
+
+
+def test_a_run_writes_what_it_promises(project):
+    done = train(project, *BASIC, "--epochs", "2", "--workers", "0", "--name", "first", "--seed", "3")
+    run = project / "runs/train/first"
+    expected = {
+        "best.pt",
+        "last.pt",
+        "results.csv",
+        "results.png",
+        "config.yaml",
+        "labels.png",
+        "train_batch0.jpg",
+        "val_batch0.jpg",
+    }
+    assert expected <= {path.name for path in run.iterdir()}
+    assert any(path.name.startswith("events.") for path in run.iterdir())
+    assert not [path.name for path in run.iterdir() if path.name.startswith(".")]
+    rows = list(csv.DictReader((run / "results.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert float(rows[0]["train/box"]) > 0 and 0 <= float(rows[1]["metrics/mAP_0.5"]) <= 1
+    assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 3
+    assert "mAP@0.5" in done.stdout and "best.pt" in done.stdout
+    # best.pt is for detection: it holds the average and no optimizer state
+    best = torch.load(run / "best.pt", weights_only=True)
+    assert best["names"] == ["bright", "dark"] and "ema" in best and "optimizer" not in best
+
+
+def test_the_written_configuration_repeats_the_run(project):
+    train(project, *BASIC, "--epochs", "1", "--workers", "0", "--name", "a", "--multi-scale", "--lr0", "0.003")
+    train(project, "--hyp", "runs/train/a/config.yaml", "--cfg", "tiny.cfg", "--name", "b")
+    first, second = (torch.load(project / f"runs/train/{name}/last.pt", weights_only=True) for name in "ab")
+    assert second["options"]["lr0"] == 0.003
+    assert all(torch.equal(first["model"][key], second["model"][key]) for key in first["model"])
+
+
+def epochs_done(path: Path) -> int:
+    return torch.load(path, weights_only=True)["epoch"] if path.exists() else -1
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
+def test_an_interrupted_run_resumes_bit_for_bit(project, how):
+    shared = (*BASIC, "--epochs", "6", "--workers", "2", "--multi-scale", "--mixup", "0.5")
+    train(project, *shared, "--name", "whole")
+    process = subprocess.Popen(
+        command(*shared, "--name", "cut"), cwd=project, env=environment(), stderr=subprocess.PIPE, text=True
+    )
+    last = project / "runs/train/cut/last.pt"
+    deadline = time.time() + 200
+    while epochs_done(last) < 3 and time.time() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.send_signal(how)
+    _, errors = process.communicate(timeout=60)
+    if how == signal.SIGINT:
+        assert process.returncode == 130 and "--resume" in errors.splitlines()[-1]
+        assert "Traceback" not in errors
+    assert 3 <= epochs_done(last) < 6
+    train(project, "--resume", str(last), "--workers", "0")
+    whole, cut = (torch.load(project / f"runs/train/{name}/last.pt", weights_only=True) for name in ("whole", "cut"))
+    for part in ("model", "ema"):
+        assert all(torch.equal(whole[part][key], cut[part][key]) for key in whole[part])
+    assert whole["history"] == cut["history"]
+    assert (project / "runs/train/whole/results.csv").read_text() == (
+        project / "runs/train/cut/results.csv"
+    ).read_text()
+
+
+def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(project):
+    for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
+        train(project, *BASIC, "--epochs", "1", "--workers", "0", "--notest", "--name", name, "--seed", seed)
+    a, b, c = (torch.load(project / f"runs/train/{name}/last.pt", weights_only=True)["model"] for name in "abc")
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert not all(torch.equal(a[key], c[key]) for key in a)
+
+
+def break_label(project):
+    path = project / "d/labels/train/0.txt"
+    path.write_text("7 0.5 0.5 0.1 0.1\n")
+
+
+def break_image(project):
+    (project / "d/images/train/0.png").write_bytes(b"not an image")
+
+
+def cut_image(project):
+    path = project / "d/images/train/0.png"
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def empty_labels(project):
+    for path in (project / "d/labels/train").iterdir():
+        path.unlink()
+
+
+def file_instead_of_runs(project):
+    (project / "runs").touch()
+
+
+MISTAKES = [
+    (None, ("--cfg", "yolov9.cfg"), ["yolov9.cfg"]),
+    (None, ("--data", "coco2071.data"), ["coco2071.data", "coco2017.data"]),
+    (None, ("--data", "coco2017.data"), ["not on the disk", "download"]),
+    (None, ("--weights", "none.pt"), ["none.pt"]),
+    (None, ("--img-size", "100"), ["100", "8"]),
+    (None, ("--epoch", "3"), ["--epochs"]),
+    (None, ("--hyp", "none.yaml"), ["none.yaml"]),
+    (None, ("--device", "7"), ["7"]),
+    (None, ("--resume", "none.pt"), ["none.pt"]),
+    (break_label, (), ["0.txt:1", "7"]),
+    (break_image, (), ["0.png"]),
+    (cut_image, (), ["0.png"]),
+    (empty_labels, (), ["label"]),
+    (file_instead_of_runs, (), ["runs"]),
+]
+
+
+@pytest.mark.parametrize(
+    "spoil, arguments, words", MISTAKES, ids=[f"{(s.__name__ if s else ' '.join(a))}" for s, a, _ in MISTAKES]
+)
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_a_mistake_gives_one_line_and_status_2(project, spoil, arguments, words, workers):
+    if workers == "2" and spoil not in (break_image, cut_image):
+        pytest.skip("only reading images happens in worker processes")
+    if spoil:
+        spoil(project)
+    given = arguments if "--resume" in arguments else (*BASIC, "--epochs", "1", "--workers", workers, *arguments)
+    done = train(project, *given, status=2)
+    last_line = done.stderr.strip().splitlines()[-1]
+    assert last_line.startswith("error: ") and all(word in last_line for word in words), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_weights_of_another_cfg_name_the_layer(project):
+    train(project, *BASIC, "--epochs", "1", "--workers", "0", "--notest", "--name", "a")
+    (project / "wide.cfg").write_text(TINY_CFG.replace("filters=8", "filters=16"))
+    given = (*BASIC, "--cfg", "wide.cfg", "--weights", "runs/train/a/last.pt")
+    done = train(project, *given, status=2)
+    assert "last.pt" in done.stderr and "layer" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_transfer_to_other_classes_keeps_the_backbone_and_frozen_layers(project):
+    train(project, *BASIC, "--epochs", "1", "--workers", "0", "--notest", "--name", "a")
+    (project / "three.names").write_text("bright\ndark\nother\n")
+    (project / "three.data").write_text(
+        "classes = 3\ntrain = d/images/train\nvalid = d/images/val\nnames = three.names\n"
+    )
+    given = (*BASIC, "--data", "three.data", "--weights", "runs/train/a/best.pt", "--freeze", "1")
+    train(project, *given, "--epochs", "1", "--workers", "0", "--notest", "--name", "b")
+    first = torch.load(project / "runs/train/a/best.pt", weights_only=True)["ema"]
+    second = torch.load(project / "runs/train/b/last.pt", weights_only=True)["model"]
+    frozen = [key for key in first if key.startswith("layers.0.")]
+    assert frozen and all(torch.equal(first[key], second[key]) for key in frozen if first[key].is_floating_point())
+    assert second["layers.3.conv.weight"].shape[0] == 24  # 3 anchors * (5 + 3 classes)
