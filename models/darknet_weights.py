@@ -1,0 +1,257 @@
+"""Darknet's ``.weights`` files: into a network and back out, byte for byte.
+
+A file is a header - three int32 for the version, then the number of images seen so far, as uint64 from version 0.2 on
+and as uint32 before - and after it nothing but little-endian float32, layer by layer in cfg order: of a convolution the
+biases, with batch norm its scales, means and variances, then the kernels [out, in/groups, rows, cols]; of a batch norm
+alone the same without kernels; of a weighted shortcut and of an implicit vector the weights. (Darknet's
+``save_weights_upto``.)
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from models.layers import Convolution
+from models.network import Network, build_network_from_text
+from utils.errors import UserError
+from utils.files import atomic_path
+
+VERSION = (0, 2, 5)  # what AlexeyAB's Darknet writes
+LAST_MAJOR, LAST_MINOR = 9, 99  # above 1000, ancient files meant transposed matrices; in between there were none
+FLOAT = np.dtype("<f4")
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a weight file filled; ``str()`` is one line for the user."""
+
+    source: str
+    filled: int  # layers with weights that got theirs from the file
+    total: int  # layers with weights
+    seen: int = 0  # images trained on, by the file's header
+    version: tuple[int, int, int] | None = None  # of the header; None where the format has none
+    skipped: tuple[int, ...] = ()  # cfg layers left as they were because the file's have another number of classes
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing was left at its initial values."""
+        return self.filled == self.total
+
+    def __str__(self) -> str:
+        rest = "" if self.complete else f"; the other {self.total - self.filled} start fresh"
+        if self.skipped:
+            rest += f" (layers {', '.join(map(str, self.skipped))}: another number of classes)"
+        origin = f" (Darknet {'.'.join(map(str, self.version))}, {self.seen:,} images seen)" if self.version else ""
+        return f"{self.source}: {self.filled} of {self.total} layers with weights filled{origin}{rest}"
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """The tensors of one layer, in file order."""
+
+    index: int
+    name: str  # for messages
+    tensors: tuple[Tensor, ...]
+    variances: Tensor | None = None  # which of them is a batch norm's
+
+    @property
+    def count(self) -> int:
+        return sum(tensor.numel() for tensor in self.tensors)
+
+
+def load_darknet_weights(network: Network, path: str | Path, upto: int | None = None) -> LoadReport:
+    """Fill a network from a ``.weights`` file; on an error the network is unchanged.
+
+    A file that ends with a layer fills the layers it has (a backbone such as ``darknet53.conv.74``). A file made for
+    the number of classes that the cfg names fills a network adapted to another number except for its last layers.
+
+    Args:
+        network: changed in place.
+        path: the file.
+        upto: fill only the layers before this one, and read no further.
+
+    Raises:
+        UserError: no ``.weights`` file of this cfg: wrong version, ends inside a layer, too long, not finite; names the
+            layer at which it happened.
+        OSError: the file cannot be opened.
+    """
+    wanted = _layers_of(network)
+    with open(path, "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise UserError(f"{path}: not a file")
+        version, seen = _read_header(file, path)
+        left = os.fstat(file.fileno()).st_size - file.tell()
+        if left % FLOAT.itemsize:
+            raise UserError(f"{path}: ends inside a number ({left:,} bytes after the header); an incomplete download?")
+        in_file = _layout(network, wanted, left // FLOAT.itemsize, path, upto)
+        numbers = np.fromfile(file, FLOAT, sum(layer.count for layer in in_file))
+    _check_numbers(numbers, in_file, path)
+    skipped = _fill(wanted, in_file, numbers)
+    return LoadReport(str(path), len(in_file) - len(skipped), len(wanted), seen, version, skipped)
+
+
+def save_darknet_weights(
+    network: Network,
+    path: str | Path,
+    seen: int = 0,
+    version: tuple[int, int, int] = VERSION,
+    upto: int | None = None,
+) -> None:
+    """Write a network as a ``.weights`` file, whole or not at all.
+
+    Args:
+        network: not fused, its numbers finite.
+        path: the file.
+        seen: images trained on, for the header.
+        version: below 0.2 the header is the old one.
+        upto: write only the layers before this one, as Darknet's ``partial`` does.
+
+    Raises:
+        UserError: a fused network, or numbers that are not finite; names the layer.
+    """
+    layers = [layer for layer in _layers_of(network) if upto is None or layer.index < upto]
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(struct.pack("<3i", *version) + struct.pack(_seen_format(version), seen))
+        for layer in layers:
+            for tensor in layer.tensors:
+                numbers = tensor.detach().float().cpu().contiguous().numpy().astype(FLOAT, copy=False)
+                if not np.isfinite(numbers).all():
+                    raise UserError(f"{path}: not written, {layer.name} holds numbers that are not finite")
+                file.write(numbers.tobytes())
+
+
+def is_darknet_weights(path: str | Path) -> bool:
+    """Say whether the file starts like a ``.weights`` file, whatever its name."""
+    with open(path, "rb") as file:
+        start = file.read(12)
+    return len(start) == 12 and _version_known(struct.unpack("<3i", start))
+
+
+def _version_known(version: tuple[int, int, int]) -> bool:
+    major, minor, revision = version
+    return 0 <= major <= LAST_MAJOR and 0 <= minor <= LAST_MINOR and 0 <= revision <= 1000
+
+
+def _seen_format(version: tuple[int, int, int]) -> str:
+    return "<Q" if version[0] * 10 + version[1] >= 2 else "<I"
+
+
+def _read_header(file, path: str | Path) -> tuple[tuple[int, int, int], int]:
+    start = file.read(12)
+    if len(start) < 12:
+        raise UserError(f"{path}: {len(start)} bytes are no Darknet weights; the header alone has 16 or 20")
+    version = struct.unpack("<3i", start)
+    if not _version_known(version):
+        raise UserError(
+            f"{path}: its header says version {version[0]}.{version[1]}.{version[2]}; Darknet weights say 0.1 or 0.2, "
+            "so this is another kind of file"
+        )
+    form = _seen_format(version)
+    seen = file.read(struct.calcsize(form))
+    if len(seen) < struct.calcsize(form):
+        raise UserError(f"{path}: ends inside its header")
+    return version, struct.unpack(form, seen)[0]
+
+
+def _layers_of(network: Network) -> list[_Layer]:
+    """Return the layers with weights, in cfg order, refusing a network whose batch norms are folded away."""
+    found = []
+    for section, module in zip(network.config.sections, network.layers, strict=True):
+        name = f"layer {section.index} ([{section.kind}], {section.source}:{section.line})"
+        if isinstance(module, Convolution):
+            if module.bn is None and (section["batch_normalize"] or section["cbn"]):
+                raise UserError(
+                    f"{name} has its batch norm fused into the convolution; a .weights file needs the network as it "
+                    "was before fusing"
+                )
+            norm = () if module.bn is None else _batch_norm(module.bn)
+            bias = () if module.bn is not None else (module.conv.bias,)
+            tensors = (*norm, *bias, module.conv.weight)
+            found.append(_Layer(section.index, name, tensors, norm[3] if norm else None))
+        elif isinstance(module, nn.BatchNorm2d):
+            found.append(_Layer(section.index, name, _batch_norm(module), module.running_var))
+        else:  # a weighted shortcut, an implicit vector: one parameter, or nothing
+            tensors = tuple(module.parameters())
+            assert len(tensors) <= 1, f"{type(module).__name__} has no place in a .weights file"
+            if tensors:
+                found.append(_Layer(section.index, name, tensors))
+    return found
+
+
+def _batch_norm(norm: nn.BatchNorm2d) -> tuple[Tensor, ...]:
+    return norm.bias, norm.weight, norm.running_mean, norm.running_var
+
+
+def _layout(network: Network, wanted: list[_Layer], count: int, path: str | Path, upto: int | None) -> list[_Layer]:
+    """Return the layers that a file of ``count`` numbers holds.
+
+    Raises:
+        UserError: it ends inside a layer, holds none, or goes on after the last.
+    """
+    layers = wanted
+    if count != sum(layer.count for layer in wanted):
+        with torch.device("meta"):  # shapes only
+            original = build_network_from_text(network.cfg_text, network.cfg_path)
+        if original.num_classes != network.num_classes:
+            layers = _layers_of(original)
+    held, end = [], 0
+    for layer in layers:
+        if upto is not None and layer.index >= upto:
+            return held
+        if count == end:
+            break
+        end += layer.count
+        if count < end:
+            begin = end - layer.count
+            raise UserError(
+                f"{path}: ends inside {layer.name}, {count - begin:,} of its {layer.count:,} numbers are there; "
+                "an incomplete file, or one of another cfg"
+            )
+        held.append(layer)
+    if not held:
+        raise UserError(f"{path}: holds a header and no weights")
+    if count > end:
+        raise UserError(
+            f"{path}: {count - end:,} numbers are left after the last layer, {layers[-1].name}; these are the weights "
+            "of another cfg, or of another number of classes"
+        )
+    return held
+
+
+def _check_numbers(numbers: np.ndarray, layers: list[_Layer], path: str | Path) -> None:
+    start = 0
+    for layer in layers:
+        if not np.isfinite(numbers[start : start + layer.count]).all():
+            raise UserError(
+                f"{path}: {layer.name} gets numbers that are not finite; damaged, or the weights of another cfg"
+            )
+        for tensor in layer.tensors:
+            if tensor is layer.variances and numbers[start : start + tensor.numel()].min() < 0:
+                raise UserError(f"{path}: {layer.name} gets a negative variance; these are the weights of another cfg")
+            start += tensor.numel()
+
+
+@torch.no_grad()
+def _fill(wanted: list[_Layer], in_file: list[_Layer], numbers: np.ndarray) -> tuple[int, ...]:
+    """Copy the numbers into the tensors; return the layers whose shapes differ, which stay as they are."""
+    skipped = []
+    start = 0
+    for target, source in zip(wanted, in_file, strict=False):
+        fits = all(a.shape == b.shape for a, b in zip(target.tensors, source.tensors, strict=True))
+        if not fits:
+            skipped.append(target.index)
+            start += source.count
+            continue
+        for tensor in target.tensors:
+            chunk = numbers[start : start + tensor.numel()]
+            tensor.copy_(torch.from_numpy(chunk.astype(np.float32, copy=False)).view(tensor.shape))
+            start += tensor.numel()
+    return tuple(skipped)
