@@ -1,0 +1,134 @@
+"""Darknet's activation functions by name; formulas as in Darknet's ``src/activations.c``.
+
+Shape letters: B images, C channels, H W rows and columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+class Elementwise(nn.Module):
+    """An activation that is one function of each number."""
+
+    def __init__(self, name: str, function: Callable[[Tensor], Tensor]):
+        super().__init__()
+        self.name = name
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Apply the function."""
+        return self.function(x)
+
+    def extra_repr(self) -> str:
+        """Show the name."""
+        return self.name
+
+
+def hard_mish(x: Tensor) -> Tensor:
+    """x above 0, 0 below -2, x²/2 + x between."""
+    return torch.where(x > 0, x, torch.where(x > -2, x * x / 2 + x, torch.zeros_like(x)))
+
+
+def hard_tan(x: Tensor) -> Tensor:
+    """Clamp to -1..1."""
+    return x.clamp(-1, 1)
+
+
+def leaky_hard_tan(x: Tensor) -> Tensor:
+    """x in 0..1, with slope 0.001 outside."""
+    return torch.where(x < 0, x * 0.001, torch.where(x > 1, (x - 1) * 0.001 + 1, x))
+
+
+def loggy(x: Tensor) -> Tensor:
+    """2 / (1 + exp(-x)) - 1."""
+    return 2 * torch.sigmoid(x) - 1
+
+
+def plse(x: Tensor) -> Tensor:
+    """Piece-wise linear sigmoid: x/8 + 1/2 within -4..4, slope 0.01 outside."""
+    return torch.where(x < -4, (x + 4) * 0.01, torch.where(x > 4, (x - 4) * 0.01 + 1, x * 0.125 + 0.5))
+
+
+def ramp(x: Tensor) -> Tensor:
+    """Relu plus x/10."""
+    return functional.relu(x) + 0.1 * x
+
+
+def relie(x: Tensor) -> Tensor:
+    """x above 0, x/100 below."""
+    return functional.leaky_relu(x, 0.01)
+
+
+def reversed_leaky(x: Tensor) -> Tensor:
+    """x above 0, 10 x below: the inverse of leaky."""
+    return torch.where(x > 0, x, x / 0.1)
+
+
+def stair(x: Tensor) -> Tensor:
+    """floor(x)/2 on even floors, between them (x - floor(x)) + floor(x/2)."""
+    floor = torch.floor(x)
+    return torch.where(torch.remainder(floor, 2) == 0, floor / 2, (x - floor) + torch.floor(x / 2))
+
+
+def gelu(x: Tensor) -> Tensor:
+    """The tanh form: x/2 (1 + tanh(0.797885 x + 0.035677 x³))."""
+    return 0.5 * x * (1 + torch.tanh(0.797885 * x + 0.035677 * x**3))
+
+
+def normalize_channels(x: Tensor) -> Tensor:
+    """Relu, then every cell's channels divided by their sum; 0 where a number was not positive."""
+    positive = functional.relu(x)
+    return positive / (positive.sum(dim=1, keepdim=True) + 1e-4)
+
+
+def normalize_channels_softmax(x: Tensor) -> Tensor:
+    """Softmax over the channels of every cell, without subtracting the largest first."""
+    powers = x.exp()
+    return powers / (powers.sum(dim=1, keepdim=True) + 1e-4)
+
+
+def normalize_channels_softmax_maxval(x: Tensor) -> Tensor:
+    """Softmax over the channels of every cell, the largest subtracted first."""
+    powers = (x - x.amax(dim=1, keepdim=True)).exp()
+    return powers / (powers.sum(dim=1, keepdim=True) + 1e-4)
+
+
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": gelu,
+    "hard_mish": hard_mish,
+    "hardtan": hard_tan,
+    "lhtan": leaky_hard_tan,
+    "loggy": loggy,
+    "normalize_channels": normalize_channels,
+    "normalize_channels_softmax": normalize_channels_softmax,
+    "normalize_channels_softmax_maxval": normalize_channels_softmax_maxval,
+    "plse": plse,
+    "ramp": ramp,
+    "relie": relie,
+    "revleaky": reversed_leaky,
+    "stair": stair,
+}
+
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "linear": nn.Identity,
+    "leaky": lambda: nn.LeakyReLU(0.1, inplace=True),
+    "relu": lambda: nn.ReLU(inplace=True),
+    "relu6": lambda: nn.ReLU6(inplace=True),
+    "logistic": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "swish": lambda: nn.SiLU(inplace=True),
+    "mish": lambda: nn.Mish(inplace=True),
+    "hard_swish": lambda: nn.Hardswish(inplace=True),
+}
+
+
+def build_activation(name: str) -> nn.Module:
+    """Return the activation of a checked name; it may overwrite its input."""
+    return MODULES[name]() if name in MODULES else Elementwise(name, FUNCTIONS[name])

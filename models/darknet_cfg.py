@@ -1,0 +1,215 @@
+"""Darknet's ``.cfg`` dialect: text to ``[net]`` options and typed sections; every error names file and line.
+
+Read as Darknet reads it: white space means nothing, the first of two equal keys wins, ``#`` and ``;`` start a comment
+(Darknet knows them at the start of a line only; after a value they could not mean anything else).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from models.cfg_schema import (
+    ACTIVATION_ALIASES,
+    COMMON,
+    IGNORED,
+    NET,
+    REFUSED,
+    SECTION_ALIASES,
+    SECTIONS,
+    UNSUPPORTED_SECTIONS,
+    Key,
+)
+from utils.errors import UserError, suggestion
+
+MAX_BYTES = 1_000_000  # the largest published cfg has about 60 kB
+MAX_SECTIONS = 2_000  # the largest published cfg has about 500
+MAX_LIST = 10_000  # values of one list
+
+_Raw = tuple[str, int, dict[str, tuple[str, int]]]
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section: what was written, checked and typed; a key that was not written has its default."""
+
+    kind: str  # canonical name: "convolutional" also where the file says [conv]
+    index: int  # layer number as Darknet counts, -1 for [net]
+    line: int  # of the [header]
+    source: str  # file name, for messages
+    written: Mapping[str, Any] = field(default_factory=dict)
+    lines: Mapping[str, int] = field(default_factory=dict)
+
+    def __getitem__(self, key: str) -> Any:
+        value = self.written.get(key)
+        return schema_of(self.kind)[key].default if value is None else value
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.written
+
+    def error(self, message: str, key: str = "") -> UserError:
+        """Return an error that names this section's line, or the line of one of its keys."""
+        return UserError(f"{self.source}:{self.lines.get(key, self.line)}: [{self.kind}] {message}")
+
+    def replace(self, **values: Any) -> Section:
+        """Return a copy with other values; lines stay."""
+        return dataclasses.replace(self, written=MappingProxyType({**self.written, **values}))
+
+
+@dataclass(frozen=True)
+class DarknetConfig:
+    """A parsed cfg file."""
+
+    source: str
+    text: str
+    net: Section
+    sections: tuple[Section, ...]
+    notes: tuple[str, ...]  # one line each: what was read but has no effect here
+
+
+def schema_of(kind: str) -> dict[str, Key]:
+    """Return the known keys of a section kind."""
+    return NET if kind == "net" else {**SECTIONS[kind], **COMMON}
+
+
+def parse_cfg(path: str | Path) -> DarknetConfig:
+    """Parse a cfg file.
+
+    Raises:
+        UserError: unreadable, or not the dialect; with file and line.
+    """
+    path = Path(path)
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    if len(data) > MAX_BYTES:
+        raise UserError(f"{path}: {len(data):,} bytes; a cfg file has at most {MAX_BYTES:,} (are these the weights?)")
+    return parse_cfg_text(data.decode("utf-8-sig", errors="replace"), str(path))
+
+
+def parse_cfg_text(text: str, source: str) -> DarknetConfig:
+    """Parse the text of a cfg file; ``source`` is its name in messages.
+
+    Raises:
+        UserError: as :func:`parse_cfg`.
+    """
+    doubles: list[str] = []
+    found = _read_lines(text, source, doubles)
+    if not found:
+        raise UserError(f"{source}: no sections; a cfg file starts with [net]")
+    if found[0][0] != "net":
+        raise UserError(f"{source}:{found[0][1]}: the first section must be [net], not [{found[0][0]}]")
+    sections = [_typed(kind, index - 1, line, source, values) for index, (kind, line, values) in enumerate(found)]
+    for section in sections[1:]:
+        if section.kind == "net":
+            raise section.error("only the first section may be [net]")
+    if len(sections) == 1:
+        raise sections[0].error("is the only section; a network needs layers")
+    return DarknetConfig(source, text, sections[0], tuple(sections[1:]), _notes(sections, doubles))
+
+
+def _read_lines(text: str, source: str, doubles: list[str]) -> list[_Raw]:
+    """Return each section's kind, line and keys as text with their lines."""
+    found: list[_Raw] = []
+    for number, raw in enumerate(text.splitlines(), start=1):
+        line = "".join(raw.split("#")[0].split(";")[0].split())
+        place = f"{source}:{number}"
+        if line.startswith("["):
+            found.append((_kind(line, place), number, {}))
+            if len(found) > MAX_SECTIONS:
+                raise UserError(f"{place}: more than {MAX_SECTIONS} sections")
+        elif line and not found:
+            raise UserError(f"{place}: '{_short(line)}' stands before the first [section]")
+        elif line:
+            _read_key(line, place, found[-1], doubles)
+    return found
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def _kind(line: str, place: str) -> str:
+    if not line.endswith("]"):
+        raise UserError(f"{place}: '{_short(line)}' is no section header; write [name]")
+    name = line[1:-1].lower()
+    name = SECTION_ALIASES.get(name, name)
+    if name == "net" or name in SECTIONS:
+        return name
+    if name in UNSUPPORTED_SECTIONS:
+        raise UserError(f"{place}: Darknet knows [{name}], this toolkit does not build it")
+    close = suggestion(name, ["net", *SECTIONS, *SECTION_ALIASES])
+    raise UserError(f"{place}: unknown section [{_short(name)}]{close}")
+
+
+def _read_key(line: str, place: str, section: _Raw, doubles: list[str]) -> None:
+    kind, _, values = section
+    name, equals, value = line.partition("=")
+    name = name.lower()
+    if not equals or not name:
+        raise UserError(f"{place}: '{_short(line)}' is neither 'key = value' nor a [section]")
+    if name not in schema_of(kind):
+        raise UserError(f"{place}: [{kind}] has no key '{_short(name)}'{suggestion(name, schema_of(kind))}")
+    if name in values:  # Darknet's option_find returns the first
+        if values[name][0] != value:
+            doubles.append(f"{place}: the second '{name}' has no effect; the first, {values[name][0]}, counts")
+        return
+    values[name] = (value, int(place.rpartition(":")[2]))
+
+
+def _typed(kind: str, index: int, line: int, source: str, values: dict[str, tuple[str, int]]) -> Section:
+    lines = MappingProxyType({name: number for name, (_, number) in values.items()})
+    blank = Section(kind, index, line, source, {}, lines)
+    typed = {name: _value(blank, name, text) for name, (text, _) in values.items()}
+    return Section(kind, index, line, source, MappingProxyType(typed), lines)
+
+
+def _value(section: Section, name: str, text: str) -> Any:
+    key = schema_of(section.kind)[name]
+    if key.kind == "text":
+        value = text.lower() if key.choices else text
+        if key.choices and value not in key.choices:
+            close = suggestion(value, key.choices)
+            raise section.error(f"{name}={_short(text)} is not known{close} (known: {', '.join(key.choices)})", name)
+        value = ACTIVATION_ALIASES.get(value, value) if name == "activation" else value
+    elif key.kind in ("ints", "floats"):
+        parts = text.removesuffix(",").split(",")
+        if len(parts) > MAX_LIST:
+            raise section.error(f"{name} has more than {MAX_LIST} values", name)
+        value = tuple(_number(section, name, part, key) for part in parts)
+    else:
+        value = _number(section, name, text, key)
+    if key.role == REFUSED and value != key.default:
+        raise section.error(f"{name}={_short(text)} is not supported ({key.why}); remove the key", name)
+    return value
+
+
+def _number(section: Section, name: str, text: str, key: Key) -> int | float:
+    whole = key.kind.startswith("int")
+    try:
+        value = int(text) if whole and len(text) < 20 else float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value) or (whole and not isinstance(value, int)):
+        what = "a whole number" if whole else "a finite number"
+        raise section.error(f"{name}={_short(text)}: expected {what}", name)
+    if (key.low is not None and value < key.low) or (key.high is not None and value > key.high):
+        low, high = ("" if bound is None else f"{bound:g}" for bound in (key.low, key.high))
+        raise section.error(f"{name}={_short(text)} is outside {low}..{high}", name)
+    return value
+
+
+def _notes(sections: list[Section], doubles: list[str]) -> tuple[str, ...]:
+    ignored: dict[str, list[str]] = {}
+    for section in sections:
+        keys = ignored.setdefault(section.kind, [])
+        keys += [name for name in section.written if schema_of(section.kind)[name].role == IGNORED and name not in keys]
+    lines = [f"[{kind}] {', '.join(keys)}" for kind, keys in ignored.items() if keys]
+    without = (f"{sections[0].source}: without effect here: {'; '.join(lines)}",) if lines else ()
+    return (*without, *doubles)

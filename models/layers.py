@@ -1,0 +1,187 @@
+"""Plain torch modules for the sections of a Darknet cfg; they know nothing of cfg files.
+
+Each takes the tensors of its source layers, in order, and returns one tensor.
+Shape letters: B images, C channels, H W rows and columns, A anchors per cell, K classes, S stride.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.activations import build_activation
+
+
+class Convolution(nn.Module):
+    """Convolution, batch norm, activation, and Darknet's antialiasing blur, each where wanted.
+
+    ``conv`` has a bias exactly where there is no batch norm; ``bn`` and ``blur`` are None where absent.
+    """
+
+    def __init__(self, conv: nn.Conv2d, bn: nn.BatchNorm2d | None, activation: str, blur: nn.Module | None = None):
+        super().__init__()
+        self.conv = conv
+        self.bn = bn
+        self.activation = build_activation(activation)
+        self.blur = blur
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B C H W] to [B C' H' W']."""
+        x = self.conv(x)
+        if self.bn is not None:
+            x = self.bn(x)
+        x = self.activation(x)
+        return x if self.blur is None else self.blur(x)
+
+    @torch.no_grad()
+    def fuse(self) -> None:
+        """Fold the batch norm's running statistics into the convolution; training is over for this copy."""
+        if self.bn is None:
+            return
+        bn, old = self.bn, self.conv
+        scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
+        self.conv = nn.Conv2d(
+            old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, old.groups
+        ).to(device=old.weight.device, dtype=old.weight.dtype)
+        self.conv.weight.copy_(old.weight.double() * scale[:, None, None, None])
+        self.conv.bias.copy_(bn.bias.double() - bn.running_mean.double() * scale)
+        self.conv.train(old.training).requires_grad_(old.weight.requires_grad)
+        self.bn = None
+
+
+class Pool(nn.Module):
+    """Darknet's pooling window rule for max and average pooling.
+
+    The first window starts at ``-(padding // 2)``; there are ``(n + padding - size) // stride + 1`` of them along a
+    side of n, so all surplus is at the right and bottom. Outside counts as minus infinity for max and is left out of
+    averages.
+    """
+
+    def __init__(self, size: int, stride_xy: tuple[int, int], padding: int, average: bool = False):
+        super().__init__()
+        self.size = size
+        self.stride_xy = stride_xy
+        self.padding = padding
+        self.average = average
+
+    def output_side(self, side: int, stride: int) -> int:
+        """Return how many windows there are along a side."""
+        return (side + self.padding - self.size) // stride + 1
+
+    def _borders(self, side: int, stride: int) -> tuple[int, int]:
+        before = self.padding // 2
+        end = (self.output_side(side, stride) - 1) * stride + self.size - before
+        return before, max(0, end - side)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B C H W] to [B C H' W']."""
+        rows, cols = x.shape[2:]
+        left, right = self._borders(cols, self.stride_xy[0])
+        top, bottom = self._borders(rows, self.stride_xy[1])
+        stride = self.stride_xy[::-1]
+        if self.average:
+            return self._average(x, (left, right, top, bottom), stride)
+        if left == right == top == bottom and 2 * left <= self.size:
+            return functional.max_pool2d(x, self.size, stride, left)
+        return functional.max_pool2d(functional.pad(x, (left, right, top, bottom), value=-torch.inf), self.size, stride)
+
+    def _average(self, x: Tensor, borders: tuple[int, int, int, int], stride: tuple[int, int]) -> Tensor:
+        total = functional.avg_pool2d(functional.pad(x, borders), self.size, stride, divisor_override=1)
+        ones = functional.pad(x.new_ones(1, 1, *x.shape[2:]), borders)
+        return total / functional.avg_pool2d(ones, self.size, stride, divisor_override=1)
+
+    def extra_repr(self) -> str:
+        """Show the geometry."""
+        return f"size={self.size}, stride_xy={self.stride_xy}, padding={self.padding}, average={self.average}"
+
+
+class GlobalAverage(nn.Module):
+    """Mean of every channel, [B C H W] -> [B C 1 1]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Average over rows and columns."""
+        return x.mean(dim=(2, 3), keepdim=True)
+
+
+class Upsample(nn.Module):
+    """Repeat every cell S x S times, optionally times a factor."""
+
+    def __init__(self, stride: int, scale: float = 1.0):
+        super().__init__()
+        self.stride = stride
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B C H W] to [B C SH SW]."""
+        x = functional.interpolate(x, scale_factor=float(self.stride), mode="nearest")
+        return x if self.scale == 1.0 else x * self.scale
+
+
+class Route(nn.Module):
+    """Concatenate channels; with groups, only part ``group_id`` of each source."""
+
+    def __init__(self, groups: int = 1, group_id: int = 0):
+        super().__init__()
+        self.groups = groups
+        self.group_id = group_id
+
+    def forward(self, *sources: Tensor) -> Tensor:
+        """Map [B C1 H W], [B C2 H W], ... to [B (C1 + C2 + ...) / groups H W]."""
+        if self.groups > 1:
+            sources = tuple(x.chunk(self.groups, dim=1)[self.group_id] for x in sources)
+        return sources[0] if len(sources) == 1 else torch.cat(sources, dim=1)
+
+
+class Shortcut(nn.Module):
+    """Sum of the sources in the shape of the first; of a source, the channels that both have.
+
+    ``weights`` is None, [N] (per_feature) or [N C] (per_channel) for N sources; ``normalization`` makes them positive
+    with sum 1, by relu or softmax. Darknet trains them from 1.
+    """
+
+    def __init__(self, activation: str, weights_shape: tuple[int, ...] = (), normalization: str = "none"):
+        super().__init__()
+        self.activation = build_activation(activation)
+        self.weights = nn.Parameter(torch.ones(weights_shape)) if weights_shape else None
+        self.normalization = normalization
+
+    def factors(self) -> Tensor:
+        """Return the normalised weights, [N 1 1] or [N C 1 1]."""
+        weights = self.weights
+        if self.normalization == "relu":
+            weights = weights.relu()
+            weights = weights / (weights.sum(dim=0, keepdim=True) + 1e-4)
+        elif self.normalization == "softmax":
+            weights = (weights - weights.amax(dim=0, keepdim=True)).exp()
+            weights = weights / (weights.sum(dim=0, keepdim=True) + 1e-4)
+        return weights[..., None, None]
+
+    def forward(self, first: Tensor, *others: Tensor) -> Tensor:
+        """Add [B C H W] tensors; the others may have more or fewer channels."""
+        factors = None if self.weights is None else self.factors().to(first.dtype)
+        total = first if factors is None else first * factors[0]
+        channels = first.shape[1]
+        for number, other in enumerate(others, start=1):
+            shared = min(channels, other.shape[1])
+            other = other[:, :shared]
+            if factors is not None:
+                other = other * (factors[number][:shared] if self.weights.dim() == 2 else factors[number])
+            if shared < channels:
+                other = functional.pad(other, (0, 0, 0, 0, 0, channels - shared))
+            total = total + other
+        return self.activation(total)
+
+
+class YoloMap(nn.Module):
+    """Show a convolution's output as a raw map, without moving any data."""
+
+    def __init__(self, num_anchors: int, num_classes: int):
+        super().__init__()
+        self.num_anchors = num_anchors
+        self.num_classes = num_classes
+
+    def forward(self, x: Tensor) -> Tensor:
+        """View [B A(5+K) H W] as [B A H W 5+K]."""
+        batch, _, rows, cols = x.shape
+        return x.view(batch, self.num_anchors, 5 + self.num_classes, rows, cols).permute(0, 1, 3, 4, 2)

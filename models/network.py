@@ -1,0 +1,275 @@
+"""A Darknet cfg as a torch network: images [B 3 H W] in, one raw map [B A H W 5+C] of logits per ``[yolo]`` head out.
+
+``python -m models.network cfg/x.cfg`` prints the layers as Darknet does at its start.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from models.build_sections import Built, SectionBuilder, sources_of
+from models.darknet_cfg import DarknetConfig, Section, parse_cfg, parse_cfg_text
+from models.heads import Head
+from models.layers import Convolution
+from utils.errors import UserError, run_command
+
+DARKNET_BN_EPS = 1e-5
+BN_MOMENTUM = 0.03  # weight of the new batch; Darknet's own rolling average uses 0.1 or 0.01 by version
+_THROUGH = ("shift_channels", "control_channels", "activation", "dropout", "silence")  # leave the channels as they are
+
+
+class Network(nn.Module):
+    """The layers of one cfg, run in its order; ``layers[i]`` is Darknet's layer ``i``."""
+
+    def __init__(self, config: DarknetConfig, built: list[Built]):
+        super().__init__()
+        self.config = config
+        self.table = tuple(_table_row(layer) for layer in built)
+        self.layers = nn.ModuleList(layer.module for layer in built)
+        self.sources = tuple(layer.sources for layer in built)
+        self.heads: tuple[Head, ...] = tuple(layer.head for layer in built if layer.head)
+        self.head_layers = tuple(index for index, layer in enumerate(built) if layer.head)
+        self.max_stride = max((_grid_stride(layer) for layer in built), default=1)
+        self.input_wh: tuple[int, int] = (config.net["width"], config.net["height"])
+        self._released = _released_after(self.sources)
+
+    @property
+    def cfg_path(self) -> str:
+        """Name of the cfg file."""
+        return self.config.source
+
+    @property
+    def cfg_text(self) -> str:
+        """The cfg file's text, unchanged; with ``num_classes`` it rebuilds this network."""
+        return self.config.text
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One line each: keys of the cfg that have no effect here."""
+        return self.config.notes
+
+    @property
+    def num_classes(self) -> int:
+        """Classes of the heads, 0 for a network without heads."""
+        return self.heads[0].num_classes if self.heads else 0
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Return the heads' raw maps in cfg order; of a network without heads, the last layer's output alone.
+
+        Args:
+            images: [B 3 H W] floats in 0..1, RGB; H and W multiples of ``max_stride``.
+        """
+        outputs: dict[int, Tensor] = {-1: images}
+        for index, layer in enumerate(self.layers):
+            outputs[index] = layer(*[outputs[source] for source in self.sources[index]])
+            for source in self._released[index]:
+                del outputs[source]
+        return [outputs[index] for index in self.head_layers or (len(self.layers) - 1,)]
+
+    def head_convolution(self, head: int) -> Convolution:
+        """Return the convolution whose filters are the head's predictions."""
+        return self.layers[_convolution_before(self.config.sections, self.head_layers[head])]
+
+    def fuse(self) -> Network:
+        """Return a copy for inference in which every batch norm is folded into its convolution."""
+        fused = copy.deepcopy(self).eval()
+        for layer in fused.layers:
+            if isinstance(layer, Convolution):
+                layer.fuse()
+        return fused
+
+
+def build_network(
+    cfg_path: str | Path, num_classes: int | None = None, bn_eps: float | None = None, bn_momentum: float | None = None
+) -> Network:
+    """Build the network of a cfg file.
+
+    Args:
+        cfg_path: the file.
+        num_classes: None for what the cfg says; else the heads and the filters before them are adapted.
+        bn_eps: batch norm's epsilon; None for the cfg's ``[net] bn_eps`` (ours), else Darknet's 1e-5.
+        bn_momentum: weight of a new batch in the running statistics; None for ``[net] bn_momentum`` (ours), else 0.03.
+
+    Raises:
+        UserError: unreadable, not the dialect, an impossible graph or an absurd size; with file and line.
+    """
+    return _build(parse_cfg(cfg_path), num_classes, bn_eps, bn_momentum)
+
+
+def build_network_from_text(
+    text: str, name: str, num_classes: int | None = None, bn_eps: float | None = None, bn_momentum: float | None = None
+) -> Network:
+    """Build the network of a cfg's text, as kept in a checkpoint; ``name`` stands for the file in messages."""
+    return _build(parse_cfg_text(text, name), num_classes, bn_eps, bn_momentum)
+
+
+def require_heads(network: Network) -> None:
+    """Refuse a network that cannot detect.
+
+    Raises:
+        UserError: the cfg has no [yolo] section.
+    """
+    if not network.heads:
+        raise UserError(f"{network.cfg_path}: no [yolo] section, so this network cannot detect; give a detector's cfg")
+
+
+def check_image_size(network: Network, size: int | tuple[int, int]) -> None:
+    """Refuse an input size that the network's strides do not divide.
+
+    Args:
+        network: the network.
+        size: the side of a square input, or (width, height), in pixels.
+
+    Raises:
+        UserError: names the stride and the nearest sizes that fit.
+    """
+    stride = network.max_stride
+    for side in (size,) if isinstance(size, int) else size:
+        if side < 1 or side % stride:
+            below, above = side // stride * stride, (side // stride + 1) * stride
+            fitting = f"{below} or {above}" if below > 0 else f"{stride}"
+            largest = f"{stride}, the largest stride of {network.cfg_path}"
+            raise UserError(f"image size {side} is not a multiple of {largest}; use {fitting}")
+
+
+@torch.no_grad()
+def initialise_head_biases(network: Network, rule: str = "yolov3") -> None:
+    """Start the heads' biases where objects are rare, so that the first steps are not spent on learning that.
+
+    Args:
+        network: changed in place.
+        rule: a key of ``BIAS_RULES``; the numbers are those of the two origins.
+    """
+    for index, head in enumerate(network.heads):
+        layer = network.head_convolution(index)
+        bias = layer.conv.bias if layer.bn is None else layer.bn.bias
+        objectness, classes = BIAS_RULES[rule](head)
+        per_anchor = bias.view(head.num_anchors, -1)  # A 5+C
+        per_anchor[:, 4] += objectness
+        per_anchor[:, 5:] += classes
+
+
+def _yolov3_biases(head: Head) -> tuple[float, float]:
+    return -4.5, math.log(0.6 / (head.num_classes - 0.99))
+
+
+def _yolov5_biases(head: Head) -> tuple[float, float]:
+    """Eight objects in an image of 640 pixels."""
+    return math.log(8 / (640 / head.stride) ** 2), math.log(0.6 / (head.num_classes - 0.99999))
+
+
+BIAS_RULES = {"yolov3": _yolov3_biases, "yolov5": _yolov5_biases}
+
+
+def _build(config: DarknetConfig, num_classes: int | None, bn_eps: float | None, bn_momentum: float | None) -> Network:
+    net = config.net
+    for key in ("width", "height"):
+        if net[key] is None:
+            raise net.error(f"needs '{key} = ...'")
+    if num_classes is not None:
+        config = _with_classes(config, num_classes)
+    eps = next(value for value in (bn_eps, net["bn_eps"], DARKNET_BN_EPS) if value is not None)
+    momentum = next(value for value in (bn_momentum, net["bn_momentum"], BN_MOMENTUM) if value is not None)
+    network = Network(config, SectionBuilder(config, eps, momentum).build())
+    if len({head.num_classes for head in network.heads}) > 1:
+        line = config.sections[network.head_layers[-1]].line
+        raise UserError(f"{config.source}:{line}: the [yolo] sections disagree about the number of classes")
+    for key, side in zip(("width", "height"), network.input_wh, strict=True):
+        if network.heads and side % network.max_stride:
+            largest = f"{network.max_stride}, the network's largest stride"
+            raise net.error(f"{key}={side} is not a multiple of {largest}", key)
+    return network
+
+
+def _with_classes(config: DarknetConfig, num_classes: int) -> DarknetConfig:
+    """Return the config with other ``classes`` in every head and filters that fit before it."""
+    sections = list(config.sections)
+    for section in config.sections:
+        if section.kind != "yolo":
+            continue
+        sections[section.index] = section.replace(classes=num_classes)
+        masks = section["num"] if section["mask"] is None else len(section["mask"])
+        for index in _predicting(config.sections, section.index):
+            sections[index] = sections[index].replace(filters=masks * (5 + num_classes))
+    return DarknetConfig(config.source, config.text, config.net, tuple(sections), config.notes)
+
+
+def _convolution_before(sections: tuple[Section, ...], head: int) -> int:
+    """Return the index of the convolution that a head's numbers come from."""
+    index = head - 1
+    while index >= 0 and sections[index].kind in _THROUGH:
+        index -= 1
+    if index < 0 or sections[index].kind != "convolutional":
+        raise sections[head].error("needs a [convolutional] before it")
+    return index
+
+
+def _predicting(sections: tuple[Section, ...], head: int) -> list[int]:
+    """Return the layers whose ``filters`` are a head's channels: its convolution, implicit vectors joined after it."""
+    found = [_convolution_before(sections, head)]
+    for section in sections[found[0] + 1 : head]:
+        if section.kind in ("shift_channels", "control_channels"):
+            found += [i for i in sources_of(section)[1:] if sections[i].kind.startswith("implicit")]
+    return found
+
+
+def _grid_stride(layer: Built) -> int:
+    if layer.output.rows == layer.output.cols == 1:  # a global average fits every input
+        return 1
+    return max(math.ceil(layer.output.stride_x), math.ceil(layer.output.stride_y))
+
+
+def _released_after(sources: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    """Return, per layer, the outputs that no later layer reads, so that inference holds no more than it must."""
+    last = {source: index for index, used in enumerate(sources) for source in used}
+    return tuple(tuple(s for s in sorted(set(used)) if last[s] == index) for index, used in enumerate(sources))
+
+
+def _table_row(layer: Built) -> tuple[str, ...]:
+    section = layer.section
+    filters = str(layer.output.channels) if "filters" in section or section.kind == "convolutional" else ""
+    source = str(layer.inputs[0]) if layer.inputs else ""
+    count = f"{layer.parameters:,}" if layer.parameters else ""
+    cost = f"{layer.operations / 1e9:.3f}" if layer.operations else ""
+    return (str(section.index), section.kind, filters, layer.geometry, source, str(layer.output), count, cost)
+
+
+def layer_table(network: Network) -> str:
+    """Return the table of layers: index, type, filters, size / stride, input -> output, parameters, GFLOPs."""
+    head = ("layer", "type", "filters", "size / stride", "input", "output", "parameters", "GFLOPs")
+    rows = (head, *network.table)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+    left = (1, 3)
+    lines = [
+        "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+        for row in rows
+    ]
+    parameters = sum(p.numel() for p in network.parameters())
+    total = sum(float(row[7]) for row in network.table if row[7])
+    width, height = network.input_wh
+    heads = ", ".join(f"stride {head.stride} with {head.num_anchors} anchors" for head in network.heads)
+    lines.append(f"{len(network.layers)} layers, {parameters:,} parameters, {total:.3f} GFLOPs at {width} x {height}")
+    lines.append(f"{network.num_classes} classes; heads: {heads}" if heads else "no heads: not a detector")
+    return "\n".join([*(line.rstrip() for line in lines), *network.notes])
+
+
+def main() -> None:
+    """Print the layer table of the cfg named on the command line."""
+    import argparse
+
+    from utils.config import find_file
+
+    parser = argparse.ArgumentParser(description="Print the layers of a cfg as Darknet does at its start.")
+    parser.add_argument("cfg", nargs="?", default="yolov3-nano.cfg", help="a file, or a name in cfg/")
+    parser.add_argument("--num-classes", type=int, help="adapt the heads to this many classes")
+    arguments = parser.parse_args()
+    print(layer_table(build_network(find_file(arguments.cfg, "cfg"), arguments.num_classes)))
+
+
+if __name__ == "__main__":
+    run_command(main)
