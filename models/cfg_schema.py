@@ -78,8 +78,8 @@ COMMON = {
 
 _NET_IGNORED_INTS = (
     "batch subdivisions max_batches sgdr_cycle sgdr_mult time_steps track augment_speed sequential_subdivisions "
-    "try_fix_nan dynamic_minibatch optimized_memory adam inputs max_crop min_crop flip blur gaussian_noise mixup cutmix "
-    "mosaic mosaic_bound letter_box burn_in step contrastive contrastive_jit_flip contrastive_color unsupervised "
+    "try_fix_nan dynamic_minibatch optimized_memory adam inputs max_crop min_crop flip blur gaussian_noise mixup "
+    "cutmix mosaic mosaic_bound letter_box burn_in step contrastive contrastive_jit_flip contrastive_color unsupervised "
     "use_cuda_graph equidistant_point full_time_batches init_sequential_subdivisions weights_reject_freq"
 )
 _NET_IGNORED_FLOATS = (

@@ -11,7 +11,6 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 from models.cfg_schema import (
@@ -58,7 +57,7 @@ class Section:
 
     def replace(self, **values: Any) -> Section:
         """Return a copy with other values; lines stay."""
-        return dataclasses.replace(self, written=MappingProxyType({**self.written, **values}))
+        return dataclasses.replace(self, written={**self.written, **values})
 
 
 @dataclass(frozen=True)
@@ -164,10 +163,10 @@ def _read_key(line: str, place: str, section: _Raw, doubles: list[str]) -> None:
 
 
 def _typed(kind: str, index: int, line: int, source: str, values: dict[str, tuple[str, int]]) -> Section:
-    lines = MappingProxyType({name: number for name, (_, number) in values.items()})
+    lines = {name: number for name, (_, number) in values.items()}
     blank = Section(kind, index, line, source, {}, lines)
     typed = {name: _value(blank, name, text) for name, (text, _) in values.items()}
-    return Section(kind, index, line, source, MappingProxyType(typed), lines)
+    return Section(kind, index, line, source, typed, lines)
 
 
 def _value(section: Section, name: str, text: str) -> Any:
