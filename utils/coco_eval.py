@@ -122,9 +122,10 @@ def evaluate_coco(ground_truth: dict, results: Sequence[dict], backend: str = "a
     for key, is_precision, threshold, area, limit in TWELVE:
         values = (precision if is_precision else recall)[..., area, limit]
         twelve[key] = _mean(values if threshold is None else values[threshold : threshold + 1])
-    per_class = precision[..., 0, 2]  # T R K
+    ids = [category["id"] for category in truth["categories"]]
+    index = {id_: number for number, id_ in enumerate(ids)}
+    per_class = precision[:, :, np.searchsorted(sorted(ids), ids), 0, 2]  # T R K, K in the order of the categories
     operating_point = precision_recall_at_best_f1(truth, results)
-    index = {category["id"]: number for number, category in enumerate(truth["categories"])}
     pairs = {(annotation["image_id"], index[annotation["category_id"]]) for annotation in objects}
     instances = np.bincount([index[a["category_id"]] for a in objects], minlength=len(names))
     images = np.bincount([label for _, label in pairs], minlength=len(names))
@@ -147,7 +148,7 @@ def evaluate_coco(ground_truth: dict, results: Sequence[dict], backend: str = "a
 
 
 def clean_ground_truth(ground_truth: dict) -> dict:
-    """Return the part of a COCO ground truth that box evaluation reads, categories sorted by id.
+    """Return the part of a COCO ground truth that box evaluation reads.
 
     Annotations get ids from 1 on unless theirs are distinct and positive: pycocotools takes id 0 for "no match" and
     loses that object.
@@ -171,9 +172,7 @@ def clean_ground_truth(ground_truth: dict) -> dict:
     return {
         "info": {},
         "images": [{key: image[key] for key in kept if key in image} for image in ground_truth["images"]],
-        "categories": sorted(
-            ({"id": c["id"], "name": c["name"]} for c in ground_truth["categories"]), key=lambda c: c["id"]
-        ),
+        "categories": [{"id": category["id"], "name": category["name"]} for category in ground_truth["categories"]],
         "annotations": annotations,
     }
 

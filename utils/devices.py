@@ -53,16 +53,17 @@ def describe_device(device: torch.device) -> str:
     return f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads"
 
 
-def amp_helps(device: torch.device) -> bool:
-    """Whether float16 is faster and safe on a device: GPUs with tensor cores.
+def amp_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the type in which mixed precision is faster and safe on a device, None where there is none.
 
-    Not the GTX 16xx, which have none and produce NaN in float16, and no CPU: without AMX it emulates bfloat16, four
-    times slower than float32.
+    float16 on GPUs with tensor cores: of the two 16-bit types the one whose 11 bits still tell neighbouring pixels
+    apart; it needs loss scaling. Not on the GTX 16xx, which have no tensor cores and produce NaN, and not on a CPU:
+    without AMX it emulates bfloat16, four times slower than float32.
     """
     if device.type != "cuda":
-        return False
+        return None
     major, _ = torch.cuda.get_device_capability(device)
-    return major >= 7 and "GTX 16" not in torch.cuda.get_device_name(device)
+    return torch.float16 if major >= 7 and "GTX 16" not in torch.cuda.get_device_name(device) else None
 
 
 def use_threads(count: int | None = None) -> None:

@@ -1,0 +1,97 @@
+"""From a detector and batches to COCO results and metrics: the one evaluation path of training and testing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from tqdm import tqdm
+
+from models.detector import Detector
+from utils import distributed
+from utils.coco_eval import Metrics, evaluate_coco
+from utils.records import Batch, Detections, Frame
+
+BOX_DECIMALS = 3  # of a pixel; with these and no others a result is evaluated and written
+SCORE_DECIMALS = 8
+
+OnBatch = Callable[[Batch, Sequence[Detections]], None]
+
+
+def evaluate(detector: Detector, batches: Iterable[Batch], ground_truth: dict, evaluator: str = "auto") -> Metrics:
+    """Run the detector over all batches and evaluate what it finds.
+
+    Under ``torchrun`` every process detects in its share of the images and gets the metrics of all of them.
+
+    Args:
+        detector: with a low confidence (0.001), so that the precision-recall curve is whole.
+        batches: iterable with a length; what padding repeats is counted once.
+        ground_truth: in COCO's format; its category ``i`` is the network's class ``i``.
+        evaluator: a backend of :mod:`utils.coco_eval`.
+
+    Raises:
+        UserError: the evaluator is not installed.
+    """
+    results = collect_results(detector, batches, ground_truth)
+    metrics = evaluate_coco(ground_truth, results, evaluator) if distributed.is_main() else None
+    return distributed.broadcast(metrics)
+
+
+def collect_results(
+    detector: Detector, batches: Iterable[Batch], ground_truth: dict, on_batch: OnBatch | None = None
+) -> list[dict]:
+    """Return COCO results for all batches: a list that is the same for any batch size and number of processes.
+
+    Args:
+        detector: finds the objects.
+        batches: iterable with a length.
+        ground_truth: gives the order of the images and the category ids.
+        on_batch: called with every batch and its detections, in the main process, to draw them for instance.
+
+    Returns:
+        Results ordered by image, the strongest of an image first; empty in all processes but the main one.
+    """
+    category_ids = [category["id"] for category in ground_truth["categories"]]
+    by_image: dict[int, list[dict]] = {}
+    bar = tqdm(batches, desc="test", disable=not distributed.is_main(), leave=False, bar_format=BAR_FORMAT)
+    for batch in bar:
+        found = detector(batch.images, batch.frames)
+        if on_batch is not None and distributed.is_main():
+            on_batch(batch, found)
+        for frame, detections in zip(batch.frames, found, strict=True):
+            by_image[frame.image_id] = coco_results(detections, frame, category_ids)
+    if dist.is_initialized():
+        by_image = _gather(by_image)
+    return [result for image in ground_truth["images"] for result in by_image.get(image["id"], ())]
+
+
+BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
+
+
+def coco_results(detections: Detections, frame: Frame, category_ids: Sequence[int]) -> list[dict]:
+    """Return the detections of one image as COCO results, rounded once so that a file holds exactly these numbers.
+
+    Args:
+        detections: of the image.
+        frame: names the image.
+        category_ids: class index -> COCO category id.
+    """
+    boxes = detections.boxes_xyxy.to(device="cpu", dtype=torch.float64).numpy()
+    boxes_xywh = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1).round(BOX_DECIMALS).tolist()
+    scores = detections.scores.to(device="cpu", dtype=torch.float64).numpy().round(SCORE_DECIMALS).tolist()
+    return [
+        {"image_id": frame.image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, score, label in zip(boxes_xywh, scores, detections.labels.tolist(), strict=True)
+    ]
+
+
+def _gather(by_image: dict[int, list[dict]]) -> dict[int, list[dict]]:
+    """Return the results of all processes in the main one, nothing in the others; an image counts once."""
+    parts = [None] * distributed.world_size() if distributed.is_main() else None
+    dist.gather_object(by_image, parts, dst=0)
+    merged: dict[int, list[dict]] = {}
+    for part in parts or ():
+        merged = part | merged  # what the first process found of an image that padding repeats
+    return merged

@@ -1,0 +1,175 @@
+"""Boxes with labels on images, and sheets of whole batches.
+
+Images here are uint8 [H W 3] in OpenCV's order, BGR; batches are RGB, as the loader gives them.
+"""
+
+from __future__ import annotations
+
+import colorsys
+import math
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+
+from utils.files import atomic_path
+from utils.records import Batch, Detections, Targets
+
+Color = tuple[int, int, int]  # B G R
+
+GOLDEN_RATIO = 0.618034  # multiples of it, modulo 1, are spread evenly however many are taken
+SHEET_IMAGES = 16  # at most, on one sheet
+SHEET_PIXELS = 1920  # longest side of a sheet
+SHEET_CONFIDENCE = 0.25  # weaker predictions would cover a sheet
+CROWD_COLOR: Color = (160, 160, 160)
+BORDER: Color = (255, 255, 255)
+
+
+@lru_cache(maxsize=4096)
+def class_color(label: int) -> Color:
+    """Return the colour of a class: neighbours differ in hue, every other one is darker."""
+    hue = (label * GOLDEN_RATIO) % 1.0
+    red, green, blue = colorsys.hsv_to_rgb(hue, 0.9 if label % 3 else 0.65, 1.0 if label % 2 == 0 else 0.75)
+    return round(blue * 255), round(green * 255), round(red * 255)
+
+
+def class_name(label: int, names: Sequence[str]) -> str:
+    """Return the name of a class, its number where there is no name."""
+    return names[label] if 0 <= label < len(names) else str(label)
+
+
+def line_width(height: int, width: int) -> int:
+    """Return the thickness that reads well in an image of this size, in pixels."""
+    return max(1, round((height + width) / 2 * 0.003))
+
+
+def draw_detections(image: np.ndarray, detections: Detections, names: Sequence[str]) -> None:
+    """Draw boxes, class names and scores into an image, in place; the strongest comes last, on top."""
+    boxes, scores, labels = (values.tolist() for values in vars(detections.cpu()).values())
+    for box, score, label in reversed(list(zip(boxes, scores, labels, strict=True))):
+        draw_box(image, box, f"{class_name(label, names)} {score:.2f}", class_color(label))
+
+
+def draw_box(image: np.ndarray, box_xyxy: Sequence[float], text: str, color: Color) -> None:
+    """Draw one box and its text into an image, in place.
+
+    The text stands on a plate of the box's colour above the box, or inside it where there is no room above.
+    """
+    height, width = image.shape[:2]
+    thickness = line_width(height, width)
+    # Far outside corners overflow OpenCV's integers; just outside keeps the edge out of sight.
+    left, top, right, bottom = (
+        round(min(max(value, -thickness), max(height, width) + thickness)) for value in box_xyxy
+    )
+    cv2.rectangle(image, (left, top), (right, bottom), color, thickness, cv2.LINE_AA)
+    if text:
+        plate = _text_plate(text, max(10, round((height + width) * 0.011)), color)
+        above = top - plate.shape[0] >= 0
+        _paste(image, plate, max(0, min(left, width - plate.shape[1])), max(0, top - plate.shape[0] if above else top))
+
+
+def write_image(path: str | Path, image: np.ndarray) -> None:
+    """Write an image whole or not at all, in the format of the suffix.
+
+    Raises:
+        OSError: the folder cannot be written, or OpenCV does not know the format.
+    """
+    with atomic_path(path) as temporary:
+        try:
+            written = cv2.imwrite(str(temporary), image)
+        except cv2.error as error:
+            raise OSError(f"{path}: OpenCV cannot write this image: {error.err}") from error
+        if not written:
+            raise OSError(f"{path}: OpenCV cannot write this image here")
+
+
+def draw_batch(path: str | Path, batch: Batch, names: Sequence[str]) -> None:
+    """Write a sheet of a batch as the network sees it, with its objects; crowd regions are grey."""
+    images = [image.copy() for image in _bgr_images(batch)]
+    _draw_targets(images, batch.targets, names)
+    _draw_targets(images, batch.crowd, names, CROWD_COLOR)
+    _write_sheet(path, images, [frame.path for frame in batch.frames])
+
+
+def draw_predictions(path: str | Path, batch: Batch, found: Sequence[Detections], names: Sequence[str]) -> None:
+    """Write a sheet of a batch in which every image stands twice: left its objects, right what was found."""
+    truths, predictions = ([image.copy() for image in _bgr_images(batch)] for _ in range(2))
+    _draw_targets(truths, batch.targets, names)
+    _draw_targets(truths, batch.crowd, names, CROWD_COLOR)
+    for image, detections, frame in zip(predictions, found, batch.frames, strict=False):
+        confident = detections.select(detections.scores >= SHEET_CONFIDENCE).cpu()
+        boxes_xyxy_net = frame.to_network(confident.boxes_xyxy)
+        draw_detections(image, Detections(boxes_xyxy_net, confident.scores, confident.labels), names)
+    pairs = [np.concatenate(pair, axis=1) for pair in zip(truths, predictions, strict=True)]
+    _write_sheet(path, pairs, [frame.path for frame in batch.frames])
+
+
+def _bgr_images(batch: Batch) -> list[np.ndarray]:
+    images = batch.images[:SHEET_IMAGES].permute(0, 2, 3, 1).flip(-1).cpu()  # B H W 3
+    return list(np.ascontiguousarray(images.numpy()))
+
+
+def _draw_targets(images: list[np.ndarray], targets: Targets, names: Sequence[str], color: Color | None = None) -> None:
+    boxes = targets.boxes_cxcywh.cpu()
+    corners = torch.cat((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2), dim=1)
+    for number, label, corner in zip(targets.image.tolist(), targets.label.tolist(), corners.tolist(), strict=True):
+        if number < len(images):
+            height, width = images[number].shape[:2]
+            box = [value * size for value, size in zip(corner, (width, height, width, height), strict=True)]
+            draw_box(images[number], box, class_name(label, names), color or class_color(label))
+
+
+def _write_sheet(path: str | Path, images: list[np.ndarray], paths: Sequence[str]) -> None:
+    """Lay images of one size out in a nearly square grid, name each, and write the sheet."""
+    height, width = images[0].shape[:2]
+    columns = max(1, min(len(images), round(math.sqrt(len(images) * height / width))))
+    rows = -(-len(images) // columns)
+    scale = min(1.0, SHEET_PIXELS / max(rows * height, columns * width))
+    cell_h, cell_w = max(1, int(height * scale)), max(1, int(width * scale))
+    sheet = np.full((rows * cell_h, columns * cell_w, 3), 255, dtype=np.uint8)
+    for number, (image, name) in enumerate(zip(images, paths, strict=False)):
+        top, left = number // columns * cell_h, number % columns * cell_w
+        cell = sheet[top : top + cell_h, left : left + cell_w]
+        cell[:] = cv2.resize(image, (cell_w, cell_h), interpolation=cv2.INTER_AREA)
+        _paste(cell, _text_plate(Path(name).name, 12, (60, 60, 60)), 0, cell_h - 18)
+        cv2.rectangle(cell, (0, 0), (cell_w - 1, cell_h - 1), BORDER, 1)
+    write_image(path, sheet)
+
+
+def _paste(image: np.ndarray, patch: np.ndarray, left: int, top: int) -> None:
+    """Copy a patch into an image, cut off at the image's edges."""
+    left, top = max(0, left), max(0, top)
+    target = image[top : top + patch.shape[0], left : left + patch.shape[1]]
+    target[:] = patch[: target.shape[0], : target.shape[1]]
+
+
+@lru_cache(maxsize=4096)
+def _text_plate(text: str, size: int, color: Color) -> np.ndarray:
+    """Return a small image [h w 3] of a text on a plate of the colour; ``size`` is the height of a line in pixels."""
+    ink = (0, 0, 0) if 0.114 * color[0] + 0.587 * color[1] + 0.299 * color[2] > 130 else (255, 255, 255)
+    return _plate_ascii(text, size, color, ink) if text.isascii() else _plate_unicode(text, size, color, ink)
+
+
+def _plate_ascii(text: str, size: int, color: Color, ink: Color) -> np.ndarray:
+    scale, thickness = size / 30, max(1, size // 14)
+    (width, height), below = cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, thickness)
+    plate = np.full((height + below + 2, width + 4, 3), color, dtype=np.uint8)
+    cv2.putText(plate, text, (2, height + 1), cv2.FONT_HERSHEY_SIMPLEX, scale, ink, thickness, cv2.LINE_AA)
+    return plate
+
+
+def _plate_unicode(text: str, size: int, color: Color, ink: Color) -> np.ndarray:
+    """OpenCV's font knows ASCII only; Pillow comes with matplotlib, and so does a font of many alphabets."""
+    import matplotlib
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), max(8, round(size * 0.8))
+    )
+    left, top, right, bottom = font.getbbox(text)
+    picture = Image.new("RGB", (max(1, round(right - left)) + 4, max(1, round(bottom - top)) + 4), color)
+    ImageDraw.Draw(picture).text((2 - left, 2 - top), text, fill=ink, font=font)
+    return np.array(picture)  # the colours went in as BGR, so they come out as BGR
