@@ -1,0 +1,344 @@
+"""Anchors that fit the boxes of a data set: five ways to find them and the figures that judge them.
+
+Sizes and anchors are (width, height) in network pixels, after letterboxing. Letters: K distinct sizes, A anchors.
+Data sets repeat sizes, so everything works on distinct sizes with counts; above MAX_EXACT_SIZES boxes the sizes are
+rounded to whole pixels first, as a tenth of a million of them says the same as a million boxes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.cluster import vq
+from torch import Tensor
+
+from utils.boxes import wh_iou
+from utils.config import option
+from utils.errors import UserError
+
+MAX_EXACT_SIZES = 50_000
+MAX_RESTART_SIZES = 20_000  # restarts run on a sample of this many; the best is polished on all
+MAX_ITERATIONS = 300
+DECIMALS = 2  # anchors are judged as they are written into the cfg
+
+# The prior's rule by which each strategy accepts an anchor: wh-IoU > iou_t, or ratio of sides < anchor_t. Strategies
+# that are not named here give every object an anchor: there is no recall to maximise, mean best IoU decides alone.
+RECALL_RULES = {"standard": "iou", "pure": "iou", "split": "iou", "fast": "iou", "ratio": "ratio"}
+
+
+@dataclass(frozen=True)
+class AnchorFitOptions:
+    """How anchors are found."""
+
+    num: int = option(0, "number of anchors; 0: as many as the cfg has")
+    method: str = option(
+        "evolve",
+        "kmeans: Euclidean on (w, h); iou: 1 - IoU, Darknet's; evolve: mutation of the better of the two, maximising "
+        "the recall that --match asks for; linear, geometric: equally or geometrically spaced sizes x --ratios",
+        choices=("kmeans", "iou", "evolve", "linear", "geometric"),
+    )
+    iou_t: float = option(0.2, "an anchor recalls a box when their wh-IoU is above this")
+    anchor_t: float = option(4.0, "an anchor recalls a box when no ratio of their sides reaches this")
+    match: str = option("standard", "the strategy of models/build_targets.py whose recall rule evolve maximises")
+    restarts: int = option(20, "starting points of kmeans and iou, the best is kept")
+    generations: int = option(2000, "mutations that evolve tries")
+    iou_slack: float = option(0.01, "mean best IoU that evolve may give up for recall")
+    ratios: tuple[float, ...] = option((0.5, 1.0, 2.0), "aspect ratios w/h of linear and geometric")
+    size_quantiles: tuple[float, ...] = option((0.05, 0.95), "smallest and largest size of linear and geometric")
+    seed: int = option(0, "the same seed gives the same anchors")
+
+    def __post_init__(self) -> None:
+        if self.num < 0 or self.restarts < 1 or self.generations < 0:
+            raise ValueError("--num and --generations must be 0 or more, --restarts 1 or more")
+        if not 0 <= self.iou_t < 1 or self.anchor_t <= 1:
+            raise ValueError(f"--iou-t {self.iou_t} must be in 0..1 and --anchor-t {self.anchor_t} above 1")
+        if not self.ratios or min(self.ratios) <= 0:
+            raise ValueError("--ratios must be numbers above 0")
+        if len(self.size_quantiles) != 2 or not 0 <= self.size_quantiles[0] <= self.size_quantiles[1] <= 1:
+            raise ValueError("--size-quantiles must be two numbers in 0..1, the smaller first")
+
+
+@dataclass(frozen=True)
+class BoxSizes:
+    """Distinct box sizes and how many boxes have each."""
+
+    wh: Tensor  # [K 2] float32, network pixels
+    counts: Tensor  # [K] float64
+
+    def __len__(self) -> int:
+        return len(self.wh)
+
+    @property
+    def total(self) -> float:
+        """Number of boxes."""
+        return float(self.counts.sum())
+
+    def mean(self, values: Tensor) -> float:
+        """Return the mean over the boxes of a value per distinct size [K]."""
+        return float(torch.dot(values.double(), self.counts) / self.counts.sum())
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How well anchors fit the boxes."""
+
+    mean_iou: float  # over boxes, of the best anchor's wh-IoU
+    recall_iou: float  # share of boxes with an anchor of wh-IoU > iou_t
+    recall_ratio: float  # share of boxes with an anchor whose sides' ratios stay below anchor_t
+    boxes_per_anchor: tuple[int, ...]  # boxes to which each anchor is the best by wh-IoU
+
+
+def count_sizes(boxes_wh: np.ndarray, max_exact: int = MAX_EXACT_SIZES) -> BoxSizes:
+    """Return the distinct sizes of boxes [M 2]; above ``max_exact`` boxes, of their whole-pixel sizes (at least 1)."""
+    if len(boxes_wh) > max_exact:
+        boxes_wh = np.maximum(np.rint(boxes_wh), 1)
+    boxes_wh = boxes_wh.astype(np.float32)
+    keys = np.ascontiguousarray(boxes_wh).view(np.uint32).astype(np.uint64)  # positive floats sort like their bits
+    unique, counts = np.unique(keys[:, 0] << np.uint64(32) | keys[:, 1], return_counts=True)
+    wh = np.stack((unique >> np.uint64(32), unique & np.uint64(0xFFFFFFFF)), axis=1).astype(np.uint32).view(np.float32)
+    return BoxSizes(torch.from_numpy(wh), torch.from_numpy(counts.astype(np.float64)))
+
+
+def side_ratio(boxes_wh: Tensor, anchors_wh: Tensor) -> Tensor:
+    """Return ``max(w/pw, pw/w, h/ph, ph/h)`` of sizes [K 2] and anchors [A 2], [K A]."""
+    ratio = boxes_wh[:, None] / anchors_wh[None]
+    return torch.maximum(ratio, 1 / ratio).amax(dim=2)
+
+
+def measure(sizes: BoxSizes, anchors_wh: np.ndarray, options: AnchorFitOptions) -> Fit:
+    """Judge anchors [A 2] on all boxes."""
+    anchors = torch.as_tensor(np.asarray(anchors_wh), dtype=torch.float32)
+    best_iou, nearest = wh_iou(sizes.wh, anchors).max(dim=1)
+    return Fit(
+        mean_iou=sizes.mean(best_iou),
+        recall_iou=sizes.mean(best_iou > options.iou_t),
+        recall_ratio=sizes.mean((side_ratio(sizes.wh, anchors) < options.anchor_t).any(dim=1)),
+        boxes_per_anchor=tuple(torch.bincount(nearest, sizes.counts, len(anchors)).round().int().tolist()),
+    )
+
+
+def fit_anchors(sizes: BoxSizes, num: int, options: AnchorFitOptions) -> np.ndarray:
+    """Find ``num`` anchors with the chosen method, [num 2] sorted by area, rounded as they are written.
+
+    Raises:
+        UserError: there are no boxes, fewer distinct sizes than anchors, or ``num`` does not suit the method.
+    """
+    if not len(sizes):
+        raise UserError("the data set has no box to fit anchors to; check --data and its labels")
+    if len(sizes) < num:
+        raise UserError(
+            f"{int(sizes.total)} boxes have only {len(sizes)} distinct sizes, too few for {num} anchors; "
+            f"use --num {len(sizes)} or less, or more data"
+        )
+    rng = np.random.default_rng(options.seed)
+    anchors = METHODS[options.method](sizes, num, options, rng)
+    return sorted_by_area(rounded(anchors))
+
+
+def sorted_by_area(anchors_wh: np.ndarray) -> np.ndarray:
+    """Return the anchors [A 2] with the smallest first."""
+    return anchors_wh[np.lexsort((anchors_wh[:, 0], anchors_wh.prod(axis=1)))]
+
+
+def rounded(anchors_wh: np.ndarray) -> np.ndarray:
+    """Return the anchors as they are written, never 0."""
+    return np.maximum(np.round(np.asarray(anchors_wh, dtype=np.float64), DECIMALS), 10.0**-DECIMALS)
+
+
+def euclidean_kmeans(sizes: BoxSizes, num: int, options: AnchorFitOptions, rng: np.random.Generator) -> np.ndarray:
+    """scipy's k-means on (w, h), the restart with the least distortion, polished on all boxes."""
+    sample = _sample(sizes, rng)
+    distinct, points = sample.wh.double().numpy(), _points(sample)
+    best, least = None, math.inf
+    for _ in range(options.restarts):
+        start = distinct[rng.choice(len(distinct), num, replace=False)]
+        centers, distortion = vq.kmeans(points, start)
+        # scipy drops a center that loses all its points; such a restart does not answer the question.
+        if len(centers) == num and distortion < least:
+            best, least = centers, distortion
+    if best is None:
+        return start
+    polished = vq.kmeans(_points(sizes), best)[0] if len(sample) < len(sizes) else best
+    return polished if len(polished) == num else best
+
+
+def iou_kmeans(sizes: BoxSizes, num: int, options: AnchorFitOptions, rng: np.random.Generator) -> np.ndarray:
+    """k-means with the distance 1 - IoU (Darknet's), the restart with the highest mean best IoU.
+
+    One of the starting points is the Euclidean result, and the best anchors seen on the way are kept, so the mean best
+    IoU is never below that of :func:`euclidean_kmeans`.
+    """
+    euclidean = euclidean_kmeans(sizes, num, options, rng)
+    sample = _sample(sizes, rng)
+    best = max((_iou_lloyd(sample, _spread_start(sample, num, rng)) for _ in range(options.restarts)), key=_mean_iou)
+    return max((_iou_lloyd(sizes, start) for start in (best[1], rounded(euclidean))), key=_mean_iou)[1]
+
+
+def evolve(sizes: BoxSizes, num: int, options: AnchorFitOptions, rng: np.random.Generator) -> np.ndarray:
+    """Mutate the anchors of :func:`iou_kmeans`; a mutant survives if recall rises, or mean best IoU at equal recall.
+
+    Recall is that of the rule of ``options.match``. Three floors keep the result honest: both recalls and the mean best
+    IoU of the Euclidean k-means, and the mean best IoU of the start less ``options.iou_slack``.
+    """
+    euclidean = rounded(euclidean_kmeans(sizes, num, options, rng))
+    start = rounded(iou_kmeans(sizes, num, options, rng))
+    sample = _sample(sizes, rng)
+    floor = list(_figures(measure(sample, euclidean, options)))
+    figures = _figures(measure(sample, start, options))
+    if all(figure >= least for figure, least in zip(figures, floor, strict=True)):
+        floor[0] = max(floor[0], figures[0] - options.iou_slack)
+    else:
+        start = euclidean
+    population = _Population(sample, options, start, floor)
+    for _ in range(options.generations):
+        which = rng.choice(num, size=min(num, int(rng.integers(1, 3))), replace=False)
+        factors = np.exp(rng.normal(0, 10 ** rng.uniform(-2.5, -0.3), (len(which), 2)))
+        population.try_anchors(which, rounded(population.anchors[which] * factors))
+    # On a sample the floors were the sample's, so the last word is that of all boxes.
+    least = _figures(measure(sizes, euclidean, options))
+    good = all(
+        new >= old for new, old in zip(_figures(measure(sizes, population.anchors, options)), least, strict=True)
+    )
+    return population.anchors if good else start
+
+
+def linear_sizes(sizes: BoxSizes, num: int, options: AnchorFitOptions, rng: np.random.Generator) -> np.ndarray:
+    """Equally spaced sizes x aspect ratios."""
+    return _spaced_anchors(sizes, num, options, np.linspace)
+
+
+def geometric_sizes(sizes: BoxSizes, num: int, options: AnchorFitOptions, rng: np.random.Generator) -> np.ndarray:
+    """Geometrically spaced sizes x aspect ratios."""
+    return _spaced_anchors(sizes, num, options, np.geomspace)
+
+
+METHODS = {
+    "kmeans": euclidean_kmeans,
+    "iou": iou_kmeans,
+    "evolve": evolve,
+    "linear": linear_sizes,
+    "geometric": geometric_sizes,
+}
+
+
+class _Population:
+    """The surviving anchors of :func:`evolve`; their fit to every size is kept per anchor: a mutant costs one row."""
+
+    def __init__(
+        self, sizes: BoxSizes, options: AnchorFitOptions, anchors_wh: np.ndarray, floor: Sequence[float]
+    ) -> None:
+        self.sizes, self.options, self.floor = sizes, options, floor
+        self.anchors = anchors_wh
+        self.iou, self.ratio = self._rows(anchors_wh)  # [A K]
+        self.objective = self._objective(_figures(measure(sizes, anchors_wh, options)))
+
+    def try_anchors(self, which: np.ndarray, anchors_wh: np.ndarray) -> None:
+        """Replace the anchors ``which`` by the given ones if that is better and nothing falls below the floor."""
+        iou, ratio = self._rows(anchors_wh)
+        index = torch.from_numpy(which)
+        others = torch.ones(len(self.anchors), dtype=torch.bool).index_fill_(0, index, False)
+        best_iou = torch.cat((self.iou[others], iou)).amax(dim=0)
+        best_ratio = torch.cat((self.ratio[others], ratio)).amin(dim=0)
+        figures = (
+            self.sizes.mean(best_iou),
+            self.sizes.mean(best_iou > self.options.iou_t),
+            self.sizes.mean(best_ratio < self.options.anchor_t),
+        )
+        floored = all(figure >= least for figure, least in zip(figures, self.floor, strict=True))
+        if floored and self._objective(figures) > self.objective:
+            self.anchors = self.anchors.copy()
+            self.anchors[which] = anchors_wh
+            self.iou[index], self.ratio[index] = iou, ratio
+            self.objective = self._objective(figures)
+
+    def _rows(self, anchors_wh: np.ndarray) -> tuple[Tensor, Tensor]:
+        anchors = torch.as_tensor(anchors_wh, dtype=torch.float32)
+        return wh_iou(anchors, self.sizes.wh), side_ratio(anchors, self.sizes.wh)
+
+    def _objective(self, figures: Sequence[float]) -> tuple[float, float]:
+        mean_iou, recall_iou, recall_ratio = figures
+        recall = {"iou": recall_iou, "ratio": recall_ratio}.get(recall_rule(self.options.match), 0.0)
+        return recall, mean_iou
+
+
+def _figures(fit: Fit) -> tuple[float, float, float]:
+    return fit.mean_iou, fit.recall_iou, fit.recall_ratio
+
+
+def recall_rule(match: str) -> str:
+    """Return which recall a strategy's rule means: "iou", "ratio" or "" where it gives every object an anchor."""
+    return RECALL_RULES.get(match.split("+")[0], "")
+
+
+def _sample(sizes: BoxSizes, rng: np.random.Generator) -> BoxSizes:
+    """Return at most MAX_RESTART_SIZES sizes: all, or those of boxes drawn at random."""
+    if len(sizes) <= MAX_RESTART_SIZES:
+        return sizes
+    rows = rng.choice(len(sizes), MAX_RESTART_SIZES, p=(sizes.counts / sizes.counts.sum()).numpy())
+    return count_sizes(sizes.wh.numpy()[rows])
+
+
+def _points(sizes: BoxSizes) -> np.ndarray:
+    """Return one row per box, float64."""
+    return np.repeat(sizes.wh.double().numpy(), sizes.counts.long().numpy(), axis=0)
+
+
+def _mean_iou(candidate: tuple[float, np.ndarray]) -> float:
+    return candidate[0]
+
+
+def _spread_start(sizes: BoxSizes, num: int, rng: np.random.Generator) -> np.ndarray:
+    """Draw starting anchors one by one, each likely where those before fit badly (k-means++ with 1 - IoU)."""
+    best_iou = torch.zeros(len(sizes))
+    rows: list[int] = []
+    for _ in range(num):
+        chance = ((1 - best_iou).double().square() * sizes.counts).numpy()
+        rows.append(int(rng.choice(len(sizes), p=chance / chance.sum())))
+        best_iou = torch.maximum(best_iou, wh_iou(sizes.wh, sizes.wh[rows[-1:]])[:, 0])
+    return sizes.wh[rows].numpy()
+
+
+def _iou_lloyd(sizes: BoxSizes, start_wh: np.ndarray) -> tuple[float, np.ndarray]:
+    """Alternate between nearest anchor by IoU and mean of its boxes; return the best mean IoU seen and its anchors."""
+    anchors = torch.as_tensor(start_wh, dtype=torch.float32)
+    best, best_anchors, previous = -1.0, anchors, None
+    for _ in range(MAX_ITERATIONS):
+        fit, nearest = wh_iou(sizes.wh, anchors).max(dim=1)
+        score = sizes.mean(fit)
+        if score > best:
+            best, best_anchors = score, anchors
+        if previous is not None and torch.equal(nearest, previous):
+            break
+        previous = nearest
+        weight = torch.bincount(nearest, sizes.counts, len(anchors))
+        sums = torch.zeros(len(anchors), 2, dtype=torch.float64).index_add_(
+            0, nearest, sizes.wh * sizes.counts[:, None]
+        )
+        anchors = (sums / weight.clamp(min=1)[:, None]).float()
+        empty = weight == 0
+        if empty.any():  # an anchor that no box prefers goes where the fit is worst
+            anchors[empty] = sizes.wh[fit.topk(int(empty.sum()), largest=False).indices]
+    return best, best_anchors.double().numpy()
+
+
+def _spaced_anchors(sizes: BoxSizes, num: int, options: AnchorFitOptions, spacing: Callable[..., Any]) -> np.ndarray:
+    """Return sizes spaced between the quantiles of sqrt(wh), each in every aspect ratio with the area kept.
+
+    Raises:
+        UserError: ``num`` is no multiple of the number of ratios.
+    """
+    if num % len(options.ratios):
+        raise UserError(
+            f"--method {options.method} makes a whole number of sizes for {len(options.ratios)} --ratios; "
+            f"--num {num} is no multiple of {len(options.ratios)}"
+        )
+    sides = np.repeat(sizes.wh.double().prod(dim=1).sqrt().numpy(), sizes.counts.long().numpy())
+    low, high = np.quantile(sides, options.size_quantiles)
+    side = spacing(low, high, num // len(options.ratios))[:, None]
+    root = np.sqrt(np.asarray(options.ratios))[None]
+    return np.stack((side * root, side / root), axis=-1).reshape(-1, 2)

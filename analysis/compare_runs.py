@@ -1,0 +1,270 @@
+"""``analyze.py --compare RUN…``: training runs side by side, the seeds of one setting taken together.
+
+A run is the folder that ``train.py`` writes: ``config.yaml`` (flat options) and ``results.csv`` (one line per epoch).
+Runs whose options differ only in the seed (and in bookkeeping, :data:`BOOKKEEPING`) are one setting.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from scipy import stats
+
+from analysis.plots import curves
+from analysis.tables import Result, Table
+from utils.config import option
+from utils.errors import UserError
+from utils.run_log import Row, epoch_summary
+
+MAP50, MAP = "metrics/mAP_0.5", "metrics/mAP_0.5:0.95"
+POSITIVES, UNMATCHED = "match/positives_per_object", "match/unmatched_objects"
+SCORES = {"mAP@0.5": MAP50, "mAP": MAP}
+NAMED_OPTIONS = ("match", "alpha", "epochs")  # have columns of their own
+BOOKKEEPING = frozenset(  # options that say where and how a run was computed, not what was learned
+    [
+        "seed",
+        "name",
+        "project",
+        "device",
+        "workers",
+        "resume",
+        "nosave",
+        "notest",
+        "cache_images",
+        "verbose",
+        "save_period",
+    ]
+)
+
+
+@dataclass(frozen=True)
+class CompareOptions:
+    """Options of --compare."""
+
+    last: int = option(0, "mean and std over the last so many evaluated epochs; 0: over all")
+
+    def __post_init__(self) -> None:
+        if self.last < 0:
+            raise ValueError(f"--last {self.last} must be 0 (all epochs) or more")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run as its folder tells it."""
+
+    folder: Path
+    options: dict[str, Any]
+    history: tuple[Row, ...]  # one per epoch; a number that the epoch does not have is absent
+
+    @property
+    def seed(self) -> Any:
+        """The seed that the run says it used."""
+        return self.options.get("seed")
+
+
+def read_run(folder: str | Path) -> Run:
+    """Read a run's folder.
+
+    Raises:
+        UserError: the folder or one of its files is missing, unreadable or holds no finished epoch.
+    """
+    folder = Path(folder)
+    folder = folder.parent if folder.is_file() else folder
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run; give folders that train.py wrote, such as runs/train/exp")
+    config, results = folder / "config.yaml", folder / "results.csv"
+    for path in (config, results):
+        if not path.is_file():
+            raise UserError(f"{path}: missing, so {folder} is no training run (or it has not finished an epoch yet)")
+    try:
+        options = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{config}: not valid YAML; train.py writes this file, restore it") from error
+    if not isinstance(options, dict):
+        raise UserError(f"{config}: not a list of 'option: value' lines; train.py writes this file, restore it")
+    return Run(folder, options, tuple(_read_history(results)))
+
+
+def compare_runs(runs: Sequence[Run], options: CompareOptions) -> Result:
+    """Summarise every run and every setting."""
+    varying = varying_options(runs)
+    run_rows = [_run_figures(run, varying, options.last or None) for run in runs]
+    groups = group_by_setting(runs)
+    settings = [
+        {"setting": setting_label(runs[members[0]], varying), **_setting_figures([run_rows[i] for i in members])}
+        for members in groups
+    ]
+    figures = {"last": options.last, "varying_options": varying, "runs": run_rows, "settings": settings}
+    labels = [setting["setting"] for setting in settings]
+    data = {"runs": [str(run.folder) for run in runs]}
+    return Result("compare", data, figures, _tables(figures), {"curves": _plot(runs, groups, labels)}, _notes(runs))
+
+
+def varying_options(runs: Sequence[Run]) -> list[str]:
+    """Return the options that are not the same in all runs, in the order of the first run's file."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.options))
+    return [key for key in keys if key not in BOOKKEEPING and len({_frozen(run.options.get(key)) for run in runs}) > 1]
+
+
+def group_by_setting(runs: Sequence[Run]) -> list[list[int]]:
+    """Return the indices of the runs of each setting, in order of first appearance."""
+    varying = varying_options(runs)
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for index, run in enumerate(runs):
+        groups.setdefault(tuple(_frozen(run.options.get(key)) for key in varying), []).append(index)
+    return list(groups.values())
+
+
+def setting_label(run: Run, varying: Sequence[str]) -> str:
+    """Name a setting by what is special about it: strategy, α, and whatever differs between the runs."""
+    extra = " ".join(f"{key}={_shown(run.options.get(key))}" for key in varying if key not in NAMED_OPTIONS)
+    label = f"{run.options.get('match', '?')} α={_shown(run.options.get('alpha', 0))}"
+    return " ".join((label, *([f"epochs={run.options.get('epochs')}"] if "epochs" in varying else []), extra)).strip()
+
+
+def confidence_interval(values: Sequence[float]) -> tuple[float, float | None]:
+    """Return the mean and half the width of its 95 % interval (Student's t, n - 1 degrees); None for one value."""
+    average = float(np.mean(values))
+    if len(values) < 2:
+        return average, None
+    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return average, float(stats.t.ppf(0.975, len(values) - 1)) * error
+
+
+def _read_history(path: Path) -> list[Row]:
+    """Read results.csv; an epoch that stands there twice (after a resume) counts as its last line says."""
+    by_epoch: dict[float, Row] = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        if "epoch" not in columns:
+            raise UserError(f"{path}:1: there is no column 'epoch'; train.py writes this file, restore it")
+        reader.fieldnames = columns
+        for cells in reader:
+            row = {}
+            for name in columns:
+                text = (cells[name] or "").strip()
+                try:
+                    value = float(text) if text else math.nan
+                except ValueError:
+                    raise UserError(f"{path}:{reader.line_num}: '{text}' in column '{name}' is no number") from None
+                if math.isfinite(value):
+                    row[name] = value
+            if "epoch" in row:
+                by_epoch[row["epoch"]] = row
+    if not by_epoch:
+        raise UserError(f"{path}: there is no finished epoch in it; let train.py finish one")
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+
+def _run_figures(run: Run, varying: Sequence[str], last: int | None) -> dict[str, Any]:
+    figures: dict[str, Any] = {
+        "run": run.folder.name,
+        "folder": str(run.folder),
+        "match": run.options.get("match"),
+        "alpha": run.options.get("alpha"),
+        "seed": run.seed,
+        "options": {key: run.options.get(key) for key in varying if key not in NAMED_OPTIONS},
+        "epochs": len(run.history),
+        "epochs_planned": run.options.get("epochs"),
+    }
+    for name, column in SCORES.items():
+        summary = epoch_summary(run.history, column, last)
+        figures[name] = {key: summary.get(key) for key in ("max", "mean", "std", "best_epoch", "epochs")}
+    for name, column in (("positives_per_object", POSITIVES), ("unmatched_objects", UNMATCHED)):
+        values = [row[column] for row in run.history if column in row][-last if last else 0 :]
+        figures[name] = float(np.mean(values)) if values else None
+    return figures
+
+
+def _setting_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    figures: dict[str, Any] = {"runs": [row["run"] for row in rows], "seeds": [row["seed"] for row in rows]}
+    for name in SCORES:
+        figures[name] = {}
+        for key in ("max", "mean"):
+            values = [row[name][key] for row in rows if row[name][key] is not None]
+            average, half = confidence_interval(values) if values else (None, None)
+            figures[name][key] = {"mean": average, "interval_95": half, "runs": len(values)}
+    positives = [row["positives_per_object"] for row in rows if row["positives_per_object"] is not None]
+    figures["positives_per_object"] = float(np.mean(positives)) if positives else None
+    return figures
+
+
+def _tables(figures: Mapping[str, Any]) -> tuple[Table, ...]:
+    columns = ("run", "match", "α", "options", "seed", "epochs")
+    for name in SCORES:
+        columns += (f"{name} max", f"{name} mean", f"{name} std", f"{name} best epoch")
+    columns += ("positives per object", "unmatched objects")
+    rows = []
+    for run in figures["runs"]:
+        extra = " ".join(f"{key}={_shown(value)}" for key, value in run["options"].items())
+        row = [run["run"], run["match"], run["alpha"], extra, run["seed"], run["epochs"]]
+        for name in SCORES:
+            row += [run[name][key] for key in ("max", "mean", "std", "best_epoch")]
+        rows.append((*row, run["positives_per_object"], run["unmatched_objects"]))
+    over = f"the last {figures['last']} evaluated epochs" if figures["last"] else "all evaluated epochs"
+    seeds = []
+    for setting in figures["settings"]:
+        row = [setting["setting"], len(setting["runs"])]
+        for name in SCORES:
+            row += [value for key in ("max", "mean") for value in _interval(setting[name][key])]
+        seeds.append((*row, setting["positives_per_object"]))
+    seed_columns = ("setting", "runs")
+    for name in SCORES:
+        seed_columns += tuple(f"{name} {key}{part}" for key in ("max", "mean") for part in ("", " ±"))
+    return (
+        Table("runs", f"Runs: max, mean and std over {over}", columns, tuple(rows)),
+        Table(
+            "settings",
+            f"Settings: mean over the seeds ± half of the 95 % interval (Student's t) of each run's figure over {over}",
+            (*seed_columns, "positives per object"),
+            tuple(seeds),
+        ),
+    )
+
+
+def _interval(figure: Mapping[str, Any]) -> tuple[float | None, float | None]:
+    return figure["mean"], figure["interval_95"]
+
+
+def _plot(runs: Sequence[Run], groups: Sequence[Sequence[int]], labels: Sequence[str]) -> Any:
+    panels = {
+        name: {
+            label: [_curve(runs[index], column) for index in members]
+            for label, members in zip(labels, groups, strict=True)
+        }
+        for name, column in SCORES.items()
+    }
+    return curves(panels, "epoch")
+
+
+def _curve(run: Run, column: str) -> tuple[np.ndarray, np.ndarray]:
+    points = [(row["epoch"], row[column]) for row in run.history if column in row]
+    x, y = np.array(points, dtype=float).reshape(-1, 2).T
+    return x, y
+
+
+def _notes(runs: Sequence[Run]) -> tuple[str, ...]:
+    notes = []
+    for run in runs:
+        if not any(MAP50 in row for row in run.history):
+            notes.append(f"{run.folder}: no epoch was evaluated (--notest?), so it has no mAP")
+        planned = run.options.get("epochs")
+        if isinstance(planned, int) and len(run.history) < planned:
+            notes.append(f"{run.folder}: {len(run.history)} of {planned} epochs are finished")
+    return tuple(notes)
+
+
+def _frozen(value: Any) -> str:
+    return repr(value)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,280 @@
+"""``analyze.py --dataset-stats``: what the annotations look like; no model and no image is read.
+
+Every figure is defined in docs/analysis.md. Boxes are in the pixels of the original image; "share of images" is a
+share of the annotated images, those with at least one counted object.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from analysis.objects import SIZE_NAMES, Objects, add_occlusion, pair_blocks, pair_geometry, select_objects
+from analysis.plots import bars, histogram_grid
+from analysis.tables import Result, Table, mean, share
+from utils.config import option
+
+if TYPE_CHECKING:
+    from data.label_files import Annotations
+
+OCCLUSION_LIMITS = (0.3, 0.5, 0.7)
+OCCLUSION_EDGES = np.linspace(0, 1, 21)
+RELATIVE_SIZE_EDGES = np.linspace(0, 1, 21)
+ASPECT_EDGES = 2.0 ** np.arange(-4, 4.5, 0.5)  # w/h; what lies outside counts in the first or last bin
+COUNT_EDGES = np.array((0, 1, 2, 3, 4, 5, 6, 8, 11, 16, 21, 31, 51, 101, 1001))  # objects per image
+PAIR_KINDS = ("near", "overlapping", "contained", "coincident")
+HISTOGRAM_TITLES = {
+    "relative_size": "size: sqrt(wh / WH)",
+    "aspect": "aspect ratio w/h",
+    "occlusion": "occlusion: largest share covered by one box",
+    "objects_per_image": "objects per image (all images)",
+}
+
+
+@dataclass(frozen=True)
+class DatasetStatsOptions:
+    """Thresholds of --dataset-stats."""
+
+    near_gap: float = option(10.0, "a pair is near when the gap between its boxes is below this, pixels")
+    overlap_iou: float = option(0.6, "a pair overlaps when its IoU is above this")
+    containment: float = option(0.6, "a pair is contained when intersection over the smaller area is above this")
+    coincident: float = option(10.0, "a pair coincides when its centres are closer than this, pixels")
+    crowded_pairs: int = option(7, "an image is crowded with at least so many coincident pairs")
+    elongation: float = option(4.0, "an object is elongated when max(w/h, h/w) is at least this")
+    crowd: bool = option(True, "count crowd regions as objects")
+
+
+def dataset_stats(annotations: Annotations, options: DatasetStatsOptions) -> Result:
+    """Compute every figure of the annotations of a data set."""
+    objects = select_objects(annotations, crowd=options.crowd)
+    per_image, occlusion = _walk_pairs(objects, options)
+    per_object = _per_object_figures(objects, occlusion, options)
+    figures = {
+        **_image_figures(objects),
+        **_pair_figures(objects, per_image, options),
+        **per_object,
+        "classes": _class_figures(objects, options),
+        "problems": problem_figures(annotations),
+    }
+    data = {"images": objects.num_images, "annotations": len(annotations.box_image), "names": objects.names}
+    return Result("dataset-stats", data, figures, _tables(figures, annotations), _plots(figures), _notes(figures))
+
+
+def _walk_pairs(objects: Objects, options: DatasetStatsOptions) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Return the pairs of each kind per image, [N] each, and the occlusion per object, [M]."""
+    per_image = {kind: np.zeros(objects.num_images, dtype=np.int64) for kind in PAIR_KINDS}
+    occlusion = np.zeros(len(objects))
+    with tqdm(total=len(objects), desc="pairs", unit=" objects", disable=None, leave=False) as bar:
+        for block in pair_blocks(objects.image):
+            geometry = pair_geometry(objects.boxes_xyxy, block)
+            is_kind = {
+                "near": geometry.gap < options.near_gap,
+                "overlapping": geometry.iou > options.overlap_iou,
+                "contained": geometry.containment > options.containment,
+                "coincident": geometry.center_distance < options.coincident,
+            }
+            for kind, chosen in is_kind.items():
+                images, counts = np.unique(objects.image[block.first[chosen]], return_counts=True)
+                per_image[kind][images] += counts
+            add_occlusion(occlusion, block, geometry)
+            bar.update(block.stop - block.start)
+    return per_image, occlusion
+
+
+def _image_figures(objects: Objects) -> dict[str, Any]:
+    counts = np.bincount(objects.image, minlength=objects.num_images)
+    annotated = counts[counts > 0]
+    return {
+        "images": {"total": len(counts), "annotated": len(annotated), "without_objects": len(counts) - len(annotated)},
+        "objects": {"total": len(objects), "crowd": int(objects.crowd.sum())},
+        "objects_per_image": {
+            "mean": mean(annotated),
+            "median": float(np.median(annotated)) if len(annotated) else None,
+            "max": int(annotated.max(initial=0)),
+            "histogram": histogram(counts, COUNT_EDGES),
+        },
+        "pairs": {"total": int((counts * (counts - 1) // 2).sum())},
+    }
+
+
+def _pair_figures(
+    objects: Objects, per_image: Mapping[str, np.ndarray], options: DatasetStatsOptions
+) -> dict[str, dict[str, Any]]:
+    counts = np.bincount(objects.image, minlength=objects.num_images)
+    num_pairs, num_images = int((counts * (counts - 1) // 2).sum()), int((counts > 0).sum())
+    thresholds = dict(
+        zip(PAIR_KINDS, (options.near_gap, options.overlap_iou, options.containment, options.coincident), strict=True)
+    )
+    figures: dict[str, dict[str, Any]] = {}
+    for kind, in_image in per_image.items():
+        pairs, images = int(in_image.sum()), int((in_image > 0).sum())
+        figures[kind] = {
+            "threshold": thresholds[kind],
+            "pairs": pairs,
+            "pair_share": share(pairs, num_pairs),
+            "images": images,
+            "image_share": share(images, num_images),
+        }
+    crowded = int((per_image["coincident"] >= options.crowded_pairs).sum()) if num_images else 0
+    figures["crowded"] = {
+        "threshold": options.crowded_pairs,
+        "images": crowded,
+        "image_share": share(crowded, num_images),
+    }
+    return figures
+
+
+def _per_object_figures(objects: Objects, occlusion: np.ndarray, options: DatasetStatsOptions) -> dict[str, Any]:
+    elongated = objects.elongation >= options.elongation
+    num_images = len(np.unique(objects.image))
+    elongated_images = len(np.unique(objects.image[elongated]))
+    sizes = np.bincount(objects.sizes, minlength=3)
+    width, height = objects.boxes_wh.T
+    return {
+        "elongated": {
+            "threshold": options.elongation,
+            "objects": int(elongated.sum()),
+            "object_share": share(int(elongated.sum()), len(objects)),
+            "images": elongated_images,
+            "image_share": share(elongated_images, num_images),
+        },
+        "occlusion": {
+            "mean": mean(occlusion),
+            "at_least": {
+                str(limit): {
+                    "objects": int((occlusion >= limit).sum()),
+                    "object_share": share(int((occlusion >= limit).sum()), len(objects)),
+                }
+                for limit in OCCLUSION_LIMITS
+            },
+            "histogram": histogram(occlusion, OCCLUSION_EDGES),
+        },
+        "sizes": {
+            name: {"objects": int(count), "object_share": share(int(count), len(objects))}
+            for name, count in zip(SIZE_NAMES, sizes, strict=True)
+        },
+        "relative_size": {
+            "mean": mean(objects.relative_size),
+            "histogram": histogram(objects.relative_size, RELATIVE_SIZE_EDGES),
+        },
+        "aspect": {"histogram": histogram(width / height, ASPECT_EDGES)},
+    }
+
+
+def _class_figures(objects: Objects, options: DatasetStatsOptions) -> list[dict[str, Any]]:
+    num_classes = len(objects.names)
+    labels = objects.labels
+    # An image counts once per class: unique (class, image) keys.
+    keys = np.unique(labels * max(1, objects.num_images) + objects.image)
+    columns = {
+        "objects": np.bincount(labels, minlength=num_classes),
+        "images": np.bincount(keys // max(1, objects.num_images), minlength=num_classes),
+        "crowd": np.bincount(labels[objects.crowd], minlength=num_classes),
+        **{
+            name: np.bincount(labels[objects.sizes == index], minlength=num_classes)
+            for index, name in enumerate(SIZE_NAMES)
+        },
+        "elongated": np.bincount(labels[objects.elongation >= options.elongation], minlength=num_classes),
+    }
+    relative = np.bincount(labels, weights=objects.relative_size, minlength=num_classes)
+    return [
+        {
+            "name": objects.names[index],
+            **{key: int(values[index]) for key, values in columns.items()},
+            "mean_relative_size": share(relative[index], columns["objects"][index]),
+        }
+        for index in range(num_classes)
+    ]
+
+
+def problem_figures(annotations: Annotations) -> dict[str, Any]:
+    """Count the annotations and files that had to be left out, by kind."""
+    kinds = Counter(problem.kind for problem in annotations.problems)
+    return {"total": len(annotations.problems), "by_kind": dict(kinds.most_common())}
+
+
+def problem_table(annotations: Annotations) -> Table:
+    """List every annotation that was left out, with file and line."""
+    rows = tuple((str(problem.file), problem.line, problem.kind, problem.what) for problem in annotations.problems)
+    return Table("problems", "Left out of the figures", ("file", "line", "kind", "what"), rows)
+
+
+def histogram(values: np.ndarray, edges: np.ndarray) -> dict[str, list[float]]:
+    """Count values in bins ``edges[i] <= v < edges[i + 1]``; what lies outside counts in the first or last bin."""
+    place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
+    return {"edges": [float(edge) for edge in edges], "counts": np.bincount(place, minlength=len(edges) - 1).tolist()}
+
+
+def _tables(figures: Mapping[str, Any], annotations: Annotations) -> tuple[Table, ...]:
+    images, objects = figures["images"], figures["objects"]
+    overview = (
+        ("images", images["total"]),
+        ("annotated images", images["annotated"]),
+        ("images without objects", images["without_objects"]),
+        ("objects", objects["total"]),
+        ("of these crowd regions", objects["crowd"]),
+        ("pairs of objects in one image", figures["pairs"]["total"]),
+        ("objects per annotated image, mean", figures["objects_per_image"]["mean"]),
+        ("objects per annotated image, median", figures["objects_per_image"]["median"]),
+        ("objects per annotated image, most", figures["objects_per_image"]["max"]),
+        ("left out (unreadable or degenerate)", figures["problems"]["total"]),
+    )
+    pair_texts = {
+        "near": "gap < {} px",
+        "overlapping": "IoU > {}",
+        "contained": "intersection over smaller area > {}",
+        "coincident": "distance of centres < {} px",
+    }
+    pairs = tuple(
+        (kind, text.format(f"{figures[kind]['threshold']:g}"), *_columns(figures[kind], "pair"))
+        for kind, text in pair_texts.items()
+    )
+    crowded, elongated = figures["crowded"], figures["elongated"]
+    pairs += (("crowded images", f">= {crowded['threshold']} coincident pairs", *_columns(crowded, "pair")),)
+    one = "object"
+    kinds = [(f"elongated: max(w/h, h/w) >= {elongated['threshold']:g}", *_columns(elongated, one))]
+    kinds += [
+        (f"covered by one other box: >= {limit}", *_columns(value, one))
+        for limit, value in figures["occlusion"]["at_least"].items()
+    ]
+    kinds += [(f"size: {name}", *_columns(value, one)) for name, value in figures["sizes"].items()]
+    classes = figures["classes"]
+    class_columns = tuple(classes[0]) if classes else ("name",)
+    tables = (
+        Table("overview", "The data set", ("figure", "count"), overview),
+        Table("pairs", "Pairs", ("kind", "definition", "pairs", "share of pairs", "images", "share of images"), pairs),
+        Table("objects", "Objects", ("kind", "objects", "share of objects", "images", "share of images"), tuple(kinds)),
+        Table("classes", "Classes", class_columns, tuple(tuple(row.values()) for row in classes)),
+    )
+    if annotations.problems:
+        kinds = tuple(figures["problems"]["by_kind"].items())
+        tables += (Table("problem_kinds", "Left out, by kind", ("kind", "count"), kinds), problem_table(annotations))
+    return tables
+
+
+def _columns(figure: Mapping[str, Any], what: str) -> tuple[Any, ...]:
+    return tuple(figure.get(key) for key in (f"{what}s", f"{what}_share", "images", "image_share"))
+
+
+def _plots(figures: Mapping[str, Any]) -> dict[str, Any]:
+    histograms = {name: figures[name]["histogram"] for name in HISTOGRAM_TITLES}
+    classes = sorted(figures["classes"], key=lambda row: -row["objects"])
+    by_size = {size: [row[size] for row in classes] for size in SIZE_NAMES}
+    return {
+        "histograms": histogram_grid(histograms, HISTOGRAM_TITLES),
+        "classes": bars([row["name"] for row in classes], by_size, "Objects per class and size", "objects"),
+    }
+
+
+def _notes(figures: Mapping[str, Any]) -> tuple[str, ...]:
+    notes = []
+    if figures["problems"]["total"]:
+        notes.append(f"{figures['problems']['total']:,} annotations were left out; problems.csv names file and line")
+    if not figures["objects"]["total"]:
+        notes.append("there is no object to count: shares and means are undefined")
+    return tuple(notes)

@@ -1,0 +1,157 @@
+"""Objects and pairs of objects: what every statistic of a data set is counted over.
+
+Boxes are corners in the pixels of the original image. Letters: N images, M objects, P pairs of one block.
+A pair is two objects of one image, unordered. Pairs are made block by block, so memory does not grow with the data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from data.label_files import Annotations
+
+SIZE_NAMES = ("small", "medium", "large")
+SIZE_LIMITS = (32.0**2, 96.0**2)  # COCO's areas, square pixels: small is below the first, large from the second on
+PAIRS_PER_BLOCK = 1 << 19
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The annotations that a figure counts, sorted by image."""
+
+    image: np.ndarray  # [M] int64, row of image_wh
+    boxes_xyxy: np.ndarray  # [M 4] float64, original pixels
+    labels: np.ndarray  # [M] int64
+    crowd: np.ndarray  # [M] bool
+    areas: np.ndarray  # [M] float64, square pixels: COCO's own where given, else width x height
+    image_wh: np.ndarray  # [N 2] int64, pixels
+    names: tuple[str, ...]  # of the classes
+    source_row: np.ndarray  # [M] int64, row of each object in the Annotations they come from
+
+    def __len__(self) -> int:
+        return len(self.image)
+
+    @property
+    def num_images(self) -> int:
+        """All images of the data set, those without objects too."""
+        return len(self.image_wh)
+
+    @property
+    def boxes_wh(self) -> np.ndarray:
+        """Width and height, [M 2] original pixels."""
+        return self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """COCO's size of every object, [M] index into SIZE_NAMES."""
+        return np.searchsorted(SIZE_LIMITS, self.areas, side="right")
+
+    @property
+    def elongation(self) -> np.ndarray:
+        """``max(w/h, h/w)`` of every object, [M]."""
+        width, height = self.boxes_wh.T
+        return np.maximum(width / height, height / width)
+
+    @property
+    def relative_size(self) -> np.ndarray:
+        """``sqrt(wh / WH)``: the side of the square of equal area over that of the image, [M]."""
+        return np.sqrt(self.boxes_wh.prod(axis=1) / self.image_wh[self.image].prod(axis=1))
+
+
+def select_objects(annotations: Annotations, crowd: bool) -> Objects:
+    """Return the objects of a data set sorted by image, crowd regions only if ``crowd``."""
+    keep = np.ones(len(annotations.box_image), dtype=bool) if crowd else ~annotations.crowd
+    rows = np.flatnonzero(keep)
+    rows = rows[np.argsort(annotations.box_image[rows], kind="stable")]
+    return Objects(
+        image=annotations.box_image[rows].astype(np.int64),
+        boxes_xyxy=annotations.boxes_xyxy[rows].astype(np.float64),
+        labels=annotations.labels[rows].astype(np.int64),
+        crowd=annotations.crowd[rows],
+        areas=annotations.areas[rows].astype(np.float64),
+        image_wh=np.asarray(annotations.image_wh, dtype=np.int64).reshape(-1, 2),
+        names=tuple(annotations.names),
+        source_row=rows,
+    )
+
+
+@dataclass(frozen=True)
+class PairBlock:
+    """All pairs whose first object is one of ``start .. stop - 1``."""
+
+    start: int
+    stop: int
+    first: np.ndarray  # [P] int64, rows of Objects, ascending
+    second: np.ndarray  # [P] int64, larger than first, of the same image
+
+
+def pair_blocks(image: np.ndarray, pairs_per_block: int = PAIRS_PER_BLOCK) -> Iterator[PairBlock]:
+    """Yield every pair of rows with equal ``image`` once; ``image`` [M] must be sorted."""
+    count = len(image)
+    partners = np.searchsorted(image, image, side="right") - np.arange(count) - 1  # later objects of the same image
+    pairs_until = np.cumsum(partners)
+    start = 0
+    while start < count:
+        before = pairs_until[start - 1] if start else 0
+        stop = max(start + 1, int(np.searchsorted(pairs_until, before + pairs_per_block, side="right")))
+        block = partners[start:stop]
+        first = np.repeat(np.arange(start, stop), block)
+        place = np.arange(len(first)) - np.repeat(np.cumsum(block) - block, block)  # 0, 1, .. within each first
+        yield PairBlock(start, stop, first, first + 1 + place)
+        start = stop
+
+
+@dataclass(frozen=True)
+class PairGeometry:
+    """How the two boxes of each pair lie to one another, [P] each."""
+
+    gap: np.ndarray  # pixels between the boxes, 0 where they touch or overlap
+    center_distance: np.ndarray  # pixels
+    intersection: np.ndarray  # square pixels
+    area_first: np.ndarray  # square pixels
+    area_second: np.ndarray  # square pixels
+
+    @property
+    def iou(self) -> np.ndarray:
+        """Intersection over union."""
+        return self.intersection / (self.area_first + self.area_second - self.intersection)
+
+    @property
+    def containment(self) -> np.ndarray:
+        """Intersection over the smaller of the two areas."""
+        return self.intersection / np.minimum(self.area_first, self.area_second)
+
+
+def pair_geometry(boxes_xyxy: np.ndarray, block: PairBlock) -> PairGeometry:
+    """Measure every pair of a block; the boxes must have a positive area."""
+    first, second = boxes_xyxy[block.first], boxes_xyxy[block.second]
+    between = np.maximum(first[:, :2], second[:, :2]) - np.minimum(first[:, 2:], second[:, 2:])  # negative: overlap
+    gap_x, gap_y = np.maximum(between, 0).T
+    overlap = np.maximum(-between, 0)
+    center_x, center_y = ((first[:, :2] + first[:, 2:]) / 2 - (second[:, :2] + second[:, 2:]) / 2).T
+    return PairGeometry(
+        gap=np.sqrt(gap_x * gap_x + gap_y * gap_y),
+        center_distance=np.sqrt(center_x * center_x + center_y * center_y),
+        intersection=overlap[:, 0] * overlap[:, 1],
+        area_first=(first[:, 2] - first[:, 0]) * (first[:, 3] - first[:, 1]),
+        area_second=(second[:, 2] - second[:, 0]) * (second[:, 3] - second[:, 1]),
+    )
+
+
+def add_occlusion(occlusion: np.ndarray, block: PairBlock, geometry: PairGeometry) -> None:
+    """Raise ``occlusion`` [M] to the share of each object's area that a partner in this block covers."""
+    np.maximum.at(occlusion, block.first, geometry.intersection / geometry.area_first)
+    np.maximum.at(occlusion, block.second, geometry.intersection / geometry.area_second)
+
+
+def object_occlusion(objects: Objects) -> np.ndarray:
+    """Return the largest share of each object's area covered by any other one box of its image, [M] in 0..1."""
+    occlusion = np.zeros(len(objects))
+    for block in pair_blocks(objects.image):
+        add_occlusion(occlusion, block, pair_geometry(objects.boxes_xyxy, block))
+    return occlusion

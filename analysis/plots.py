@@ -1,0 +1,88 @@
+"""The pictures of the analyses; each function returns a matplotlib Figure that needs no display."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+MAX_POINTS = 20_000  # of a scatter plot: more only makes it slow
+MAX_BARS = 40
+
+
+def histogram_grid(histograms: Mapping[str, Mapping[str, Sequence[float]]], titles: Mapping[str, str]) -> Figure:
+    """Draw one bar chart per histogram ``{"edges": [n + 1], "counts": [n]}``, three to a row."""
+    columns = min(3, len(histograms))
+    rows = -(-len(histograms) // columns)
+    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
+    all_axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
+    for axes, (name, histogram) in zip(all_axes, histograms.items(), strict=False):
+        edges, counts = np.asarray(histogram["edges"], dtype=float), histogram["counts"]
+        place = np.arange(len(counts))
+        axes.bar(place + 0.5, counts, width=0.95, color="tab:blue")
+        every = max(1, len(edges) // 8)
+        axes.set_xticks(np.arange(len(edges))[::every], [f"{edge:g}" for edge in edges[::every].round(3)], fontsize=7)
+        axes.set_title(titles.get(name, name), fontsize=9)
+        axes.set_ylabel("count", fontsize=8)
+        axes.tick_params(axis="y", labelsize=7)
+    for axes in all_axes[len(histograms) :]:
+        axes.set_visible(False)
+    return figure
+
+
+def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], title: str, unit: str) -> Figure:
+    """Draw grouped horizontal bars, one group per label and one colour per series; the first MAX_BARS labels."""
+    labels = list(labels)[:MAX_BARS]
+    figure = Figure(figsize=(8, 1.5 + 0.22 * len(labels) * max(1, len(series) * 0.6)), layout="constrained")
+    axes = figure.subplots()
+    height = 0.85 / max(1, len(series))
+    for number, (name, values) in enumerate(series.items()):
+        axes.barh(np.arange(len(labels)) + number * height, list(values)[: len(labels)], height=height, label=name)
+    axes.set_yticks(np.arange(len(labels)) + 0.425 - height / 2, labels, fontsize=7)
+    axes.invert_yaxis()
+    axes.set_xlabel(unit)
+    axes.set_title(title, fontsize=10)
+    if len(series) > 1:
+        axes.legend(fontsize=8)
+    return figure
+
+
+def anchor_scatter(boxes_wh: np.ndarray, anchors: Mapping[str, np.ndarray], title: str, seed: int = 0) -> Figure:
+    """Draw box sizes [K 2] as points and each named anchor set [A 2] as crosses, both axes logarithmic, in pixels."""
+    figure = Figure(figsize=(7, 6.5), layout="constrained")
+    axes = figure.subplots()
+    if len(boxes_wh) > MAX_POINTS:
+        boxes_wh = boxes_wh[np.random.default_rng(seed).choice(len(boxes_wh), MAX_POINTS, replace=False)]
+    axes.scatter(*boxes_wh.T, s=5, alpha=0.35, color="tab:gray", linewidths=0, label="boxes")
+    colors = ("tab:red", "tab:blue", "k", "tab:green")
+    for (name, anchors_wh), marker, color in zip(anchors.items(), "PXD*", colors, strict=False):
+        axes.scatter(*np.asarray(anchors_wh).T, s=70, marker=marker, color=color, edgecolors="white", label=name)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.set_xlabel("width, network pixels")
+    axes.set_ylabel("height, network pixels")
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8)
+    return figure
+
+
+def curves(panels: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]], x_label: str) -> Figure:
+    """Overlay lines: panel title -> line label -> the (x, y) curves that share that label and colour."""
+    figure = Figure(figsize=(6.5 * len(panels), 4.5), layout="constrained")
+    for axes, (title, lines) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
+        _draw_lines(axes, lines)
+        axes.set_title(title, fontsize=10)
+        axes.set_xlabel(x_label)
+        axes.grid(alpha=0.25)
+        if lines:
+            axes.legend(fontsize=7)
+    return figure
+
+
+def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]) -> None:
+    for number, (label, pairs) in enumerate(lines.items()):
+        for index, (x, y) in enumerate(pairs):
+            axes.plot(x, y, color=f"C{number % 10}", alpha=0.85, linewidth=1.3, label=label if index == 0 else None)

@@ -1,0 +1,144 @@
+"""The one place that turns the result of an analysis into JSON, Markdown, CSV and pictures.
+
+Every analysis returns a :class:`Result`; ``docs/analysis.md`` documents each field of its figures.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from utils.files import atomic_path, write_json_atomically, write_text_atomically
+
+SCHEMA = "yolo-lab-analysis-1"
+CONSOLE_ROWS = 24  # longer tables are cut on the console, never in the files
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under named columns; a column whose name begins with "share" holds 0..1 and is shown in percent."""
+
+    name: str  # file stem of the CSV
+    title: str  # heading, with the unit where the columns do not say it
+    columns: tuple[str, ...]
+    rows: tuple[tuple[Any, ...], ...]  # str, int, float, or None for "undefined"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one analysis found."""
+
+    mode: str  # dataset-stats, anchor-stats, ...
+    data: dict[str, Any]  # what was analysed: files, counts, settings
+    figures: dict[str, Any]  # the numbers, under the schema of docs/analysis.md
+    tables: tuple[Table, ...]
+    plots: Mapping[str, Figure] = field(default_factory=dict)  # file stem -> picture
+    notes: tuple[str, ...] = ()  # sentences for the reader, warnings first
+
+
+def plain(value: Any) -> Any:
+    """Return ``value`` as JSON knows it: numpy becomes Python, tuples become lists, what is not finite becomes None."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(one) for key, one in value.items()}
+    if isinstance(value, (list, tuple, np.ndarray)):
+        return [plain(one) for one in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def share(part: float, whole: float) -> float | None:
+    """Return ``part / whole``, or None where there is nothing to take a share of."""
+    return float(part) / float(whole) if whole else None
+
+
+def mean(values: np.ndarray) -> float | None:
+    """Return the mean, or None of no values."""
+    return float(np.mean(values)) if len(values) else None
+
+
+def as_markdown(table: Table, max_rows: int | None = None) -> str:
+    """Return a table under its title; ``max_rows`` cuts it and says so."""
+    shown = table.rows if max_rows is None else table.rows[:max_rows]
+    cells = [tuple(_cell(value, column) for value, column in zip(row, table.columns, strict=True)) for row in shown]
+    right = [_is_number_column(table, index) for index in range(len(table.columns))]
+    widths = [max(3, len(column), *(len(row[i]) for row in cells)) for i, column in enumerate(table.columns)]
+    lines = [_line(table.columns, widths, right)]
+    lines.append("|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)) + "|")
+    lines += [_line(row, widths, right) for row in cells]
+    if len(shown) < len(table.rows):
+        lines.append(f"\n{len(table.rows) - len(shown)} more rows in {table.name}.csv")
+    return f"### {table.title}\n\n" + "\n".join(lines) + "\n"
+
+
+def as_csv(table: Table) -> str:
+    """Return a table as CSV with a header line; shares stay numbers in 0..1, undefined values are empty."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.columns)
+    writer.writerows(["" if value is None else value for value in plain(row)] for row in table.rows)
+    return text.getvalue()
+
+
+def as_document(result: Result, command: str) -> dict[str, Any]:
+    """Return the result as the dict that ``results.json`` holds."""
+    return {
+        "schema": SCHEMA,
+        "mode": result.mode,
+        "command": command,
+        "data": plain(result.data),
+        "figures": plain(result.figures),
+        "notes": list(result.notes),
+    }
+
+
+def write_result(result: Result, folder: Path, command: str) -> None:
+    """Write results.json, tables.md, one CSV per table and one PNG per picture into ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in result.tables:
+        write_text_atomically(folder / f"{table.name}.csv", as_csv(table))
+    for stem, figure in result.plots.items():
+        with atomic_path(folder / f"{stem}.png") as temporary:
+            figure.savefig(temporary, dpi=110)
+    head = f"# {result.mode}\n\n`{command}`\n"
+    parts = [head, *(as_markdown(table) for table in result.tables), *(f"- {note}\n" for note in result.notes)]
+    write_text_atomically(folder / "tables.md", "\n".join(parts))
+    write_json_atomically(folder / "results.json", as_document(result, command))
+
+
+def print_result(result: Result) -> None:
+    """Print the tables and notes for a reader at the console."""
+    for table in result.tables:
+        print(as_markdown(table, CONSOLE_ROWS))
+    for note in result.notes:
+        print(f"- {note}")
+
+
+def _line(cells: tuple[str, ...], widths: list[int], right: list[bool]) -> str:
+    padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True))
+    return "| " + " | ".join(padded) + " |"
+
+
+def _is_number_column(table: Table, index: int) -> bool:
+    return all(row[index] is None or isinstance(row[index], (int, float, np.number)) for row in table.rows)
+
+
+def _cell(value: Any, column: str) -> str:
+    value = plain(value)
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        if column.startswith("share"):
+            return f"{value * 100:.2f} %"
+        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return str(value).replace("|", "\\|").replace("\n", " ")
