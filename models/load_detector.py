@@ -1,0 +1,208 @@
+"""Networks from files: our checkpoints, Darknet ``.weights``, official yolov5 ``.pt``; told apart by their content."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from models.darknet_weights import LoadReport, is_darknet_weights, load_darknet_weights
+from models.network import Network, build_network, build_network_from_text, require_heads
+from models.yolov5_checkpoint import is_yolov5_checkpoint, load_yolov5_checkpoint, read_yolov5_checkpoint
+from utils.checkpoint import FORMAT, read_checkpoint
+from utils.config import REPOSITORY, find_file
+from utils.errors import UserError
+
+RUNS = "runs/train"
+
+
+@dataclass(frozen=True)
+class LoadedNetwork:
+    """A network with its weights, and what its file says about it."""
+
+    network: Network
+    report: LoadReport
+    names: tuple[str, ...] = ()  # of the classes; empty where the file does not say
+    options: dict[str, Any] = field(default_factory=dict)  # of the run that trained it; empty for foreign weights
+
+
+def find_newest_checkpoint(runs: str | Path = RUNS) -> Path:
+    """Return ``best.pt`` of the run that wrote last, ``last.pt`` where it has no best one.
+
+    Raises:
+        UserError: there is no run; says to train one.
+    """
+    found = [path for pattern in ("best.pt", "last.pt") for path in Path(runs).glob(f"*/{pattern}")]
+    if not found:
+        raise UserError(f"no trained network in {runs}/; run train.py first, or name one with --weights")
+    folder = max(found, key=lambda path: path.stat().st_mtime).parent
+    return folder / "best.pt" if (folder / "best.pt").is_file() else folder / "last.pt"
+
+
+def load_network(weights: str | Path, cfg: str | Path = "", num_classes: int | None = None) -> LoadedNetwork:
+    """Build the network that belongs to a file of weights and fill it completely.
+
+    Args:
+        weights: a checkpoint of ``train.py`` (its averaged weights are used), Darknet ``.weights`` or an official
+            yolov5 ``.pt``; looked up as given, then in ``weights/``.
+        cfg: the network. Our checkpoints hold their own; for foreign weights, when empty, the cfg of the same name
+            beside the file or in ``cfg/``.
+        num_classes: adapt the heads; None for what the checkpoint or the cfg says.
+
+    Raises:
+        UserError: no such file, cut off, not a file of weights, no cfg for it, or the weights of another cfg; then the
+            message names the first layer that does not fit.
+    """
+    path = find_weights(weights)
+    loaded = OPENERS[_kind(path)](path, str(cfg), num_classes)
+    require_heads(loaded.network)
+    if not loaded.report.complete:
+        raise UserError(
+            f"{path}: fills {loaded.report.filled} of the {loaded.report.total} layers of {loaded.network.cfg_path}; "
+            "a backbone, or other classes than asked for: train it first (train.py --weights)"
+        )
+    return loaded
+
+
+def load_weights(network: Network, weights: str | Path) -> LoadReport:
+    """Fill a network as far as the file's classes allow, as a start for training.
+
+    If the file was made for another number of classes, the layers that predict classes keep their initial values;
+    the report says which. The batch norms must not be fused yet.
+
+    Raises:
+        UserError: as :func:`load_network`.
+    """
+    path = find_weights(weights)
+    return LOADERS[_kind(path)](network, path)
+
+
+def find_weights(name: str | Path) -> Path:
+    """Return the path of a file of weights: as given, else in ``weights/`` here or in the repository.
+
+    Raises:
+        UserError: there is no such file.
+    """
+    for root in (Path(), Path("weights"), REPOSITORY / "weights"):
+        if (root / name).is_file():
+            return root / name
+    raise UserError(f"weights '{name}' do not exist here or in weights/; train.py writes runs/train/<name>/best.pt")
+
+
+def _kind(path: Path) -> str:
+    """Return which loader understands a file, by its first bytes and, in an archive, the marks inside."""
+    with open(path, "rb") as file:
+        start = file.read(4)
+    if start.startswith(b"PK"):
+        return "ours" if _is_ours(path) or not is_yolov5_checkpoint(path) else "yolov5"
+    if start.startswith(b"\x80"):  # a bare pickle, as torch wrote before 1.6
+        return "yolov5"
+    if is_darknet_weights(path):
+        return "darknet"
+    raise UserError(f"{path}: neither a checkpoint (.pt) nor Darknet weights; a cut-off or wrong download?")
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.filename.endswith("data.pkl") and entry.compress_type == zipfile.ZIP_STORED:
+                    with archive.open(entry) as file:
+                        return FORMAT.encode() in file.read(1 << 16)  # it is the first thing inside
+    except (zipfile.BadZipFile, EOFError, OSError, RuntimeError, ValueError, NotImplementedError) as error:
+        raise UserError(f"{path}: cut off or damaged; use another copy or train again") from error
+    return False
+
+
+def _open_ours(path: Path, cfg: str, num_classes: int | None) -> LoadedNetwork:
+    checkpoint = read_checkpoint(path)
+    names = tuple(checkpoint["names"])
+    num_classes = num_classes or len(names)
+    if cfg:
+        network = build_network(find_file(cfg, "cfg"), num_classes)
+    else:
+        network = build_network_from_text(checkpoint["cfg_text"], checkpoint["cfg_name"], num_classes)
+    report = _load_state(network, _state_of(checkpoint), path, skip_heads=num_classes != len(names))
+    return LoadedNetwork(network, report, names, dict(checkpoint["options"]))
+
+
+def _open_darknet(path: Path, cfg: str, num_classes: int | None) -> LoadedNetwork:
+    network = build_network(find_file(cfg, "cfg") if cfg else _cfg_for(path), num_classes)
+    return LoadedNetwork(network, load_darknet_weights(network, path))
+
+
+def _open_yolov5(path: Path, cfg: str, num_classes: int | None) -> LoadedNetwork:
+    checkpoint = read_yolov5_checkpoint(path)
+    network = build_network(find_file(cfg or checkpoint.cfg_name, "cfg"), num_classes or len(checkpoint.names))
+    return LoadedNetwork(network, load_yolov5_checkpoint(network, checkpoint), checkpoint.names)
+
+
+def _cfg_for(path: Path) -> Path:
+    """Return the cfg of the same name as Darknet weights."""
+    shipped = REPOSITORY / "cfg" / f"{path.stem}.cfg"
+    for candidate in (path.with_suffix(".cfg"), shipped):
+        if candidate.is_file():
+            return candidate
+    raise UserError(f"{path}: which network is this? name it with --cfg; no {shipped.name} beside it or in cfg/")
+
+
+def _state_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    return checkpoint["ema"] if "ema" in checkpoint else checkpoint["model"]
+
+
+def _load_ours(network: Network, path: Path) -> LoadReport:
+    checkpoint = read_checkpoint(path)
+    other_classes = len(checkpoint["names"]) != network.num_classes
+    return _load_state(network, _state_of(checkpoint), path, skip_heads=other_classes)
+
+
+def _load_state(network: Network, state: Mapping[str, Tensor], path: Path, skip_heads: bool = False) -> LoadReport:
+    """Copy a state dict into a network; with ``skip_heads`` what predicts classes may have another shape."""
+    wanted = network.state_dict()
+    filled = dict(wanted)
+    skipped = set()
+    for name, tensor in wanted.items():
+        found = state.get(name)
+        if found is not None and found.shape == tensor.shape:
+            filled[name] = found
+        elif skip_heads and found is not None and _layer(name) >= _first_head_layer(network):
+            skipped.add(_layer(name))
+        else:
+            has = "nothing" if found is None else _shape(found)
+            raise UserError(
+                f"{path}: the weights of another cfg; layer {_describe(network, name)} of {network.cfg_path} needs "
+                f"{_shape(tensor)}, the file has {has}"
+            )
+    surplus = [name for name in state if name not in wanted]
+    if surplus:
+        raise UserError(f"{path}: the weights of another cfg; {network.cfg_path} has no place for {surplus[0]}")
+    network.load_state_dict(filled)
+    layers = {_layer(name) for name in wanted}
+    return LoadReport(str(path), len(layers - skipped), len(layers), skipped=tuple(sorted(skipped)))
+
+
+def _first_head_layer(network: Network) -> int:
+    """Return the first of the layers whose channels depend on the number of classes."""
+    heads = {id(network.head_convolution(number)) for number in range(len(network.heads))}
+    return min(index for index, layer in enumerate(network.layers) if id(layer) in heads)
+
+
+def _layer(name: str) -> int:
+    return int(name.split(".")[1])  # layers.12.conv.weight
+
+
+def _describe(network: Network, name: str) -> str:
+    section = network.config.sections[_layer(name)]
+    return f"{_layer(name)} ([{section.kind}], line {section.line}, {'.'.join(name.split('.')[2:])})"
+
+
+def _shape(tensor: Tensor) -> str:
+    return "x".join(map(str, tensor.shape)) or "one number"
+
+
+OPENERS = {"ours": _open_ours, "darknet": _open_darknet, "yolov5": _open_yolov5}
+LOADERS = {"ours": _load_ours, "darknet": load_darknet_weights, "yolov5": load_yolov5_checkpoint}
