@@ -37,12 +37,14 @@ class Head:
 
 
 @lru_cache(maxsize=256)
+@torch.inference_mode(False)  # a constant that an evaluation made first must still serve a gradient
 def priors_wh(head: Head, device: torch.device) -> Tensor:
     """Return the head's anchors in grid units, [A 2] float32; kept per device so that matching moves no data."""
     return torch.tensor(head.anchors_wh, dtype=torch.float32, device=device) / head.stride
 
 
 @lru_cache(maxsize=64)
+@torch.inference_mode(False)
 def cell_grid(rows: int, cols: int, device: torch.device) -> Tensor:
     """Return the (column, row) of every cell, [H W 2] float32."""
     y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(cols, device=device), indexing="ij")

@@ -33,8 +33,8 @@ def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
 def wh_iou(a_wh: Tensor, b_wh: Tensor) -> Tensor:
     """Return the IoU of every pair of shapes, both centred on the same point: [N 2] and [M 2] to [N M]."""
     a_wh, b_wh = _precise(a_wh)[..., :, None, :], _precise(b_wh)[..., None, :, :]
-    intersection = torch.minimum(a_wh, b_wh).prod(dim=-1)
-    union = a_wh.prod(dim=-1) + b_wh.prod(dim=-1) - intersection
+    intersection = torch.minimum(a_wh[..., 0], b_wh[..., 0]) * torch.minimum(a_wh[..., 1], b_wh[..., 1])
+    union = a_wh[..., 0] * a_wh[..., 1] + b_wh[..., 0] * b_wh[..., 1] - intersection
     return intersection / union.clamp(min=SMALLEST_AREA)
 
 
@@ -66,7 +66,8 @@ def _iou(a: Tensor, b: Tensor) -> Tensor:
 def _giou(a: Tensor, b: Tensor) -> Tensor:
     """IoU − (hull − union) / hull."""
     intersection, union = _intersection_and_union(a, b)
-    hull = _hull_wh(a, b).prod(dim=-1).clamp(min=SMALLEST_AREA)
+    hull_wh = _hull_wh(a, b)
+    hull = (hull_wh[..., 0] * hull_wh[..., 1]).clamp(min=SMALLEST_AREA)
     return intersection / union.clamp(min=SMALLEST_AREA) - (hull - union) / hull
 
 

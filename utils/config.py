@@ -178,8 +178,8 @@ def _add_flag(section: argparse._ArgumentGroup, item: Field, group: type) -> Non
     shown = {"dest": item.name, "default": argparse.SUPPRESS}
     text = item.metadata.get("help", "") + ("" if default in (None, "", ()) else f" (default: {_shown(default)})")
     text = text.replace("%", "%%")
-    if kind is bool and not optional:
-        action = argparse.BooleanOptionalAction if default else "store_true"
+    if kind is bool:
+        action = argparse.BooleanOptionalAction if default or optional else "store_true"
         section.add_argument(flag, action=action, help=text, **shown)
         return
     section.add_argument(

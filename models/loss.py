@@ -1,0 +1,259 @@
+"""The α-weighted loss: raw maps and matches in, the box, objectness and class parts out.
+
+The parts of :class:`LossResult` are ready to be summed and back-propagated: they carry the gains and, as in both
+origins, the number of images of the batch — here and nowhere else. See :data:`GAINS`.
+
+Shape letters: B images, A anchors per cell, H W grid rows and columns, C classes, M matches, N slots.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from models.build_targets import AssignmentOptions, build_assigner, makes_new_matches
+from models.heads import Head, decode_boxes
+from models.match_counts import MatchCounts, all_slots, count_matches, size_of
+from models.raw_reads import read_raw
+from models.slots import constant
+from utils.boxes import IOU_KINDS, box_iou, cxcywh_to_xyxy
+from utils.config import option
+from utils.records import Assignment, Matches, Targets
+
+FOCAL_ALPHA = 0.25  # weight of the positives in the focal loss, 1 - 0.25 of the negatives (arXiv 1708.02002)
+
+
+@dataclass(frozen=True)
+class Gains:
+    """The gains of one origin, and how it scales them."""
+
+    box: float
+    obj: float
+    cls: float
+    balance: tuple[float, ...]  # objectness weight of the heads, finest first
+    images: int  # the loss is multiplied by the batch size over this
+    per_head: bool  # box, obj and cls are divided by the number of heads over 3, obj multiplied by (size / 640)^2
+
+
+# cls is given for 80 classes and scaled by classes / 80 in both.
+GAINS = {
+    "yolov3": Gains(box=3.54, obj=64.3, cls=37.4, balance=(), images=64, per_head=False),
+    "yolov5": Gains(box=0.05, obj=1.0, cls=0.5, balance=(4.0, 1.0, 0.25, 0.06, 0.02), images=1, per_head=True),
+}
+BALANCE_OF_THREE = (4.0, 1.0, 0.4)  # YOLOv5's, with exactly three heads
+
+
+@dataclass(frozen=True)
+class LossOptions:
+    """How the matches become a loss."""
+
+    gains: str = option("yolov3", "whose gains: default values and scaling with classes, heads, size", tuple(GAINS))
+    box: float | None = option(None, "gain of the box loss (yolov3: 3.54, yolov5: 0.05)")
+    obj: float | None = option(None, "gain of the objectness loss (yolov3: 64.3, yolov5: 1.0)")
+    cls: float | None = option(None, "gain of the class loss at 80 classes (yolov3: 37.4, yolov5: 0.5)")
+    box_loss: str = option("giou", "IoU that the box loss pulls up and the objectness learns", tuple(IOU_KINDS))
+    gr: float = option(1.0, "objectness target of a match is (1 - gr) + gr * IoU of its prediction")
+    cls_pw: float = option(1.0, "weight of the positives in the class loss")
+    obj_pw: float = option(1.0, "weight of the positives in the objectness loss")
+    fl_gamma: float = option(0.0, "gamma of the focal loss; 0 is plain cross-entropy")
+    label_smoothing: float = option(0.0, "class targets are 1 - eps/2 and eps/2")
+    balance: tuple[float, ...] | None = option(None, "objectness weight of each head, finest first (yolov5: 4 1 0.4)")
+
+    def __post_init__(self) -> None:
+        for name in ("gr", "label_smoothing"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be between 0 and 1, not {getattr(self, name)}")
+        for name in ("box", "obj", "cls", "cls_pw", "obj_pw", "fl_gamma"):
+            if (getattr(self, name) or 0) < 0:
+                raise ValueError(f"--{name.replace('_', '-')} must not be negative, not {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class LossResult:
+    """What one batch cost, and why."""
+
+    parts: dict[str, Tensor]  # "box", "obj", "cls": scalars whose sum is back-propagated
+    assignment: Assignment
+    counts: MatchCounts
+
+
+def build_loss(
+    options: LossOptions, assignment: AssignmentOptions, heads: tuple[Head, ...], img_size: int | None = None
+) -> DetectionLoss:
+    """Return the loss of a network's heads.
+
+    Args:
+        img_size: the size that YOLOv5's objectness gain scales with, in pixels; None takes each batch's longer side.
+
+    Raises:
+        ValueError: ``--balance`` has not one number per head.
+    """
+    return DetectionLoss(options, assignment, tuple(heads), img_size)
+
+
+class DetectionLoss:
+    """``loss(raws, targets, crowd)`` matches a batch and returns :class:`LossResult`."""
+
+    def __init__(
+        self, options: LossOptions, assignment: AssignmentOptions, heads: tuple[Head, ...], img_size: int | None = None
+    ) -> None:
+        self.options, self.heads, self.img_size = options, heads, img_size
+        self.assigner = build_assigner(assignment, heads)
+        self.normalise = assignment.normalise
+        self.has_new = makes_new_matches(assignment.match)
+        self.alpha = assignment.alpha if self.has_new else 0.0
+        self.tobj = (assignment.tobj or "std+new").split("+")
+        self.gains = GAINS[options.gains]
+        self.balance = _balance(options, heads)
+
+    def __call__(self, raws: list[Tensor], targets: Targets, crowd: Targets | None = None) -> LossResult:
+        """Return the loss of a batch from its raw maps [B A H W 5+C], with gradient."""
+        with torch.autocast(raws[0].device.type, enabled=False):
+            assignment = self.assigner(targets, raws, crowd)
+            return self._loss(raws, targets, assignment)
+
+    def _loss(self, raws: list[Tensor], targets: Targets, assignment: Assignment) -> LossResult:
+        objectness, *rows = zip(
+            *(read_raw(raw, std, new) for raw, std, new in zip(raws, assignment.std, assignment.new, strict=True)),
+            strict=False,
+        )
+        halves = {
+            name: MatchedHalf.of(matches, torch.cat(half_rows), targets, self.heads, raws, self.options)
+            for name, matches, half_rows in zip(("std", "new"), (assignment.std, assignment.new), rows, strict=True)
+        }
+        box = cls = objectness[0].new_zeros(())
+        for name, share in (("std", 1 - self.alpha), ("new", self.alpha)):
+            if share > 0 and len(halves[name].iou):
+                box = box + share * halves[name].mean(1 - halves[name].iou, self.normalise)
+                if self.heads[0].num_classes > 1:
+                    cls = cls + share * halves[name].mean(self._class_loss(halves[name]), self.normalise)
+        obj = self._objectness_loss(objectness, assignment, halves)
+
+        shapes = [raw.shape[:4] for raw in raws]
+        size = size_of(targets, self.heads, [shape[2:] for shape in shapes])
+        quality = (halves["std"].iou.detach(), halves["new"].iou.detach())
+        slots = (all_slots(assignment.std, shapes), all_slots(assignment.new, shapes))
+        counts = count_matches(assignment, targets, size, quality, slots)
+        return LossResult(self._scaled({"box": box, "obj": obj, "cls": cls}, raws), assignment, counts)
+
+    def _class_loss(self, half: MatchedHalf) -> Tensor:
+        """Mean over classes of the cross-entropy of each match, [M]."""
+        smooth = self.options.label_smoothing / 2
+        truth = torch.full_like(half.class_logits, smooth).scatter_(1, half.label[:, None], 1 - smooth)
+        return self._cross_entropy(half.class_logits, truth, self.options.cls_pw).mean(dim=1)
+
+    def _objectness_loss(
+        self, objectness: tuple[Tensor, ...], assignment: Assignment, halves: dict[str, MatchedHalf]
+    ) -> Tensor:
+        """Sum over heads of the mean over slots; an ignored slot adds nothing but is counted in the mean."""
+        total = objectness[0].new_zeros(())
+        per_half = {
+            name: halves[name].objectness_target(self.options.gr).split(halves[name].sizes) for name in self.tobj
+        }
+        for index, logits in enumerate(objectness):  # B A H W
+            truth = torch.zeros_like(logits)
+            written = torch.zeros_like(logits, dtype=torch.bool) if assignment.ignore[index] is not None else None
+            for name in self.tobj:
+                matches = getattr(assignment, name)[index]
+                place = (matches.image, matches.anchor, matches.row, matches.col)
+                write_largest(truth, place, per_half[name][index])
+                if written is not None:
+                    written[place] = True
+            loss = self._cross_entropy(logits, truth, self.options.obj_pw)
+            if written is not None:
+                loss = loss.masked_fill(assignment.ignore[index] & ~written, 0)
+            total = total + self.balance[index] * loss.mean()
+        return total
+
+    def _cross_entropy(self, logits: Tensor, truth: Tensor, positive_weight: float) -> Tensor:
+        weight = None if positive_weight == 1 else constant((positive_weight,), logits.device)
+        loss = functional.binary_cross_entropy_with_logits(logits, truth, pos_weight=weight, reduction="none")
+        if self.options.fl_gamma == 0:
+            return loss
+        probability = logits.sigmoid()
+        of_truth = truth * probability + (1 - truth) * (1 - probability)
+        alpha = truth * FOCAL_ALPHA + (1 - truth) * (1 - FOCAL_ALPHA)
+        return loss * alpha * (1 - of_truth) ** self.options.fl_gamma
+
+    def _scaled(self, parts: dict[str, Tensor], raws: list[Tensor]) -> dict[str, Tensor]:
+        """Multiply by the gains and by the number of images."""
+        given = {name: getattr(self.options, name) for name in parts}
+        gain = {name: getattr(self.gains, name) if value is None else value for name, value in given.items()}
+        gain["cls"] *= self.heads[0].num_classes / 80
+        if self.gains.per_head:
+            size = self.img_size or max(raws[0].shape[2:4]) * self.heads[0].stride
+            gain = {name: value * 3 / len(self.heads) for name, value in gain.items()}
+            gain["obj"] *= (size / 640) ** 2
+        images = len(raws[0]) / self.gains.images
+        return {name: value * (gain[name] * images) for name, value in parts.items()}
+
+
+@dataclass(frozen=True)
+class MatchedHalf:
+    """The std or the new matches of all heads, with what the network says at their slots."""
+
+    iou: Tensor  # [M] of the predicted box with the object, of the kind of the box loss, with gradient
+    class_logits: Tensor  # [M C]
+    label: Tensor  # [M] int64
+    weight: Tensor  # [M]
+    sizes: list[int]  # matches of each head
+
+    @staticmethod
+    def of(
+        matches: tuple[Matches, ...], rows: Tensor, targets: Targets, heads: tuple[Head, ...], raws: list[Tensor],
+        options: LossOptions,
+    ) -> MatchedHalf:  # fmt: skip
+        """Decode the raw ``rows`` [M 5+C] of the matches' slots and compare them with their targets."""
+        sizes = [len(part) for part in matches]
+        boxes, truth = [], []
+        for part, raw, head, map_of_head in zip(matches, rows.split(sizes), heads, raws, strict=True):
+            device = rows.device
+            prior_wh = constant(head.anchors_wh, device)[part.anchor] / head.stride
+            cell = torch.stack((part.col, part.row), dim=1).float()
+            boxes.append(decode_boxes(raw[:, :4], cell, prior_wh, head))
+            grid_wh = constant((map_of_head.shape[3], map_of_head.shape[2]) * 2, device)
+            truth.append(targets.boxes_cxcywh[part.target] * grid_wh)
+        predicted, wanted = cxcywh_to_xyxy(torch.cat(boxes)), cxcywh_to_xyxy(torch.cat(truth))
+        return MatchedHalf(
+            iou=box_iou(predicted, wanted, options.box_loss, elementwise=True),
+            class_logits=rows[:, 5:],
+            label=targets.label[torch.cat([part.target for part in matches])],
+            weight=torch.cat([part.weight for part in matches]),
+            sizes=sizes,
+        )
+
+    def mean(self, values: Tensor, normalise: str) -> Tensor:
+        """Weighted sum over the matches by their number: of each head, then summed over heads, or of all at once."""
+        weighted = values * self.weight
+        if normalise == "batch":
+            return weighted.sum() / max(1, len(weighted))
+        return torch.stack([part.sum() / max(1, len(part)) for part in weighted.split(self.sizes)]).sum()
+
+    def objectness_target(self, gr: float) -> Tensor:
+        """(1 − gr) + gr · max(IoU, 0), [M], without gradient."""
+        return (1 - gr) + gr * self.iou.detach().clamp(min=0)
+
+
+def write_largest(truth: Tensor, place: tuple[Tensor, ...], values: Tensor) -> None:
+    """Write values into a map at [M] indices; where a place is named several times, the largest value stays.
+
+    The order of the matches therefore never matters, on no device.
+    """
+    flat = truth.flatten() if truth.is_contiguous() else truth.as_strided((truth.numel(),), (1,))
+    where = sum(index * step for index, step in zip(place, truth.stride(), strict=True))
+    flat.scatter_reduce_(0, where, values.to(flat.dtype), "amax")
+
+
+def _balance(options: LossOptions, heads: tuple[Head, ...]) -> tuple[float, ...]:
+    """Objectness weight of each head, in the heads' order; the recipes list them finest head first."""
+    weights = options.balance
+    if weights is None:
+        weights = GAINS[options.gains].balance or (1.0,) * len(heads)
+        weights = BALANCE_OF_THREE if options.gains == "yolov5" and len(heads) == 3 else weights[: len(heads)]
+    if len(weights) != len(heads):
+        raise ValueError(f"--balance has {len(weights)} numbers, but the network has {len(heads)} heads")
+    finest_first = sorted(range(len(heads)), key=lambda index: heads[index].stride)
+    return tuple(weights[finest_first.index(index)] for index in range(len(heads)))

@@ -1,0 +1,163 @@
+"""What an epoch's matches amount to: objects without a match, collisions, the share of new matches.
+
+All sums stay tensors on the device until somebody asks for the summary, so that counting never waits for a GPU.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from models.heads import Head
+from utils.records import Assignment, Matches, Targets
+
+SIZES = ("small", "medium", "large")
+SIZE_LIMITS = (32.0**2, 96.0**2)  # area in network pixels, COCO's limits
+
+
+@dataclass(frozen=True)
+class MatchCounts:
+    """Sums over batches; ``a + b`` adds them."""
+
+    objects: Tensor  # [3] small, medium, large
+    unmatched: Tensor  # [3] objects with no match, std or new
+    unmatched_std: Tensor  # [3] objects with no std match
+    std: Tensor  # [] std matches
+    new: Tensor  # [] new matches
+    std_iou: Tensor  # [] sum of the IoU of the std matches' predictions, of the kind the box loss uses
+    new_iou: Tensor  # []
+    collisions: Tensor  # [] slots wanted by several objects
+    lost: Tensor  # [3] objects that lost a slot to another object, counted once per slot
+    homeless: Tensor  # [3] matched objects that lost every slot they wanted
+
+    def __add__(self, other: MatchCounts) -> MatchCounts:
+        return MatchCounts(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
+
+    def summary(self) -> dict[str, float]:
+        """Return the figures for the log, as plain numbers."""
+        flat = torch.cat([getattr(self, item.name).reshape(-1).double() for item in fields(self)]).tolist()
+        value, start = {}, 0
+        for item in fields(self):
+            size = getattr(self, item.name).numel()
+            value[item.name] = flat[start : start + size]
+            start += size
+        objects, matches = sum(value["objects"]), value["std"][0] + value["new"][0]
+        figures = {
+            "positives_per_object": _share(matches, objects),
+            "std_per_object": _share(value["std"][0], objects),
+            "new_share": _share(value["new"][0], matches),
+            "std_iou": _share(value["std_iou"][0], value["std"][0]),
+            "new_iou": _share(value["new_iou"][0], value["new"][0]),
+            "objects": objects,
+            "unmatched": sum(value["unmatched"]),
+            "collisions": value["collisions"][0],
+            "lost": sum(value["lost"]),
+            "homeless": sum(value["homeless"]),
+        }
+        for name in ("objects", "unmatched", "lost", "homeless"):
+            figures |= {f"{name}_{size}": number for size, number in zip(SIZES, value[name], strict=True)}
+        return figures
+
+    def line(self) -> str:
+        """Return the figures as one line for the console."""
+        figures = self.summary()
+        sizes = "/".join(f"{figures[f'unmatched_{size}']:.0f}" for size in SIZES)
+        return (
+            f"matches: {figures['positives_per_object']:.2f} per object, {figures['new_share']:.0%} new, "
+            f"mean IoU {figures['std_iou']:.3f} std {figures['new_iou']:.3f} new; "
+            f"{figures['unmatched']:.0f} of {figures['objects']:.0f} objects without a match (S/M/L {sizes}); "
+            f"{figures['collisions']:.0f} slots wanted by several, {figures['homeless']:.0f} objects lost all of theirs"
+        )
+
+
+def _share(part: float, whole: float) -> float:
+    return part / whole if whole else 0.0
+
+
+def size_of(targets: Targets, heads: tuple[Head, ...], shapes: list[tuple[int, int]]) -> Tensor:
+    """Return each target's size at network scale, [T] int64: 0 small, 1 medium, 2 large."""
+    pixels = shapes[0][0] * shapes[0][1] * heads[0].stride ** 2
+    area = targets.boxes_cxcywh[:, 2] * targets.boxes_cxcywh[:, 3] * pixels
+    return (area >= SIZE_LIMITS[0]).long() + (area >= SIZE_LIMITS[1]).long()
+
+
+@torch.no_grad()
+def count_matches(
+    assignment: Assignment, targets: Targets, size: Tensor, quality: tuple[Tensor, Tensor], slots: tuple[Tensor, Tensor]
+) -> MatchCounts:
+    """Count one batch's matches.
+
+    Args:
+        assignment: its matches.
+        targets: its objects.
+        size: [T] from :func:`size_of`.
+        quality: IoU of the predictions of the std and of the new matches, over all heads.
+        slots: number of each match's slot, unique in the batch, likewise.
+    """
+    per_size = torch.nn.functional.one_hot(size, 3).double()  # T 3
+    std_target, new_target = (torch.cat([part.target for part in half]) for half in (assignment.std, assignment.new))
+    has_std = _marked(std_target, len(targets))
+    has_any = has_std | _marked(new_target, len(targets))
+    target = torch.cat((std_target, new_target))
+    loses, repeated, collisions = losing_matches(torch.cat(slots), target, torch.cat(quality))
+    keeps_one = _marked(target[~loses], len(targets))
+    return MatchCounts(
+        objects=per_size.sum(0),
+        unmatched=per_size[~has_any].sum(0),
+        unmatched_std=per_size[~has_std].sum(0),
+        std=quality[0].new_tensor(len(std_target), dtype=torch.float64),
+        new=quality[0].new_tensor(len(new_target), dtype=torch.float64),
+        std_iou=quality[0].sum(dtype=torch.float64),
+        new_iou=quality[1].sum(dtype=torch.float64),
+        collisions=collisions,
+        lost=per_size[target[loses & ~repeated]].sum(0),
+        homeless=per_size[has_any & ~keeps_one].sum(0),
+    )
+
+
+def losing_matches(slot: Tensor, target: Tensor, quality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the matches whose slot another object takes, because that one's IoU with the slot's prediction is higher.
+
+    Args:
+        slot: [M] number of each match's slot.
+        target: [M] its object; an object may hold a slot twice (as std and as new match), which is no collision.
+        quality: [M] IoU of the slot's prediction with the object.
+
+    Returns:
+        [M] bool, True for a losing match; [M] bool, True for the second of a repeated pair; and how many slots several
+        objects want. Of equal IoUs, the object that comes first in the batch wins.
+    """
+    if not len(slot):
+        nothing = torch.zeros_like(slot, dtype=torch.bool)
+        return nothing, nothing, quality.new_zeros((), dtype=torch.float64)
+    order = torch.argsort(target, stable=True)
+    order = order[torch.argsort(quality[order], descending=True, stable=True)]
+    order = order[torch.argsort(slot[order], stable=True)]  # by slot, then the best first, then by target
+    slot, target = slot[order], target[order]
+    first = torch.ones_like(slot, dtype=torch.bool)
+    first[1:] = slot[1:] != slot[:-1]
+    start = torch.where(first, torch.arange(len(slot), device=slot.device), 0).cummax(dim=0).values
+    loses = target != target[start]
+    # A repeated pair has the same IoU twice, so its two matches are neighbours here.
+    repeated = torch.zeros_like(loses)
+    repeated[1:] = ~first[1:] & (target[1:] == target[:-1])
+    collided = torch.zeros_like(slot).scatter_reduce_(0, start, loses.long(), "amax")
+    back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+    return loses[back], repeated[back], collided.sum(dtype=torch.float64)
+
+
+def _marked(target: Tensor, size: int) -> Tensor:
+    marked = torch.zeros(size, dtype=torch.bool, device=target.device)
+    marked[target] = True
+    return marked
+
+
+def all_slots(matches: tuple[Matches, ...], shapes: list[tuple[int, int, int, int]]) -> Tensor:
+    """Return the number of each match's slot over all heads, unique in a batch; shapes are (B, A, H, W) of the maps."""
+    parts, offset = [], 0
+    for part, (images, anchors, rows, cols) in zip(matches, shapes, strict=True):
+        parts.append(offset + ((part.image * anchors + part.anchor) * rows + part.row) * cols + part.col)
+        offset += images * anchors * rows * cols
+    return torch.cat(parts)

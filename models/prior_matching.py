@@ -1,0 +1,129 @@
+"""Strategies that look only at priors: ``standard``, ``ratio``, ``darknet``, and the fall-back for unmatched objects.
+
+Shape letters: L heads, K anchors of all heads together, T targets, P pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.heads import Head
+from models.slots import Pairs, Scene, constant
+from utils.boxes import wh_iou
+
+OFFSETS = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (-0.5, 0.0), (0.0, -0.5))  # own, left, up, right, down, as (x, y)
+
+
+@dataclass(frozen=True)
+class Standard:
+    """YOLOv3 in PyTorch, cfg era: in the centre's cell, every anchor whose shape IoU with the target is above ``iou_t``."""
+
+    iou_t: float = 0.20
+    only_best: bool = False  # of each head, the best anchor alone may match
+
+    def __call__(self, scene: Scene) -> Pairs:
+        """Return the pairs of the batch."""
+        iou = shape_iou(scene)
+        keep = iou > self.iou_t
+        if self.only_best:
+            keep &= _best_of_each_head(iou, scene.grid.heads)
+        return pairs_in_center_cell(scene, keep, iou)
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """YOLOv5: no side of target and anchor differs by a factor of ``anchor_t``; up to two neighbouring cells match too.
+
+    The recorded ``iou`` is the IoU of the shapes, as for the other strategies, though the side ratio decides.
+    """
+
+    anchor_t: float = 4.0
+
+    def __call__(self, scene: Scene) -> Pairs:
+        """Return the pairs of the batch."""
+        ratio = scene.boxes[None, :, 2:] / scene.grid.prior_wh[:, None, :]  # K T 2
+        keep = torch.maximum(ratio, 1 / ratio).amax(dim=2) < self.anchor_t
+        anchor, target = keep.nonzero(as_tuple=True)
+        cells, wanted = _cell_and_neighbours(scene)  # 5 T L 2, 5 T L
+        pair, which = wanted[:, target, scene.grid.head[anchor]].T.nonzero(as_tuple=True)
+        anchor, target = anchor[pair], target[pair]
+        cell = cells[which, target, scene.grid.head[anchor]]
+        iou = shape_iou(scene)[anchor, target]
+        return Pairs(target, anchor, cell[:, 1], cell[:, 0], iou)
+
+
+def _cell_and_neighbours(scene: Scene) -> tuple[Tensor, Tensor]:
+    """Return the centre's cell and its four neighbours, [5 T L 2], and which of them YOLOv5 takes, [5 T L].
+
+    Left where the fraction of x is below 1/2 and x > 1, right where that of (columns - x) is and columns - x > 1; up
+    and down likewise. On an integer x both tests pass and "right" comes out as the own cell; it counts once.
+    """
+    center, last = scene.centers, scene.grid.head_wh - 1
+    far = scene.grid.head_wh - center
+    near_low = (center % 1 < 0.5) & (center > 1)  # T L 2
+    near_high = (far % 1 < 0.5) & (far > 1)
+    offsets = constant(OFFSETS, center.device)[:, None, None, :]
+    cells = (center - offsets).floor().clamp(min=0).minimum(last).long()
+    wanted = torch.cat((torch.ones_like(near_low[..., :1]), near_low, near_high), dim=-1).permute(2, 0, 1)
+    differs = (cells != cells[:1]).any(dim=-1)
+    differs[0] = True
+    return cells, wanted & differs
+
+
+@dataclass(frozen=True)
+class Darknet:
+    """YOLOv3 as published: the best anchor over all heads, where a mask holds it; others above ``iou_thresh``."""
+
+    iou_t: float | None = None  # None: each head's own iou_thresh from the cfg
+
+    def __call__(self, scene: Scene) -> Pairs:
+        """Return the pairs of the batch."""
+        heads, device = scene.grid.heads, scene.boxes.device
+        every_wh = heads[0].all_anchors_wh or tuple(wh for head in heads for wh in head.anchors_wh)
+        best = wh_iou(constant(every_wh, device), scene.boxes[:, 2:]).argmax(dim=0)  # T, the first of equals
+        numbers = _anchor_numbers(heads)
+        iou = shape_iou(scene)
+        thresholds = [head.iou_thresh if self.iou_t is None else self.iou_t for head in heads for _ in head.anchors_wh]
+        keep = constant(numbers, device)[:, None] == best
+        if min(thresholds) < 1:
+            keep |= iou > constant(tuple(thresholds), device)[:, None]
+        return pairs_in_center_cell(scene, keep, iou)
+
+
+def _anchor_numbers(heads: tuple[Head, ...]) -> tuple[int, ...]:
+    """Number of each head's anchors in the cfg's whole list; without that list, the heads' anchors in a row."""
+    if heads[0].all_anchors_wh:
+        return tuple(number for head in heads for number in head.mask)
+    return tuple(range(sum(head.num_anchors for head in heads)))
+
+
+def with_fallback(scene: Scene, pairs: Pairs) -> Pairs:
+    """Give every target without a pair its single best anchor over all heads, in the centre's cell."""
+    unmatched = torch.ones(len(scene.targets), dtype=torch.bool, device=scene.boxes.device)
+    unmatched[pairs.target] = False
+    iou = shape_iou(scene)
+    best = torch.zeros_like(iou, dtype=torch.bool).scatter_(0, iou.argmax(dim=0, keepdim=True), True)
+    return Pairs.join([pairs, pairs_in_center_cell(scene, best & unmatched, iou)])
+
+
+def shape_iou(scene: Scene) -> Tensor:
+    """IoU of every anchor's shape with every target's, [K T]."""
+    return wh_iou(scene.grid.prior_wh, scene.boxes[:, 2:])
+
+
+def pairs_in_center_cell(scene: Scene, keep: Tensor, iou: Tensor) -> Pairs:
+    """Return the (anchor, target) pairs that [K T] ``keep`` marks, in the cells of the targets' centres."""
+    anchor, target = keep.nonzero(as_tuple=True)
+    cell = scene.cells[target, scene.grid.head[anchor]]
+    return Pairs(target, anchor, cell[:, 1], cell[:, 0], iou[anchor, target])
+
+
+def _best_of_each_head(iou: Tensor, heads: tuple[Head, ...]) -> Tensor:
+    parts = iou.split([head.num_anchors for head in heads])
+    best = [
+        torch.zeros_like(part, dtype=torch.bool).scatter_(0, part.argmax(dim=0, keepdim=True), True) for part in parts
+    ]
+    return torch.cat(best)

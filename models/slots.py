@@ -1,0 +1,283 @@
+"""Slots, pairs and scenes: what every assignment strategy works on, and the few operations they share.
+
+A slot is one predictor (image, head, anchor, row, column); a pair is a target with a slot of its own image. The anchors
+of all heads are numbered through, so that one tensor operation serves every head at once.
+
+Shape letters: B images, L heads, K anchors of all heads together, T targets, P pairs, S slots of one image.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+from functools import cached_property, lru_cache
+
+import torch
+from torch import Tensor
+
+from models.heads import Head, decode_boxes
+from utils.boxes import cxcywh_to_xyxy
+from utils.records import Matches, Targets
+
+PAIRS_AT_ONCE = 1_000_000  # pairs looked at in one go: bounds the memory of every strategy to about 200 MB
+
+
+@dataclass(frozen=True, eq=False)
+class SlotGrid:
+    """The constants of some heads at one input size on one device, built once and kept."""
+
+    heads: tuple[Head, ...]
+    shapes: tuple[tuple[int, int], ...]  # rows and columns of each head
+    head: Tensor  # [K] int64, head of each anchor
+    anchor: Tensor  # [K] int64, its index among the head's anchors
+    prior_wh: Tensor  # [K 2] network pixels
+    stride: Tensor  # [K] network pixels per cell
+    cols: Tensor  # [K] int64, grid columns of the anchor's head
+    first_slot: Tensor  # [K] int64, slot of the anchor at row 0, column 0 of image 0
+    head_wh: Tensor  # [L 2] float32, columns and rows of each head
+    head_start: Tensor  # [L] int64, first anchor of each head
+    input_wh: Tensor  # [2] float32, network pixels
+    slots_per_image: int
+
+    @property
+    def num_anchors(self) -> int:
+        """Anchors of all heads together."""
+        return len(self.head)
+
+
+@lru_cache(maxsize=256)
+@torch.inference_mode(False)  # a constant that an evaluation made first must still serve a gradient
+def constant(values: tuple, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Return a tuple of numbers, nested or not, as a tensor that is kept on its device."""
+    return torch.tensor(values, dtype=dtype, device=device)
+
+
+@lru_cache(maxsize=64)
+@torch.inference_mode(False)
+def slot_grid(heads: tuple[Head, ...], shapes: tuple[tuple[int, int], ...], device: torch.device) -> SlotGrid:
+    """Return the constants of ``heads`` whose maps have ``shapes`` (rows, columns), as tensors on ``device``."""
+    anchors = [(index, number) for index, head in enumerate(heads) for number in range(head.num_anchors)]
+    sizes = torch.tensor([shapes[index][0] * shapes[index][1] for index, _ in anchors])
+    counts = torch.tensor([head.num_anchors for head in heads])
+
+    def whole(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.int64, device=device)
+
+    def real(values: list) -> Tensor:
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
+    return SlotGrid(
+        heads=heads,
+        shapes=shapes,
+        head=whole([index for index, _ in anchors]),
+        anchor=whole([number for _, number in anchors]),
+        prior_wh=real([heads[index].anchors_wh[number] for index, number in anchors]),
+        stride=real([heads[index].stride for index, _ in anchors]),
+        cols=whole([shapes[index][1] for index, _ in anchors]),
+        first_slot=(sizes.cumsum(0) - sizes).to(device),
+        head_wh=real([(cols, rows) for rows, cols in shapes]),
+        head_start=(counts.cumsum(0) - counts).to(device),
+        input_wh=real([shapes[0][1] * heads[0].stride, shapes[0][0] * heads[0].stride]),
+        slots_per_image=int(sizes.sum()),
+    )
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of a target and a slot of its image, in rising order of ``anchor``."""
+
+    target: Tensor  # [P] int64
+    anchor: Tensor  # [P] int64, number among the anchors of all heads
+    row: Tensor  # [P] int64
+    col: Tensor  # [P] int64
+    iou: Tensor  # [P] float32, the value that decides
+    weight: Tensor | None = None  # [P] float32; None means 1 everywhere
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def select(self, index: Tensor) -> Pairs:
+        """Return the pairs where the [P] bool mask is True, or at the indices."""
+        if index.dtype == torch.bool:
+            index = index.nonzero().squeeze(1)
+        return Pairs(*(value if value is None else value[index] for value in self._values()))
+
+    def sorted_by_anchor(self) -> Pairs:
+        """Return the same pairs in rising order of anchor, otherwise as they were."""
+        return self.select(torch.argsort(self.anchor, stable=True))
+
+    def _values(self) -> tuple[Tensor | None, ...]:
+        return tuple(getattr(self, item.name) for item in fields(self))
+
+    @staticmethod
+    def join(parts: list[Pairs]) -> Pairs:
+        """Return all pairs of some lists as one list, none of which has weights."""
+        if len(parts) == 1:
+            return parts[0]
+        columns = zip(*((part.target, part.anchor, part.row, part.col, part.iou) for part in parts), strict=True)
+        return Pairs(*(torch.cat(column) for column in columns)).sorted_by_anchor()
+
+    @staticmethod
+    def none(device: torch.device) -> Pairs:
+        """Return no pairs."""
+        empty = torch.zeros(0, dtype=torch.int64, device=device)
+        return Pairs(empty, empty, empty, empty, torch.zeros(0, device=device))
+
+
+@dataclass(frozen=True, eq=False)
+class Scene:
+    """What a strategy sees of one batch: the targets and the raw maps, detached."""
+
+    targets: Targets
+    raws: tuple[Tensor, ...]  # one [B A H W 5+C] per head
+    grid: SlotGrid
+
+    @staticmethod
+    def of(targets: Targets, raws: list[Tensor] | tuple[Tensor, ...], heads: tuple[Head, ...]) -> Scene:
+        """Build the scene of a batch from the network's raw maps, which may still need a gradient."""
+        shapes = tuple((raw.shape[2], raw.shape[3]) for raw in raws)
+        return Scene(targets, tuple(raw.detach() for raw in raws), slot_grid(heads, shapes, raws[0].device))
+
+    @property
+    def batch_size(self) -> int:
+        """Images in the batch."""
+        return self.raws[0].shape[0]
+
+    @cached_property
+    def boxes(self) -> Tensor:
+        """Targets as centre and size in network pixels, [T 4]."""
+        return self.targets.boxes_cxcywh * self.grid.input_wh.repeat(2)
+
+    @cached_property
+    def boxes_xyxy(self) -> Tensor:
+        """Targets as corners in network pixels, [T 4]."""
+        return cxcywh_to_xyxy(self.boxes)
+
+    @cached_property
+    def centers(self) -> Tensor:
+        """Centres of the targets in each head's grid units, [T L 2] as (x, y)."""
+        return self.targets.boxes_cxcywh[:, None, :2] * self.grid.head_wh
+
+    @cached_property
+    def cells(self) -> Tensor:
+        """Cell that holds each target's centre, [T L 2] int64 as (column, row), clamped to the grid."""
+        return self.centers.floor().clamp(min=0).minimum(self.grid.head_wh - 1).long()
+
+    @cached_property
+    def target_rank(self) -> Tensor:
+        """Order of the targets by label and box, [T]: breaks ties without looking at the order in the batch."""
+        order = torch.arange(len(self.targets), device=self.boxes.device)
+        for key in (*self.targets.boxes_cxcywh.unbind(dim=1), self.targets.label):
+            order = order[torch.argsort(key[order], stable=True)]
+        return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
+
+    def slots(self, pairs: Pairs) -> Tensor:
+        """Number of each pair's slot in the batch, [P] int64, unique over images and heads."""
+        grid = self.grid
+        inside = grid.first_slot[pairs.anchor] + pairs.row * grid.cols[pairs.anchor] + pairs.col
+        return self.targets.image[pairs.target] * grid.slots_per_image + inside
+
+    def keys(self, pairs: Pairs) -> Tensor:
+        """Number of each pair (target and slot), [P] int64."""
+        return pairs.target * (self.batch_size * self.grid.slots_per_image) + self.slots(pairs)
+
+    def split_by_head(self, pairs: Pairs) -> list[int]:
+        """Number of pairs of each head."""
+        bounds = [*torch.searchsorted(pairs.anchor, self.grid.head_start).tolist(), len(pairs)]
+        return [stop - start for start, stop in itertools.pairwise(bounds)]
+
+    def raw_rows(self, pairs: Pairs, columns: slice) -> list[Tensor]:
+        """Raw numbers of the pairs' slots, one [P_l columns] tensor per head."""
+        sizes = self.split_by_head(pairs)
+        place = (self.targets.image[pairs.target], self.grid.anchor[pairs.anchor], pairs.row, pairs.col)
+        per_head = zip(self.raws, *(part.split(sizes) for part in place), strict=True)
+        return [gather_rows(raw, *where, columns=columns) for raw, *where in per_head]
+
+    def predicted_xyxy(self, pairs: Pairs) -> Tensor:
+        """Predicted boxes of the pairs' slots as corners in network pixels, [P 4] float32."""
+        sizes = self.split_by_head(pairs)
+        prior = (self.grid.prior_wh / self.grid.stride[:, None])[pairs.anchor].split(sizes)
+        cell = torch.stack((pairs.col, pairs.row), dim=1).float().split(sizes)
+        raws = self.raw_rows(pairs, slice(0, 4))
+        boxes = [decode_boxes(raw, xy, wh, head) * head.stride
+                 for raw, xy, wh, head in zip(raws, cell, prior, self.grid.heads, strict=True)]  # fmt: skip
+        return cxcywh_to_xyxy(torch.cat(boxes))
+
+    def matches(self, pairs: Pairs) -> tuple[Matches, ...]:
+        """The pairs as one record per head."""
+        sizes = self.split_by_head(pairs)
+        weight = torch.ones_like(pairs.iou) if pairs.weight is None else pairs.weight
+        image, anchor = self.targets.image[pairs.target], self.grid.anchor[pairs.anchor]
+        columns = (pairs.target, image, anchor, pairs.row, pairs.col, pairs.iou, weight)
+        return tuple(Matches(*parts) for parts in zip(*(column.split(sizes) for column in columns), strict=True))
+
+
+def flat_rows(raw: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """View a raw map [B A H W 5+C] as rows [N 5+C] in memory order.
+
+    Returns:
+        The rows, and how many rows one step in image, anchor, row and column is. A map that is not dense is copied.
+    """
+    if not is_dense(raw):
+        raw = raw.contiguous()
+    width = raw.shape[-1]
+    steps = tuple(step // width for step in raw.stride()[:4])
+    return raw.as_strided((raw.numel() // width, width), (width, 1)), steps
+
+
+def is_dense(raw: Tensor) -> bool:
+    """Whether a raw map [B A H W 5+C] is rows of 5+C numbers without gaps, in any order of the other dimensions."""
+    expected = raw.shape[-1]
+    for step, size in sorted(zip(raw.stride()[:4], raw.shape[:4], strict=True)):
+        if size > 1 and step != expected:
+            return False
+        expected *= size
+    return raw.stride(-1) == 1
+
+
+def gather_rows(raw: Tensor, image: Tensor, anchor: Tensor, row: Tensor, col: Tensor, columns: slice) -> Tensor:
+    """Return some columns of a raw map [B A H W 5+C] at the given slots, [P columns]."""
+    rows, steps = flat_rows(raw)
+    where = image * steps[0] + anchor * steps[1] + row * steps[2] + col * steps[3]
+    return rows[:, columns].index_select(0, where)
+
+
+def window_pairs(scene: Scene, low: Tensor, high: Tensor) -> Iterator[Pairs]:
+    """Yield every pair of a target with the slots of a rectangle of cells, a bounded number at a time.
+
+    Args:
+        low: [T L 2] int64, first column and row of the rectangle on each head.
+        high: [T L 2] int64, last column and row, inclusive; a rectangle may be empty.
+
+    A target's pairs always come together in one chunk; ``iou`` is zero.
+    """
+    grid = scene.grid
+    size = (high - low + 1).clamp(min=0)  # T L 2
+    pairs_per_target = size.prod(dim=2)[:, grid.head].sum(dim=1)
+    chunk = (pairs_per_target.cumsum(0) - 1).clamp(min=0) // PAIRS_AT_ONCE
+    targets = torch.arange(len(chunk), device=chunk.device)
+    for part in targets.split(torch.unique_consecutive(chunk, return_counts=True)[1].tolist()):
+        size_kt = size[part][:, grid.head].transpose(0, 1)  # K T' 2
+        count = size_kt.prod(dim=2).flatten()
+        entry = torch.repeat_interleave(count)  # number of (anchor, target) of each pair
+        position = torch.arange(len(entry), device=entry.device) - (count.cumsum(0) - count)[entry]
+        anchor, target = entry // len(part), part[entry % len(part)]
+        start = low[target, grid.head[anchor]]
+        width = size_kt[..., 0].flatten()[entry]
+        row = torch.div(position, width, rounding_mode="floor")
+        zero = torch.zeros(len(entry), device=entry.device)
+        yield Pairs(target, anchor, start[:, 1] + row, start[:, 0] + position - row * width, zero)
+
+
+def ranks(group: Tensor, *keys: Tensor) -> Tensor:
+    """Return each element's rank, from 0, among those of its group, by rising keys, the most significant first."""
+    order = torch.argsort(keys[-1], stable=True)
+    for key in (*keys[-2::-1], group):
+        order = order[torch.argsort(key[order], stable=True)]
+    in_order = group[order]
+    position = torch.arange(len(order), device=order.device)
+    begins = torch.ones_like(in_order, dtype=torch.bool)
+    begins[1:] = in_order[1:] != in_order[:-1]
+    start = torch.where(begins, position, 0).cummax(dim=0).values if len(order) else position
+    return torch.empty_like(order).scatter_(0, order, position - start)
