@@ -1,0 +1,283 @@
+"""Official ``yolov5*.pt`` checkpoints into a network built from a cfg, without executing their pickle.
+
+The file is read by ``utils/inert_pickle.py``, which builds nothing but tensors. Its modules are laid over the cfg as
+graphs, from the heads to the image: a tensor goes to the layer that is connected as its own module was, whatever the
+order in the cfg, and a cfg that computes something else is refused at the first difference.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.darknet_weights import LoadReport
+from models.layers import Convolution
+from models.network import Network
+from models.yolov5_modules import ConvTensors, ModuleGraph, Node, children, concat, trace_modules
+from utils.errors import UserError
+from utils.inert_pickle import Record, is_torch_zip, read_torch_zip
+
+# Filters of the first convolution and bottlenecks of the first C3 tell the official sizes apart.
+SIZES = {(16, 1): "yolov5n", (32, 1): "yolov5s", (48, 2): "yolov5m", (64, 3): "yolov5l", (80, 4): "yolov5x"}
+SHIPPED = ("yolov5n", "yolov5s", "yolov5s-focus")
+
+
+@dataclass(frozen=True)
+class Yolov5Checkpoint:
+    """What is of use in an official checkpoint."""
+
+    path: str
+    names: tuple[str, ...]  # of the classes
+    strides: tuple[int, ...]  # of the heads, in their order
+    anchors_wh: tuple[tuple[tuple[float, float], ...], ...]  # per head, pixels of the network input
+    size_name: str  # "yolov5n", "yolov5s-focus", or "" where it is no official size
+    graph: ModuleGraph
+
+    @property
+    def cfg_name(self) -> str:
+        """The shipped cfg that has this architecture.
+
+        Raises:
+            UserError: there is none; says what was found.
+        """
+        if self.size_name in SHIPPED:
+            return f"{self.size_name}.cfg"
+        found = f"this is {self.size_name}" if self.size_name else "this is none of the official sizes"
+        raise UserError(
+            f"{self.path}: {found}; cfgs are shipped for {', '.join(SHIPPED)}. Give a cfg of its width and depth with "
+            "--cfg, made from cfg/yolov5s.cfg"
+        )
+
+
+def is_yolov5_checkpoint(path: str | Path) -> bool:
+    """Say whether the file is a torch archive that holds a YOLOv5 model; looks at bytes and runs nothing."""
+    if not is_torch_zip(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        entry = next(info for info in archive.infolist() if info.filename.endswith("data.pkl"))
+        if entry.compress_type != zipfile.ZIP_STORED:
+            return False
+        with archive.open(entry) as file:
+            return b"models.yolo" in file.read(1 << 20)
+
+
+def read_yolov5_checkpoint(path: str | Path) -> Yolov5Checkpoint:
+    """Read an official checkpoint; of a training run the averaged model is taken, as YOLOv5 does.
+
+    Raises:
+        UserError: no torch archive, code in it, or not a YOLOv5 detection model of releases 4 to 7.
+    """
+    content = read_torch_zip(path)
+    model = content.get("ema") or content.get("model") if isinstance(content, dict) else None
+    if not isinstance(model, Record):
+        raise UserError(f"{path}: holds no YOLOv5 model; a checkpoint has it under 'model' or 'ema'")
+    graph = trace_modules(model, str(path))
+    try:
+        modules = list(children(children(model)["model"]).values())
+        detect = modules[-1]
+        strides = tuple(int(stride) for stride in _numbers(detect.state["stride"]))
+        anchors = detect.state["_buffers"]["anchors"].float()  # heads, anchors, 2; grid units
+        pixels = anchors * torch.tensor(strides).view(-1, 1, 1)
+        anchors_wh = tuple(tuple((float(w), float(h)) for w, h in head) for head in pixels)
+        names = _names(model.state["names"])
+        size_name = _size_name(modules)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path}: not a YOLOv5 detection model ({error!s:.80})") from error
+    if len(strides) != len(graph.heads) or len(anchors_wh) != len(graph.heads):
+        raise UserError(
+            f"{path}: {len(graph.heads)} heads, {len(strides)} strides and {len(anchors_wh)} sets of anchors"
+        )
+    return Yolov5Checkpoint(str(path), names, strides, anchors_wh, size_name, graph)
+
+
+def load_yolov5_checkpoint(network: Network, path: str | Path | Yolov5Checkpoint) -> LoadReport:
+    """Fill a network from an official checkpoint; on an error the network is unchanged.
+
+    A network with another number of classes than the checkpoint keeps its own last convolutions.
+
+    Raises:
+        UserError: unreadable (see :func:`read_yolov5_checkpoint`), the cfg has another architecture or other anchors;
+            names the first module and layer that differ.
+    """
+    checkpoint = path if isinstance(path, Yolov5Checkpoint) else read_yolov5_checkpoint(path)
+    _check_heads(network, checkpoint)
+    same_classes = network.num_classes == len(checkpoint.names)
+    pairs = _Overlay(network, checkpoint).pairs(same_classes)
+    last = {node.name for node in checkpoint.graph.heads}
+    skipped = tuple(sorted(index for name, index in pairs.items() if name in last and not same_classes))
+    ready = {
+        index: _prepared(checkpoint, name, network.layers[index])
+        for name, index in pairs.items()
+        if index not in skipped
+    }
+    with torch.no_grad():
+        for tensors in ready.values():
+            for target, source in tensors:
+                target.copy_(source)
+    return LoadReport(checkpoint.path, len(ready), len(pairs), skipped=skipped)
+
+
+def _numbers(values: Any) -> list[float]:
+    if not isinstance(values, Tensor) or values.numel() > 100:
+        raise TypeError("no strides")
+    return values.float().flatten().tolist()
+
+
+def _names(names: Any) -> tuple[str, ...]:
+    if isinstance(names, dict):
+        names = [names[index] for index in range(len(names))]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise TypeError("class names that are no text")
+    return tuple(names)
+
+
+def _size_name(modules: list[Record]) -> str:
+    first = modules[0]
+    focus = first.kind == "Focus"
+    stem = children(first)["conv"]
+    filters = (children(stem)["conv"] if focus else stem).state["out_channels"]
+    name = SIZES.get((filters, len(children(children(modules[2])["m"]))), "")
+    return f"{name}-focus" if name and focus else name
+
+
+def _check_heads(network: Network, checkpoint: Yolov5Checkpoint) -> None:
+    cfg, path = network.cfg_path, checkpoint.path
+    if sorted(head.stride for head in network.heads) != sorted(checkpoint.strides):
+        found = ", ".join(str(head.stride) for head in network.heads) or "none"
+        wanted = ", ".join(map(str, checkpoint.strides))
+        raise UserError(f"{path}: its heads have strides {wanted}, those of {cfg} {found}{_fitting(checkpoint)}")
+    by_stride = dict(zip(checkpoint.strides, checkpoint.anchors_wh, strict=True))
+    for head in network.heads:
+        anchors = by_stride[head.stride]
+        ours = torch.tensor(head.anchors_wh)
+        if len(anchors) != len(ours) or not torch.allclose(ours, torch.tensor(anchors), rtol=2e-3):  # fp16 was stored
+            text = ", ".join(f"{width:g},{height:g}" for width, height in anchors)
+            raise UserError(f"{path}: trained with other anchors than {cfg}; at stride {head.stride} its are {text}")
+        if not head.new_coords or head.scale_x_y != 2.0:
+            raise UserError(f"{path}: YOLOv5 boxes need new_coords=1 and scale_x_y=2 in every [yolo] of {cfg}")
+
+
+def _fitting(checkpoint: Yolov5Checkpoint) -> str:
+    return f"; its cfg is {checkpoint.size_name}.cfg" if checkpoint.size_name in SHIPPED else ""
+
+
+class _Overlay:
+    """Lays the graph of a checkpoint over that of a cfg."""
+
+    def __init__(self, network: Network, checkpoint: Yolov5Checkpoint) -> None:
+        self.network = network
+        self.checkpoint = checkpoint
+        self.cfg_nodes = cfg_graph(network)
+
+    def pairs(self, same_classes: bool) -> dict[str, int]:
+        """Return the layer of each of the checkpoint's convolutions.
+
+        Raises:
+            UserError: the graphs differ.
+        """
+        layer_of = {
+            head.stride: layer for head, layer in zip(self.network.heads, self.network.head_layers, strict=True)
+        }
+        todo = []
+        for stride, node in zip(self.checkpoint.strides, self.checkpoint.graph.heads, strict=True):
+            todo.append((node, self.cfg_nodes[layer_of[stride]]))
+        free = set() if same_classes else {id(node) for node, _ in todo}  # their filters may differ
+        seen: dict[int, Node] = {}
+        found: dict[str, int] = {}
+        while todo:
+            theirs, ours = todo.pop()
+            if seen.setdefault(id(theirs), ours) is not ours:
+                self.refuse(theirs, ours, "is connected differently")
+            self.compare(theirs, ours, ("filters",) if id(theirs) in free else ())
+            if theirs.operation == "conv":
+                found[theirs.name] = ours.index
+            todo += [pair for pair in zip(theirs.inputs, ours.inputs, strict=True) if id(pair[0]) not in seen]
+        return found
+
+    def compare(self, theirs: Node, ours: Node, free: tuple[str, ...]) -> None:
+        if theirs.operation != ours.operation or len(theirs.inputs) != len(ours.inputs):
+            self.refuse(theirs, ours, f"is a {theirs.operation} where the cfg has a {ours.operation}")
+        for (key, wanted), (_, found) in zip(theirs.settings, ours.settings, strict=True):
+            if wanted != found and key not in free:
+                self.refuse(theirs, ours, f"has {key} {_shown(wanted)}, the cfg {_shown(found)}")
+
+    def refuse(self, theirs: Node, ours: Node, what: str) -> None:
+        raise UserError(f"{self.checkpoint.path}: {theirs.name} {what} ({ours.name}){_fitting(self.checkpoint)}")
+
+
+def _shown(value: Any) -> str:
+    return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def cfg_graph(network: Network) -> dict[int, Node]:
+    """Return what every layer of the network computes, as a graph in the terms of YOLOv5's modules."""
+    nodes = {-1: Node("image", (), (), network.cfg_path)}
+    for index, module in enumerate(network.layers):
+        section = network.config.sections[index]
+        inputs = tuple(nodes[source] for source in network.sources[index])
+        name = f"{section.source}:{section.line}"
+        kind = section.kind
+        if isinstance(module, Convolution):
+            node = Node("conv", _conv_settings(module, section["activation"]), inputs, name, index)
+        elif kind == "route" and section["groups"] == 1:
+            node = concat(list(inputs), name, index)
+        elif kind == "shortcut" and section["activation"] == "linear" and not list(module.parameters()):
+            node = Node("add", (), inputs, name, index)
+        elif kind == "maxpool":
+            stride = tuple(module.stride_xy[::-1])
+            node = Node("maxpool", (("size", (module.size,) * 2), ("stride", stride)), inputs, name, index)
+        elif kind == "upsample" and section["scale"] == 1:
+            node = Node("upsample", (("stride", section["stride"]),), inputs, name, index)
+        elif kind == "reorg":
+            node = Node("reorg", (("stride", section["stride"]),), inputs, name, index)
+        elif kind in ("yolo", "dropout"):
+            node = inputs[0]
+        else:
+            node = Node(f"[{kind}]", (), inputs, name, index)
+        nodes[index] = node
+    return nodes
+
+
+def _conv_settings(module: Convolution, activation: str) -> tuple[tuple[str, Any], ...]:
+    conv = module.conv
+    linear = isinstance(module.activation, nn.Identity)  # also where the head does what the section says
+    return (
+        ("filters", conv.out_channels),
+        ("size", conv.kernel_size),
+        ("stride", conv.stride),
+        ("padding", conv.padding),
+        ("dilation", conv.dilation),
+        ("groups", conv.groups),
+        ("batch_normalize", module.bn is not None),
+        ("activation", "linear" if linear else activation),
+    )
+
+
+def _prepared(checkpoint: Yolov5Checkpoint, name: str, layer: Convolution) -> list[tuple[Tensor, Tensor]]:
+    """Return (our tensor, its new numbers in float32) of one convolution, checked."""
+    stored: ConvTensors = checkpoint.graph.tensors[name]
+    pairs: list[tuple[Tensor, Tensor | None]] = [(layer.conv.weight, stored.weight)]
+    if layer.bn is None:
+        pairs.append((layer.conv.bias, stored.bias))
+    else:
+        norm = layer.bn
+        pairs += [(getattr(norm, key), stored.norm[key]) for key in ("weight", "bias", "running_mean", "running_var")]
+    ready = []
+    for target, source in pairs:
+        if source is None or source.shape != target.shape:
+            raise UserError(f"{checkpoint.path}: {name} has a tensor of another shape than its settings say")
+        source = source.float()
+        if not torch.isfinite(source).all():
+            raise UserError(f"{checkpoint.path}: {name} has numbers that are not finite")
+        if layer.bn is not None and target is layer.bn.running_var:
+            # Another epsilon than the cfg's is the same network when the variances carry the difference.
+            source = source + (stored.norm_eps - layer.bn.eps)
+            if source.min() + layer.bn.eps <= 0:
+                raise UserError(f"{checkpoint.path}: {name} has a negative variance")
+        ready.append((target, source))
+    return ready
