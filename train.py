@@ -6,30 +6,34 @@ shared among the processes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+
+from data.annotations import Annotations
 from data.augment import AugmentOptions
-from data.dataset import open_split
-from data.loader import evaluation_batches, training_batches
+from data.loader import LoaderSettings, evaluation_batches, training_batches
+from data.splits import open_split
 from models.build_targets import AssignmentOptions
+from models.darknet_cfg import parse_cfg
+from models.detector import Detector
 from models.evaluate import evaluate
 from models.load_detector import load_weights
 from models.loss import LossOptions, build_loss
-
-from models.darknet_cfg import parse_cfg
-from models.detector import Detector
+from models.match_counts import MatchCounts
 from models.network import Network, build_network, build_network_from_text, check_image_size, initialise_head_biases
 from models.train_loop import TrainState, train_one_epoch, wrap_for_processes
 from models.training_run import EpochBar, TrainingRun
 from utils import distributed
 from utils.checkpoint import read_checkpoint
+from utils.coco_eval import Metrics
 from utils.config import REPOSITORY, build_options, find_file, flat_dict, option, parse_flags, read_recipe
 from utils.devices import amp_dtype, choose_device, describe_device, use_threads
 from utils.ema import AveragedModel
 from utils.errors import UserError, run_command
 from utils.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
+from utils.run_log import plot_labels
 from utils.seeding import seed_everything
 
 RUNS = "runs/train"
@@ -112,20 +116,20 @@ def main() -> None:
     test_set = open_split(options.train.data, "valid", options.train.single_cls)
 
     network = new_network(options.train, train_set.names, checkpoint).to(device, memory_format=torch.channels_last)
-    loss_function = build_loss(options.loss, options.assignment, network.heads)
+    loss_function = build_loss(options.loss, options.assignment, network.heads, image_sizes(options.train, network)[0])
     state = new_state(network, options)
     if checkpoint:
         state.load_state_dict(checkpoint)
 
-    train_size, test_size = image_sizes(options.train, network)
-    train_batches = training_batches(train_set, options.augment, train_size)
-    test_batches = evaluation_batches(test_set, test_size)
+    train_settings, test_settings = loader_settings(options.train, network, device)
+    train_batches = training_batches(train_set, train_settings, options.augment)
+    test_batches = evaluation_batches(test_set, test_settings)
     ground_truth = test_set.to_coco()
     schedule = Schedule(options.optimizer, options.train.epochs, len(train_batches), options.train.batches_per_step)
     precision = amp_dtype(device) if options.train.amp else None
 
     run = TrainingRun.start(RUNS, options.as_dict(), train_set.names, network.cfg_text, state)
-    announce(run, options, network, device)
+    announce(run, options, network, train_set, device)
     wrapped = wrap_for_processes(network, device)
     while state.epoch < options.train.epochs:
         train_batches.set_epoch(state.epoch)
@@ -136,10 +140,11 @@ def main() -> None:
         state.epoch += 1
         metrics = None
         if state.epoch == options.train.epochs or not options.train.notest:
-            metrics = evaluate(Detector(state.average.model), test_batches, ground_truth)
-        row = epoch_row(losses, counts, metrics, state)
-        run.finish_epoch(state, row, fitness(metrics))
-    run.finish(state)
+            detector = Detector(state.average.model)
+            metrics = evaluate(detector, test_batches, ground_truth)
+        run.finish_epoch(state, epoch_row(losses, counts, metrics, state), fitness(metrics))
+        report_epoch(counts, metrics)
+    run.finish(state, test_batches)
 
 
 def choose_options() -> tuple[Options, dict[str, Any] | None]:
@@ -212,18 +217,55 @@ def image_sizes(options: TrainOptions, network: Network) -> tuple[int, int]:
     return sizes[0], sizes[-1]
 
 
-def announce(run: TrainingRun, options: Options, network: Network, device: torch.device) -> None:
-    """Say in one line what was chosen."""
-    if distributed.is_main():
-        train = options.train
-        parameters = sum(parameter.numel() for parameter in network.parameters())
-        print(
-            f"train: {train.cfg} ({parameters:,} parameters) on {train.data}, {train.epochs} epochs, "
-            f"recipe {train.hyp}, --match {options.assignment.match} -> {run.folder} ({describe_device(device)})"
-        )
+def loader_settings(
+    options: TrainOptions, network: Network, device: torch.device
+) -> tuple[LoaderSettings, LoaderSettings]:
+    """Return how the training and the testing batches are made."""
+    train_size, test_size = image_sizes(options, network)
+    test = LoaderSettings(
+        image_hw=(test_size, test_size),
+        batch_size=max(1, options.batch_size // distributed.world_size()),
+        stride=network.max_stride,
+        rect=True,
+        workers=options.workers,
+        seed=options.seed,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        pin_memory=device.type == "cuda",
+    )
+    train = replace(
+        test,
+        image_hw=(train_size, train_size),
+        rect=options.rect,
+        multi_scale=options.multi_scale,
+        cache_images=options.cache_images,
+    )
+    return train, test
 
 
-def epoch_row(losses: dict[str, float], counts: Any, metrics: Any, state: TrainState) -> dict[str, float]:
+def announce(
+    run: TrainingRun, options: Options, network: Network, train_set: Annotations, device: torch.device
+) -> None:
+    """Say in one line what was chosen, and draw how the training labels are distributed."""
+    if not distributed.is_main():
+        return
+    train = options.train
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    print(
+        f"train: {train.cfg} ({parameters:,} parameters) on {train.data}, {train.epochs} epochs, "
+        f"recipe {train.hyp}, --match {options.assignment.match} -> {run.folder} ({describe_device(device)})"
+    )
+    objects = train_set.select_boxes(~train_set.crowd)
+    image_wh = objects.image_wh[objects.box_image]
+    corners = objects.boxes_xyxy.reshape(-1, 2, 2)  # M corner xy
+    centers_xy = corners.mean(axis=1) / image_wh
+    sizes_wh = (corners[:, 1] - corners[:, 0]) / image_wh
+    plot_labels(run.folder / "labels.png", objects.labels, centers_xy, sizes_wh, objects.names)
+
+
+def epoch_row(
+    losses: dict[str, float], counts: MatchCounts, metrics: Metrics | None, state: TrainState
+) -> dict[str, float]:
     """Return one line of ``results.csv``."""
     row = {f"train/{name}": value for name, value in losses.items()}
     if metrics:
@@ -237,7 +279,19 @@ def epoch_row(losses: dict[str, float], counts: Any, metrics: Any, state: TrainS
     return row | {"lr": state.optimizer.param_groups[-1]["lr"]}
 
 
-def fitness(metrics: Any) -> float | None:
+def report_epoch(counts: MatchCounts, metrics: Metrics | None) -> None:
+    """Say in two lines how the epoch went."""
+    if not distributed.is_main():
+        return
+    print(f"  {counts.line()}")
+    if metrics:
+        print(
+            f"  test: P {metrics.precision:.3f}  R {metrics.recall:.3f}  "
+            f"mAP@0.5 {metrics.ap50:.4f}  mAP@0.5:0.95 {metrics.ap:.4f}"
+        )
+
+
+def fitness(metrics: Metrics | None) -> float | None:
     """Return what decides which epoch is the best: 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95, as in the scripts people know."""
     return 0.1 * metrics.ap50 + 0.9 * metrics.ap if metrics else None
 

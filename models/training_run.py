@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import torch
 from tqdm import tqdm
-from utils.draw import draw_batch
 
+from models.detector import Detector
 from models.train_loop import TrainState
 from utils import distributed
 from utils.checkpoint import save_checkpoint
+from utils.draw import draw_batch, draw_predictions
 from utils.records import Batch
 from utils.run_log import (
     TensorBoardLog,
@@ -26,7 +28,7 @@ from utils.run_log import (
     save_results_csv,
 )
 
-PICTURED_BATCHES = 3  # training batches of the first epoch that are drawn
+PICTURED_BATCHES = 3  # training batches of the first epoch, and testing batches after the last, that are drawn
 NEEDED_TO_RESUME_ONLY = ("optimizer", "scaler", "random", "model")  # best.pt goes without: a third of the size
 
 
@@ -94,10 +96,14 @@ class TrainingRun:
                 self.save(state, "best.pt", without=NEEDED_TO_RESUME_ONLY)
             self.save(state, "last.pt")
 
-    def finish(self, state: TrainState) -> None:
-        """Draw the curves and print the table of the whole run."""
+    def finish(self, state: TrainState, test_batches: Iterable[Batch]) -> None:
+        """Draw the curves and the predictions for a few batches, and print the table of the whole run."""
         if not distributed.is_main():
             return
+        detector = Detector(state.average.model)
+        for number, batch in enumerate(islice(test_batches, PICTURED_BATCHES)):
+            found = detector(batch.images, batch.frames)
+            draw_predictions(self.folder / f"val_batch{number}.jpg", batch, found, self.names)
         plot_results(self.folder / "results.png", state.history)
         self.tensorboard.close()
         rows = [
