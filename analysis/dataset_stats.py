@@ -193,15 +193,15 @@ def _class_figures(objects: Objects, options: DatasetStatsOptions) -> list[dict[
 
 
 def problem_figures(annotations: Annotations) -> dict[str, Any]:
-    """Count the annotations and files that had to be left out, by kind."""
+    """Count what is wrong with the labels by kind; the kind says whether the row was left out."""
     kinds = Counter(problem.kind for problem in annotations.problems)
     return {"total": len(annotations.problems), "by_kind": dict(kinds.most_common())}
 
 
 def problem_table(annotations: Annotations) -> Table:
-    """List every annotation that was left out, with file and line."""
+    """List everything that is wrong with the labels, with file and line."""
     rows = tuple((str(problem.file), problem.line, problem.kind, problem.what) for problem in annotations.problems)
-    return Table("problems", "Left out of the figures", ("file", "line", "kind", "what"), rows)
+    return Table("problems", "Label problems", ("file", "line", "kind", "what"), rows, listing=True)
 
 
 def histogram(values: np.ndarray, edges: np.ndarray) -> dict[str, list[float]]:
@@ -222,7 +222,7 @@ def _tables(figures: Mapping[str, Any], annotations: Annotations) -> tuple[Table
         ("objects per annotated image, mean", figures["objects_per_image"]["mean"]),
         ("objects per annotated image, median", figures["objects_per_image"]["median"]),
         ("objects per annotated image, most", figures["objects_per_image"]["max"]),
-        ("left out (unreadable or degenerate)", figures["problems"]["total"]),
+        ("label problems", figures["problems"]["total"]),
     )
     pair_texts = {
         "near": "gap < {} px",
@@ -243,7 +243,7 @@ def _tables(figures: Mapping[str, Any], annotations: Annotations) -> tuple[Table
         for limit, value in figures["occlusion"]["at_least"].items()
     ]
     kinds += [(f"size: {name}", *_columns(value, one)) for name, value in figures["sizes"].items()]
-    classes = figures["classes"]
+    classes = sorted(figures["classes"], key=lambda row: -row["objects"])
     class_columns = tuple(classes[0]) if classes else ("name",)
     tables = (
         Table("overview", "The data set", ("figure", "count"), overview),
@@ -253,7 +253,10 @@ def _tables(figures: Mapping[str, Any], annotations: Annotations) -> tuple[Table
     )
     if annotations.problems:
         kinds = tuple(figures["problems"]["by_kind"].items())
-        tables += (Table("problem_kinds", "Left out, by kind", ("kind", "count"), kinds), problem_table(annotations))
+        tables += (
+            Table("problem_kinds", "Label problems, by kind", ("kind", "count"), kinds),
+            problem_table(annotations),
+        )
     return tables
 
 
@@ -274,7 +277,7 @@ def _plots(figures: Mapping[str, Any]) -> dict[str, Any]:
 def _notes(figures: Mapping[str, Any]) -> tuple[str, ...]:
     notes = []
     if figures["problems"]["total"]:
-        notes.append(f"{figures['problems']['total']:,} annotations were left out; problems.csv names file and line")
+        notes.append(f"{figures['problems']['total']:,} label problems; problems.csv names file and line of each")
     if not figures["objects"]["total"]:
         notes.append("there is no object to count: shares and means are undefined")
     return tuple(notes)

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from data.letterbox import letterbox_frame
+
 if TYPE_CHECKING:
     from data.label_files import Annotations
 
@@ -78,6 +80,19 @@ def select_objects(annotations: Annotations, crowd: bool) -> Objects:
         names=tuple(annotations.names),
         source_row=rows,
     )
+
+
+def letterboxed(objects: Objects, img_size: int) -> np.ndarray:
+    """Return the boxes as the loader places them in a square input: cxcywh relative to the input, [M 4] float32."""
+    sizes, which = np.unique(objects.image_wh, axis=0, return_inverse=True)
+    frames = [letterbox_frame(0, "", (int(w), int(h)), (img_size, img_size)) for w, h in sizes]
+    scale = np.array([frame.scale_xy for frame in frames]).reshape(-1, 2)
+    offset = np.array([frame.offset_xy for frame in frames]).reshape(-1, 2)
+    frame_of = which.reshape(-1)[objects.image]
+    corners = np.clip(objects.boxes_xyxy, 0, np.tile(objects.image_wh, 2)[objects.image])
+    corners = corners * np.tile(scale, 2)[frame_of] + np.tile(offset, 2)[frame_of]
+    size = corners[:, 2:] - corners[:, :2]
+    return (np.concatenate((corners[:, :2] + size / 2, size), axis=1) / img_size).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from matplotlib.figure import Figure
 from utils.files import atomic_path, write_json_atomically, write_text_atomically
 
 SCHEMA = "yolo-lab-analysis-1"
-CONSOLE_ROWS = 24  # longer tables are cut on the console, never in the files
+CONSOLE_ROWS = 24  # longer tables are cut on the console, not in the files
+LISTING_ROWS = 8  # of a listing, on the console and in Markdown
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class Table:
     title: str  # heading, with the unit where the columns do not say it
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]  # str, int, float, or None for "undefined"
+    listing: bool = False  # single objects, perhaps thousands: a few rows in the Markdown, all in the CSV
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,8 @@ def write_result(result: Result, folder: Path, command: str) -> None:
         with atomic_path(folder / f"{stem}.png") as temporary:
             figure.savefig(temporary, dpi=110)
     head = f"# {result.mode}\n\n`{command}`\n"
-    parts = [head, *(as_markdown(table) for table in result.tables), *(f"- {note}\n" for note in result.notes)]
+    tables = (as_markdown(table, LISTING_ROWS if table.listing else None) for table in result.tables)
+    parts = [head, *tables, *(f"- {note}\n" for note in result.notes)]
     write_text_atomically(folder / "tables.md", "\n".join(parts))
     write_json_atomically(folder / "results.json", as_document(result, command))
 
@@ -117,7 +120,7 @@ def write_result(result: Result, folder: Path, command: str) -> None:
 def print_result(result: Result) -> None:
     """Print the tables and notes for a reader at the console."""
     for table in result.tables:
-        print(as_markdown(table, CONSOLE_ROWS))
+        print(as_markdown(table, LISTING_ROWS if table.listing else CONSOLE_ROWS))
     for note in result.notes:
         print(f"- {note}")
 

@@ -1,0 +1,304 @@
+"""``analyze.py --anchor-stats``: which anchors match which objects; needs annotations and anchors only.
+
+The matches are those of ``models/build_targets.py``, the code that training uses, on letterboxed boxes. Crowd regions
+are no objects here. Letters: M objects, T those of one block, K anchors of all heads together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from analysis.anchor_fit import side_ratio
+from analysis.objects import SIZE_NAMES, Objects, letterboxed, select_objects
+from analysis.plots import anchor_scatter, bars
+from analysis.tables import Result, Table, share
+from models.build_targets import AssignmentOptions, build_assigner
+from models.heads import Head
+from models.match_counts import all_slots
+from utils.boxes import wh_iou
+from utils.records import Matches, Targets
+
+if TYPE_CHECKING:
+    from data.label_files import Annotations
+
+OBJECTS_PER_BLOCK = 16_384
+IMAGES_PER_BLOCK = 4_096
+DEFAULT_IOU_T, DEFAULT_ANCHOR_T = 0.2, 4.0  # of standard and ratio, docs/assignment.md
+MAX_HISTOGRAM_ROWS = 40
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one strategy's matches amount to; filled block by block."""
+
+    objects_of_anchor: np.ndarray  # [K] int64, objects with at least one match of the anchor
+    positives_of_anchor: np.ndarray  # [K] int64, matches
+    prior_iou_sum: np.ndarray  # [K] float64, over the objects of the anchor
+    matches_of_object: np.ndarray  # [M] int64
+    slots: np.ndarray  # [2] int64: slots with a match; of these, slots that several objects claim
+
+    @staticmethod
+    def zeros(num_objects: int, num_anchors: int) -> Counts:
+        """Return counts of nothing yet."""
+        sizes = (num_anchors, num_anchors, num_anchors, num_objects, 2)
+        kinds = (np.int64, np.int64, np.float64, np.int64, np.int64)
+        return Counts(*(np.zeros(size, dtype=kind) for size, kind in zip(sizes, kinds, strict=True)))
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some images' objects as the network's input would show them."""
+
+    rows: slice  # of Objects
+    num_images: int
+    targets: Targets
+
+
+def anchor_stats(
+    annotations: Annotations, heads: Sequence[Head], strategies: Mapping[str, AssignmentOptions], img_size: int
+) -> Result:
+    """Count the matches of every strategy over a data set.
+
+    Args:
+        annotations: the data set.
+        heads: the network's heads, whose strides divide ``img_size``.
+        strategies: name -> options, of strategies that look only at priors.
+        img_size: side of the square network input, pixels.
+    """
+    objects = select_objects(annotations, crowd=False)
+    boxes_cxcywh = letterboxed(objects, img_size)
+    boxes_wh = torch.from_numpy(boxes_cxcywh[:, 2:] * img_size)
+    anchors_wh = torch.tensor([wh for head in heads for wh in head.anchors_wh], dtype=torch.float32)
+    counts = {name: Counts.zeros(len(objects), len(anchors_wh)) for name in strategies}
+    assigners = {name: build_assigner(options, tuple(heads)) for name, options in strategies.items()}
+    best_iou, best_ratio = np.zeros(len(objects), np.float32), np.full(len(objects), np.inf, np.float32)
+    with tqdm(total=len(objects), desc="matching", unit=" objects", disable=None, leave=False) as bar:
+        for block in _blocks(objects, boxes_cxcywh):
+            prior_iou = wh_iou(boxes_wh[block.rows], anchors_wh)  # T K
+            best_iou[block.rows] = prior_iou.amax(dim=1)
+            best_ratio[block.rows] = side_ratio(boxes_wh[block.rows], anchors_wh).amin(dim=1)
+            raws = [_blank_map(head, block.num_images, img_size) for head in heads]
+            for name, assigner in assigners.items():
+                _count(counts[name], assigner(block.targets, raws).std, raws, block, prior_iou)
+            bar.update(len(block.targets))
+    figures = {
+        "img_size": img_size,
+        "objects": len(objects),
+        "best_possible_recall": _recall(best_iou, best_ratio, strategies),
+        "strategies": {name: _strategy_figures(counts[name], objects, heads) for name in strategies},
+    }
+    data = {"images": objects.num_images, "objects": len(objects), "names": objects.names}
+    lost = _unmatched_table(annotations, objects, counts, boxes_wh.numpy(), best_iou)
+    plots = _plots(figures, boxes_wh.numpy(), anchors_wh.numpy())
+    return Result("anchor-stats", data, figures, (*_tables(figures), lost), plots, _notes(figures))
+
+
+def _blocks(objects: Objects, boxes_cxcywh: np.ndarray) -> Iterator[Block]:
+    """Yield the objects of whole images, about OBJECTS_PER_BLOCK at a time."""
+    until = np.searchsorted(objects.image, np.arange(objects.num_images), side="right")  # objects up to each image
+    first_image = first_row = 0
+    while first_row < len(objects):
+        stop = int(np.searchsorted(until, first_row + OBJECTS_PER_BLOCK, side="right"))
+        stop = min(max(stop, first_image + 1), first_image + IMAGES_PER_BLOCK, objects.num_images)
+        rows = slice(first_row, int(until[stop - 1]))
+        targets = Targets(
+            torch.from_numpy(objects.image[rows] - first_image),
+            torch.from_numpy(objects.labels[rows]),
+            torch.from_numpy(boxes_cxcywh[rows]),
+        )
+        yield Block(rows, stop - first_image, targets)
+        first_image, first_row = stop, rows.stop
+
+
+def _blank_map(head: Head, num_images: int, img_size: int) -> Tensor:
+    """Return a raw map of the right shape that takes no memory: only its shape counts where priors alone decide."""
+    cells = img_size // head.stride
+    return torch.zeros(1).expand(num_images, head.num_anchors, cells, cells, 5 + head.num_classes)
+
+
+def _count(counts: Counts, matches: tuple[Matches, ...], raws: list[Tensor], block: Block, prior_iou: Tensor) -> None:
+    first_anchor = np.cumsum([0, *(raw.shape[1] for raw in raws)])
+    target = torch.cat([part.target for part in matches])
+    anchor = torch.cat([part.anchor + int(first) for part, first in zip(matches, first_anchor, strict=False)])
+    matched = torch.zeros(prior_iou.shape, dtype=torch.bool)
+    matched[target, anchor] = True
+    counts.objects_of_anchor[:] += matched.sum(dim=0).numpy()
+    counts.positives_of_anchor[:] += torch.bincount(anchor, minlength=prior_iou.shape[1]).numpy()
+    counts.prior_iou_sum[:] += torch.where(matched, prior_iou, 0.0).sum(dim=0, dtype=torch.float64).numpy()
+    counts.matches_of_object[block.rows] += torch.bincount(target, minlength=len(prior_iou)).numpy()
+    claims = torch.unique(all_slots(matches, [tuple(raw.shape[:4]) for raw in raws]), return_counts=True)[1]
+    counts.slots[:] += (len(claims), int((claims > 1).sum()))
+
+
+def _recall(
+    best_iou: np.ndarray, best_ratio: np.ndarray, strategies: Mapping[str, AssignmentOptions]
+) -> dict[str, float | None]:
+    given = list(strategies.values())
+    iou_t = next((options.iou_t for options in given if options.iou_t is not None), DEFAULT_IOU_T)
+    anchor_t = next((options.anchor_t for options in given if options.anchor_t is not None), DEFAULT_ANCHOR_T)
+    return {
+        "iou_t": iou_t,
+        "by_iou": share((best_iou > iou_t).sum(), len(best_iou)),
+        "anchor_t": anchor_t,
+        "by_ratio": share((best_ratio < anchor_t).sum(), len(best_ratio)),
+        "mean_best_iou": share(best_iou.sum(dtype=np.float64), len(best_iou)),
+    }
+
+
+def _strategy_figures(counts: Counts, objects: Objects, heads: Sequence[Head]) -> dict[str, Any]:
+    unmatched = counts.matches_of_object == 0
+    positives, (slots, shared) = int(counts.matches_of_object.sum()), counts.slots.tolist()
+    return {
+        "positives": positives,
+        "positives_per_object": {
+            "mean": share(positives, len(objects)),
+            "max": int(counts.matches_of_object.max(initial=0)),
+            "counts": np.bincount(counts.matches_of_object, minlength=1).tolist() if len(objects) else [],
+        },
+        "unmatched": {
+            "objects": int(unmatched.sum()),
+            "object_share": share(int(unmatched.sum()), len(objects)),
+            "by_size": _split(unmatched, objects.sizes, SIZE_NAMES),
+            "by_class": _split(unmatched, objects.labels, objects.names),
+        },
+        "collisions": {
+            "slots": slots,
+            "shared_slots": shared,
+            "shared_slot_share": share(shared, slots),
+            "surplus_matches": positives - slots,
+            "surplus_match_share": share(positives - slots, positives),
+        },
+        "anchors": _anchor_figures(counts, heads, len(objects)),
+    }
+
+
+def _split(unmatched: np.ndarray, group: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
+    """Count all and unmatched objects of each group."""
+    every = np.bincount(group, minlength=len(names))
+    lost = np.bincount(group[unmatched], minlength=len(names))
+    return [
+        {"name": name, "objects": int(every[i]), "unmatched": int(lost[i]), "unmatched_share": share(lost[i], every[i])}
+        for i, name in enumerate(names)
+    ]
+
+
+def _anchor_figures(counts: Counts, heads: Sequence[Head], num_objects: int) -> list[dict[str, Any]]:
+    rows = [(index, number) for index, head in enumerate(heads) for number in range(head.num_anchors)]
+    return [
+        {
+            "head": head,
+            "stride": heads[head].stride,
+            "anchor": number,
+            "width": heads[head].anchors_wh[number][0],
+            "height": heads[head].anchors_wh[number][1],
+            "objects": int(counts.objects_of_anchor[place]),
+            "object_share": share(counts.objects_of_anchor[place], num_objects),
+            "positives": int(counts.positives_of_anchor[place]),
+            "mean_prior_iou": share(counts.prior_iou_sum[place], counts.objects_of_anchor[place]),
+        }
+        for place, (head, number) in enumerate(rows)
+    ]
+
+
+def _tables(figures: Mapping[str, Any]) -> tuple[Table, ...]:
+    strategies, recall = figures["strategies"], figures["best_possible_recall"]
+    overview = tuple(
+        (
+            name,
+            figures["objects"],
+            one["unmatched"]["objects"],
+            one["unmatched"]["object_share"],
+            one["positives_per_object"]["mean"],
+            *(one["collisions"][key] for key in ("slots", "shared_slots", "shared_slot_share", "surplus_match_share")),
+        )
+        for name, one in strategies.items()
+    )
+    rules = (
+        (f"wh-IoU > {recall['iou_t']:g}", recall["by_iou"]),
+        (f"ratio of sides < {recall['anchor_t']:g}", recall["by_ratio"]),
+    )
+    columns = ("strategy", "objects", "without a match", "share without", "positives per object", "slots")
+    columns += ("slots of several objects", "share of slots", "share of positives too many")
+    anchors = tuple((name, *row.values()) for name, one in strategies.items() for row in one["anchors"])
+    anchor_columns = ("strategy", "head", "stride", "anchor", "width", "height", "objects", "share of objects")
+    anchor_columns += ("positives", "mean prior IoU")
+    size = f"{figures['img_size']} x {figures['img_size']}"
+    return (
+        Table("strategies", f"Matches at {size}", columns, overview),
+        Table("recall", "Best possible recall of the anchors", ("rule", "share of objects"), rules),
+        Table("anchors", "Per anchor (network pixels)", anchor_columns, anchors),
+        _split_table("unmatched_by_size", "size", "by_size", strategies),
+        _split_table("unmatched_by_class", "class", "by_class", strategies),
+        _positives_table(strategies),
+    )
+
+
+def _split_table(stem: str, column: str, key: str, strategies: Mapping[str, Any]) -> Table:
+    groups = [(name, row) for name, one in strategies.items() for row in one["unmatched"][key]]
+    if key == "by_class":  # 80 classes: the worst first, those without objects left out
+        groups = sorted((pair for pair in groups if pair[1]["objects"]), key=lambda pair: -pair[1]["unmatched"])
+    rows = tuple((name, *row.values()) for name, row in groups)
+    columns = ("strategy", column, "objects", "without a match", "share without")
+    return Table(stem, f"Objects without a match, by {column}", columns, rows)
+
+
+def _positives_table(strategies: Mapping[str, Any]) -> Table:
+    lists = [one["positives_per_object"]["counts"] for one in strategies.values()]
+    longest = max(map(len, lists), default=0)
+    rows = tuple((n, *(counts[n] if n < len(counts) else 0 for counts in lists)) for n in range(longest))
+    return Table("positives_per_object", "Objects by their number of positives", ("positives", *strategies), rows)
+
+
+def _unmatched_table(
+    annotations: Annotations, objects: Objects, counts: Mapping[str, Counts], boxes_wh: np.ndarray, best_iou: np.ndarray
+) -> Table:
+    """List every object without a match, so that it can be looked at."""
+    columns = ("strategy", "image id", "annotation id", "class", "width", "height", "best prior IoU")
+    rows = [
+        (
+            name,
+            str(annotations.image_ids[objects.image[row]]),
+            str(annotations.annotation_ids[objects.source_row[row]]),
+            objects.names[objects.labels[row]],
+            *(round(float(side), 2) for side in boxes_wh[row]),
+            round(float(best_iou[row]), 4),
+        )
+        for name, one in counts.items()
+        for row in np.flatnonzero(one.matches_of_object == 0)
+    ]
+    return Table("unmatched_objects", "Objects without a match (network pixels)", columns, tuple(rows), listing=True)
+
+
+def _plots(figures: Mapping[str, Any], boxes_wh: np.ndarray, anchors_wh: np.ndarray) -> dict[str, Any]:
+    strategies = figures["strategies"]
+    first = next(iter(strategies.values()))["anchors"]
+    labels = [f"stride {row['stride']}: {row['width']:g} x {row['height']:g}" for row in first]
+    per_anchor = {name: [row["objects"] for row in one["anchors"]] for name, one in strategies.items()}
+    table = _positives_table(strategies)
+    shown = table.rows[:MAX_HISTOGRAM_ROWS]
+    positives = {name: [row[i + 1] for row in shown] for i, name in enumerate(strategies)}
+    return {
+        "anchors": anchor_scatter(boxes_wh, {"anchors": anchors_wh}, "Objects and anchors"),
+        "objects_per_anchor": bars(labels, per_anchor, "Objects that each anchor matches", "objects"),
+        "positives_per_object": bars(
+            [str(row[0]) for row in shown], positives, "Objects by their number of positives", "objects"
+        ),
+    }
+
+
+def _notes(figures: Mapping[str, Any]) -> tuple[str, ...]:
+    if not figures["objects"]:
+        return ("there is no object to match: shares and means are undefined",)
+    notes = []
+    for name, one in figures["strategies"].items():
+        unused = sum(row["objects"] == 0 for row in one["anchors"])
+        if unused:
+            notes.append(f"{name}: {unused} of {len(one['anchors'])} anchors match no object at all")
+    return tuple(notes)

@@ -1,0 +1,65 @@
+"""Several assignment strategies in one run: ``--match standard,ratio`` and which options go to which of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from models.build_targets import OPTIONS_OF_ALL, STRATEGIES, AssignmentOptions, makes_new_matches, strategies_of
+from utils.config import option
+
+# Strategies whose matches depend on priors and boxes alone, so that they need no network. A test holds every entry of
+# STRATEGIES against this list by giving it different predictions.
+PRIOR_STRATEGIES = ("standard", "ratio", "darknet", "atss")
+
+
+@dataclass(frozen=True)
+class StrategyOptions(AssignmentOptions):
+    """Which strategies are compared; each takes the options that it uses."""
+
+    match: str = option("", "strategies, separated by commas; A+B: std matches of A with new matches of B")
+
+    def __post_init__(self) -> None:
+        if self.match:
+            self.for_strategies(self.match.split(","))
+
+    def for_strategies(self, names: list[str]) -> dict[str, AssignmentOptions]:
+        """Return the options of each strategy: those it uses as given, the others at their defaults.
+
+        Raises:
+            ValueError: an unknown strategy, or an option that none of them uses.
+        """
+        used = {name: used_options(name) for name in names}
+        given = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "match"}
+        for item in fields(AssignmentOptions):
+            if (
+                item.name in given
+                and given[item.name] != item.default
+                and not any(item.name in u for u in used.values())
+            ):
+                flag = "--" + item.name.replace("_", "-")
+                users = ", ".join(name for name in STRATEGIES if item.name in used_options(name))
+                raise ValueError(f"{flag} is used by none of --match {','.join(names)}; used by: {users}")
+        return {
+            name: AssignmentOptions(match=name, **{key: value for key, value in given.items() if key in used[name]})
+            for name in names
+        }
+
+
+def used_options(match: str) -> set[str]:
+    """Return the names of the options that a strategy, or ``A+B``, uses.
+
+    Raises:
+        ValueError: an unknown strategy.
+    """
+    used = OPTIONS_OF_ALL.union(*(strategy.uses for strategy in strategies_of(match)))
+    return used | {"tobj"} if makes_new_matches(match) else used
+
+
+def prior_strategies() -> list[str]:
+    """Return the names of the strategies that need no network, in the table's order."""
+    return [name for name in STRATEGIES if name in PRIOR_STRATEGIES]
+
+
+def needs_predictions(match: str) -> bool:
+    """Whether a strategy, or either part of ``A+B``, looks at a network's predictions."""
+    return any(name not in PRIOR_STRATEGIES for name in match.split("+"))

@@ -1,0 +1,194 @@
+"""Analyse data sets, anchors, networks and runs: ``python analyze.py --dataset-stats --data coco2017.data``.
+
+Every analysis writes results.json, tables.md, CSV files and pictures into runs/analyze/<name>/ and prints its tables;
+docs/analysis.md defines each figure. Without arguments it looks at the newest run's data and anchors.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from analysis.anchor_stats import anchor_stats
+from analysis.compare_runs import CompareOptions, compare_runs, read_run
+from analysis.dataset_stats import DatasetStatsOptions, dataset_stats
+from analysis.strategies import StrategyOptions, needs_predictions, prior_strategies
+from analysis.tables import Result, print_result, write_result
+from data.annotations import Annotations
+from data.data_file import SPLITS, open_data
+from data.label_files import read_dataset
+from models.heads import Head
+from models.network import build_network, check_image_size, require_heads
+from utils.config import build_options, find_file, option, parse_flags
+from utils.errors import UserError, run_command
+from utils.run_log import new_run_folder
+
+TRAINING_RUNS = Path("runs/train")
+ANALYSES = Path("runs/analyze")
+
+
+@dataclass(frozen=True)
+class AnalyzeOptions:
+    """What to analyse."""
+
+    dataset_stats: bool = option(False, "pairs, overlaps, sizes, elongation and occlusion of the annotations")
+    anchor_stats: bool = option(False, "which anchors match which objects, by every strategy that looks only at priors")
+    compare: tuple[str, ...] = option((), "compare training runs: their folders, such as runs/train/exp")
+    data: str = option("", "a .data file, COCO JSON, image list or folder; default: the newest run's, else shapes.data")
+    split: str = option("train", "which split of the data set", SPLITS)
+    cfg: str = option("", "network whose anchors are counted; default: the newest run's, else yolov3-nano.cfg")
+    img_size: int = option(0, "side of the network input, pixels; 0: the cfg's width")
+    name: str = option("", "results go to runs/analyze/<name>; default: the name of the analysis")
+
+
+GROUPS = (AnalyzeOptions, DatasetStatsOptions, CompareOptions, StrategyOptions)
+
+
+@dataclass(frozen=True)
+class Options:
+    """All options, by group."""
+
+    analyze: AnalyzeOptions
+    dataset_stats: DatasetStatsOptions
+    compare: CompareOptions
+    strategies: StrategyOptions
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One kind of analysis: what runs it and which options it reads."""
+
+    run: Callable[[Options], Result]
+    reads: frozenset[str]
+
+
+def main() -> None:
+    """Run the chosen analyses one after the other; each writes a folder of its own."""
+    given = parse_flags(__doc__.splitlines()[0], *GROUPS)
+    options, modes = choose(given)
+    for mode in modes:
+        result = MODES[mode].run(options)
+        folder = new_run_folder(ANALYSES, run_name(options.analyze.name, mode, len(modes)))
+        write_result(result, folder, f"python {shlex.join(sys.argv)}")
+        print_result(result)
+        print(f"\n{flag(mode)}: results.json, tables.md, CSV and pictures are in {folder}\n")
+
+
+def choose(given: dict[str, Any]) -> tuple[Options, list[str]]:
+    """Return all options and the analyses to run; say in one line what was chosen where the user did not.
+
+    Raises:
+        UserError: an option that none of the analyses reads.
+    """
+    options = Options(*build_options(given, GROUPS))
+    modes = [mode for mode in MODES if getattr(options.analyze, mode)]
+    chosen = not modes
+    modes = modes or [mode for mode in ("dataset_stats", "anchor_stats") if mode in MODES]
+    for name in given:
+        if name not in MODES and name != "name" and not any(name in MODES[mode].reads for mode in modes):
+            readers = ", ".join(flag(mode) for mode in MODES if name in MODES[mode].reads)
+            raise UserError(f"{flag(name)} is read by {readers} only; add one of them or leave it out")
+    options = replace(options, analyze=with_defaults(options.analyze))
+    if chosen:
+        analyze = options.analyze
+        what = " ".join(flag(mode) for mode in modes)
+        print(f"analyze: {what} of the {analyze.split} split of {analyze.data} with the anchors of {analyze.cfg}\n")
+    return options, modes
+
+
+def with_defaults(options: AnalyzeOptions) -> AnalyzeOptions:
+    """Fill in data and cfg: those of the newest training run, else the demo set and its network."""
+    newest = {} if options.data and options.cfg else newest_run()
+    data = options.data or newest.get("data") or "shapes.data"
+    return replace(options, data=data, cfg=options.cfg or newest.get("cfg") or "yolov3-nano.cfg")
+
+
+def newest_run() -> dict[str, Any]:
+    """Return the options of the newest run in runs/train, or nothing where there is none."""
+    configs = sorted(TRAINING_RUNS.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    values = yaml.safe_load(configs[-1].read_text(encoding="utf-8")) if configs else None
+    return values if isinstance(values, dict) else {}
+
+
+def run_dataset_stats(options: Options) -> Result:
+    """Statistics of the annotations alone."""
+    return described(dataset_stats(read_annotations(options.analyze), options.dataset_stats), options.analyze)
+
+
+def run_anchor_stats(options: Options) -> Result:
+    """Matches of every strategy that looks only at priors."""
+    names = options.strategies.match.split(",") if options.strategies.match else prior_strategies()
+    for name in names:
+        if needs_predictions(name):
+            raise UserError(
+                f"--match {name} looks at predictions, which --anchor-stats has none of; use --matching-stats"
+            )
+    try:
+        strategies = options.strategies.for_strategies(names)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    annotations = read_annotations(options.analyze)
+    heads, img_size = read_heads(options.analyze, len(annotations.names))
+    result = anchor_stats(annotations, heads, strategies, img_size)
+    return described(result, options.analyze, cfg=options.analyze.cfg, img_size=img_size)
+
+
+def run_compare(options: Options) -> Result:
+    """Training runs side by side."""
+    return compare_runs([read_run(folder) for folder in options.analyze.compare], options.compare)
+
+
+def read_annotations(options: AnalyzeOptions) -> Annotations:
+    """Read the annotations of the chosen split; no image is needed where the format knows their sizes."""
+    return read_dataset(open_data(options.data), options.split, need_images=False)
+
+
+def read_heads(options: AnalyzeOptions, num_classes: int) -> tuple[tuple[Head, ...], int]:
+    """Return the heads of the cfg and the input size, without allocating any weights."""
+    with torch.device("meta"):
+        network = build_network(find_file(options.cfg, "cfg"), num_classes)
+    require_heads(network)
+    img_size = options.img_size or max(network.input_wh)
+    check_image_size(network, img_size)
+    return network.heads, img_size
+
+
+def described(result: Result, options: AnalyzeOptions, **more: Any) -> Result:
+    """Return the result with the files it is about."""
+    return replace(result, data={"data": options.data, "split": options.split, **more, **result.data})
+
+
+def run_name(name: str, mode: str, num_modes: int) -> str:
+    """Return the name of an analysis' folder."""
+    plain_mode = flag(mode).removeprefix("--")
+    if not name:
+        return plain_mode
+    return f"{name}-{plain_mode}" if num_modes > 1 else name
+
+
+def flag(field_name: str) -> str:
+    """Return the command-line flag of an option."""
+    return "--" + field_name.replace("_", "-")
+
+
+def names_of(*groups: type) -> frozenset[str]:
+    """Return the names of the options of some groups."""
+    return frozenset(item.name for group in groups for item in fields(group))
+
+
+MODES = {
+    "dataset_stats": Mode(run_dataset_stats, names_of(DatasetStatsOptions) | {"data", "split"}),
+    "anchor_stats": Mode(run_anchor_stats, names_of(StrategyOptions) | {"data", "split", "cfg", "img_size"}),
+    "compare": Mode(run_compare, names_of(CompareOptions)),
+}
+
+
+if __name__ == "__main__":
+    run_command(main)
