@@ -65,6 +65,10 @@ class Batch:
     crowd: Targets  # crowd regions: never learned from, optionally ignored by the objectness loss
     frames: tuple[Frame, ...]  # one per image
 
+    def pin_memory(self) -> Batch:
+        """Return the same batch with its images in pinned memory; a DataLoader calls this where CUDA is used."""
+        return replace(self, images=self.images.pin_memory())
+
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch with its tensors on another device."""
         images = self.images.to(device, non_blocking=True)

@@ -1,0 +1,250 @@
+"""Training pictures: mosaic, scale, rotation, shift, shear, flips, mixup and colour, each drawn from one generator.
+
+All geometry of a picture is composed into one matrix, so each source image is resampled once, straight into the
+network input; the same matrix moves the boxes. The result depends only on the generator handed in.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import NamedTuple
+
+import cv2
+import numpy as np
+
+from data.letterbox import PADDING, RESIZES
+from utils.config import option
+
+# A box that the crop has cut is still an object if ... (the thresholds of the ultralytics family)
+MIN_SIDE = 2.0  # pixels of the network input, and
+MIN_AREA_LEFT = 0.1  # share of its area that lies inside, and
+MAX_ASPECT = 100.0  # of what is left
+
+MIXUP_BETA = 32.0  # both parameters of the beta distribution of mixup's share: near one half
+
+
+@dataclass(frozen=True)
+class AugmentOptions:
+    """Augmentation of training pictures."""
+
+    hsv_h: float = option(0.015, "change of hue, fraction of the circle")
+    hsv_s: float = option(0.7, "change of saturation, fraction")
+    hsv_v: float = option(0.4, "change of brightness, fraction")
+    degrees: float = option(0.0, "rotation by up to +- so many degrees")
+    translate: float = option(0.1, "shift by up to +- this fraction of the picture")
+    scale: float = option(0.5, "zoom by a factor in 1 +- this")
+    shear: float = option(0.0, "shear by up to +- so many degrees")
+    flipud: float = option(0.0, "probability of a flip upside down")
+    fliplr: float = option(0.5, "probability of a flip left to right")
+    mosaic: float = option(1.0, "probability that a picture is made of four images")
+    mixup: float = option(0.0, "probability that a second picture is blended in")
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            value = getattr(self, item.name)
+            limit = {"degrees": 180.0, "shear": 89.0}.get(item.name, 1.0)
+            if not 0 <= value <= limit:
+                raise ValueError(f"{item.name} = {value} is outside 0..{limit:g}")
+        if self.scale >= 1:
+            raise ValueError(f"scale = {self.scale} must be below 1: a factor of 1 - scale would leave nothing")
+
+
+NO_AUGMENTATION = AugmentOptions(hsv_h=0.0, hsv_s=0.0, hsv_v=0.0, translate=0.0, scale=0.0, fliplr=0.0, mosaic=0.0)
+
+
+class SourceImage(NamedTuple):
+    """One annotated image as the augmentation needs it; boxes are in original pixels."""
+
+    pixels: np.ndarray  # [h w 3] uint8 BGR, perhaps decoded at a fraction of the original size
+    original_wh: tuple[int, int]
+    boxes_xyxy: np.ndarray  # [K 4] float64
+    labels: np.ndarray  # [K] int
+    crowd: np.ndarray  # [K] bool
+
+
+class Sample(NamedTuple):
+    """The objects of one finished picture; boxes are in network pixels."""
+
+    boxes_xyxy: np.ndarray  # [K 4] float64
+    labels: np.ndarray  # [K] int
+    crowd: np.ndarray  # [K] bool
+
+
+def training_sample(
+    index: int,
+    pool: np.ndarray,
+    load: Callable[[int], SourceImage],
+    out: np.ndarray,
+    options: AugmentOptions,
+    rng: np.random.Generator,
+    resize: str = "letterbox",
+) -> Sample:
+    """Make one training picture.
+
+    Args:
+        index: the image it is about.
+        pool: [P] images that mosaic and mixup may take their partners from.
+        load: gives an annotated image by its index.
+        out: [H W 3] uint8, filled with the picture, RGB.
+        options: how much of what.
+        rng: the only source of chance.
+        resize: key of :data:`data.letterbox.RESIZES`.
+    """
+    sample = _picture(index, pool, load, out, options, rng, resize)
+    if rng.random() < options.mixup:
+        other = np.empty_like(out)
+        partner = int(pool[rng.integers(len(pool))])
+        second = _picture(partner, pool, load, other, options, rng, resize)
+        share = rng.beta(MIXUP_BETA, MIXUP_BETA)
+        cv2.addWeighted(out, share, other, 1 - share, 0, dst=out)
+        sample = Sample(*(np.concatenate(pair) for pair in zip(sample, second, strict=True)))
+    shift_colours(out, options, rng)
+    return sample
+
+
+def _picture(
+    index: int,
+    pool: np.ndarray,
+    load: Callable[[int], SourceImage],
+    out: np.ndarray,
+    options: AugmentOptions,
+    rng: np.random.Generator,
+    resize: str,
+) -> Sample:
+    """Paint one mosaic or one single image, BGR; return its objects."""
+    net_hw = out.shape[:2]
+    if rng.random() < options.mosaic:
+        members = [index, *(int(pool[i]) for i in rng.integers(len(pool), size=3))]
+        sources = [load(member) for member in members]
+        places = mosaic_places([source.original_wh for source in sources], net_hw, rng, resize)
+        canvas_hw = (2 * net_hw[0], 2 * net_hw[1])
+    else:
+        sources = [load(index)]
+        places = [_place(sources[0].original_wh, net_hw, resize)]
+        canvas_hw = net_hw
+    motion = random_motion(options, canvas_hw, net_hw, rng)
+    matrices = [motion @ place for place in places]
+    out[:] = PADDING
+    for source, matrix in zip(sources, matrices, strict=True):
+        paint(source.pixels, source.original_wh, matrix, out)
+    return _objects(sources, matrices, net_hw)
+
+
+def _place(original_wh: tuple[int, int], net_hw: tuple[int, int], resize: str) -> np.ndarray:
+    """Return the matrix [3 3] from original to canvas pixels of an image that is alone on its canvas."""
+    frame = RESIZES[resize](0, "", original_wh, net_hw)
+    (scale_x, scale_y), (left, top) = frame.scale_xy, frame.offset_xy
+    return np.array([[scale_x, 0, left], [0, scale_y, top], [0, 0, 1]], dtype=np.float64)
+
+
+def mosaic_places(
+    original_whs: list[tuple[int, int]], net_hw: tuple[int, int], rng: np.random.Generator, resize: str = "letterbox"
+) -> list[np.ndarray]:
+    """Put four images around a random point of a canvas of twice the network input, one in each quarter.
+
+    Returns:
+        Four matrices [3 3], original pixels -> canvas pixels; in order top left, top right, bottom left, bottom right.
+    """
+    height, width = net_hw
+    center_x = round(rng.uniform(width / 2, width * 3 / 2))
+    center_y = round(rng.uniform(height / 2, height * 3 / 2))
+    places = []
+    for quarter, (image_w, image_h) in enumerate(original_whs):
+        place = _place((image_w, image_h), net_hw, resize)
+        place[0, 2] = center_x if quarter % 2 else center_x - round(place[0, 0] * image_w)
+        place[1, 2] = center_y if quarter // 2 else center_y - round(place[1, 1] * image_h)
+        places.append(place)
+    return places
+
+
+def random_motion(
+    options: AugmentOptions, canvas_hw: tuple[int, int], net_hw: tuple[int, int], rng: np.random.Generator
+) -> np.ndarray:
+    """Return a matrix [3 3], canvas -> network pixels: rotate and zoom about the centre, shear, shift, flip."""
+    angle = math.radians(rng.uniform(-options.degrees, options.degrees))
+    zoom = rng.uniform(1 - options.scale, 1 + options.scale)
+    shear_x, shear_y = (math.tan(math.radians(rng.uniform(-options.shear, options.shear))) for _ in range(2))
+    shift_x, shift_y = (rng.uniform(0.5 - options.translate, 0.5 + options.translate) for _ in range(2))
+    flip_x = -1.0 if rng.random() < options.fliplr else 1.0
+    flip_y = -1.0 if rng.random() < options.flipud else 1.0
+
+    to_center = np.array([[1, 0, -canvas_hw[1] / 2], [0, 1, -canvas_hw[0] / 2], [0, 0, 1]])
+    cos, sin = zoom * math.cos(angle), zoom * math.sin(angle)
+    rotation = np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]])
+    shear = np.array([[1, shear_x, 0], [shear_y, 1, 0], [0, 0, 1]])
+    shift = np.array([[1, 0, shift_x * net_hw[1]], [0, 1, shift_y * net_hw[0]], [0, 0, 1]])
+    flip = np.array(
+        [[flip_x, 0, net_hw[1] if flip_x < 0 else 0], [0, flip_y, net_hw[0] if flip_y < 0 else 0], [0, 0, 1]]
+    )
+    return flip @ shift @ shear @ rotation @ to_center
+
+
+def paint(pixels: np.ndarray, original_wh: tuple[int, int], matrix: np.ndarray, out: np.ndarray) -> None:
+    """Draw an image into ``out`` [H W 3] where the matrix (original -> network pixels) puts it; leave the rest.
+
+    Where the matrix shrinks to less than half, the image is halved by area averaging first, so that nothing aliases.
+    """
+    zoom = math.sqrt(abs(np.linalg.det(matrix[:2, :2])))
+    while zoom * original_wh[0] / pixels.shape[1] < 0.5 and min(pixels.shape[:2]) >= 2:
+        pixels = cv2.resize(pixels, (pixels.shape[1] // 2, pixels.shape[0] // 2), interpolation=cv2.INTER_AREA)
+    height, width = pixels.shape[:2]
+    to_original = np.diag((original_wh[0] / width, original_wh[1] / height, 1.0))
+    matrix = matrix @ to_original  # from the pixels as decoded
+
+    corners = matrix[:2] @ np.array([[0, width, width, 0], [0, 0, height, height], [1, 1, 1, 1]], dtype=np.float64)
+    left, top = np.maximum(np.floor(corners.min(axis=1) + 1e-6), 0).astype(int)
+    right, bottom = np.minimum(np.ceil(corners.max(axis=1) - 1e-6), (out.shape[1], out.shape[0])).astype(int)
+    if right <= left or bottom <= top:
+        return
+    # OpenCV's coordinate of a pixel is that of its centre: half a pixel less than ours, on both sides.
+    warp = matrix[:2].copy()
+    warp[:, 2] += matrix[:2, :2] @ (0.5, 0.5) - 0.5 - (left, top)
+    region = out[top:bottom, left:right]
+    size = (int(right - left), int(bottom - top))
+    cv2.warpAffine(pixels, warp, size, dst=region, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_TRANSPARENT)
+
+
+def _objects(sources: list[SourceImage], matrices: list[np.ndarray], net_hw: tuple[int, int]) -> Sample:
+    """Move the boxes of all source images with their pictures and keep those that are still objects."""
+    counts = [len(source.labels) for source in sources]
+    matrix = np.repeat(np.stack(matrices), counts, axis=0)  # K 3 3
+    limit = np.repeat(np.array([source.original_wh * 2 for source in sources], dtype=np.float64), counts, axis=0)
+    boxes = np.clip(np.concatenate([source.boxes_xyxy for source in sources]), 0, limit)
+    labels = np.concatenate([source.labels for source in sources])
+    crowd = np.concatenate([source.crowd for source in sources])
+    moved = move_boxes(boxes, matrix)
+    cropped = np.clip(moved, 0, (net_hw[1], net_hw[0], net_hw[1], net_hw[0]))
+    keep = still_objects(moved, cropped)
+    return Sample(cropped[keep], labels[keep], crowd[keep])
+
+
+def move_boxes(boxes_xyxy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    """Return the smallest upright boxes [K 4] around the moved corners; ``matrix`` is [K 3 3] or [3 3]."""
+    corners = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+    moved = corners @ np.swapaxes(matrix[..., :2, :2], -1, -2) + matrix[..., None, :2, 2]  # K 4 2
+    return np.concatenate((moved.min(axis=1), moved.max(axis=1)), axis=1)
+
+
+def still_objects(before_xyxy: np.ndarray, after_xyxy: np.ndarray) -> np.ndarray:
+    """Return [K] bool: what the crop has left of a box is still an object (MIN_SIDE, MIN_AREA_LEFT, MAX_ASPECT)."""
+    before = before_xyxy[:, 2:] - before_xyxy[:, :2]
+    after = after_xyxy[:, 2:] - after_xyxy[:, :2]
+    aspect = after.max(axis=1) / np.maximum(after.min(axis=1), 1e-9)
+    share = after.prod(axis=1) / np.maximum(before.prod(axis=1), 1e-9)
+    return (after > MIN_SIDE).all(axis=1) & (share > MIN_AREA_LEFT) & (aspect < MAX_ASPECT)
+
+
+def shift_colours(image_bgr: np.ndarray, options: AugmentOptions, rng: np.random.Generator) -> None:
+    """Change hue, saturation and brightness of a uint8 BGR picture [H W 3] in place and leave it as RGB."""
+    gains = np.array((options.hsv_h, options.hsv_s, options.hsv_v))
+    factors = rng.uniform(-1, 1, 3) * gains + 1
+    if not gains.any():
+        cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB, dst=image_bgr)
+        return
+    levels = np.arange(256, dtype=np.float64)
+    table = np.stack(((levels * factors[0]) % 180, *np.clip(levels * factors[1:, None], 0, 255)), axis=-1)
+    hsv = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2HSV)
+    cv2.LUT(hsv, table.astype(np.uint8)[None], dst=hsv)
+    cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=image_bgr)

@@ -1,0 +1,280 @@
+"""COCO JSON -> Annotations, in columns: an annotation never exists as a Python object longer than its own parsing.
+
+The rows are kept as the file has them: boxes that stand twice stay (COCO's evaluation counts both), boxes over the
+edge stay; only what cannot be an object (no area, not finite, wholly outside, unknown image or class) is dropped.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from array import array
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from data.annotations import Annotations, Problem
+from data.data_file import DataDescription
+from data.image_files import image_header
+from data.row_table import RowTable
+from utils.errors import UserError
+
+INTEGERS, REALS = 4, 5  # per annotation: id, image_id, category_id, iscrowd; x, y, w, h, area
+
+
+class _Columns:
+    """Collects annotations while the JSON is parsed; used as ``object_hook``."""
+
+    def __init__(self) -> None:
+        self.integers = array("q")
+        self.reals = array("d")
+
+    def __call__(self, item: dict) -> dict | tuple | None:
+        """Swallow an annotation (None), pack an image (tuple), pass anything else on."""
+        if "bbox" in item:
+            try:
+                x, y, w, h = item["bbox"]
+                area = item.get("area")
+                numbers = (item["id"], item["image_id"], item["category_id"], item.get("iscrowd") or 0)
+                reals = array("d", (x, y, w, h, w * h if area is None else area))
+                self.integers.extend(array("q", numbers))
+                self.reals.extend(reals)
+            except (KeyError, TypeError, ValueError, OverflowError):
+                return {key: item.get(key) for key in ("id", "bbox")}
+            return None
+        if "file_name" in item and "id" in item:
+            return (item["id"], item.get("width") or 0, item.get("height") or 0, item["file_name"])
+        return item
+
+
+def read_coco(json_path: Path, description: DataDescription, split: str, need_images: bool) -> Annotations:
+    """Read a COCO JSON.
+
+    Args:
+        json_path: the file.
+        description: gives class names and count to compare with, and perhaps the folder of images.
+        split: which split it serves.
+        need_images: look for the image files; images that are missing are left out and recorded.
+
+    Raises:
+        UserError: not a COCO JSON, cut off, without categories, categories that are not the data file's, no images.
+    """
+    top, columns = _parse(json_path)
+    names, category_ids = _categories(top, json_path, description)
+    problems: list[Problem] = []
+    image_ids, image_wh, file_names = _images(top["images"], json_path, problems)
+
+    image_paths = _find_images(json_path, file_names, description.image_folder(split), need_images)
+    image_wh = _complete_sizes(image_wh, image_paths)
+    table = _table(top["annotations"], columns, json_path, problems)
+    _keep_known(table, image_ids, category_ids)
+    table.drop_bad_boxes(image_wh)
+    if table.duplicates().any():
+        table.note(table.duplicates(), "box stands twice (kept, as COCO's evaluation does)", lambda row: "")
+    annotation_ids = table["id"]
+    if len(table) and (annotation_ids.min() < 1 or len(np.unique(annotation_ids)) < len(table)):
+        problems.append(Problem(str(json_path), 0, "annotation ids are not unique and positive", "counted anew from 1"))
+        annotation_ids = np.arange(1, len(table) + 1)
+
+    order = np.argsort(table["image"], kind="stable")
+    annotations = Annotations(
+        image_paths=image_paths,
+        image_ids=image_ids,
+        image_wh=image_wh.astype(np.int32),
+        box_image=table["image"][order].astype(np.int32),
+        boxes_xyxy=table["xyxy"][order],
+        labels=table["label"][order].astype(np.int32),
+        crowd=table["crowd"][order],
+        areas=table["area"][order],
+        annotation_ids=annotation_ids[order],
+        names=names,
+        category_ids=category_ids,
+        problems=(*problems, *table.problems),
+        boxes_xywh=table["xywh"][order],
+    )
+    return _without_lost_images(annotations, file_names, json_path, need_images)
+
+
+def _parse(path: Path) -> tuple[dict, _Columns]:
+    columns = _Columns()
+    collecting = gc.isenabled()
+    gc.disable()  # the parser makes a million short-lived containers and no cycles
+    try:
+        top = json.loads(path.read_bytes(), object_hook=columns)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON, perhaps cut off ({error.msg})") from error
+    except (UnicodeDecodeError, RecursionError) as error:
+        raise UserError(f"{path}: not a JSON text file") from error
+    finally:
+        if collecting:
+            gc.enable()
+    if not isinstance(top, dict):
+        raise UserError(f"{path}: not a COCO annotation file (it is a {type(top).__name__}, not an object)")
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(top.get(key), list):
+            raise UserError(f"{path}: not a COCO annotation file (it has no list '{key}')")
+    if not top["images"]:
+        raise UserError(f"{path}: has no images")
+    return top, columns
+
+
+def _categories(top: dict, path: Path, description: DataDescription) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Return names and ids by ascending id, which for COCO is the usual order of the 80 classes."""
+    try:
+        pairs = sorted((int(item["id"]), str(item["name"])) for item in top["categories"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path}: each of 'categories' needs an id and a name") from error
+    if not pairs:
+        raise UserError(f"{path}: 'categories' is empty")
+    ids, names = tuple(id_ for id_, _ in pairs), tuple(name for _, name in pairs)
+    if len(set(ids)) < len(ids):
+        raise UserError(f"{path}: a category id stands twice")
+    if description.num_classes and description.num_classes != len(ids):
+        said = f"{description.path} says classes = {description.num_classes}"
+        raise UserError(f"{path}: has {len(ids)} categories, but {said}")
+    for index, (ours, theirs) in enumerate(zip(description.names, names, strict=False)):
+        if ours != theirs:
+            raise UserError(
+                f"{path}: class {index} is '{theirs}' (category id {ids[index]}), "
+                f"but the names file of {description.path} says '{ours}'"
+            )
+    return names, ids
+
+
+def _images(items: list, path: Path, problems: list[Problem]) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """Return ids [N] int64, sizes [N 2] (0: not given) and file names; each id once."""
+    kept, seen = [], set()
+    for position, item in enumerate(items):
+        if isinstance(item, dict):  # without a file name: enough where no picture is needed
+            item = (item.get("id"), item.get("width") or 0, item.get("height") or 0, "")
+        if not isinstance(item, tuple) or not _good_image(item):
+            problems.append(Problem(str(path), 0, "image entry without a usable id or size", f"images[{position}]"))
+        elif item[0] in seen:
+            problems.append(Problem(str(path), 0, "image id stands twice", f"images[{position}], id {item[0]}"))
+        else:
+            seen.add(item[0])
+            kept.append(item)
+    if not kept:
+        raise UserError(f"{path}: none of its {len(items)} images has a usable id")
+    ids = np.array([item[0] for item in kept], dtype=np.int64)
+    sizes = np.array([item[1:3] for item in kept], dtype=np.int64)
+    return ids, sizes, [item[3] for item in kept]
+
+
+def _good_image(item: tuple) -> bool:
+    numbers = all(type(value) is int and 0 <= value < 2**62 for value in item[:1])
+    sizes = all(isinstance(value, (int, float)) and 0 <= value < 2**31 for value in item[1:3])
+    return numbers and sizes and isinstance(item[3], str)
+
+
+def _table(items: list, columns: _Columns, path: Path, problems: list[Problem]) -> RowTable:
+    """Turn the collected numbers into columns; ``line`` holds the position in the list of annotations."""
+    position = np.array([i for i, item in enumerate(items) if item is None], dtype=np.int64)
+    integers = np.frombuffer(columns.integers, dtype=np.int64).reshape(-1, INTEGERS)
+    reals = np.frombuffer(columns.reals, dtype=np.float64).reshape(-1, REALS)
+    if len(position) != len(integers):
+        raise UserError(f"{path}: has a 'bbox' outside of 'annotations'; not a COCO annotation file")
+    problems += [
+        Problem(str(path), 0, "annotation without usable ids and bbox", f"annotations[{i}] {str(item)[:80]}")
+        for i, item in enumerate(items)
+        if item is not None
+    ]
+    xywh = reals[:, :4].copy()
+    return RowTable(
+        lambda image, line: (str(path), 0),
+        image=integers[:, 1].copy(),
+        line=position,
+        id=integers[:, 0].copy(),
+        label=integers[:, 2].copy(),
+        crowd=integers[:, 3] != 0,
+        area=reals[:, 4].copy(),
+        xywh=xywh,
+        xyxy=np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1),
+    )
+
+
+def _keep_known(table: RowTable, image_ids: np.ndarray, category_ids: Sequence[int]) -> None:
+    """Replace image and category ids by indices; drop the rows whose ids are unknown."""
+    for name, ids in (("image", image_ids), ("label", np.array(category_ids, dtype=np.int64))):
+        order = np.argsort(ids)
+        found = np.clip(np.searchsorted(ids, table[name], sorter=order), 0, len(ids) - 1)
+        unknown = ids[order[found]] != table[name]
+        index = order[found]
+        kind = "annotation of an unknown image id" if name == "image" else "annotation of an unknown category id"
+        values = table[name]
+        table.drop(unknown, kind, lambda row, values=values, name=name: f"annotation {table['id'][row]}: {values[row]}")
+        table.columns[name] = index[~unknown]
+
+
+def _find_images(json_path: Path, file_names: list[str], folder: Path | None, need_images: bool) -> list[str]:
+    """Return the path of each image; "" for those that are not on the disk."""
+    folders = [folder] if folder else image_folder_candidates(json_path)
+    for candidate in folders:
+        listings: dict[str, frozenset[str]] = {}
+        paths = [_existing(candidate, name, listings) for name in file_names]
+        if any(paths):
+            return paths
+    if need_images:
+        places = ", ".join(str(candidate) for candidate in folders)
+        raise UserError(
+            f"{json_path}: none of its {len(file_names)} images is on the disk (looked in {places}); "
+            "name their folder with train_images=, valid_images= or test_images= in the .data file"
+        )
+    return [""] * len(file_names)
+
+
+def image_folder_candidates(json_path: Path) -> list[Path]:
+    """Return where COCO's layout, and other usual ones, keep the images of an annotation file."""
+    split = json_path.stem.removeprefix("instances_")
+    near = json_path.parent
+    root = near.parent if near.name == "annotations" else near
+    return [root / "images" / split, root / split, root / "images", near / "images", root, near]
+
+
+def _existing(folder: Path, name: str, listings: dict[str, frozenset[str]]) -> str:
+    """Return the path of the image if it exists, asking the disk once per folder."""
+    if not name:
+        return ""
+    path = os.path.join(folder, name)
+    parent, base = os.path.split(path)
+    if parent not in listings:
+        try:
+            listings[parent] = frozenset(os.listdir(parent))
+        except OSError:
+            listings[parent] = frozenset()
+    return path if base in listings[parent] else ""
+
+
+def _complete_sizes(image_wh: np.ndarray, image_paths: list[str]) -> np.ndarray:
+    """Fill in sizes that the JSON lacks from the image files; [N 2]."""
+    image_wh = image_wh.copy()
+    for index in np.flatnonzero((image_wh <= 0).any(1)):
+        if image_paths[index]:
+            image_wh[index] = image_header(image_paths[index])[:2]
+    return image_wh
+
+
+def _without_lost_images(
+    annotations: Annotations, file_names: list[str], json_path: Path, need_images: bool
+) -> Annotations:
+    """Leave out the images that are needed but missing, or whose size nobody knows; record each."""
+    lost = np.array([not path for path in annotations.image_paths]) & need_images
+    sizeless = (annotations.image_wh <= 0).any(1)
+    bad = lost | sizeless
+    if not bad.any():
+        return annotations
+    counts = np.diff(annotations.first_box)
+    problems = [
+        Problem(
+            str(json_path),
+            0,
+            "image is not on the disk, left out" if lost[i] else "image without width and height, left out",
+            f"{file_names[i] or annotations.image_ids[i]}, {counts[i]} objects",
+        )
+        for i in np.flatnonzero(bad)
+    ]
+    kept = annotations.select_images(~bad)
+    return replace(kept, problems=(*annotations.problems, *problems))

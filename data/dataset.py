@@ -1,0 +1,176 @@
+"""Annotations and pixels -> batches; a batch is a function of its plan, whichever process makes it.
+
+Shape letters: B images in a batch, K objects of an image.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from data.annotations import Annotations
+from data.augment import AugmentOptions, Sample, SourceImage, training_sample
+from data.data_file import DataDescription, open_data, read_data_file
+from data.image_files import read_image
+from data.label_files import read_dataset
+from data.letterbox import RESIZES, images_to_tensor, place_image
+from utils.errors import UserError
+from utils.records import Batch, Frame, Targets
+
+__all__ = ["BatchPlan", "DataDescription", "DetectionDataset", "Failure", "open_data", "read_data_file", "read_dataset"]
+
+RECENT_BYTES = 256 << 20  # decoded images that each process keeps at hand, for the mosaics of the same block
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """All that decides a batch, besides the data set itself."""
+
+    indices: tuple[int, ...]  # B images
+    net_hw: tuple[int, int]  # size of the network input, pixels
+    epoch: int = 0
+    pool: tuple[int, ...] = ()  # images from which mosaic and mixup take partners
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A user's mistake met in a worker process; it travels as a value, because exceptions travel with tracebacks."""
+
+    message: str
+
+
+class DetectionDataset(Dataset):
+    """Makes the batch of a plan.
+
+    Args:
+        annotations: the split.
+        resize: key of :data:`data.letterbox.RESIZES`.
+        augment: None for testing: no chance, the picture as it is.
+        seed: of the run; a picture is drawn from ``default_rng((seed, epoch, index))``.
+        largest_side: training decodes an image at 1/2, 1/4 or 1/8 where that is still as large; None: never.
+    """
+
+    def __init__(
+        self,
+        annotations: Annotations,
+        resize: str = "letterbox",
+        augment: AugmentOptions | None = None,
+        seed: int = 0,
+        largest_side: int | None = None,
+    ) -> None:
+        self.annotations = annotations
+        self.resize = resize
+        self.augment = augment
+        self.seed = seed
+        self.largest_side = largest_side
+        self.cached: list[np.ndarray] | None = None  # all images, with --cache-images
+        self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
+        self._recent_bytes = 0
+
+    def __len__(self) -> int:
+        return len(self.annotations)
+
+    def __getitem__(self, plan: BatchPlan) -> Batch | Failure:
+        try:
+            return self.training_batch(plan) if self.augment is not None else self.plain_batch(plan)
+        except UserError as error:
+            return Failure(str(error))
+
+    def training_batch(self, plan: BatchPlan) -> Batch:
+        """Make an augmented batch."""
+        images = np.empty((len(plan.indices), *plan.net_hw, 3), dtype=np.uint8)
+        pool = np.array(plan.pool or plan.indices)
+        samples, frames = [], []
+        for index, out in zip(plan.indices, images, strict=True):
+            rng = np.random.default_rng((self.seed, plan.epoch, index))
+            samples.append(training_sample(index, pool, self.source, out, self.augment, rng, self.resize))
+            # What a training picture shows is no single image's frame: only the identity is of use.
+            frames.append(Frame(*self._identity(index), (plan.net_hw[1], plan.net_hw[0])))
+        return _batch(images, samples, frames)
+
+    def plain_batch(self, plan: BatchPlan) -> Batch:
+        """Make a batch of letterboxed (or stretched) images as they are."""
+        images = np.empty((len(plan.indices), *plan.net_hw, 3), dtype=np.uint8)
+        samples, frames = [], []
+        for index, out in zip(plan.indices, images, strict=True):
+            source = self.source(index)
+            frame = RESIZES[self.resize](*self._identity(index), source.original_wh, plan.net_hw)
+            place_image(source.pixels[:, :, ::-1], frame, out)
+            boxes = np.clip(source.boxes_xyxy, 0, source.original_wh * 2)
+            boxes = boxes * (frame.scale_xy * 2) + (frame.offset_xy * 2)
+            samples.append(Sample(boxes, source.labels, source.crowd))
+            frames.append(frame)
+        return _batch(images, samples, frames)
+
+    def source(self, index: int) -> SourceImage:
+        """Return one annotated image."""
+        notes = self.annotations
+        rows = notes.rows_of(index)
+        width, height = notes.image_wh[index].tolist()
+        return SourceImage(
+            self.pixels(index), (width, height), notes.boxes_xyxy[rows], notes.labels[rows], notes.crowd[rows]
+        )
+
+    def pixels(self, index: int) -> np.ndarray:
+        """Return an image as uint8 BGR [h w 3], from memory where it was read lately."""
+        if self.cached is not None:
+            return self.cached[index]
+        if index in self._recent:
+            self._recent.move_to_end(index)
+            return self._recent[index]
+        image = self.decode(index)
+        if self.augment is not None:  # testing meets each image once
+            self._recent[index] = image
+            self._recent_bytes += image.nbytes
+            while self._recent_bytes > RECENT_BYTES and len(self._recent) > 1:
+                self._recent_bytes -= self._recent.popitem(last=False)[1].nbytes
+        return image
+
+    def decode(self, index: int) -> np.ndarray:
+        """Read an image from its file.
+
+        Raises:
+            UserError: it cannot be read, or its size is not that of the annotations.
+        """
+        notes = self.annotations
+        width, height = notes.image_wh[index].tolist()
+        orientation = None if notes.orientation is None else int(notes.orientation[index])
+        return read_image(notes.image_paths[index], (width, height), orientation, self.reduction(index))
+
+    def reduction(self, index: int) -> int:
+        """Return 1, 2, 4 or 8: the fraction at which the image is decoded."""
+        reduce = 1
+        if self.largest_side is not None:
+            long_side = int(self.annotations.image_wh[index].max())
+            while reduce < 8 and long_side >= 2 * reduce * self.largest_side:
+                reduce *= 2
+        return reduce
+
+    def _identity(self, index: int) -> tuple[int, str]:
+        return int(self.annotations.image_ids[index]), self.annotations.image_paths[index]
+
+
+def _batch(images: np.ndarray, samples: Sequence[Sample], frames: Sequence[Frame]) -> Batch:
+    """Collate [B H W 3] pictures and their objects."""
+    net_hw = images.shape[1:3]
+    objects = _targets(samples, net_hw, lambda sample: ~sample.crowd)
+    crowd = _targets(samples, net_hw, lambda sample: sample.crowd)
+    return Batch(images_to_tensor(images), objects, crowd, tuple(frames))
+
+
+def _targets(samples: Sequence[Sample], net_hw: tuple[int, int], which: Callable[[Sample], np.ndarray]) -> Targets:
+    """Collect the rows that ``which`` selects, as normalised centre boxes."""
+    masks = [which(sample) for sample in samples]
+    xyxy = np.concatenate([sample.boxes_xyxy[mask] for sample, mask in zip(samples, masks, strict=True)])
+    labels = np.concatenate([sample.labels[mask] for sample, mask in zip(samples, masks, strict=True)])
+    image = np.repeat(np.arange(len(samples)), [int(mask.sum()) for mask in masks])
+    size = xyxy[:, 2:] - xyxy[:, :2]
+    cxcywh = np.concatenate((xyxy[:, :2] + size / 2, size), axis=1) / np.tile((net_hw[1], net_hw[0]), 2)
+    return Targets(
+        torch.from_numpy(image), torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(cxcywh.astype(np.float32))
+    )

@@ -1,0 +1,308 @@
+"""A split of a data set -> Annotations, whatever the label format.
+
+Images come from a list, a folder or a VOC ``ImageSets/Main`` list; each image's label file is the first that exists of:
+``labels/….txt`` (the last ``images`` or ``JPEGImages`` of the path replaced), ``….txt`` beside it,
+``Annotations/….xml``, ``….xml`` beside it. An image without a label file has no objects. A COCO JSON holds everything.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from data.annotations import Annotations, Problem, category_ids_for
+from data.coco_labels import read_coco
+from data.data_file import DataDescription
+from data.image_files import IMAGE_SUFFIXES, image_header, list_images
+from data.row_table import RowTable
+from data.shapes import ensure_drawn
+from data.voc_labels import parse_voc
+from data.yolo_labels import parse_yolo_text, yolo_to_xyxy
+from utils.config import REPOSITORY
+from utils.errors import UserError, suggestion
+
+DRAWINGS = {"shapes": ensure_drawn}  # built-in sets, the values of ``draw =`` in a .data file
+
+
+class LabelRows(NamedTuple):
+    """The objects of one label file."""
+
+    boxes: np.ndarray  # [K 4] float64: relative cxcywh where ``relative``, else corners in pixels
+    labels: list[str] | np.ndarray  # K class names, or [K] class indices
+    lines: np.ndarray  # [K] int64
+    crowd: np.ndarray  # [K] bool
+    relative: bool
+    wh: tuple[int, int]  # the image's size in pixels, (0, 0) where the file does not say
+    problems: list[Problem]
+
+
+def read_dataset(description: DataDescription, split: str, need_images: bool = True) -> Annotations:
+    """Read the images and objects of a split.
+
+    Args:
+        description: what the ``.data`` file says.
+        split: "train", "valid" or "test".
+        need_images: False where annotations are enough (COCO JSON, VOC XML); missing images are no problem then.
+
+    Raises:
+        UserError: the data are not on the disk, a list is empty, no image has a label, a class index is too large.
+    """
+    if description.draw:
+        DRAWINGS[description.draw]()
+    source = description.source(split)
+    if source.suffix.lower() == ".json":
+        return read_coco(source, description, split, need_images)
+    problems: list[Problem] = []
+    images, labels = _image_and_label_files(source, description, problems, need_images)
+    if not any(labels):
+        raise UserError(
+            f"{source}: none of its {len(images)} images has a label file "
+            f"(expected, for example, {label_candidates(images[0])[0]})"
+        )
+    annotations = _read_pairs(images, labels, description, need_images)
+    missing = sum(not label for label in labels)
+    if missing:
+        first = images[labels.index("")]
+        kind = "images without a label file, taken as empty"
+        problems.append(Problem(str(source), 0, kind, f"{missing}, as {first}"))
+    return replace(annotations, problems=(*problems, *annotations.problems))
+
+
+# ---- which files -------------------------------------------------------------------------------------------------
+
+
+class Listing:
+    """Answers whether a file exists, reading each folder once."""
+
+    def __init__(self) -> None:
+        self.names: dict[str, frozenset[str]] = {}
+
+    def has(self, path: str) -> bool:
+        """Whether the file or folder exists."""
+        folder, name = os.path.split(path)
+        if folder not in self.names:
+            try:
+                self.names[folder] = frozenset(os.listdir(folder or "."))
+            except OSError:
+                self.names[folder] = frozenset()
+        return name in self.names[folder]
+
+    def first(self, paths: Sequence[str]) -> str:
+        """Return the first path that exists, or ""."""
+        return next((path for path in paths if self.has(path)), "")
+
+
+def label_candidates(image_path: str) -> list[str]:
+    """Return where the label of an image may lie, in the order of preference."""
+    stem = os.path.splitext(image_path)[0]
+    parts = Path(stem).parts
+    found = []
+    for folders, replacement, suffix in (
+        (("images", "JPEGImages"), "labels", ".txt"),
+        ((), "", ".txt"),
+        (("JPEGImages", "images"), "Annotations", ".xml"),
+        ((), "", ".xml"),
+    ):
+        if not folders:
+            found.append(stem + suffix)
+            continue
+        last = max((i for i, part in enumerate(parts[:-1]) if part in folders), default=None)
+        if last is not None:
+            found.append(os.path.join(*parts[:last], replacement, *parts[last + 1 :]) + suffix)
+    return found
+
+
+def _image_and_label_files(
+    source: Path, description: DataDescription, problems: list[Problem], need_images: bool
+) -> tuple[list[str], list[str]]:
+    """Return the images of a list or folder and the label file of each ("" where there is none)."""
+    listing = Listing()
+    if source.is_dir():
+        images = list_images(source)
+        if not images:
+            raise UserError(f"{source}: has no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+        return images, [listing.first(label_candidates(image)) for image in images]
+    try:
+        lines = source.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{source}: is not a list of images (a text file, one path per line)") from error
+    entries = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    if not entries:
+        raise UserError(f"{source}: the list of images is empty")
+    is_voc = source.parent.parts[-2:] == ("ImageSets", "Main")
+    resolve = _voc_files if is_voc else _listed_files
+    images, labels = [], []
+    for number, text in entries:
+        image, label = resolve(text, source, description, listing)
+        if listing.has(image) or (label and not need_images):
+            images.append(image)
+            labels.append(label)
+        else:
+            problems.append(Problem(str(source), number, "image is not on the disk, left out", text))
+    if not images:
+        raise UserError(f"{source}: none of its {len(entries)} images is on the disk (first: {entries[0][1]})")
+    return images, labels
+
+
+def _voc_files(text: str, source: Path, description: DataDescription, listing: Listing) -> tuple[str, str]:
+    name, root = text.split()[0], source.parents[2]
+    stem = str(root / "JPEGImages" / name)
+    image = listing.first([stem + suffix for suffix in (".jpg", ".jpeg", ".png", ".JPG", ".bmp")]) or stem + ".jpg"
+    return image, listing.first([str(root / "Annotations" / f"{name}.xml")])
+
+
+def _listed_files(text: str, source: Path, description: DataDescription, listing: Listing) -> tuple[str, str]:
+    roots = (Path(), source.parent, description.path.parent, REPOSITORY)
+    image = listing.first([os.path.normpath(root / text) for root in roots]) or text
+    return image, listing.first(label_candidates(image))
+
+
+# ---- what they say -----------------------------------------------------------------------------------------------
+
+
+def _read_yolo(path: str) -> LabelRows:
+    with open(path, encoding="utf-8-sig") as file:
+        text = file.read()
+    rows, lines, problems = parse_yolo_text(text, path)
+    return LabelRows(rows[:, 1:], rows[:, 0].astype(np.int64), lines, np.zeros(len(rows), bool), True, (0, 0), problems)
+
+
+def _read_voc(path: str) -> LabelRows:
+    voc = parse_voc(Path(path).read_bytes())
+    problems, kept = [], []
+    for item in voc.objects:
+        corners = item.corners()
+        if corners is None:
+            problems.append(Problem(path, item.line, "object without four numbers in <bndbox>", item.name))
+        else:
+            kept.append((item, corners))
+    boxes = np.array([corners for _, corners in kept], dtype=np.float64).reshape(-1, 4)
+    lines = np.array([item.line for item, _ in kept], dtype=np.int64)
+    crowd = np.array([item.difficult for item, _ in kept], dtype=bool)
+    return LabelRows(boxes, [item.name for item, _ in kept], lines, crowd, False, (voc.width, voc.height), problems)
+
+
+READERS = {".txt": _read_yolo, ".xml": _read_voc}
+NO_ROWS = LabelRows(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool), True, (0, 0), [])
+
+
+def _read_pairs(images: list[str], labels: list[str], description: DataDescription, need_images: bool) -> Annotations:
+    """Read one label file per image."""
+    problems: list[Problem] = []
+    kept, per_image = [], []
+    for index, label in enumerate(labels):
+        try:
+            rows = READERS[os.path.splitext(label)[1].lower()](label) if label else NO_ROWS
+        except ValueError as error:  # not text, or not XML
+            reason = "is not a UTF-8 text file" if isinstance(error, UnicodeDecodeError) else str(error)
+            problems.append(Problem(label, 0, "label file that cannot be read, its image left out", reason))
+            continue
+        kept.append(index)
+        per_image.append(rows)
+        problems += rows.problems
+    if not kept:
+        raise UserError(f"{labels[0]}: none of the {len(labels)} label files can be read ({problems[0]})")
+    images, labels = [images[i] for i in kept], [labels[i] for i in kept]
+
+    image_wh, orientation = _sizes(images, per_image, need_images)
+    names = description.names or _names_in(per_image, description.num_classes)
+    table = _table(per_image, labels, image_wh, names)
+    _refuse_large_classes(table, labels, names, description)
+    table.drop_bad_boxes(image_wh)
+    table.drop(table.duplicates(), "box stands twice", lambda row: "the later one is left out")
+    limit = np.tile(image_wh, 2)[table["image"]]
+    xyxy = np.clip(table["xyxy"], 0, limit)
+    return Annotations(
+        image_paths=images,
+        image_ids=_image_ids(images),
+        image_wh=image_wh.astype(np.int32),
+        box_image=table["image"].astype(np.int32),
+        boxes_xyxy=xyxy,
+        labels=table["label"].astype(np.int32),
+        crowd=table["crowd"],
+        areas=(xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1]),
+        annotation_ids=np.arange(1, len(table) + 1, dtype=np.int64),
+        names=names,
+        category_ids=category_ids_for(names),
+        problems=(*problems, *table.problems),
+        orientation=orientation,
+    )
+
+
+def _sizes(images: list[str], per_image: list[LabelRows], need_images: bool) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return [N 2] sizes and the EXIF orientations; None for VOC, where the annotation's size is the truth."""
+    image_wh = np.array([rows.wh for rows in per_image], dtype=np.int64).reshape(-1, 2)
+    orientation = np.ones(len(images), dtype=np.int8)
+    unknown = np.flatnonzero((image_wh <= 0).any(1))
+    for index in unknown:
+        width, height, orientation[index] = image_header(images[index])
+        image_wh[index] = width, height
+    return image_wh, (orientation if len(unknown) == len(images) else None)
+
+
+def _names_in(per_image: list[LabelRows], num_classes: int) -> tuple[str, ...]:
+    """Return class names where no names file gives them: those of the XML files, sorted, or the numbers."""
+    words = {word for rows in per_image if isinstance(rows.labels, list) for word in rows.labels}
+    if words:
+        return tuple(sorted(words))
+    largest = max((int(rows.labels.max()) for rows in per_image if len(rows.labels)), default=0)
+    return tuple(str(index) for index in range(num_classes or largest + 1))
+
+
+def _table(per_image: list[LabelRows], labels: list[str], image_wh: np.ndarray, names: tuple[str, ...]) -> RowTable:
+    """Join the rows of all files, with boxes in pixels; drop the objects of unknown name."""
+    counts = [len(rows.lines) for rows in per_image]
+    image = np.repeat(np.arange(len(per_image)), counts)
+    boxes = np.concatenate([rows.boxes for rows in per_image])
+    relative = np.repeat([rows.relative for rows in per_image], counts)
+    xyxy = np.where(relative[:, None], yolo_to_xyxy(boxes, image_wh[image]), boxes)
+    index_of = {name: index for index, name in enumerate(names)}
+    label = [
+        np.array([index_of.get(word, -1) for word in rows.labels], dtype=np.int64)
+        if isinstance(rows.labels, list)
+        else rows.labels
+        for rows in per_image
+    ]
+    table = RowTable(
+        lambda i, line: (labels[i], line),
+        image=image,
+        line=np.concatenate([rows.lines for rows in per_image]),
+        label=np.concatenate(label),
+        crowd=np.concatenate([rows.crowd for rows in per_image]),
+        xyxy=xyxy,
+        within=np.concatenate([np.arange(count) for count in counts]),
+    )
+
+    def unknown(row: int) -> str:
+        word = per_image[table["image"][row]].labels[table["within"][row]]
+        return f"'{word}'{suggestion(word, names)}"
+
+    table.drop(table["label"] < 0, "unknown class name", unknown)
+    return table
+
+
+def _refuse_large_classes(
+    table: RowTable, labels: list[str], names: tuple[str, ...], description: DataDescription
+) -> None:
+    """Refuse labels and a data file that cannot belong together."""
+    bad = np.flatnonzero(table["label"] >= len(names))
+    if len(bad):
+        row = bad[0]
+        raise UserError(
+            f"{labels[table['image'][row]]}:{table['line'][row]}: class {table['label'][row]} is outside "
+            f"0..{len(names) - 1}, the classes of {description.path} ({len(bad)} such rows); "
+            "mend the label or 'classes' and 'names' of the data file"
+        )
+
+
+def _image_ids(images: list[str]) -> np.ndarray:
+    """Return the number that each file name is, as COCO's are, where all are different numbers; else 1..N."""
+    stems = [os.path.splitext(os.path.basename(path))[0] for path in images]
+    if all(stem.isdecimal() and len(stem) < 18 for stem in stems) and len({int(stem) for stem in stems}) == len(stems):
+        return np.array([int(stem) for stem in stems], dtype=np.int64)
+    return np.arange(1, len(images) + 1, dtype=np.int64)

@@ -1,0 +1,249 @@
+"""Loaders: which images make which batch, at which size, in which process.
+
+Chance is stateless. The order of an epoch comes from ``(seed, epoch)``, a picture from ``(seed, epoch, index)``, the
+size of a batch from ``(seed, epoch, batch number)``; so the batches are the same with any number of workers, and after
+a resume. Mosaic partners come from the block of :data:`BLOCK` images around a picture in that order: chance has
+shuffled them already, and each process decodes an image about once and not four times.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+from torch.utils.data import DataLoader, Sampler
+
+from data.annotations import Annotations
+from data.augment import AugmentOptions
+from data.dataset import BatchPlan, DetectionDataset, Failure
+from data.letterbox import RESIZES, smallest_input
+from utils.errors import UserError
+from utils.records import Batch
+
+BLOCK = 64  # images that share their mosaics
+MULTI_SCALE = (0.67, 1.5)  # the range of sizes, relative to the nominal one
+# The fourth number of a generator's seed keeps it apart from those of the pictures, whose seeds have three.
+SHUFFLE, SIZES = 1, 2
+
+
+@dataclass(frozen=True)
+class LoaderSettings:
+    """How batches are made; plain values, the flags belong to the scripts."""
+
+    image_hw: tuple[int, int]  # of the network input, pixels
+    batch_size: int = 16  # per process
+    stride: int = 32  # of the network: sizes are multiples of it
+    rect: bool = False  # batches of similar aspect ratio, as small as holds them
+    resize: str = "letterbox"  # or "stretch"
+    multi_scale: bool = False  # a size per batch (training)
+    workers: int = 0
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+    pin_memory: bool = False  # for CUDA
+    cache_images: bool = False  # decode all images once, into memory (training)
+
+    def __post_init__(self) -> None:
+        for side in self.image_hw:
+            if side < self.stride or side % self.stride:
+                below = max(side // self.stride, 1) * self.stride
+                raise UserError(
+                    f"image size {side} does not fit the network's stride of {self.stride}; "
+                    f"{below} or {below + self.stride} would"
+                )
+        if self.batch_size < 1:
+            raise UserError(f"batch size {self.batch_size} is not positive")
+        if self.resize not in RESIZES:
+            raise UserError(f"resize '{self.resize}' is none of {', '.join(RESIZES)}")
+
+
+class Batches:
+    """Iterates over the batches of the epoch that ``set_epoch`` chose; worker processes live on between epochs."""
+
+    def __init__(
+        self, dataset: DetectionDataset, plans: Callable[[int], list[BatchPlan]], settings: LoaderSettings
+    ) -> None:
+        self.dataset = dataset
+        self._plans = _PlanSampler(plans)
+        workers = settings.workers
+        self._loader = DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=self._plans,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=settings.pin_memory,
+            collate_fn=_as_it_is,
+            worker_init_fn=_start_worker,
+        )
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch (from 0) whose batches the next iteration gives."""
+        self._plans.epoch = epoch
+
+    def plans(self) -> list[BatchPlan]:
+        """Return what the batches of the chosen epoch will be."""
+        return self._plans.current()
+
+    def __len__(self) -> int:
+        return len(self._plans)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self._loader:
+            if isinstance(batch, Failure):
+                raise UserError(batch.message)
+            yield batch
+
+
+def training_batches(annotations: Annotations, settings: LoaderSettings, augment: AugmentOptions) -> Batches:
+    """Return augmented, shuffled batches; ``rect`` keeps similar shapes together and turns the mosaic off.
+
+    Raises:
+        UserError: there are no images; with ``cache_images``, an image cannot be read or memory does not suffice.
+    """
+    _require_images(annotations)
+    if settings.rect:
+        augment = replace(augment, mosaic=0.0)
+    largest = max(settings.image_hw)
+    if settings.multi_scale:
+        largest = int(largest * MULTI_SCALE[1])
+    dataset = DetectionDataset(annotations, settings.resize, augment, settings.seed, largest)
+    if settings.cache_images:
+        cache_images(dataset)
+    return Batches(dataset, lambda epoch: training_plans(annotations.image_wh, settings, epoch), settings)
+
+
+def evaluation_batches(annotations: Annotations, settings: LoaderSettings) -> Batches:
+    """Return the images as they are, each once; with several processes each gets its share of the batches.
+
+    Raises:
+        UserError: there are no images.
+    """
+    _require_images(annotations)
+    dataset = DetectionDataset(annotations, settings.resize)
+    return Batches(dataset, lambda epoch: evaluation_plans(annotations.image_wh, settings), settings)
+
+
+def training_plans(image_wh: np.ndarray, settings: LoaderSettings, epoch: int) -> list[BatchPlan]:
+    """Return this process's batches of an epoch; all processes get the same number of them and of images."""
+    rng = np.random.default_rng((settings.seed, epoch, 0, SHUFFLE))
+    order = rng.permutation(len(image_wh))
+    step = settings.batch_size * settings.world_size
+    if settings.rect:
+        order = order[np.argsort(_aspect(image_wh)[order], kind="stable")]
+    if settings.world_size > 1:  # every process needs the same share: the first images serve twice
+        order = np.resize(order, -(-len(order) // settings.world_size) * settings.world_size)
+    starts = list(range(0, len(order), step))
+    if settings.rect:
+        starts = [starts[i] for i in rng.permutation(len(starts))]
+    block = max(BLOCK, step)
+    plans = []
+    for number, start in enumerate(starts):
+        whole = order[start : start + step]
+        mine = whole[settings.rank :: settings.world_size]
+        first = start // block * block
+        pool = order[first : first + block]
+        net_hw = settings.image_hw
+        if settings.multi_scale:
+            net_hw = random_size(settings, epoch, number)
+        if settings.rect and settings.resize == "letterbox":
+            net_hw = smallest_input(image_wh[whole], net_hw, settings.stride)
+        plans.append(BatchPlan(tuple(mine.tolist()), net_hw, epoch, tuple(pool.tolist())))
+    return plans
+
+
+def random_size(settings: LoaderSettings, epoch: int, number: int) -> tuple[int, int]:
+    """Draw the (height, width) of a batch: the nominal size times a factor, the width a whole number of strides."""
+    height, width = settings.image_hw
+    stride = settings.stride
+    low, high = (max(int(width * factor / stride), 1) for factor in MULTI_SCALE)
+    rng = np.random.default_rng((settings.seed, epoch, number, SIZES))
+    new_width = int(rng.integers(low, high + 1)) * stride
+    new_height = max(round(height * new_width / width / stride), 1) * stride
+    return new_height, new_width
+
+
+def evaluation_plans(image_wh: np.ndarray, settings: LoaderSettings) -> list[BatchPlan]:
+    """Return this process's batches; ``rect`` sorts by aspect ratio and makes each batch no larger than needed."""
+    order = np.arange(len(image_wh))
+    rect = settings.rect and settings.resize == "letterbox"
+    if rect:
+        order = np.argsort(_aspect(image_wh), kind="stable")
+    plans = []
+    for start in range(0, len(order), settings.batch_size):
+        part = order[start : start + settings.batch_size]
+        net_hw = smallest_input(image_wh[part], settings.image_hw, settings.stride) if rect else settings.image_hw
+        plans.append(BatchPlan(tuple(part.tolist()), net_hw))
+    return plans[settings.rank :: settings.world_size]
+
+
+def cache_images(dataset: DetectionDataset) -> int:
+    """Decode all images into memory, where forked workers share them; return the number of bytes.
+
+    Raises:
+        UserError: they would need more memory than is free, or one cannot be read.
+    """
+    sizes = dataset.annotations.image_wh.astype(np.int64)
+    reduce = np.array([dataset.reduction(index) for index in range(len(sizes))])
+    needed = int((np.ceil(sizes / reduce[:, None]).prod(axis=1) * 3).sum())
+    free = _free_memory()
+    if needed > free * 0.9:
+        raise UserError(f"--cache-images needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:
+        dataset.cached = list(threads.map(dataset.decode, range(len(sizes))))
+    return needed
+
+
+def _free_memory() -> int:
+    """Return the bytes that can be had without swapping."""
+    try:
+        with open("/proc/meminfo") as file:
+            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return 1 << 62  # not Linux: the system will say
+
+
+def _aspect(image_wh: np.ndarray) -> np.ndarray:
+    return image_wh[:, 1] / image_wh[:, 0]
+
+
+def _require_images(annotations: Annotations) -> None:
+    if not len(annotations):
+        raise UserError("the data set has no images")
+    if not all(annotations.image_paths):
+        raise UserError("the annotations were read without their images, which are needed here")
+
+
+class _PlanSampler(Sampler):
+    """Gives a DataLoader the plans of an epoch, made once per epoch."""
+
+    def __init__(self, plans: Callable[[int], list[BatchPlan]]) -> None:
+        self.epoch = 0
+        self._make = plans
+        self._made: tuple[int, list[BatchPlan]] | None = None
+
+    def current(self) -> list[BatchPlan]:
+        if self._made is None or self._made[0] != self.epoch:
+            self._made = (self.epoch, self._make(self.epoch))
+        return self._made[1]
+
+    def __iter__(self) -> Iterator[BatchPlan]:
+        return iter(self.current())
+
+    def __len__(self) -> int:
+        return len(self.current())
+
+
+def _as_it_is(batch: Batch | Failure) -> Batch | Failure:
+    return batch
+
+
+def _start_worker(_worker: int) -> None:
+    """One thread per worker, and Ctrl-C is the main process's business."""
+    cv2.setNumThreads(0)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

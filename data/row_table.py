@@ -1,0 +1,70 @@
+"""Label rows while they are checked: what is wrong is recorded with file and line, and that row only is dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from data.annotations import Problem
+
+OUTSIDE_TOLERANCE = 1.0  # pixels by which rounding may carry a box over the image's edge
+
+
+class RowTable:
+    """Columns of equal length [M ...] that shrink as bad rows are dropped.
+
+    Args:
+        place: (image index, line) -> (file, line) for the message.
+        columns: must contain ``image`` [M], ``line`` [M] and ``xyxy`` [M 4] in pixels.
+    """
+
+    def __init__(self, place: Callable[[int, int], tuple[str, int]], **columns: np.ndarray) -> None:
+        self.place = place
+        self.columns = columns
+        self.problems: list[Problem] = []
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self.columns[name]
+
+    def __len__(self) -> int:
+        return len(self.columns["image"])
+
+    def note(self, bad: np.ndarray, kind: str, what: Callable[[int], str]) -> None:
+        """Record a problem for the rows at ``bad`` [M] and keep them."""
+        for row in np.flatnonzero(bad):
+            file, line = self.place(int(self["image"][row]), int(self["line"][row]))
+            self.problems.append(Problem(file, line, kind, what(row)))
+
+    def drop(self, bad: np.ndarray, kind: str, what: Callable[[int], str]) -> None:
+        """Record a problem for the rows at ``bad`` [M] and drop them."""
+        if bad.any():
+            self.note(bad, kind, what)
+            self.columns = {name: column[~bad] for name, column in self.columns.items()}
+
+    def drop_bad_boxes(self, image_wh: np.ndarray) -> None:
+        """Drop the boxes that no picture can hold: not finite, without area, wholly outside; note partly outside ones.
+
+        Args:
+            image_wh: [N 2] pixels.
+        """
+        self.drop(~np.isfinite(self["xyxy"]).all(1), "not a finite number", self._box)
+        size = self["xyxy"][:, 2:] - self["xyxy"][:, :2]
+        self.drop((size <= 0).any(1), "zero or negative size", self._box)
+
+        limit = np.tile(image_wh, 2)[self["image"]]  # M 4
+        inside = np.clip(self["xyxy"], 0, limit)
+        self.drop((inside[:, 2:] - inside[:, :2] <= 0).any(1), "box outside the image", self._box)
+        limit = np.tile(image_wh, 2)[self["image"]]
+        beyond = (self["xyxy"][:, :2] < -OUTSIDE_TOLERANCE) | (self["xyxy"][:, 2:] > limit[:, 2:] + OUTSIDE_TOLERANCE)
+        self.note(beyond.any(1), "box reaches over the edge of the image, only its inside is used", self._box)
+
+    def duplicates(self) -> np.ndarray:
+        """Return [M] bool: an earlier row has the same image, label and box."""
+        keys = np.column_stack((self["image"], self["label"], self["xyxy"]))
+        repeated = np.ones(len(self), dtype=bool)
+        repeated[np.unique(keys, axis=0, return_index=True)[1]] = False
+        return repeated
+
+    def _box(self, row: int) -> str:
+        return "box x1 y1 x2 y2 = " + " ".join(f"{value:g}" for value in self["xyxy"][row])

@@ -1,0 +1,88 @@
+"""Pascal VOC labels: one XML file per image.
+
+Coordinates are taken as they stand (``x1 = xmin, x2 = xmax``); objects marked ``difficult`` are read as crowd: VOC's
+own evaluation neither asks for them nor punishes them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from xml.parsers import expat
+
+CORNERS = ("xmin", "ymin", "xmax", "ymax")
+
+
+@dataclass
+class VocObject:
+    """One ``<object>``; ``values`` are the texts of its box, by tag."""
+
+    line: int
+    name: str = ""
+    difficult: bool = False
+    values: dict[str, str] = field(default_factory=dict)
+
+    def corners(self) -> tuple[float, float, float, float] | None:
+        """Return the box in pixels, or None where a corner is missing or not a number."""
+        try:
+            x1, y1, x2, y2 = (float(self.values[tag]) for tag in CORNERS)
+        except (KeyError, ValueError):
+            return None
+        return x1, y1, x2, y2
+
+
+@dataclass
+class VocFile:
+    """One annotation file; a size of 0 means that it does not say."""
+
+    width: int = 0
+    height: int = 0
+    filename: str = ""
+    objects: list[VocObject] = field(default_factory=list)
+
+
+def parse_voc(data: bytes) -> VocFile:
+    """Parse one XML file.
+
+    Raises:
+        ValueError: not well-formed XML, or not a VOC annotation; the message begins with the line.
+    """
+    result = VocFile()
+    path: list[str] = []
+    texts: list[str] = []
+    parser = expat.ParserCreate()
+    parser.buffer_text = True
+
+    def start(tag: str, _attributes: dict) -> None:
+        path.append(tag)
+        texts.clear()
+        if path[1:] == ["object"]:
+            result.objects.append(VocObject(parser.CurrentLineNumber))
+
+    def end(_tag: str) -> None:
+        _store(result, path[1:], "".join(texts).strip())
+        path.pop()
+        texts.clear()
+
+    parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.CharacterDataHandler = texts.append
+    try:
+        parser.Parse(data, True)
+    except expat.ExpatError as error:
+        raise ValueError(f"{error.lineno}: not well-formed XML ({expat.ErrorString(error.code)})") from error
+    return result
+
+
+def _store(result: VocFile, path: list[str], text: str) -> None:
+    """Keep the text of one closed element; ``<part>`` boxes inside objects have a longer path and are passed over."""
+    if path == ["filename"]:
+        result.filename = text
+    elif path == ["size", "width"]:
+        result.width = int(float(text)) if text.replace(".", "", 1).isdigit() else 0
+    elif path == ["size", "height"]:
+        result.height = int(float(text)) if text.replace(".", "", 1).isdigit() else 0
+    elif path == ["object", "name"]:
+        result.objects[-1].name = text
+    elif path == ["object", "difficult"]:
+        result.objects[-1].difficult = text == "1"
+    elif path[:2] == ["object", "bndbox"] and len(path) == 3:
+        result.objects[-1].values[path[2]] = text
