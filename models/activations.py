@@ -69,6 +69,11 @@ def reversed_leaky(x: Tensor) -> Tensor:
     return torch.where(x > 0, x, x / 0.1)
 
 
+def selu(x: Tensor) -> Tensor:
+    """1.0507 x above 0, 1.0507 * 1.6732 (exp(x) - 1) below; Darknet rounds both constants."""
+    return 1.0507 * torch.where(x > 0, x, 1.6732 * torch.expm1(x.clamp(max=0)))
+
+
 def stair(x: Tensor) -> Tensor:
     """floor(x)/2 on even floors, between them (x - floor(x)) + floor(x/2)."""
     floor = torch.floor(x)
@@ -111,24 +116,24 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "ramp": ramp,
     "relie": relie,
     "revleaky": reversed_leaky,
+    "selu": selu,
     "stair": stair,
 }
 
-MODULES: dict[str, Callable[[], nn.Module]] = {
-    "linear": nn.Identity,
-    "leaky": lambda: nn.LeakyReLU(0.1, inplace=True),
-    "relu": lambda: nn.ReLU(inplace=True),
-    "relu6": lambda: nn.ReLU6(inplace=True),
-    "logistic": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "elu": nn.ELU,
-    "selu": nn.SELU,
-    "swish": lambda: nn.SiLU(inplace=True),
-    "mish": lambda: nn.Mish(inplace=True),
-    "hard_swish": lambda: nn.Hardswish(inplace=True),
+MODULES: dict[str, Callable[[bool], nn.Module]] = {
+    "linear": lambda inplace: nn.Identity(),
+    "leaky": lambda inplace: nn.LeakyReLU(0.1, inplace),
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "logistic": lambda inplace: nn.Sigmoid(),
+    "tanh": lambda inplace: nn.Tanh(),
+    "elu": lambda inplace: nn.ELU(1.0, inplace),
+    "swish": nn.SiLU,
+    "mish": nn.Mish,
+    "hard_swish": nn.Hardswish,
 }
 
 
-def build_activation(name: str) -> nn.Module:
-    """Return the activation of a checked name; it may overwrite its input."""
-    return MODULES[name]() if name in MODULES else Elementwise(name, FUNCTIONS[name])
+def build_activation(name: str, inplace: bool = True) -> nn.Module:
+    """Return the activation of a checked name; ``inplace`` allows it to overwrite its input."""
+    return MODULES[name](inplace) if name in MODULES else Elementwise(name, FUNCTIONS[name])

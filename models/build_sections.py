@@ -1,155 +1,26 @@
-"""Typed cfg sections to layers with known shapes: one builder per section kind, in the table ``BUILDERS``.
+"""Typed cfg sections to layers: one function per section kind, in the table ``BUILDERS``.
 
-Everything that could fail is checked here, with the section's line, before any memory is taken.
+Each takes the builder (for its limits and settings), the section and the shapes it reads, and returns the layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from fractions import Fraction
 
 from torch import nn
 
-from models.darknet_cfg import DarknetConfig, Section
+from models.build_blocks import BLOCK_BUILDERS
+from models.darknet_cfg import Section
 from models.heads import Head
-from models.layers import Convolution, GlobalAverage, Pool, Route, Shortcut, Upsample, YoloMap
-
-MAX_PARAMETERS = 400_000_000  # the largest published cfg, yolov4-p7, has 287 million
-MAX_MAP = 2**28  # numbers in one layer's output for one image: 1 GiB
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A layer's output for one image of the ``[net]`` size, and its stride against that image."""
-
-    channels: int
-    rows: int
-    cols: int
-    stride_x: Fraction = Fraction(1)
-    stride_y: Fraction = Fraction(1)
-
-    def __str__(self) -> str:
-        return f"{self.cols} x {self.rows} x {self.channels}"
-
-    def fits(self, other: Shape) -> bool:
-        """Whether the two maps lie on the same grid."""
-        return self._grid == other._grid
-
-    @property
-    def _grid(self) -> tuple[int, int, Fraction, Fraction]:
-        return self.rows, self.cols, self.stride_x, self.stride_y
-
-    def scaled(self, rows: int, cols: int, by_x: Fraction | int, by_y: Fraction | int) -> Shape:
-        """Return the shape on another grid."""
-        return replace(self, rows=rows, cols=cols, stride_x=self.stride_x * by_x, stride_y=self.stride_y * by_y)
-
-
-@dataclass(frozen=True)
-class Built:
-    """One layer: the module, where its inputs come from (-1 is the image), and what the table prints."""
-
-    section: Section
-    module: nn.Module
-    sources: tuple[int, ...]
-    inputs: tuple[Shape, ...]
-    output: Shape
-    geometry: str = ""  # size and stride, for the table
-    operations: int = 0  # for one image of the [net] size; a multiply-add counts twice, as in Darknet
-    head: Head | None = None
-
-    @property
-    def parameters(self) -> int:
-        """Trainable numbers."""
-        return sum(p.numel() for p in self.module.parameters())
-
-
-class SectionBuilder:
-    """Builds the sections in order and remembers what the later ones may refer to."""
-
-    def __init__(self, config: DarknetConfig, bn_eps: float, bn_momentum: float):
-        self.config = config
-        self.bn_eps = bn_eps
-        self.bn_momentum = bn_momentum
-        self.built: list[Built] = []
-        self.parameters = 0
-        net = config.net
-        self.image = Shape(net["channels"], net["height"], net["width"])
-        self.reserve(net, 0, self.image)
-
-    def build(self) -> list[Built]:
-        """Build every section.
-
-        Raises:
-            UserError: an impossible graph or an absurd size, with file and line.
-        """
-        for section in self.config.sections:
-            sources = sources_of(section)
-            inputs = tuple(self.image if index < 0 else self.built[index].output for index in sources)
-            self.check_sources(section, sources)
-            layer = BUILDERS[section.kind](self, section, inputs)
-            self.built.append(replace(layer, sources=sources, inputs=inputs))
-        return self.built
-
-    def check_sources(self, section: Section, sources: Sequence[int]) -> None:
-        """Refuse what would read the numbers of a head, which Darknet changes in place."""
-        for index in sources:
-            if index >= 0 and self.built[index].head:
-                raise section.error(f"reads layer {index}, a [yolo] head; put a [route] to an earlier layer before it")
-
-    def reserve(self, section: Section, parameters: int, output: Shape) -> None:
-        """Refuse sizes that no machine should be asked for."""
-        if min(output.channels, output.rows, output.cols) < 1:
-            raise section.error(f"leaves nothing: its output would be {output}")
-        if output.channels * output.rows * output.cols > MAX_MAP:
-            raise section.error(f"an output of {output} is over the limit of {MAX_MAP:,} numbers for one image")
-        self.parameters += parameters
-        if self.parameters > MAX_PARAMETERS:
-            raise section.error(f"makes {self.parameters:,} parameters in all; the limit is {MAX_PARAMETERS:,}")
-
-    def batch_norm(self, channels: int) -> nn.BatchNorm2d:
-        """Return a batch norm with the network's settings."""
-        return nn.BatchNorm2d(channels, eps=self.bn_eps, momentum=self.bn_momentum)
-
-
-def sources_of(section: Section) -> tuple[int, ...]:
-    """Return the absolute indices of the layers a section reads; -1 is the image.
-
-    Raises:
-        UserError: a reference to the section itself, a later one or none.
-    """
-    before = (section.index - 1,)
-    if section.kind.startswith("implicit"):
-        return ()
-    if section.kind == "route":
-        return referred(section, "layers")
-    if "from" in section or section.kind in ("shortcut", "sam", "scale_channels", "shift_channels", "control_channels"):
-        if section.index == 0:
-            raise section.error("cannot be the first layer: it joins two layers")
-        return before + referred(section, "from")
-    return before
-
-
-def referred(section: Section, key: str) -> tuple[int, ...]:
-    """Resolve relative (negative) and absolute layer numbers, as Darknet does."""
-    value = section[key]
-    if value is None:
-        raise section.error(f"needs '{key} = ...'")
-    numbers = value if isinstance(value, tuple) else (value,)
-    indices = tuple(section.index + number if number < 0 else number for number in numbers)
-    for number, index in zip(numbers, indices, strict=True):
-        if not 0 <= index < section.index:
-            raise section.error(f"{key}={number} is not one of the layers 0..{section.index - 1} before it", key)
-    return indices
+from models.layers import Blur, Convolution, DropBlock, MaxDepth, Pool, Route, Shortcut, Upsample, YoloMap
+from models.section_graph import Builder, Built, SectionBuilder, Shape, made, sources_of
 
 
 def _strides(section: Section) -> tuple[int, int]:
     both = section["stride"]
     return tuple(both if section[key] < 1 else section[key] for key in ("stride_x", "stride_y"))
-
-
-def _made(section: Section, module: nn.Module, output: Shape, geometry: str = "", operations: int = 0) -> Built:
-    return Built(section, module, (), (), output, geometry, operations)
 
 
 def _geometry(size: int, strides: tuple[int, int], dilation: int = 1) -> str:
@@ -167,20 +38,35 @@ def _convolutional(builder: SectionBuilder, section: Section, inputs: Sequence[S
         raise section.error(f"groups={groups} must divide its {source.channels} inputs and {filters} filters", "groups")
     if dilation > 1 and 2 * padding != size - 1:
         raise section.error(f"dilation={dilation} needs an odd size and pad=1", "dilation")
-    sides = [
-        (side + 2 * padding - size) // stride + 1
-        for side, stride in zip((source.cols, source.rows), strides, strict=True)
-    ]
-    output = replace(source.scaled(sides[1], sides[0], *strides), channels=filters)
+    blur = _blur(section, filters)
+    own_strides = strides if blur is None else (1, 1)  # the blur takes the strides over
+    cols = (source.cols + 2 * padding - size) // own_strides[0] + 1
+    rows = (source.rows + 2 * padding - size) // own_strides[1] + 1
+    unblurred = replace(source.scaled(rows, cols, *own_strides), channels=filters)
+    output = _blurred(unblurred, blur, strides)
     normalised = bool(section["batch_normalize"] or section["cbn"])
     weights = filters * (source.channels // groups) * size * size
+    builder.reserve(section, 0, unblurred)
     builder.reserve(section, weights + filters * (2 if normalised else 1), output)
+    activation = _own_activation(builder, section)
     conv = nn.Conv2d(
-        source.channels, filters, size, strides[::-1], padding * dilation, dilation, groups, bias=not normalised
+        source.channels, filters, size, own_strides[::-1], padding * dilation, dilation, groups, bias=not normalised
     )
-    module = Convolution(conv, builder.batch_norm(filters) if normalised else None, _own_activation(builder, section))
-    operations = 2 * weights * output.rows * output.cols
-    return _made(section, module, output, _geometry(size, strides, dilation), operations)
+    module = Convolution(conv, builder.batch_norm(filters) if normalised else None, activation, blur)
+    operations = 2 * weights * rows * cols
+    return made(section, module, output, _geometry(size, strides, dilation), operations)
+
+
+def _blur(section: Section, channels: int) -> Blur | None:
+    """Return the antialiasing filter: 1 smooths over 3 x 3 cells, 2 over 2 x 2; it takes the layer's strides over."""
+    kind = section["antialiasing"]
+    return Blur(channels, 3 if kind == 1 else 2, _strides(section)) if kind else None
+
+
+def _blurred(shape: Shape, blur: Blur | None, strides: tuple[int, int]) -> Shape:
+    if blur is None:
+        return shape
+    return shape.scaled(blur.output_side(shape.rows, strides[1]), blur.output_side(shape.cols, strides[0]), *strides)
 
 
 def _own_activation(builder: SectionBuilder, section: Section) -> str:
@@ -196,32 +82,35 @@ def _own_activation(builder: SectionBuilder, section: Section) -> str:
     return "linear"
 
 
-def _pool(builder: SectionBuilder, section: Section, inputs: Sequence[Shape], average: bool = False) -> Built:
-    (source,) = inputs
+def _pool(builder: SectionBuilder, section: Section, source: Shape, blur: Blur | None, average: bool) -> Built:
     strides = _strides(section)
     size = section["size"] or section["stride"]
     padding = size - 1 if section["padding"] < 0 else section["padding"]
-    if (padding + 1) // 2 >= size and padding:
+    if padding and (padding + 1) // 2 >= size:
         raise section.error(f"padding={padding} makes windows of size {size} that lie outside the map", "padding")
-    module = Pool(size, strides, padding, average)
-    cols, rows = module.output_side(source.cols, strides[0]), module.output_side(source.rows, strides[1])
-    output = source.scaled(rows, cols, *strides)
+    own_strides = strides if blur is None else (1, 1)
+    module = Pool(size, own_strides, padding, average)
+    cols, rows = (module.output_side(n, s) for n, s in zip((source.cols, source.rows), own_strides, strict=True))
+    unblurred = source.scaled(rows, cols, *own_strides)
+    output = _blurred(unblurred, blur, strides)
+    builder.reserve(section, 0, unblurred)
     builder.reserve(section, 0, output)
-    operations = size * size * output.channels * output.rows * output.cols
-    return _made(section, module, output, _geometry(size, strides), operations)
+    operations = size * size * unblurred.channels * rows * cols
+    return made(section, nn.Sequential(module, blur) if blur else module, output, _geometry(size, strides), operations)
 
 
 def _maxpool(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
-    return _pool(builder, section, inputs)
+    (source,) = inputs
+    if section["maxpool_depth"]:
+        output = replace(source, channels=section["out_channels"])
+        if output.channels > source.channels:
+            raise section.error(f"out_channels={output.channels} is above its {source.channels} inputs", "out_channels")
+        return made(section, MaxDepth(output.channels), output)
+    return _pool(builder, section, source, _blur(section, source.channels), average=False)
 
 
 def _local_avgpool(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
-    return _pool(builder, section, inputs, average=True)
-
-
-def _avgpool(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
-    (source,) = inputs
-    return _made(section, GlobalAverage(), source.scaled(1, 1, source.cols, source.rows))
+    return _pool(builder, section, inputs[0], None, average=True)
 
 
 def _upsample(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
@@ -229,7 +118,7 @@ def _upsample(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]
     stride = section["stride"]
     output = source.scaled(source.rows * stride, source.cols * stride, Fraction(1, stride), Fraction(1, stride))
     builder.reserve(section, 0, output)
-    return _made(section, Upsample(stride, section["scale"]), output, f"{stride}x")
+    return made(section, Upsample(stride, section["scale"]), output, f"{stride}x")
 
 
 def _route(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
@@ -244,7 +133,7 @@ def _route(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -
     output = replace(inputs[0], channels=sum(source.channels for source in inputs) // groups)
     builder.reserve(section, 0, output)
     numbers = " ".join(str(index) for index in sources_of(section))
-    return _made(section, Route(groups, group_id), output, numbers + (f" {group_id}/{groups}" if groups > 1 else ""))
+    return made(section, Route(groups, group_id), output, numbers + (f" {group_id}/{groups}" if groups > 1 else ""))
 
 
 def _shortcut(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
@@ -263,11 +152,19 @@ def _shortcut(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]
     normalization = section[key].removeprefix("avg_")
     module = Shortcut(section["activation"], weights_shape, normalization)
     operations = output.channels * output.rows * output.cols * (len(inputs) - 1)
-    return _made(section, module, output, " ".join(str(index) for index in sources_of(section)[1:]), operations)
+    return made(section, module, output, " ".join(str(index) for index in sources_of(section)[1:]), operations)
 
 
 def _dropout(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
-    return _made(section, nn.Dropout(section["probability"]), inputs[0], f"p = {section['probability']:g}")
+    probability = section["probability"]
+    if not section["dropblock"]:
+        return made(section, nn.Dropout(probability), inputs[0], f"p = {probability:g}")
+    size, share = section["dropblock_size_abs"], section["dropblock_size_rel"]
+    if size:
+        share = 0.0  # as Darknet: the absolute size wins
+    elif not share:
+        size = 7  # Darknet's default
+    return made(section, DropBlock(probability, size, share), inputs[0], f"p = {probability:g}, blocks")
 
 
 def _yolo(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
@@ -284,7 +181,7 @@ def _yolo(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) ->
     if section["new_coords"] and not _has_logistic(builder, section):
         raise section.error("new_coords=1 needs a [convolutional] with activation=logistic before it", "new_coords")
     module = YoloMap(head.num_anchors, head.num_classes)
-    return replace(_made(section, module, source, f"stride {head.stride}"), head=head)
+    return replace(made(section, module, source, f"stride {head.stride}"), head=head)
 
 
 def _has_logistic(builder: SectionBuilder, section: Section) -> bool:
@@ -315,11 +212,12 @@ def _head(section: Section, source: Shape) -> Head:
         mask=mask,
         ignore_thresh=section["ignore_thresh"],
         iou_thresh=section["iou_thresh"],
+        nms_beta={"greedynms": 0.6, "diounms": section["beta_nms"]}.get(section["nms_kind"]),
     )
 
 
-BUILDERS: dict[str, Callable[[SectionBuilder, Section, Sequence[Shape]], Built]] = {
-    "avgpool": _avgpool,
+BUILDERS: dict[str, Builder] = {
+    **BLOCK_BUILDERS,
     "convolutional": _convolutional,
     "dropout": _dropout,
     "local_avgpool": _local_avgpool,

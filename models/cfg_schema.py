@@ -79,8 +79,8 @@ COMMON = {
 _NET_IGNORED_INTS = (
     "batch subdivisions max_batches sgdr_cycle sgdr_mult time_steps track augment_speed sequential_subdivisions "
     "try_fix_nan dynamic_minibatch optimized_memory adam inputs max_crop min_crop flip blur gaussian_noise mixup "
-    "cutmix mosaic mosaic_bound letter_box burn_in step contrastive contrastive_jit_flip contrastive_color unsupervised "
-    "use_cuda_graph equidistant_point full_time_batches init_sequential_subdivisions weights_reject_freq"
+    "cutmix mosaic mosaic_bound letter_box burn_in step contrastive contrastive_jit_flip contrastive_color "
+    "unsupervised use_cuda_graph equidistant_point full_time_batches init_sequential_subdivisions weights_reject_freq"
 )
 _NET_IGNORED_FLOATS = (
     "learning_rate learning_rate_min momentum decay loss_scale workspace_size_limit_mb b1 b2 eps label_smooth_eps "
@@ -94,7 +94,8 @@ NET = {
     "bn_momentum": number(None, 0.0, 1.0),  # ours: weight of the new batch in the running statistics, 0.03 without it
     **{name: ignored("int") for name in _NET_IGNORED_INTS.split()},
     **{name: ignored() for name in _NET_IGNORED_FLOATS.split()},
-    "policy": ignored("text"), "steps": ignored("ints"), "scales": ignored("floats"), "seq_scales": ignored("floats"),
+    "policy": ignored("text"), "show_receptive_field": ignored("int"),
+    "steps": ignored("ints"), "scales": ignored("floats"), "seq_scales": ignored("floats"),
 }  # fmt: skip
 
 CONVOLUTIONAL = {
@@ -109,14 +110,14 @@ CONVOLUTIONAL = {
     "coordconv": refused("adds coordinate channels"), "reverse": refused("transposes the convolution"),
     "flipped": refused("flips the kernels while loading"),
     "bin_output": ignored("int"), "assisted_excitation": ignored(), "dot": ignored(), "angle": ignored(),
-    "grad_centr": ignored("int"),
+    "grad_centr": ignored("int"), "stream": ignored("int"), "wait_stream": ignored("int"),
 }  # fmt: skip
 
 _POOL = {"size": integer(0, 0, 255), "stride": SIDE, "stride_x": integer(0, 0, 255), "stride_y": integer(0, 0, 255),
          "padding": integer(-1, -1, 509)}  # fmt: skip
 
 _YOLO_IGNORED_FLOATS = (
-    "truth_thresh jitter resize random beta_nms max_delta label_smooth_eps iou_normalizer obj_normalizer "
+    "truth_thresh jitter resize random max_delta label_smooth_eps iou_normalizer obj_normalizer "
     "cls_normalizer delta_normalizer uc_normalizer sim_thresh track_ciou_norm"
 )
 _YOLO_IGNORED_INTS = (
@@ -127,11 +128,11 @@ YOLO = {
     "mask": Key("ints", None, 0, 999), "anchors": Key("floats", None, 0.0, 1e5), "num": integer(1, 1, 1000),
     "classes": integer(20, 1, 100_000), "scale_x_y": number(1.0, 0.1, 10.0), "new_coords": FLAG,
     "ignore_thresh": number(0.5, 0.0, 1.0), "iou_thresh": number(1.0, 0.0, 1.0),
+    "nms_kind": choice("default", "default", "greedynms", "diounms", "cornersnms"), "beta_nms": number(0.6, 0.01, 100.0),
     **{name: ignored() for name in _YOLO_IGNORED_FLOATS.split()},
     **{name: ignored("int") for name in _YOLO_IGNORED_INTS.split()},
-    **{name: ignored("text") for name in ("iou_loss", "iou_thresh_kind", "nms_kind", "map")},
+    **{name: ignored("text") for name in ("iou_loss", "iou_thresh_kind", "map")},
     "counters_per_class": ignored("ints"),
-    "activation": choice("linear", "linear", "logistic"),
 }  # fmt: skip
 
 _SHORTCUT_NORMALIZATION = choice("none", "none", "relu", "avg_relu", "softmax")
@@ -156,6 +157,8 @@ SECTIONS: dict[str, dict[str, Key]] = {
     "reorg3d": {"stride": SIDE, "reverse": FLAG},
     "sam": {"from": LAYER, "activation": activation("linear")},
     "scale_channels": {"from": LAYER, "activation": activation("linear"), "scale_wh": FLAG},
+    "implicit": {"filters": integer(128, 1, 65_536), "atoms": integer(1, 1, 65_536), "mean": number(0.0),
+                 "std": number(0.2, 0.0)},
     "implicit_add": {"filters": CHANNELS, "mean": number(0.0), "std": number(0.02, 0.0)},
     "implicit_mul": {"filters": CHANNELS, "mean": number(1.0), "std": number(0.02, 0.0)},
     "shift_channels": {"from": LAYER, "activation": activation("linear")},
@@ -163,7 +166,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
     "softmax": {"groups": CHANNELS, "temperature": number(1.0, 1e-6), "spatial": FLAG, "noloss": ignored("int"),
                 "tree": refused("a softmax over a word tree", "text", None)},
     "cost": {"type": ignored("text"), "scale": ignored(), "ratio": ignored()},
-    "silence": {},
+    "silence": {},  # also [empty]: Darknet's place holder
 }  # fmt: skip
 
 SECTION_ALIASES = {
@@ -173,5 +176,5 @@ SECTION_ALIASES = {
 
 UNSUPPORTED_SECTIONS = (
     "region", "detection", "gaussian_yolo", "rnn", "gru", "lstm", "crnn", "conv_lstm", "history", "connected", "conn",
-    "local", "crop", "normalization", "lrn", "deconvolutional", "contrastive", "implicit", "iseg", "logistic", "l2norm",
+    "local", "crop", "normalization", "lrn", "deconvolutional", "contrastive", "iseg", "logistic", "l2norm",
 )  # fmt: skip

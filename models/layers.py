@@ -104,6 +104,71 @@ class GlobalAverage(nn.Module):
         return x.mean(dim=(2, 3), keepdim=True)
 
 
+class MaxDepth(nn.Module):
+    """Maximum over every n-th channel: output channel g is the largest of the inputs g, g + n, g + 2n, ..."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.channels = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B C H W] to [B n H W]."""
+        missing = -x.shape[1] % self.channels
+        x = functional.pad(x, (0, 0, 0, 0, 0, missing), value=-torch.inf) if missing else x
+        return x.unflatten(1, (-1, self.channels)).amax(dim=1)
+
+
+class Blur(nn.Module):
+    """Darknet's antialiasing: a fixed binomial filter of 3 x 3 or 2 x 2 cells that takes the strides of its layer."""
+
+    KERNELS = ((0.5, 0.5), (0.25, 0.5, 0.25))
+
+    def __init__(self, channels: int, size: int, stride_xy: tuple[int, int]):
+        super().__init__()
+        self.stride_xy = stride_xy
+        self.padding = 1 if size == 3 else 0
+        line = torch.tensor(self.KERNELS[size - 2])
+        self.register_buffer("kernel", torch.outer(line, line).repeat(channels, 1, 1, 1), persistent=False)
+
+    def output_side(self, side: int, stride: int) -> int:
+        """Return how many cells are left along a side."""
+        return (side + 2 * self.padding - self.kernel.shape[-1]) // stride + 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B C H W] to [B C H' W']."""
+        return functional.conv2d(x, self.kernel, None, self.stride_xy[::-1], self.padding, groups=x.shape[1])
+
+
+class Reorg(nn.Module):
+    """Cells to channels: S x S cells of one channel become S² channels of one cell; ``reverse`` undoes it.
+
+    True (``[reorg3d]``): output channel ``(dy S + dx) C + c`` is input channel c at row offset dy, column offset dx.
+    Flat (``[reorg]``): Darknet's first version read the same memory as a map of C/S² channels of SH x SW cells and
+    wrote it in that order; networks were trained with it, so it stays. Darknet's reversed ``[reorg3d]`` slips likewise.
+    """
+
+    def __init__(self, stride: int, reverse: bool, flat: bool):
+        super().__init__()
+        self.stride = stride
+        self.reverse = reverse
+        self.flat = flat
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B C H W] to [B CS² H/S W/S]; reversed to [B C/S² SH SW]."""
+        batch, channels, rows, cols = x.shape
+        stride, square = self.stride, self.stride**2
+        if self.reverse:
+            output = (channels // square, rows * stride, cols * stride)
+        else:
+            output = (channels * square, rows // stride, cols // stride)
+        depth, height, width = (channels, rows, cols) if self.flat else output  # of the side with more channels
+        if self.reverse:
+            x = x.reshape(batch, stride, stride, depth // square, height, width).permute(0, 3, 4, 1, 5, 2)
+        else:
+            x = x.reshape(batch, depth // square, height, stride, width, stride).permute(0, 3, 5, 1, 2, 4)
+        return x.reshape(batch, *output)
+
+
 class Upsample(nn.Module):
     """Repeat every cell S x S times, optionally times a factor."""
 
@@ -171,6 +236,90 @@ class Shortcut(nn.Module):
                 other = functional.pad(other, (0, 0, 0, 0, 0, channels - shared))
             total = total + other
         return self.activation(total)
+
+
+class Product(nn.Module):
+    """Product of two maps, either of which may be one number per channel or one per cell."""
+
+    def __init__(self, activation: str):
+        super().__init__()
+        self.activation = build_activation(activation)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Multiply with broadcasting to [B C H W]."""
+        return self.activation(first * second)
+
+
+class Sum(nn.Module):
+    """Sum of a map and a vector of one number per channel."""
+
+    def __init__(self, activation: str):
+        super().__init__()
+        self.activation = build_activation(activation)
+
+    def forward(self, first: Tensor, second: Tensor) -> Tensor:
+        """Add with broadcasting to [B C H W]."""
+        return self.activation(first + second)
+
+
+class Implicit(nn.Module):
+    """Numbers that depend on nothing but training (YOLOR, arXiv 2105.04206): N atoms of C channels."""
+
+    def __init__(self, channels: int, atoms: int, mean: float, std: float, uniform: bool):
+        super().__init__()
+        start = torch.empty(1, channels, atoms, 1)
+        self.weights = nn.Parameter(start.uniform_(-std, std) + mean if uniform else start.normal_(mean, std))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return [B C N 1]; the input only says how many images there are."""
+        return self.weights.expand(x.shape[0], -1, -1, -1)
+
+
+class DropBlock(nn.Module):
+    """While training, every channel loses one square with the chance that drops a share ``probability`` on average.
+
+    After arXiv 1810.12890 in Darknet's form: one square at most per channel, what is left of the image scaled up to
+    make good for it. Darknet also lets the squares grow during training; here they are full-sized from the first step.
+    """
+
+    def __init__(self, probability: float, size: int, share: float):
+        super().__init__()
+        self.probability = probability
+        self.size = size  # cells, 0 where ``share`` counts
+        self.share = share  # of the side
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B C H W] to the same shape."""
+        if not self.training or self.probability == 0:
+            return x
+        batch, channels, rows, cols = x.shape
+        height, width = (min(n, self.size or max(1, int(n * self.share))) for n in (rows, cols))
+        shape = (batch, channels, 1, 1)
+        dropped = torch.rand(shape, device=x.device) < self.probability * rows * cols / (height * width)
+        top = torch.randint(rows - height + 1, shape, device=x.device)
+        left = torch.randint(cols - width + 1, shape, device=x.device)
+        row = torch.arange(rows, device=x.device)[:, None]
+        col = torch.arange(cols, device=x.device)
+        inside = (row >= top) & (row < top + height) & (col >= left) & (col < left + width)
+        keep = ~(inside & dropped)
+        share = keep.mean(dim=(1, 2, 3), keepdim=True, dtype=x.dtype)  # B 1 1 1
+        return x * keep / share.clamp(min=1e-3)
+
+
+class Softmax(nn.Module):
+    """Softmax over each of the groups of an image's numbers; ``spatial`` takes the channels of every cell instead."""
+
+    def __init__(self, groups: int, temperature: float, spatial: bool):
+        super().__init__()
+        self.groups = groups
+        self.temperature = temperature
+        self.spatial = spatial
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B C H W] to the same shape."""
+        if self.spatial:
+            return (x / self.temperature).softmax(dim=1)
+        return (x.reshape(x.shape[0], self.groups, -1) / self.temperature).softmax(dim=2).reshape(x.shape)
 
 
 class YoloMap(nn.Module):

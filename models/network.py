@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.build_sections import Built, SectionBuilder, sources_of
+from models.build_sections import BUILDERS
 from models.darknet_cfg import DarknetConfig, Section, parse_cfg, parse_cfg_text
 from models.heads import Head
 from models.layers import Convolution
+from models.section_graph import Built, SectionBuilder, sources_of
 from utils.errors import UserError, run_command
 
 DARKNET_BN_EPS = 1e-5
@@ -175,7 +176,7 @@ def _build(config: DarknetConfig, num_classes: int | None, bn_eps: float | None,
         config = _with_classes(config, num_classes)
     eps = next(value for value in (bn_eps, net["bn_eps"], DARKNET_BN_EPS) if value is not None)
     momentum = next(value for value in (bn_momentum, net["bn_momentum"], BN_MOMENTUM) if value is not None)
-    network = Network(config, SectionBuilder(config, eps, momentum).build())
+    network = Network(config, SectionBuilder(config, BUILDERS, eps, momentum).build())
     if len({head.num_classes for head in network.heads}) > 1:
         line = config.sections[network.head_layers[-1]].line
         raise UserError(f"{config.source}:{line}: the [yolo] sections disagree about the number of classes")
@@ -219,9 +220,7 @@ def _predicting(sections: tuple[Section, ...], head: int) -> list[int]:
 
 
 def _grid_stride(layer: Built) -> int:
-    if layer.output.rows == layer.output.cols == 1:  # a global average fits every input
-        return 1
-    return max(math.ceil(layer.output.stride_x), math.ceil(layer.output.stride_y))
+    return max(1, math.ceil(layer.output.stride_x), math.ceil(layer.output.stride_y))
 
 
 def _released_after(sources: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
