@@ -76,6 +76,7 @@ class Detector:
         self.heads: tuple[Head, ...] = tuple(network.heads)
         self.confidence = confidence
         self.iou = iou
+        self.nms_beta = self.heads[-1].nms_beta  # Darknet, too, takes the last section's
         self.max_detections = max_detections
         self.agnostic = agnostic
         self.classes = torch.tensor(sorted(classes), device=self.device) if classes else None
@@ -118,7 +119,9 @@ class Detector:
         parts = zip(slot.split(per_image), label.split(per_image), score.split(per_image), frames, strict=True)
         for slot_per_image, labels, scores, frame in parts:
             boxes = slots.boxes_xyxy_net[slot_per_image]
-            kept = non_max_suppression(boxes, scores, labels, self.iou, self.max_detections, self.agnostic)
+            kept = non_max_suppression(
+                boxes, scores, labels, self.iou, self.max_detections, self.agnostic, self.nms_beta
+            )
             found.append(Detections(frame.to_original(boxes[kept]), scores[kept], labels[kept]))
         return found
 

@@ -29,6 +29,7 @@ class Head:
     mask: tuple[int, ...] = ()  # which of them are this head's
     ignore_thresh: float = 0.5  # Darknet's: predictions above it are no negatives
     iou_thresh: float = 1.0  # Darknet's: below 1, further anchors of the mask above it match too
+    nms_beta: float | None = None  # Darknet's greedynms and diounms, see models/nms.py; None: plain IoU
 
     @property
     def num_anchors(self) -> int:

@@ -29,6 +29,7 @@ def non_max_suppression(
     iou_threshold: float,
     max_detections: int | None = None,
     agnostic: bool = False,
+    beta: float | None = None,
 ) -> Tensor:
     """Return the indices of the boxes that greedy NMS keeps, strongest first, [K] int64.
 
@@ -43,6 +44,9 @@ def non_max_suppression(
         iou_threshold: 0..1.
         max_detections: how many boxes are wanted, all of them when None.
         agnostic: let boxes suppress one another whatever their class.
+        beta: compare IoU - (d / c)^beta instead of IoU, where d is the squared distance of the centres and c the
+            squared diagonal of the box around both (DIoU-NMS, Zheng et al. 2020; Darknet's ``diounms`` with
+            ``beta_nms``, and its ``greedynms`` with 0.6).
     """
     room = len(scores) if max_detections is None else max_detections
     kept_index = scores.new_zeros(0, dtype=torch.int64)
@@ -57,9 +61,9 @@ def non_max_suppression(
             block = slice(start, start + BLOCK)
             index, boxes, groups = order[block], ranked_boxes[:, block], ranked_labels[block]
             if len(kept_index):
-                free = ~_suppresses(kept_boxes, kept_labels, boxes, groups, iou_threshold).any(dim=0)
+                free = ~_suppresses(kept_boxes, kept_labels, boxes, groups, iou_threshold, beta).any(dim=0)
                 index, boxes, groups = index[free], boxes[:, free], groups[free]
-            survives = _greedy(_suppresses(boxes, groups, boxes, groups, iou_threshold).triu(diagonal=1))
+            survives = _greedy(_suppresses(boxes, groups, boxes, groups, iou_threshold, beta).triu(diagonal=1))
             survives = survives.nonzero().flatten()[: room - len(kept_index)]
             kept_index = torch.cat((kept_index, index[survives]))
             kept_boxes = torch.cat((kept_boxes, boxes[:, survives]), dim=1)
@@ -124,14 +128,22 @@ def _with_areas(boxes_xyxy: Tensor) -> Tensor:
     return torch.cat((boxes_xyxy.t(), area[None]))
 
 
-def _suppresses(boxes: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, iou_threshold: float) -> Tensor:
-    """Return [N M] bool: box n overlaps other m of the same label with IoU above the threshold."""
+def _suppresses(
+    boxes: Tensor, labels: Tensor, others: Tensor, other_labels: Tensor, iou_threshold: float, beta: float | None
+) -> Tensor:
+    """Return [N M] bool: box n overlaps other m of the same label with IoU (less the penalty) above the threshold."""
     x1, y1, x2, y2, area = (row[:, None] for row in boxes)
     width = (torch.minimum(x2, others[2]) - torch.maximum(x1, others[0])).clamp_(min=0)
     height = (torch.minimum(y2, others[3]) - torch.maximum(y1, others[1])).clamp_(min=0)
     intersection = width.mul_(height)
     union = (area + others[4]).sub_(intersection)
-    return (intersection.div_(union) > iou_threshold).logical_and_(labels[:, None] == other_labels)
+    overlap = intersection.div_(union)
+    if beta is not None:
+        distance = (x1 + x2 - others[0] - others[2]).square() + (y1 + y2 - others[1] - others[3]).square()  # x 4
+        around_w = torch.maximum(x2, others[2]) - torch.minimum(x1, others[0])
+        around_h = torch.maximum(y2, others[3]) - torch.minimum(y1, others[1])
+        overlap -= (distance / 4 / (around_w.square() + around_h.square()).clamp_(min=1e-9)) ** beta
+    return (overlap > iou_threshold).logical_and_(labels[:, None] == other_labels)
 
 
 def _greedy(suppresses: Tensor) -> Tensor:

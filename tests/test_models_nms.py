@@ -172,3 +172,15 @@ def test_cuda_equals_cpu():
     tensors = torch.tensor(boxes, dtype=torch.float32), torch.tensor(scores), torch.tensor(labels)
     on_cpu = non_max_suppression(*tensors, 0.5, 300)
     assert torch.equal(non_max_suppression(*(t.cuda() for t in tensors), 0.5, 300).cpu(), on_cpu)
+
+
+def test_distance_of_centers_is_subtracted_as_darknet_does():
+    # Two boxes 10 x 10 shifted by 2 px in x: IoU 80/120 = 2/3; d = 4, c = 12^2 + 10^2 = 244, (4/244)^0.6 = 0.0848.
+    boxes = torch.tensor([[0.0, 0, 10, 10], [2, 0, 12, 10]])
+    scores, labels = torch.tensor([0.9, 0.8]), torch.tensor([0, 0])
+    assert 2 / 3 - (4 / 244) ** 0.6 == pytest.approx(0.5819, abs=1e-4)
+    for threshold, expected in ((0.58, [0]), (0.59, [0, 1])):
+        assert non_max_suppression(boxes, scores, labels, threshold, beta=0.6).tolist() == expected
+    # Two boxes without area in one point have no distance and no IoU: neither goes.
+    points = torch.ones(2, 4)
+    assert non_max_suppression(points, scores, labels, 0.5, beta=0.6).tolist() == [0, 1]
