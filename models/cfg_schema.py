@@ -128,7 +128,7 @@ YOLO = {
     "mask": Key("ints", None, 0, 999), "anchors": Key("floats", None, 0.0, 1e5), "num": integer(1, 1, 1000),
     "classes": integer(20, 1, 100_000), "scale_x_y": number(1.0, 0.1, 10.0), "new_coords": FLAG,
     "ignore_thresh": number(0.5, 0.0, 1.0), "iou_thresh": number(1.0, 0.0, 1.0),
-    "nms_kind": choice("default", "default", "greedynms", "diounms", "cornersnms"), "beta_nms": number(0.6, 0.01, 100.0),
+    "nms_kind": choice("default", "default", "greedynms", "diounms", "cornersnms"), "beta_nms": number(0.6, 0.01, 1e2),
     **{name: ignored() for name in _YOLO_IGNORED_FLOATS.split()},
     **{name: ignored("int") for name in _YOLO_IGNORED_INTS.split()},
     **{name: ignored("text") for name in ("iou_loss", "iou_thresh_kind", "map")},

@@ -89,7 +89,7 @@ def parse_cfg(path: str | Path) -> DarknetConfig:
         raise UserError(f"{path}: {error.strerror or error}") from error
     if len(data) > MAX_BYTES:
         raise UserError(f"{path}: {len(data):,} bytes; a cfg file has at most {MAX_BYTES:,} (are these the weights?)")
-    return parse_cfg_text(data.decode("utf-8-sig", errors="replace"), str(path))
+    return parse_cfg_text(data.decode("utf-8", errors="replace"), str(path))
 
 
 def parse_cfg_text(text: str, source: str) -> DarknetConfig:
@@ -116,7 +116,7 @@ def parse_cfg_text(text: str, source: str) -> DarknetConfig:
 def _read_lines(text: str, source: str, doubles: list[str]) -> list[_Raw]:
     """Return each section's kind, line and keys as text with their lines."""
     found: list[_Raw] = []
-    for number, raw in enumerate(text.splitlines(), start=1):
+    for number, raw in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
         line = "".join(raw.split("#")[0].split(";")[0].split())
         place = f"{source}:{number}"
         if line.startswith("["):

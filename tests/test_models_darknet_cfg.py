@@ -1,0 +1,127 @@
+"""The parser of Darknet's dialect: spacing, comments, types, and an error with file and line for everything else."""
+
+import pytest
+
+from models.darknet_cfg import MAX_BYTES, parse_cfg, parse_cfg_text
+from utils.errors import UserError
+
+NET = "[net]\nwidth=64\nheight=32\n"  # three lines: the first line after it is line 4
+
+
+def parse(text):
+    return parse_cfg_text(text, "x.cfg")
+
+
+def test_spacing_comments_aliases_and_types():
+    config = parse(
+        "\ufeff# head\n;semicolon\n[ network ]\nwidth = 64\n height=\t32 \n"
+        "[conv]\nfilters= 1 6 # Darknet strips every blank\nstride=2;end\nactivation = Leaky\n\n"
+        "[yolo]\nmask = 0, 1\nanchors = 10,14,  23.5,27,\nnum=2\nscale_x_y=1.05\n"
+        "[route]\nlayers = -1, 0\r\n"
+    )
+    conv, yolo, route = config.sections
+    assert (config.net["width"], config.net["height"], config.net["channels"]) == (64, 32, 3)
+    assert (conv.kind, conv.index, conv.line, conv["filters"], conv["stride"]) == ("convolutional", 0, 6, 16, 2)
+    assert (conv["activation"], conv["size"], conv["batch_normalize"], conv["dilation"]) == ("leaky", 1, 0, 1)
+    assert (yolo["mask"], yolo["anchors"], yolo["scale_x_y"]) == ((0, 1), (10.0, 14.0, 23.5, 27.0), 1.05)
+    assert (route["layers"], route.index, route.lines["layers"]) == ((-1, 0), 2, 17)
+
+
+def test_activation_spellings_and_darknet_defaults():
+    text = (
+        NET
+        + "[convolutional]\n[convolutional]\nactivation=silu\n[convolutional]\nactivation=hard-swish\n"
+        + "[shortcut]\nfrom=-2"
+    )
+    names = [section["activation"] for section in parse(text).sections]
+    assert names == ["logistic", "swish", "hard_swish", "linear"]  # Darknet's default of a convolution is logistic
+
+
+def test_first_of_two_keys_counts_as_in_darknet():
+    config = parse(NET + "[convolutional]\nstride=2\nstride=2\nfilters=8\nfilters=9\n")
+    assert config.sections[0]["filters"] == 8
+    assert config.notes == ("x.cfg:8: the second 'filters' has no effect; the first, 8, counts",)
+
+
+def test_keys_without_effect_are_listed_once():
+    yolo = "[yolo]\njitter=.3\niou_loss=ciou\nmax_delta=5\n"
+    config = parse(NET + "batch=64\nB1=.9\nsteps=1,2\n[convolutional]\nstopbackward=1\n" + yolo + yolo)
+    assert config.notes == (
+        "x.cfg: without effect here: [net] batch, b1, steps; [convolutional] stopbackward; "
+        "[yolo] jitter, iou_loss, max_delta",
+    )
+
+
+def test_replace_keeps_lines_and_leaves_the_original():
+    section = parse(NET + "[convolutional]\nfilters=8\n").sections[0]
+    assert section.replace(filters=21)["filters"] == 21
+    assert section["filters"] == 8
+    assert str(section.replace(filters=21).error("is wrong", "filters")) == "x.cfg:5: [convolutional] is wrong"
+
+
+ERRORS = [
+    ("", "x.cfg: no sections"),
+    ("# nothing\n\n", "x.cfg: no sections"),
+    ("width=3\n[net]\n", "x.cfg:1: 'width=3' stands before the first [section]"),
+    ("\n[convolutional]\n", "x.cfg:2: the first section must be [net], not [convolutional]"),
+    (NET, "x.cfg:1: [net] is the only section"),
+    (NET + "[convolutional]\n[net]\n", "x.cfg:5: [net] only the first section may be [net]"),
+    (NET + "[convolutionl]\n", "x.cfg:4: unknown section [convolutionl]; did you mean 'convolutional'?"),
+    (NET + "[convolutional\n", "x.cfg:4: '[convolutional' is no section header"),
+    (NET + "[region]\n", "x.cfg:4: Darknet knows [region], this toolkit does not build it"),
+    (NET + "[convolutional]\nfilter=3\n", "x.cfg:5: [convolutional] has no key 'filter'; did you mean 'filters'?"),
+    (NET + "[maxpool]\nfilters=3\n", "x.cfg:5: [maxpool] has no key 'filters'"),
+    ("[net]\nwidht=64\nheight=32\n[avgpool]", "x.cfg:2: [net] has no key 'widht'; did you mean 'width'?"),
+    (NET + "[convolutional]\nfilters\n", "x.cfg:5: 'filters' is neither 'key = value' nor a [section]"),
+    (NET + "[convolutional]\n=3\n", "x.cfg:5: '=3' is neither"),
+    (NET + "[convolutional]\nfilters=\n", "x.cfg:5: [convolutional] filters=: expected a whole number"),
+    (NET + "[convolutional]\nfilters=1=2\n", "x.cfg:5: [convolutional] filters=1=2: expected a whole number"),
+    (NET + "[convolutional]\nfilters=3.5\n", "x.cfg:5: [convolutional] filters=3.5: expected a whole number"),
+    (NET + "[convolutional]\nfilters=many\n", "expected a whole number"),
+    (NET + "[convolutional]\nfilters=-3\n", "x.cfg:5: [convolutional] filters=-3 is outside 1..65536"),
+    (NET + "[convolutional]\nfilters=999999999\n", "is outside 1..65536"),
+    (NET + "[convolutional]\nfilters=" + "9" * 5000 + "\n", "x.cfg:5: [convolutional] filters=9999"),
+    (NET + "[convolutional]\nsize=100000\n", "x.cfg:5: [convolutional] size=100000 is outside 1..255"),
+    ("[net]\nwidth=99999999\n[avgpool]", "x.cfg:2: [net] width=99999999 is outside 1..16384"),
+    (NET + "[dropout]\nprobability=nan\n", "x.cfg:5: [dropout] probability=nan: expected a finite number"),
+    (NET + "[route]\nlayers=1,,2\n", "x.cfg:5: [route] layers=: expected a whole number"),
+    (NET + "[yolo]\nanchors=1,x\n", "x.cfg:5: [yolo] anchors=x: expected a finite number"),
+    (NET + "[convolutional]\nactivation=leeky\n", "activation=leeky is not known; did you mean 'leaky'?"),
+    (
+        NET + "[convolutional]\n\nxnor=1\n",
+        "x.cfg:6: [convolutional] xnor=1 is not supported (weights and inputs are bin",
+    ),
+    (NET + "[convolutional]\nshare_index=0\n", "x.cfg:5: [convolutional] share_index=0 is not supported"),
+    (NET + "[shortcut]\nfrom=-1\nweights_type=per_pixel\n", "x.cfg:6: [shortcut] weights_type=per_pixel is not known"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), ERRORS)
+def test_errors_name_file_and_line(text, message):
+    with pytest.raises(UserError) as caught:
+        parse(text)
+    assert message in str(caught.value)
+    assert len(str(caught.value)) < 800
+    assert "\n" not in str(caught.value)
+
+
+def test_neutral_value_of_a_refused_key_is_accepted():
+    assert parse(NET + "[convolutional]\nxnor=0\nflipped=0\n").sections[0]["xnor"] == 0
+
+
+def test_files_that_are_no_cfg(tmp_path):
+    with pytest.raises(UserError, match="No such file"):
+        parse_cfg(tmp_path / "none.cfg")
+    with pytest.raises(UserError, match="directory"):
+        parse_cfg(tmp_path)
+    (tmp_path / "big.cfg").write_bytes(b"\0" * (MAX_BYTES + 1))
+    with pytest.raises(UserError, match="are these the weights"):
+        parse_cfg(tmp_path / "big.cfg")
+    (tmp_path / "noise.cfg").write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match=r"noise\.cfg:\d"):
+        parse_cfg(tmp_path / "noise.cfg")
+
+
+def test_too_many_sections():
+    with pytest.raises(UserError, match=r"x\.cfg:2003: more than 2000 sections"):
+        parse(NET + "[avgpool]\n" * 3000)
