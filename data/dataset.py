@@ -9,6 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset
@@ -24,7 +25,7 @@ from utils.records import Batch, Frame, Targets
 
 __all__ = ["BatchPlan", "DataDescription", "DetectionDataset", "Failure", "open_data", "read_data_file", "read_dataset"]
 
-RECENT_BYTES = 256 << 20  # decoded images that each process keeps at hand, for the mosaics of the same block
+RECENT_IMAGES, RECENT_BYTES = 96, 256 << 20  # decoded, that each process keeps for the mosaics of a block
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ class DetectionDataset(Dataset):
         for index, out in zip(plan.indices, images, strict=True):
             source = self.source(index)
             frame = RESIZES[self.resize](*self._identity(index), source.original_wh, plan.net_hw)
-            place_image(source.pixels[:, :, ::-1], frame, out)
+            place_image(source.pixels, frame, out)
+            cv2.cvtColor(out, cv2.COLOR_BGR2RGB, dst=out)
             boxes = np.clip(source.boxes_xyxy, 0, source.original_wh * 2)
             boxes = boxes * (frame.scale_xy * 2) + (frame.offset_xy * 2)
             samples.append(Sample(boxes, source.labels, source.crowd))
@@ -127,7 +129,7 @@ class DetectionDataset(Dataset):
         if self.augment is not None:  # testing meets each image once
             self._recent[index] = image
             self._recent_bytes += image.nbytes
-            while self._recent_bytes > RECENT_BYTES and len(self._recent) > 1:
+            while len(self._recent) > 1 and (self._recent_bytes > RECENT_BYTES or len(self._recent) > RECENT_IMAGES):
                 self._recent_bytes -= self._recent.popitem(last=False)[1].nbytes
         return image
 

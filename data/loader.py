@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
+import torch
 from torch.utils.data import DataLoader, Sampler
 
 from data.annotations import Annotations
@@ -80,6 +81,7 @@ class Batches:
             pin_memory=settings.pin_memory,
             collate_fn=_as_it_is,
             worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # of its own: else every iteration would draw from the global one
         )
 
     def set_epoch(self, epoch: int) -> None:

@@ -1,0 +1,134 @@
+"""What detect.py looks at: an image, a folder, a glob, a list, a video, a camera or a stream, one picture at a time."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from data.image_files import IMAGE_SUFFIXES, decode_image, image_header, list_images, upright
+from utils.errors import UserError
+
+VIDEO_SUFFIXES = frozenset((".asf", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"))
+STREAM_SCHEMES = ("rtsp://", "rtmp://", "http://", "https://", "tcp://", "udp://")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image or one frame of a video."""
+
+    image_rgb: np.ndarray  # [h w 3] uint8, upright
+    path: str  # the file, or the camera or stream as the user named it
+    frame: int  # number of the frame from 0; 0 for an image
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files, in order."""
+
+    paths: tuple[str, ...]
+    is_video = False
+    is_live = False
+    fps = 0.0
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Picture]:
+        for path in self.paths:
+            image = upright(decode_image(path), image_header(path)[2])
+            yield Picture(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), path, 0)
+
+
+class VideoFrames:
+    """The frames of a video file, a camera or a stream; a live one ends when it stops sending."""
+
+    is_video = True
+
+    def __init__(self, name: str, capture: cv2.VideoCapture, is_live: bool) -> None:
+        self.name = name
+        self.is_live = is_live
+        self.fps = _sensible_fps(capture.get(cv2.CAP_PROP_FPS))
+        self._length = 0 if is_live else max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
+        self._capture = capture
+
+    def __len__(self) -> int:
+        """Return the number of frames that the file announces, 0 where it does not or the source is live."""
+        return self._length
+
+    def __iter__(self) -> Iterator[Picture]:
+        number = 0
+        try:
+            while True:
+                arrived, image = self._capture.read()
+                if not arrived:
+                    break
+                yield Picture(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), self.name, number)
+                number += 1
+        finally:
+            self._capture.release()
+        if number == 0:
+            raise UserError(f"{self.name}: opens, but gives no picture")
+
+
+def open_source(text: str) -> list[ImageFiles | VideoFrames]:
+    """Open what ``--source`` names: a path, a glob, a camera number or a URL.
+
+    Returns:
+        The images as one source, if there are any, then each video as one of its own.
+
+    Raises:
+        UserError: it does not exist, holds no image or video, or cannot be opened.
+    """
+    if text.isdecimal():
+        return [_open_video(int(text), f"camera {text}", is_live=True)]
+    if text.lower().startswith(STREAM_SCHEMES):
+        return [_open_video(text, text, is_live=not text.lower().endswith(tuple(VIDEO_SUFFIXES)))]
+    paths = _files(text)
+    images = tuple(path for path in paths if Path(path).suffix.lower() in IMAGE_SUFFIXES)
+    videos = [path for path in paths if Path(path).suffix.lower() in VIDEO_SUFFIXES]
+    if not images and not videos:
+        known = " ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
+        raise UserError(f"{text}: no image or video there (known: {known})")
+    opened = [_open_video(path, path, is_live=False) for path in videos]
+    return [ImageFiles(images), *opened] if images else opened
+
+
+def _files(text: str) -> list[str]:
+    """Return the files that a path or glob names."""
+    path = Path(text).expanduser()
+    if path.is_dir():
+        videos = sorted(str(item) for item in path.iterdir() if item.suffix.lower() in VIDEO_SUFFIXES)
+        return list_images(path) + videos
+    if path.suffix.lower() == ".txt" and path.is_file():
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        return [_beside(path, line) for line in lines if line]
+    if path.is_file():
+        return [str(path)]
+    found = sorted(glob.glob(str(path), recursive=True))
+    if not found:
+        raise UserError(f"{text}: no such file, folder or glob")
+    return found
+
+
+def _beside(list_path: Path, line: str) -> str:
+    """Return a line of an image list as a path: from the working directory, else from the list's folder."""
+    return line if Path(line).exists() else str(list_path.parent / line)
+
+
+def _open_video(address: str | int, name: str, is_live: bool) -> VideoFrames:
+    capture = cv2.VideoCapture(address)
+    if not capture.isOpened():
+        raise UserError(f"{name}: cannot be opened as a {'camera or stream' if is_live else 'video'}")
+    if is_live:
+        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest picture, not one of seconds ago
+    return VideoFrames(name, capture, is_live)
+
+
+def _sensible_fps(fps: float) -> float:
+    """Return frames per second; 30 where the source says nothing usable."""
+    return float(fps) if np.isfinite(fps) and 0 < fps < 1000 else 30.0
