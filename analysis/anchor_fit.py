@@ -17,6 +17,7 @@ import torch
 from scipy.cluster import vq
 from torch import Tensor
 
+from models.build_targets import strategies_of
 from utils.boxes import wh_iou
 from utils.config import option
 from utils.errors import UserError
@@ -53,6 +54,7 @@ class AnchorFitOptions:
     seed: int = option(0, "the same seed gives the same anchors")
 
     def __post_init__(self) -> None:
+        strategies_of(self.match)
         if self.num < 0 or self.restarts < 1 or self.generations < 0:
             raise ValueError("--num and --generations must be 0 or more, --restarts 1 or more")
         if not 0 <= self.iou_t < 1 or self.anchor_t <= 1:

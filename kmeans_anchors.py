@@ -1,0 +1,201 @@
+"""Find anchors that fit a data set: ``python kmeans_anchors.py --data my.data --cfg yolov3-tiny.cfg --write my.cfg``.
+
+Prints the anchors as one line for a cfg, beside the cfg's present ones, and how well both fit; writes results.json,
+tables.md, CSV files and a scatter plot into runs/analyze/<name>/. Without arguments: the demo set and yolov3-nano.cfg.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from analysis.anchor_fit import AnchorFitOptions, BoxSizes, Fit, count_sizes, fit_anchors, measure, recall_rule
+from analysis.objects import Objects, letterboxed, select_objects
+from analysis.plots import anchor_scatter
+from analysis.tables import Result, Table, print_result, write_result
+from data.data_file import SPLITS, open_data
+from data.label_files import read_dataset
+from models.network import Network, build_network, build_network_from_text, check_image_size, require_heads
+from utils.config import find_file, option, parse_options
+from utils.errors import UserError, run_command
+from utils.files import write_text_atomically
+from utils.run_log import new_run_folder
+
+ANCHORS_LINE = re.compile(r"^(\s*anchors\s*=\s*)[^#;\r\n]*?(\s*(?:[#;].*)?)$", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class KmeansOptions:
+    """For which data and which network."""
+
+    data: str = option("shapes.data", "a .data file, a COCO JSON, a list of images or a folder")
+    split: str = option("train", "which split of the data set", SPLITS)
+    cfg: str = option("yolov3-nano.cfg", "network whose anchors are replaced and compared with")
+    img_size: tuple[int, ...] = option(
+        (), "side of the network input, pixels; several for multi-scale; default: the cfg's"
+    )
+    write: str = option("", "write the cfg with the found anchors in every [yolo] section to this new file")
+    name: str = option("kmeans-anchors", "results go to runs/analyze/<name>")
+
+    def __post_init__(self) -> None:
+        if any(size < 1 for size in self.img_size):
+            raise ValueError("--img-size must be sizes in pixels, above 0")
+
+
+def main() -> None:
+    """Read the boxes, find anchors, compare, write."""
+    options, fit_options = parse_options(__doc__.splitlines()[0], KmeansOptions, AnchorFitOptions)
+    objects = select_objects(read_dataset(open_data(options.data), options.split, need_images=False), crowd=False)
+    network = read_network(options, len(objects.names))
+    present = np.array(network.heads[0].all_anchors_wh)
+    num = fit_options.num or len(present)
+    if options.write:
+        refuse_write(options.write, network, num)
+
+    img_sizes = options.img_size or (max(network.input_wh),)
+    boxes_wh = sizes_at(objects, img_sizes)
+    sizes = count_sizes(boxes_wh)
+    print(
+        f"kmeans_anchors: {num} anchors for {len(objects):,} objects of {options.data} ({options.split}) "
+        f"at {' '.join(map(str, img_sizes))} px by --method {fit_options.method}, beside those of {options.cfg}\n"
+    )
+    found = fit_anchors(sizes, num, fit_options)
+
+    result = describe(found, present, sizes, boxes_wh, options, fit_options)
+    folder = new_run_folder("runs/analyze", options.name)
+    write_result(result, folder, f"python {shlex.join(sys.argv)}")
+    print_result(result)
+    print(f"\n{anchors_line(found)}\n\nresults.json, tables.md, CSV and the scatter plot are in {folder}")
+    if options.write:
+        write_text_atomically(options.write, with_anchors(network, found))
+        print(f"{options.write}: {options.cfg} with these anchors")
+
+
+def read_network(options: KmeansOptions, num_classes: int) -> Network:
+    """Build the cfg's network without allocating any weights; check the sizes."""
+    with torch.device("meta"):
+        network = build_network(find_file(options.cfg, "cfg"), num_classes)
+    require_heads(network)
+    for size in options.img_size:
+        check_image_size(network, size)
+    return network
+
+
+def sizes_at(objects: Objects, img_sizes: tuple[int, ...]) -> np.ndarray:
+    """Return the boxes' width and height in network pixels, at every input size in turn, [M * sizes 2]."""
+    return np.concatenate([letterboxed(objects, size)[:, 2:] * size for size in img_sizes])
+
+
+def refuse_write(path: str, network: Network, num: int) -> None:
+    """Refuse to overwrite a file, or anchors that the masks of the cfg do not fit."""
+    if Path(path).exists():
+        raise UserError(f"{path}: exists already; name a new file with --write")
+    for section in network.config.sections:
+        if section.kind == "yolo" and section["num"] != num:
+            raise section.error(
+                f"has masks for num={section['num']} anchors; --write keeps them, so leave out --num {num}"
+            )
+
+
+def with_anchors(network: Network, anchors_wh: np.ndarray) -> str:
+    """Return the cfg's text with the anchors of every [yolo] section replaced; comments and masks stay."""
+    lines = network.cfg_text.splitlines(keepends=True)
+    for section in network.config.sections:
+        if section.kind == "yolo":
+            number = section.lines["anchors"] - 1
+            body = lines[number].rstrip("\r\n")
+            ending = lines[number][len(body) :]
+            lines[number] = ANCHORS_LINE.sub(lambda match: match[1] + numbers_of(anchors_wh) + match[2], body) + ending
+    text = "".join(lines)
+    with torch.device("meta"):
+        rebuilt = build_network_from_text(text, network.cfg_path, network.num_classes)
+    assert np.allclose(rebuilt.heads[0].all_anchors_wh, anchors_wh), "the written cfg has other anchors"
+    return text
+
+
+def numbers_of(anchors_wh: np.ndarray) -> str:
+    """Return ``w,h,  w,h,  …`` without superfluous digits."""
+    return ",  ".join(f"{width:.10g},{height:.10g}" for width, height in np.round(anchors_wh, 6))
+
+
+def anchors_line(anchors_wh: np.ndarray) -> str:
+    """Return the line for a cfg."""
+    return f"anchors = {numbers_of(anchors_wh)}"
+
+
+def describe(
+    found: np.ndarray,
+    present: np.ndarray,
+    sizes: BoxSizes,
+    boxes_wh: np.ndarray,
+    options: KmeansOptions,
+    fit_options: AnchorFitOptions,
+) -> Result:
+    """Return the figures of found and present anchors side by side."""
+    fits = {"found": measure(sizes, found, fit_options), "present": measure(sizes, present, fit_options)}
+    sets = {"found": found, "present": present}
+    figures = {
+        "boxes": len(boxes_wh),
+        "distinct_sizes": len(sizes),
+        "iou_t": fit_options.iou_t,
+        "anchor_t": fit_options.anchor_t,
+        "anchors_line": anchors_line(found),
+        **{name: {"anchors": sets[name], "aspect_ratios": sets[name][:, 0] / sets[name][:, 1], **asdict(fits[name])}
+           for name in sets},
+    }  # fmt: skip
+    settings = {"img_sizes": options.img_size, "cfg": options.cfg, **asdict(fit_options), "num": len(found)}
+    data = {"data": options.data, "split": options.split, **settings}
+    plot = anchor_scatter(
+        boxes_wh, {"found": found, f"present ({Path(options.cfg).name})": present}, "Boxes and anchors"
+    )
+    return Result(
+        "kmeans-anchors", data, figures, tables(sets, fits, fit_options), {"anchors": plot}, notes(fits, fit_options)
+    )
+
+
+def tables(sets: dict[str, np.ndarray], fits: dict[str, Fit], options: AnchorFitOptions) -> tuple[Table, ...]:
+    """Return how both sets fit, and their anchors side by side."""
+    rows = (
+        ("mean best IoU", *(f"{fit.mean_iou:.4f}" for fit in fits.values())),
+        (f"recall: wh-IoU > {options.iou_t:g}", *(f"{fit.recall_iou * 100:.2f} %" for fit in fits.values())),
+        (
+            f"recall: ratio of sides < {options.anchor_t:g}",
+            *(f"{fit.recall_ratio * 100:.2f} %" for fit in fits.values()),
+        ),
+    )
+    columns: tuple[str, ...] = ("anchor",)
+    parts: list[list[tuple[Any, ...]]] = []
+    longest = max(map(len, sets.values()))
+    for name, anchors_wh in sets.items():
+        columns += tuple(f"{name} {what}" for what in ("w", "h", "w/h", "boxes"))
+        part = [
+            (float(w), float(h), float(w / h), boxes)
+            for (w, h), boxes in zip(anchors_wh, fits[name].boxes_per_anchor, strict=True)
+        ]
+        parts.append(part + [(None,) * 4] * (longest - len(part)))
+    anchors = tuple((index, *left, *right) for index, (left, right) in enumerate(zip(*parts, strict=True)))
+    return (
+        Table("fit", "How well the anchors fit", ("figure", *sets), rows),
+        Table("anchors", "Anchors in network pixels: the found by area, the present as in the cfg", columns, anchors),
+    )
+
+
+def notes(fits: dict[str, Fit], options: AnchorFitOptions) -> tuple[str, ...]:
+    """Say what the reader should not miss."""
+    lines = []
+    if options.method == "evolve" and not recall_rule(options.match):
+        lines.append(f"--match {options.match} gives every object an anchor: evolve maximised mean best IoU alone")
+    if fits["found"].mean_iou < fits["present"].mean_iou:
+        lines.append("the present anchors have the higher mean best IoU")
+    return tuple(lines)
+
+
+if __name__ == "__main__":
+    run_command(main)
