@@ -13,9 +13,14 @@ from dataclasses import dataclass, fields, replace
 import torch
 from torch import Tensor
 
+from models.atss import Atss
 from models.heads import Head
+from models.ignored_slots import ignored_slots
+from models.prediction_matching import Fast, Pure, Split, without
 from models.prior_matching import Darknet, Ratio, Standard, with_fallback
+from models.simota import SimOta
 from models.slots import Pairs, Scene
+from models.tal import Tal
 from utils.boxes import IOU_KINDS
 from utils.config import option
 from utils.errors import suggestion
@@ -49,14 +54,10 @@ class AssignmentOptions:
     normalise: str = option("head", "mean the losses over the matches of each head, or of the batch", ("head", "batch"))
 
     def __post_init__(self) -> None:
-        parts = strategies_of(self.match)
-        used = set().union(*(part.uses for part in parts), OPTIONS_OF_ALL)
-        if makes_new_matches(self.match):
-            used |= {"tobj"}
+        used = options_used(self.match)
         for item in fields(self):
             if item.name not in used and getattr(self, item.name) != item.default:
-                users = [name for name, strategy in STRATEGIES.items() if item.name in strategy.uses]
-                users = users if item.name != "tobj" else [n for n in STRATEGIES if STRATEGIES[n].new] + ["A+B"]
+                users = [name for name in STRATEGIES if item.name in options_used(name)]
                 raise ValueError(
                     f"--{item.name.replace('_', '-')} is not used by --match {self.match}; used by: {', '.join(users)}"
                 )
@@ -75,24 +76,56 @@ OPTIONS_OF_ALL = {"match", "alpha", "match_fallback", "ignore_thresh", "ignore_c
 
 @dataclass(frozen=True)
 class Strategy:
-    """One entry of :data:`STRATEGIES`: how to build its parts from the options, and which options they use."""
+    """One entry of :data:`STRATEGIES`: how to build its parts from the options, and which options each part uses."""
 
     std: Callable[[AssignmentOptions], Callable[[Scene], Pairs]]  # builds what makes the std pairs of a scene
-    uses: frozenset[str]
+    std_uses: tuple[str, ...] = ()
     new: Callable[[AssignmentOptions], Callable[[Scene, Pairs], Pairs]] | None = None  # likewise, given the std pairs
+    new_uses: tuple[str, ...] = ()
 
 
 def _standard(options: AssignmentOptions) -> Standard:
     return Standard(0.20 if options.iou_t is None else options.iou_t, options.match_anchors == "best")
 
 
-STANDARD_OPTIONS = frozenset({"iou_t", "match_anchors"})
+def _given(options: AssignmentOptions, names: tuple[str, ...]) -> dict:
+    """Those of the named options that were given; what is None keeps the strategy's own default."""
+    values = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+STANDARD_USES = ("iou_t", "match_anchors")
+PURE_USES = ("iou_new", "match_iou", "candidates")
+SPLIT_USES = (*PURE_USES, "refilter", "reduce_anchor", "new_topk", "assign_rate")
+FAST_USES = (*PURE_USES, "remove_duplicate", "reduce_anchor", "linear_reweight")
 
 STRATEGIES: dict[str, Strategy] = {
-    "standard": Strategy(_standard, STANDARD_OPTIONS),
-    "ratio": Strategy(lambda o: Ratio(4.0 if o.anchor_t is None else o.anchor_t), frozenset({"anchor_t"})),
-    "darknet": Strategy(lambda o: Darknet(o.iou_t), frozenset({"iou_t"})),
+    "standard": Strategy(_standard, STANDARD_USES),
+    "ratio": Strategy(lambda options: Ratio(**_given(options, ("anchor_t",))), ("anchor_t",)),
+    "darknet": Strategy(lambda options: Darknet(**_given(options, ("iou_t",))), ("iou_t",)),
+    "pure": Strategy(_standard, STANDARD_USES, lambda options: Pure(**_given(options, PURE_USES)), PURE_USES),
+    "split": Strategy(_standard, STANDARD_USES, lambda options: Split(**_given(options, SPLIT_USES)), SPLIT_USES),
+    "fast": Strategy(_standard, STANDARD_USES, lambda options: Fast(**_given(options, FAST_USES)), FAST_USES),
+    "atss": Strategy(lambda options: Atss()),
+    "simota": Strategy(lambda options: SimOta()),
+    "tal": Strategy(lambda options: Tal()),
 }
+
+
+def options_used(match: str) -> set[str]:
+    """Return the names of the options that ``--match`` uses.
+
+    Raises:
+        ValueError: ``match`` names no strategy.
+    """
+    parts = strategies_of(match)
+    first, last = parts[0], parts[-1]
+    used = OPTIONS_OF_ALL | set(first.std_uses)
+    if last.new is not None:
+        used |= {*last.new_uses, "tobj"}
+    elif len(parts) == 2:
+        used |= {*last.std_uses, "tobj"}
+    return used
 
 
 def strategies_of(match: str) -> list[Strategy]:
@@ -125,6 +158,7 @@ class Assigner:
         self.options, self.heads = options, tuple(heads)
         self.make_std = parts[0].std(options)
         self.make_new = _new_part(parts, options)
+        self.ignore_thresholds, self.ignore_crowd = _ignore_rules(options, self.heads)
         if options.alpha and self.make_new is None:
             log.warning("--alpha %g has no effect: --match %s makes no new matches", options.alpha, options.match)
 
@@ -147,7 +181,21 @@ class Assigner:
                 std = with_fallback(scene, std)
             if self.make_new is not None:
                 new = self.make_new(scene, std)
-        return Assignment(scene.matches(std), scene.matches(new), (None,) * len(self.heads))
+        ignore = (None,) * len(raws)
+        if self.ignore_thresholds is not None or self.ignore_crowd:
+            ignore = ignored_slots(scene, self.ignore_thresholds, crowd if self.ignore_crowd else None)
+        return Assignment(scene.matches(std), scene.matches(new), ignore)
+
+
+def _ignore_rules(options: AssignmentOptions, heads: tuple[Head, ...]) -> tuple[tuple[float, ...] | None, bool]:
+    """Return the IoU of each head above which a prediction is no negative, if any, and whether crowds are ignored."""
+    as_darknet = options.match.split("+")[0] == "darknet"
+    thresholds = None
+    if options.ignore_thresh is not None:
+        thresholds = (options.ignore_thresh,) * len(heads)
+    elif as_darknet:
+        thresholds = tuple(head.ignore_thresh for head in heads)
+    return thresholds, as_darknet if options.ignore_crowd is None else options.ignore_crowd
 
 
 def _new_part(parts: list[Strategy], options: AssignmentOptions) -> Callable[[Scene, Pairs], Pairs] | None:
@@ -159,8 +207,7 @@ def _new_part(parts: list[Strategy], options: AssignmentOptions) -> Callable[[Sc
     make_pairs = last.std(options)
 
     def unlike_std(scene: Scene, std: Pairs) -> Pairs:
-        pairs = make_pairs(scene)
-        return pairs.select(~torch.isin(scene.keys(pairs), scene.keys(std)))
+        return without(scene, make_pairs(scene), std)
 
     return unlike_std
 
@@ -172,6 +219,6 @@ def build_assigner(options: AssignmentOptions, heads: tuple[Head, ...]) -> Assig
 
 def with_strategy(options: AssignmentOptions, match: str) -> AssignmentOptions:
     """Return the options for another strategy; options that it does not use fall back to their defaults."""
-    used = set().union(*(part.uses for part in strategies_of(match)), OPTIONS_OF_ALL)
+    used = options_used(match)
     defaults = {item.name: item.default for item in fields(options) if item.name not in used}
     return replace(options, **(defaults | {"match": match}))

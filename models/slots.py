@@ -178,6 +178,13 @@ class Scene:
         inside = grid.first_slot[pairs.anchor] + pairs.row * grid.cols[pairs.anchor] + pairs.col
         return self.targets.image[pairs.target] * grid.slots_per_image + inside
 
+    def cell_slots(self, pairs: Pairs) -> Tensor:
+        """Number of the slot of the first anchor in each pair's cell, [P] int64: it names the cell in the batch."""
+        grid = self.grid
+        first = grid.first_slot[grid.head_start[grid.head[pairs.anchor]]]
+        inside = first + pairs.row * grid.cols[pairs.anchor] + pairs.col
+        return self.targets.image[pairs.target] * grid.slots_per_image + inside
+
     def keys(self, pairs: Pairs) -> Tensor:
         """Number of each pair (target and slot), [P] int64."""
         return pairs.target * (self.batch_size * self.grid.slots_per_image) + self.slots(pairs)
@@ -193,6 +200,14 @@ class Scene:
         place = (self.targets.image[pairs.target], self.grid.anchor[pairs.anchor], pairs.row, pairs.col)
         per_head = zip(self.raws, *(part.split(sizes) for part in place), strict=True)
         return [gather_rows(raw, *where, columns=columns) for raw, *where in per_head]
+
+    def class_logits(self, pairs: Pairs) -> Tensor:
+        """Raw class number that each pair's slot has for the class of its target, [P] float32."""
+        sizes = self.split_by_head(pairs)
+        place = (self.targets.image[pairs.target], self.grid.anchor[pairs.anchor], pairs.row, pairs.col)
+        label = self.targets.label[pairs.target].split(sizes)
+        per_head = zip(self.raws, label, *(part.split(sizes) for part in place), strict=True)
+        return torch.cat([gather_numbers(raw, number + 5, *where) for raw, number, *where in per_head])
 
     def predicted_xyxy(self, pairs: Pairs) -> Tensor:
         """Predicted boxes of the pairs' slots as corners in network pixels, [P 4] float32."""
@@ -243,31 +258,42 @@ def gather_rows(raw: Tensor, image: Tensor, anchor: Tensor, row: Tensor, col: Te
     return rows[:, columns].index_select(0, where)
 
 
-def window_pairs(scene: Scene, low: Tensor, high: Tensor) -> Iterator[Pairs]:
+def gather_numbers(raw: Tensor, column: Tensor, image: Tensor, anchor: Tensor, row: Tensor, col: Tensor) -> Tensor:
+    """Return one number of a raw map [B A H W 5+C] per slot, [P] float32, each from a column of its own."""
+    rows, steps = flat_rows(raw)
+    where = image * steps[0] + anchor * steps[1] + row * steps[2] + col * steps[3]
+    return rows.view(-1)[where * raw.shape[-1] + column].float()
+
+
+def window_pairs(scene: Scene, low: Tensor, high: Tensor, at_once: int = PAIRS_AT_ONCE) -> Iterator[Pairs]:
     """Yield every pair of a target with the slots of a rectangle of cells, a bounded number at a time.
 
     Args:
-        low: [T L 2] int64, first column and row of the rectangle on each head.
+        low: [T L 2] int64, first column and row of the rectangle on each head; clipped to the grid here.
         high: [T L 2] int64, last column and row, inclusive; a rectangle may be empty.
+        at_once: about so many pairs; a target's pairs always come together.
 
-    A target's pairs always come together in one chunk; ``iou`` is zero.
+    The pairs' ``iou`` is zero.
     """
     grid = scene.grid
+    low, high = low.clamp(min=0), high.minimum((grid.head_wh - 1).long())
     size = (high - low + 1).clamp(min=0)  # T L 2
     pairs_per_target = size.prod(dim=2)[:, grid.head].sum(dim=1)
-    chunk = (pairs_per_target.cumsum(0) - 1).clamp(min=0) // PAIRS_AT_ONCE
+    chunk = (pairs_per_target.cumsum(0) - 1).clamp(min=0) // at_once
     targets = torch.arange(len(chunk), device=chunk.device)
     for part in targets.split(torch.unique_consecutive(chunk, return_counts=True)[1].tolist()):
-        size_kt = size[part][:, grid.head].transpose(0, 1)  # K T' 2
-        count = size_kt.prod(dim=2).flatten()
-        entry = torch.repeat_interleave(count)  # number of (anchor, target) of each pair
+        size_of_entry = size[part][:, grid.head].transpose(0, 1).flatten(0, 1)  # an entry is an (anchor, target); [E 2]
+        start = low[part][:, grid.head].transpose(0, 1).flatten(0, 1)
+        count = size_of_entry.prod(dim=1)
+        entry = torch.repeat_interleave(count)
         position = torch.arange(len(entry), device=entry.device) - (count.cumsum(0) - count)[entry]
-        anchor, target = entry // len(part), part[entry % len(part)]
-        start = low[target, grid.head[anchor]]
-        width = size_kt[..., 0].flatten()[entry]
+        width = size_of_entry[:, 0][entry]
         row = torch.div(position, width, rounding_mode="floor")
-        zero = torch.zeros(len(entry), device=entry.device)
-        yield Pairs(target, anchor, start[:, 1] + row, start[:, 0] + position - row * width, zero)
+        col = position - row * width
+        anchor = torch.div(entry, len(part), rounding_mode="floor")
+        target = part[entry - anchor * len(part)]
+        zero = torch.zeros(1, device=entry.device).expand(len(entry))
+        yield Pairs(target, anchor, start[:, 1][entry] + row, start[:, 0][entry] + col, zero)
 
 
 def ranks(group: Tensor, *keys: Tensor) -> Tensor:
@@ -281,3 +307,8 @@ def ranks(group: Tensor, *keys: Tensor) -> Tensor:
     begins[1:] = in_order[1:] != in_order[:-1]
     start = torch.where(begins, position, 0).cummax(dim=0).values if len(order) else position
     return torch.empty_like(order).scatter_(0, order, position - start)
+
+
+def best_target_of_slot(scene: Scene, pairs: Pairs, cost: Tensor) -> Pairs:
+    """Keep, of the pairs that share a slot, the one with the lowest cost [P]; equal costs go by label, then box."""
+    return pairs.select(ranks(scene.slots(pairs), cost, scene.target_rank[pairs.target]) == 0)

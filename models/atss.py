@@ -1,0 +1,64 @@
+"""ATSS, adaptive training sample selection (arXiv 1912.02424, algorithm 1), on the slots of an anchor head.
+
+Shape letters: L heads, K anchors of all heads together, T targets, W side of a window of cells.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.slots import Pairs, Scene, best_target_of_slot
+from utils.boxes import box_iou, cxcywh_to_xyxy
+
+
+@dataclass(frozen=True)
+class Atss:
+    """The k closest cells per head with all their anchors; of these, the slots whose IoU reaches mean + std of them all.
+
+    An anchor stands at its cell's centre, which must lie inside the target. The paper's k counts anchor boxes where a
+    place has one; as in its authors' code, a place with several anchors counts once. A slot wanted by several targets
+    goes to the one whose IoU is highest.
+    """
+
+    closest: int = 9
+
+    def __call__(self, scene: Scene) -> Pairs:
+        """Return the pairs of the batch."""
+        grid = scene.grid
+        cell, exists = self._closest_cells(scene)  # T L k 2, T L k
+        center = (cell[:, grid.head] + 0.5) * grid.stride[:, None, None]  # T K k 2, network pixels
+        exists = exists[:, grid.head]
+        anchors = torch.cat((center, grid.prior_wh[:, None, :].expand_as(center)), dim=-1)
+        truth = scene.boxes_xyxy[:, None, None, :]  # T 1 1 4
+        iou = box_iou(cxcywh_to_xyxy(anchors), truth, elementwise=True).masked_fill_(~exists, 0)  # T K k
+
+        count = exists.sum(dim=(1, 2), keepdim=True)
+        mean = iou.sum(dim=(1, 2), keepdim=True) / count
+        spread = ((iou - mean).square() * exists).sum(dim=(1, 2), keepdim=True) / (count - 1).clamp(min=1)
+        inside = ((center > truth[..., :2]) & (center < truth[..., 2:])).all(dim=-1)
+        keep = (iou >= mean + spread.sqrt()) & inside & exists
+
+        anchor, target, which = keep.transpose(0, 1).nonzero(as_tuple=True)
+        place = cell[target, grid.head[anchor], which].long()
+        pairs = Pairs(target, anchor, place[:, 1], place[:, 0], iou[target, anchor, which])
+        return best_target_of_slot(scene, pairs, -pairs.iou)
+
+    def _closest_cells(self, scene: Scene) -> tuple[Tensor, Tensor]:
+        """Return the cells (column, row) closest to each target's centre, [T L k 2] float, and which of them exist."""
+        grid = scene.grid
+        # The nine closest cells lie in the 7x7 around the centre, moved into the grid, unless that is a narrow strip.
+        narrow = min(min(shape) for shape in grid.shapes) < 3 or self.closest > 9
+        window = 2 * self.closest + 1 if narrow else 7
+        start = (scene.cells - window // 2).minimum((grid.head_wh - window).long()).clamp(min=0)  # T L 2
+        cells = start[..., None] + torch.arange(window, device=start.device)  # T L 2 W
+        distance = (cells + 0.5 - scene.centers[..., None]).square()
+        distance = distance.masked_fill(cells >= grid.head_wh[:, :, None], torch.inf)
+        square = (distance[:, :, 1, :, None] + distance[:, :, 0, None, :]).flatten(2)  # T L WW, by row, then column
+        nearest, order = square.sort(dim=-1, stable=True)
+        order = order[..., : self.closest]
+        row = torch.div(order, window, rounding_mode="floor")
+        col = order - row * window
+        return start[:, :, None, :] + torch.stack((col, row), dim=-1).float(), nearest[..., : self.closest].isfinite()

@@ -1,0 +1,85 @@
+"""Which slots a strategy looks at for a target, as rectangles of cells for ``window_pairs``.
+
+Shape letters: L heads, K anchors of all heads together, T targets, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+
+from models.slots import Pairs, Scene, constant, window_pairs
+
+SLACK = 0.01  # cells by which a rectangle is widened, so that rounding never loses a slot
+
+Window = tuple[Tensor, Tensor]  # first and last (column, row), [T L 2] int64 each
+
+
+def center_cell(scene: Scene) -> Window:
+    """Return the cell that holds the target's centre."""
+    return scene.cells, scene.cells
+
+
+def neighbourhood(scene: Scene) -> Window:
+    """Return the 3x3 cells around it."""
+    return scene.cells - 1, scene.cells + 1
+
+
+def whole_map(scene: Scene) -> Window:
+    """Return all cells of every head."""
+    return torch.zeros_like(scene.cells), (scene.grid.head_wh - 1).long().expand_as(scene.cells)
+
+
+CANDIDATES: dict[str, Callable[[Scene], Window]] = {
+    "cell": center_cell,
+    "neighbours": neighbourhood,
+    "map": whole_map,
+}
+
+
+def candidate_pairs(scene: Scene, kind: str) -> Iterator[Pairs]:
+    """Yield every target with its candidate slots, a bounded number of pairs at a time; ``kind`` names the slots."""
+    yield from window_pairs(scene, *CANDIDATES[kind](scene))
+
+
+def cells_that_can_reach(scene: Scene, iou: tuple[float, ...]) -> Window:
+    """Return the cells whose predictions can have at least an IoU (one number per head, above 0) with the target.
+
+    The IoU of two boxes is at most the overlap of their x-intervals over the longer of the two, and likewise in y. With a target of width w, an IoU of t therefore needs a prediction between tw and w/t wide, whose centre is at
+    most ``w · max(1 − t, (1/t − 1) / 2)`` away. GIoU, DIoU and CIoU are never above the IoU, so this holds for them too.
+    """
+    reach = tuple(max(1 - t, (1 / t - 1) / 2) for t in iou)
+    size = scene.targets.boxes_cxcywh[:, None, 2:] * scene.grid.head_wh  # T L 2, in cells
+    return _cells_with_centers_in(scene, size * constant(reach, size.device)[:, None])
+
+
+def cells_that_can_predict_inside(scene: Scene) -> Window:
+    """Return the cells whose predictions can have their centre inside the target's box."""
+    return _cells_with_centers_in(scene, scene.targets.boxes_cxcywh[:, None, 2:] * scene.grid.head_wh / 2)
+
+
+def _cells_with_centers_in(scene: Scene, half: Tensor) -> Window:
+    """Return the cells that can predict a centre at most ``half`` [T L 2] cells away from the target's.
+
+    A cell reaches from its own borders ``(scale_x_y − 1) / 2`` outwards.
+    """
+    overhang = tuple((head.scale_x_y - 1) / 2 for head in scene.grid.heads)
+    half = half + constant(overhang, half.device)[:, None] + SLACK
+    return (scene.centers - half - 1).ceil().long(), (scene.centers + half).floor().long()
+
+
+def cell_centers_inside(scene: Scene) -> Window:
+    """Return the cells whose own centre lies inside the target's box, its border excluded."""
+    half = scene.targets.boxes_cxcywh[:, None, 2:] * scene.grid.head_wh / 2
+    return _cell_centers_between(scene.centers - half, scene.centers + half)
+
+
+def cell_centers_within(scene: Scene, radius: float) -> Window:
+    """Return the cells whose own centre is less than ``radius`` cells away from the target's, in x and in y."""
+    return _cell_centers_between(scene.centers - radius, scene.centers + radius)
+
+
+def _cell_centers_between(low: Tensor, high: Tensor) -> Window:
+    return (low - 0.5).floor().long() + 1, (high - 0.5).ceil().long() - 1

@@ -1,0 +1,42 @@
+"""Slots that are no negatives although nothing matched them: predictions that fit an object, or lie in a crowd region.
+
+Shape letters: B images, A anchors per cell, H W grid rows and columns, S slots of one image.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from models.candidates import cells_that_can_predict_inside, cells_that_can_reach
+from models.prediction_matching import predicted_iou
+from models.slots import Scene, constant, window_pairs
+from utils.boxes import intersection_over_first
+from utils.records import Targets
+
+CROWD_COVER = 0.5  # a prediction is inside a crowd region if more than this share of it is covered
+
+
+def ignored_slots(scene: Scene, thresholds: tuple[float, ...] | None, crowd: Targets | None) -> tuple[Tensor, ...]:
+    """Return one [B A H W] bool map per head, True where a slot's prediction must not count as a negative.
+
+    Args:
+        thresholds: one per head; a prediction whose IoU with any object of its image is above it is ignored (Darknet's
+            ``ignore_thresh``). None ignores no slot for that reason.
+        crowd: regions; a prediction more than half of which lies in one of its image is ignored.
+    """
+    grid = scene.grid
+    ignored = torch.zeros(scene.batch_size * grid.slots_per_image, dtype=torch.bool, device=scene.raws[0].device)
+    if thresholds is not None and len(scene.targets):
+        limit = constant(thresholds, ignored.device)[grid.head]
+        for pairs in window_pairs(scene, *cells_that_can_reach(scene, thresholds)):
+            above = predicted_iou(scene, pairs, "iou") > limit[pairs.anchor]
+            ignored[scene.slots(pairs.select(above))] = True
+    if crowd is not None and len(crowd):
+        regions = Scene(crowd, scene.raws, grid)
+        for pairs in window_pairs(regions, *cells_that_can_predict_inside(regions)):
+            cover = intersection_over_first(regions.predicted_xyxy(pairs), regions.boxes_xyxy[pairs.target])
+            ignored[regions.slots(pairs.select(cover > CROWD_COVER))] = True
+    sizes = [head.num_anchors * rows * cols for head, (rows, cols) in zip(grid.heads, grid.shapes, strict=True)]
+    parts = ignored.view(scene.batch_size, grid.slots_per_image).split(sizes, dim=1)
+    return tuple(part.unflatten(1, raw.shape[1:4]) for part, raw in zip(parts, scene.raws, strict=True))

@@ -1,0 +1,138 @@
+"""Strategies that look at predictions: ``pure``, ``split`` and ``fast``, which add ``new`` matches to the std ones.
+
+``split`` enumerates each target's candidates and treats it on its own; ``fast`` asks the whole map at once and never
+builds a pair that cannot reach the IoU it asks for. Without options, both find the same pairs on the whole map.
+
+Shape letters: T targets, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from models.candidates import candidate_pairs, cells_that_can_reach
+from models.slots import Pairs, Scene, best_target_of_slot, ranks, window_pairs
+from utils.boxes import box_iou
+
+
+@dataclass(frozen=True)
+class Pure:
+    """Every candidate slot whose predicted box reaches an IoU with the target, whatever the prior thinks of it."""
+
+    iou_new: float = 0.5
+    match_iou: str = "iou"
+    candidates: str = "cell"
+
+    def __call__(self, scene: Scene, std: Pairs) -> Pairs:
+        """Return the new pairs; they may repeat std pairs."""
+        return predicted_above(scene, candidate_pairs(scene, self.candidates), self.iou_new, self.match_iou)
+
+
+@dataclass(frozen=True)
+class Split:
+    """As :class:`Pure`, but no pair is in both sets; the options thin the new pairs in the order of their fields."""
+
+    iou_new: float = 0.5
+    match_iou: str = "iou"
+    candidates: str = "neighbours"
+    refilter: bool = False
+    reduce_anchor: bool = False
+    new_topk: int | None = None
+    assign_rate: float | None = None
+
+    def __call__(self, scene: Scene, std: Pairs) -> Pairs:
+        """Return the new pairs, given the std ones."""
+        new = predicted_above(scene, candidate_pairs(scene, self.candidates), self.iou_new, self.match_iou)
+        new = without(scene, new, std)
+        if self.refilter:
+            new = new.select(new.iou > self._worst_std(scene, std)[new.target])
+        if self.reduce_anchor:
+            cell = new.target * (scene.batch_size * scene.grid.slots_per_image) + scene.cell_slots(new)
+            new = new.select(ranks(cell, -new.iou, new.anchor) == 0)
+        if self.new_topk is not None:
+            new = new.select(ranks(new.target, -new.iou, scene.slots(new)) < self.new_topk)
+        if self.assign_rate is not None:
+            new = _best_of_batch(scene, new, int(self.assign_rate * len(std)))
+        return new
+
+    def _worst_std(self, scene: Scene, std: Pairs) -> Tensor:
+        """Lowest predicted IoU among each target's std pairs, [T]; a target without any has nothing to beat."""
+        iou = predicted_iou(scene, std, self.match_iou)
+        worst = iou.new_full((len(scene.targets),), torch.inf).scatter_reduce_(0, std.target, iou, "amin")
+        return worst.masked_fill_(worst == torch.inf, -torch.inf)
+
+
+@dataclass(frozen=True)
+class Fast:
+    """Every slot of the image whose predicted box reaches an IoU with any target, all targets at once."""
+
+    iou_new: float = 0.5
+    match_iou: str = "iou"
+    candidates: str = "map"
+    remove_duplicate: bool = False
+    reduce_anchor: bool = False
+    linear_reweight: float | None = None
+
+    def __call__(self, scene: Scene, std: Pairs) -> Pairs:
+        """Return the new pairs, given the std ones."""
+        if self.candidates == "map":
+            pairs = window_pairs(scene, *cells_that_can_reach(scene, (self.iou_new,) * len(scene.raws)))
+        else:
+            pairs = candidate_pairs(scene, self.candidates)
+        new = without(scene, predicted_above(scene, pairs, self.iou_new, self.match_iou), std)
+        if self.remove_duplicate:
+            new = new.select(~torch.isin(scene.slots(new), scene.slots(std)))
+            new = best_target_of_slot(scene, new, -new.iou)
+        if self.reduce_anchor:
+            new = _best_anchor_of_cell(scene, new)
+        if self.linear_reweight is not None:
+            new = replace(new, weight=self._weight(new.iou))
+        return new
+
+    def _weight(self, iou: Tensor) -> Tensor:
+        """Rise from ``linear_reweight`` at ``iou_new`` to 1 at IoU 1."""
+        rise = (iou - self.iou_new) / max(1 - self.iou_new, 1e-6)
+        return self.linear_reweight + (1 - self.linear_reweight) * rise.clamp(0, 1)
+
+
+def predicted_iou(scene: Scene, pairs: Pairs, kind: str) -> Tensor:
+    """IoU, of some kind, of each pair's predicted box with its target, [P]."""
+    return box_iou(scene.predicted_xyxy(pairs), scene.boxes_xyxy[pairs.target], kind, elementwise=True)
+
+
+def predicted_above(scene: Scene, chunks: Iterable[Pairs], threshold: float, kind: str) -> Pairs:
+    """Return the pairs whose predicted box has at least an IoU with the target, with that IoU."""
+    found = []
+    for pairs in chunks:
+        pairs = replace(pairs, iou=predicted_iou(scene, pairs, kind))
+        found.append(pairs.select(pairs.iou >= threshold))
+    return Pairs.join(found)
+
+
+def without(scene: Scene, pairs: Pairs, others: Pairs) -> Pairs:
+    """Return the pairs that are not among the others."""
+    return pairs.select(~torch.isin(scene.keys(pairs), scene.keys(others)))
+
+
+def _best_of_batch(scene: Scene, pairs: Pairs, limit: int) -> Pairs:
+    """Return the pairs with the highest IoU of the whole batch; equal ones go by slot, label, box and image."""
+    if len(pairs) <= limit:
+        return pairs
+    image = scene.targets.image[pairs.target]
+    slot_of_image = scene.slots(pairs) - image * scene.grid.slots_per_image
+    everything = torch.zeros_like(image)
+    return pairs.select(ranks(everything, -pairs.iou, slot_of_image, scene.target_rank[pairs.target], image) < limit)
+
+
+def _best_anchor_of_cell(scene: Scene, pairs: Pairs) -> Pairs:
+    """Keep, in each cell of an image, the pairs of the anchor that has the highest IoU there."""
+    cell = torch.unique(scene.cell_slots(pairs), return_inverse=True)[1]
+    best = pairs.iou.new_full((len(cell),), -torch.inf).scatter_reduce_(0, cell, pairs.iou, "amax")
+    none = scene.grid.num_anchors
+    anchor = pairs.anchor.masked_fill(pairs.iou < best[cell], none)
+    winner = torch.full_like(cell, none).scatter_reduce_(0, cell, anchor, "amin")
+    return pairs.select(pairs.anchor == winner[cell])

@@ -1,0 +1,59 @@
+"""SimOTA, simplified optimal transport assignment (YOLOX, arXiv 2107.08430), on the slots of an anchor head.
+
+Shape letters: C classes, T targets, P pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from models.candidates import cell_centers_within
+from models.slots import Pairs, Scene, best_target_of_slot, ranks, window_pairs
+from utils.boxes import box_iou
+
+NUMBERS_AT_ONCE = 8_000_000  # raw numbers gathered in one go: bounds the memory
+LOWEST_LOG = -100.0  # logarithms are clamped here, as in torch's binary cross-entropy
+
+
+@dataclass(frozen=True)
+class SimOta:
+    """The k cheapest slots near the target's centre; k is the sum of the ten highest IoUs, rounded down, at least 1.
+
+    cost = binary cross-entropy of sqrt(class × objectness), summed over classes, + 3 · (−log IoU). A slot wanted by
+    several targets goes to the one for which it is cheapest.
+    """
+
+    radius: float = 2.5  # cells of each head, in x and in y, from the centre of the target to that of the cell
+    box_gain: float = 3.0
+    num_best: int = 10
+
+    def __call__(self, scene: Scene) -> Pairs:
+        """Return the pairs of the batch, with the predicted IoU."""
+        chunks, costs = [], []
+        at_once = NUMBERS_AT_ONCE // scene.raws[0].shape[-1]
+        for pairs in window_pairs(scene, *cell_centers_within(scene, self.radius), at_once=at_once):
+            truth = scene.boxes_xyxy[pairs.target]
+            pairs = replace(pairs, iou=box_iou(scene.predicted_xyxy(pairs), truth, elementwise=True))
+            cost = _class_cost(scene, pairs) - self.box_gain * (pairs.iou + 1e-8).log()
+
+            slots = scene.slots(pairs)
+            best = ranks(pairs.target, -pairs.iou, slots) < self.num_best
+            total = torch.zeros(len(scene.targets), dtype=torch.float64, device=cost.device)
+            total.index_add_(0, pairs.target, pairs.iou.double() * best)
+            keep = (ranks(pairs.target, cost, slots) < total.floor().clamp(min=1)[pairs.target]).nonzero().squeeze(1)
+            chunks.append(pairs.select(keep))
+            costs.append(cost[keep])
+        order = torch.argsort(torch.cat([part.anchor for part in chunks]), stable=True)  # as Pairs.join does
+        return best_target_of_slot(scene, Pairs.join(chunks), torch.cat(costs)[order])
+
+
+def _class_cost(scene: Scene, pairs: Pairs) -> Tensor:
+    """Cross-entropy of the geometric mean of class probability and objectness with the one-hot class, [P]."""
+    raw = torch.cat(scene.raw_rows(pairs, slice(4, None))).float().sigmoid_()  # P 1+C
+    probability = raw[:, 1:].mul_(raw[:, :1]).sqrt_()  # P C
+    of_label = probability.gather(1, scene.targets.label[pairs.target][:, None]).squeeze(1)
+    absent = probability.neg_().log1p_().clamp_(min=LOWEST_LOG).sum(dim=1)
+    return -absent + (-of_label).log1p().clamp(min=LOWEST_LOG) - of_label.log().clamp(min=LOWEST_LOG)

@@ -1,0 +1,41 @@
+"""TAL, task-aligned learning's sample assignment (TOOD, arXiv 2108.07755, section 3.2), on the slots of an anchor head.
+
+Shape letters: T targets, P pairs.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from models.candidates import cell_centers_inside
+from models.slots import Pairs, Scene, best_target_of_slot, ranks, window_pairs
+from utils.boxes import box_iou
+
+
+@dataclass(frozen=True)
+class Tal:
+    """The ten slots with the highest score^0.5 · IoU^6 among those whose cell centre lies inside the target.
+
+    The score is objectness × probability of the target's class, what the detector ranks by. A slot whose prediction
+    does not touch the target never matches; a slot wanted by several targets goes to the one with the highest IoU.
+    """
+
+    score_power: float = 0.5
+    iou_power: float = 6.0
+    num_best: int = 10
+
+    def __call__(self, scene: Scene) -> Pairs:
+        """Return the pairs of the batch, with the predicted IoU."""
+        chunks = []
+        for pairs in window_pairs(scene, *cell_centers_inside(scene)):
+            truth = scene.boxes_xyxy[pairs.target]
+            pairs = replace(pairs, iou=box_iou(scene.predicted_xyxy(pairs), truth, elementwise=True))
+            objectness = torch.cat(scene.raw_rows(pairs, slice(4, 5))).float().squeeze(1)
+            score = objectness.sigmoid() * scene.class_logits(pairs).sigmoid()
+            aligned = score**self.score_power * pairs.iou**self.iou_power
+            keep = (ranks(pairs.target, -aligned, scene.slots(pairs)) < self.num_best) & (aligned > 0)
+            chunks.append(pairs.select(keep))
+        pairs = Pairs.join(chunks)
+        return best_target_of_slot(scene, pairs, -pairs.iou)
