@@ -131,20 +131,21 @@ def main() -> None:
     run = TrainingRun.start(RUNS, options.as_dict(), train_set.names, network.cfg_text, state)
     announce(run, options, network, train_set, device)
     wrapped = wrap_for_processes(network, device)
-    while state.epoch < options.train.epochs:
-        train_batches.set_epoch(state.epoch)
-        with EpochBar(run, state.epoch, len(train_batches)) as bar:
-            losses, counts = train_one_epoch(
-                state, wrapped, train_batches, loss_function, schedule, precision, bar.update
-            )
-        state.epoch += 1
-        metrics = None
-        if state.epoch == options.train.epochs or not options.train.notest:
-            detector = Detector(state.average.model)
-            metrics = evaluate(detector, test_batches, ground_truth)
-        run.finish_epoch(state, epoch_row(losses, counts, metrics, state), fitness(metrics))
-        report_epoch(counts, metrics)
+    with run.interruptible():
+        while state.epoch < options.train.epochs:
+            train_batches.set_epoch(state.epoch)
+            with EpochBar(run, state.epoch, len(train_batches)) as bar:
+                losses, counts = train_one_epoch(
+                    state, wrapped, train_batches, loss_function, schedule, precision, bar.update
+                )
+            state.epoch += 1
+            metrics = None
+            if state.epoch == options.train.epochs or not options.train.notest:
+                metrics = evaluate(Detector(state.average.model), test_batches, ground_truth)
+            run.finish_epoch(state, epoch_row(losses, counts, metrics, state), fitness(metrics))
+            report_epoch(counts, metrics)
     run.finish(state, test_batches)
+    distributed.stop()
 
 
 def choose_options() -> tuple[Options, dict[str, Any] | None]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -58,7 +59,7 @@ class TrainingRun:
         if distributed.is_main():
             save_config(folder, run.options)
             run.tensorboard = TensorBoardLog(folder, purge_after=state.epoch)
-            if not options["resume"]:
+            if not options["resume"] and not options["nosave"]:
                 run.save(state, "last.pt")  # an interrupt in the first epoch can be resumed, too
         return run
 
@@ -72,6 +73,16 @@ class TrainingRun:
             **{key: value for key, value in state.state_dict().items() if key not in without},
         }
         save_checkpoint(self.folder / name, content)
+
+    @contextmanager
+    def interruptible(self) -> Iterator[None]:
+        """Within this block an interrupt says how to go on."""
+        try:
+            yield
+        except KeyboardInterrupt:
+            last = self.folder / "last.pt"
+            how = f"go on with: python train.py --resume {last}" if last.exists() else "nothing was saved (--nosave)"
+            raise KeyboardInterrupt(f"interrupted; {how}") from None
 
     def finish_epoch(self, state: TrainState, row: Mapping[str, float], fitness: float | None) -> None:
         """Append an epoch's numbers to the history and write everything that shows or keeps them.

@@ -127,6 +127,7 @@ def plot_results(path: Path, history: Sequence[Row]) -> None:
                 axes.plot(*zip(*points, strict=True), marker=".", markersize=4, label=column.split("/")[-1])
         axes.set_title(title)
         axes.set_xlabel("epoch")
+        axes.xaxis.get_major_locator().set_params(integer=True)
         axes.grid(alpha=0.3)
         if len(axes.lines) > 1:
             axes.legend()
