@@ -40,20 +40,27 @@ def evaluate(detector: Detector, batches: Iterable[Batch], ground_truth: dict, e
 
 
 def collect_results(
-    detector: Detector, batches: Iterable[Batch], ground_truth: dict, on_batch: OnBatch | None = None
+    detector: Detector,
+    batches: Iterable[Batch],
+    ground_truth: dict,
+    single_class: bool = False,
+    on_batch: OnBatch | None = None,
 ) -> list[dict]:
-    """Return COCO results for all batches: a list that is the same for any batch size and number of processes.
+    """Return COCO results for all batches, in the same order for any batch size and number of processes.
 
     Args:
         detector: finds the objects.
         batches: iterable with a length.
         ground_truth: gives the order of the images and the category ids.
+        single_class: results carry the only category of the ground truth, whatever the network's class.
         on_batch: called with every batch and its detections, in the main process, to draw them for instance.
 
     Returns:
         Results ordered by image, the strongest of an image first; empty in all processes but the main one.
     """
     category_ids = [category["id"] for category in ground_truth["categories"]]
+    if single_class:
+        category_ids *= detector.heads[0].num_classes
     by_image: dict[int, list[dict]] = {}
     bar = tqdm(batches, desc="test", disable=not distributed.is_main(), leave=False, bar_format=BAR_FORMAT)
     for batch in bar:

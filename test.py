@@ -1,0 +1,229 @@
+"""Evaluate a detector: ``python test.py --weights runs/train/exp/best.pt --data coco2017.data --img-size 608``.
+
+Without arguments it takes the newest run's ``best.pt`` with the cfg, the data and the image size of its training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+
+from data.annotations import Annotations
+from data.letterbox import RESIZES
+from data.loader import LoaderSettings, evaluation_batches
+from data.splits import open_split
+from models.detector import Detector, Speed
+from models.evaluate import collect_results
+from models.load_detector import LoadedNetwork, find_newest_checkpoint, load_network
+from models.network import check_image_size
+from utils import distributed
+from utils.coco_eval import BACKENDS, Metrics, clean_ground_truth, evaluate_coco
+from utils.config import option, parse_options
+from utils.devices import choose_device, describe_device, use_threads
+from utils.draw import draw_predictions
+from utils.errors import UserError, run_command
+from utils.files import write_json_atomically
+from utils.records import Batch, Detections
+from utils.run_log import new_run_folder
+
+RUNS = "runs/test"
+SPLITS = {"val": "valid", "test": "test", "speed": "valid"}  # --task -> the key of the .data file
+PICTURED_BATCHES = 3
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What to evaluate, on what, and how."""
+
+    weights: str = option("", "checkpoint, Darknet .weights or official yolov5 .pt; default: the newest run's best.pt")
+    cfg: str = option("", "network, looked up here and in cfg/; default: the one that belongs to the weights")
+    data: str = option("", "data set, looked up here and in cfg/; default: the one of the training")
+    task: str = option("val", "which split, or the time per image only", tuple(SPLITS))
+    batch_size: int = option(16, "images per batch, over all processes")
+    img_size: tuple[int, ...] = option((), "side of the network input in pixels, or width and height")
+    conf_thres: float = option(0.001, "least objectness x class probability of a detection")
+    iou_thres: float = option(0.6, "NMS drops a box that overlaps a stronger one of its class by a higher IoU")
+    max_det: int = option(300, "detections per image")
+    save_json: bool = option(False, "write detections.json and ground_truth.json, in COCO's format")
+    verbose: bool = option(False, "one line per class")
+    single_cls: bool = option(False, "treat all objects and detections as one class")
+    device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
+    half: bool = option(False, "float16, on CUDA")
+    rect: bool = option(True, "batches of like shape, as small as holds them; else all are square")
+    resize: str = option("letterbox", "keep the shape of the image, or stretch it as Darknet does", tuple(RESIZES))
+    workers: int = option(2, "processes that load images")
+    evaluator: str = option("auto", "hotcoco (fast) or pycocotools, the same numbers", ("auto", *BACKENDS))
+    name: str = option("exp", "results are written to runs/test/<name>")
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.conf_thres <= 1 or not 0 <= self.iou_thres <= 1:
+            raise ValueError("--conf-thres and --iou-thres must lie between 0 and 1")
+        if self.batch_size < 1 or self.max_det < 1 or self.workers < 0:
+            raise ValueError("--batch-size and --max-det must be at least 1, --workers not negative")
+        if len(self.img_size) > 2:
+            raise ValueError("--img-size takes one side in pixels, or width and height")
+
+
+def main() -> None:
+    """Evaluate one detector on one split; leave metrics.json and pictures in runs/test/<name>."""
+    (options,) = parse_options(__doc__.splitlines()[0], EvaluationOptions)
+    device = choose_device(options.device)
+    use_threads()
+    distributed.start(device)
+
+    weights = options.weights or str(find_newest_checkpoint())
+    loaded = load_network(weights, options.cfg)
+    options = with_defaults_of_training(options, weights, loaded)
+    dataset = open_split(options.data, SPLITS[options.task], options.single_cls)
+    check_classes(options, loaded, dataset)
+    batches = evaluation_batches(dataset, loader_settings(options, loaded, device))
+    detector = Detector(
+        loaded.network.to(device),
+        confidence=options.conf_thres,
+        iou=options.iou_thres,
+        max_detections=options.max_det,
+        half=options.half,
+        agnostic=options.single_cls,
+    )
+    announce(options, loaded, dataset, device)
+    warm_up(detector, batches.plans()[0].net_hw if batches.plans() else options.img_size[::-1])
+    if options.task == "speed":
+        time_batches(detector, batches)
+        print_speed(detector.speed(), options)
+        return
+
+    folder = Path(distributed.broadcast(str(new_run_folder(RUNS, options.name)) if distributed.is_main() else ""))
+    ground_truth = clean_ground_truth(dataset.to_coco())
+    pictures = Pictures(folder, loaded.names or dataset.names)
+    results = collect_results(detector, batches, ground_truth, options.single_cls, pictures.draw)
+    if distributed.is_main():
+        metrics = evaluate_coco(ground_truth, results, options.evaluator)
+        print(table(metrics, options.verbose))
+        print(metrics.summary())
+        print_speed(detector.speed(), options)
+        write_results(folder, options, metrics, detector.speed())
+        if options.save_json:
+            write_json_atomically(folder / "detections.json", results, indent=None)
+            write_json_atomically(folder / "ground_truth.json", ground_truth, indent=None)
+        print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+    distributed.stop()
+
+
+def with_defaults_of_training(options: EvaluationOptions, weights: str, loaded: LoadedNetwork) -> EvaluationOptions:
+    """Fill what the command line left open with what the network was trained with.
+
+    Raises:
+        UserError: the weights do not say on which data, or the image size does not fit the network.
+    """
+    trained = loaded.options
+    data = options.data or trained.get("data", "")
+    if not data:
+        raise UserError(f"{weights}: does not say on which data it was trained; name the data set with --data")
+    size = options.img_size or tuple(trained.get("img_size") or ())[-1:] or loaded.network.input_wh
+    size = size if len(size) == 2 else (size[0], size[0])
+    check_image_size(loaded.network, size)
+    single_cls = options.single_cls or bool(trained.get("single_cls"))
+    return replace(options, weights=weights, data=data, img_size=size, single_cls=single_cls)
+
+
+def check_classes(options: EvaluationOptions, loaded: LoadedNetwork, dataset: Annotations) -> None:
+    """Refuse a network that was made for other classes than the data has."""
+    if not options.single_cls and loaded.network.num_classes != len(dataset.names):
+        raise UserError(
+            f"{options.weights}: detects {loaded.network.num_classes} classes, {options.data} has "
+            f"{len(dataset.names)}; name the data set of these weights with --data"
+        )
+
+
+def loader_settings(options: EvaluationOptions, loaded: LoadedNetwork, device: torch.device) -> LoaderSettings:
+    """Return how the batches are made."""
+    width, height = options.img_size
+    return LoaderSettings(
+        image_hw=(height, width),
+        batch_size=max(1, options.batch_size // distributed.world_size()),
+        stride=loaded.network.max_stride,
+        rect=options.rect,
+        resize=options.resize,
+        workers=options.workers,
+        rank=distributed.rank(),
+        world_size=distributed.world_size(),
+        pin_memory=device.type == "cuda",
+    )
+
+
+def announce(options: EvaluationOptions, loaded: LoadedNetwork, dataset: Annotations, device: torch.device) -> None:
+    """Say in one line what was chosen."""
+    if distributed.is_main():
+        width, height = options.img_size
+        print(
+            f"test: {options.weights} ({loaded.network.cfg_path}) on {options.data}, {SPLITS[options.task]} split of "
+            f"{len(dataset)} images, {options.resize} to {width}x{height}{', rectangular batches' * options.rect} "
+            f"({describe_device(device)})"
+        )
+
+
+def warm_up(detector: Detector, net_hw: tuple[int, int]) -> None:
+    """Run the network once, so that what is chosen and allocated at the first time is not measured."""
+    detector.raw_maps(torch.zeros(1, 3, *net_hw, dtype=torch.uint8))
+    detector.reset_speed()
+
+
+def time_batches(detector: Detector, batches: object) -> None:
+    """Run the detector over all batches for its speed alone."""
+    for batch in batches:
+        detector(batch.images, batch.frames)
+
+
+class Pictures:
+    """Draws the first batches with their objects and what was found."""
+
+    def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
+        self.folder = folder
+        self.names = names
+        self.number = 0
+
+    def draw(self, batch: Batch, found: list[Detections]) -> None:
+        """Draw one more batch, unless there are enough."""
+        if self.number < PICTURED_BATCHES:
+            draw_predictions(self.folder / f"val_batch{self.number}.jpg", batch, found, self.names)
+        self.number += 1
+
+
+def table(metrics: Metrics, verbose: bool) -> str:
+    """Return the table that users of the known scripts look for: all classes, and each one with ``verbose``."""
+    width = max([20, *map(len, metrics.names)]) if verbose else 20
+    head = ("Images", "Targets", "P", "R", "mAP@0.5", "mAP@0.5:0.95")
+    lines = [f"{'Class':>{width}}" + "".join(f"{title:>14}" for title in head)]
+    of_all = (metrics.precision, metrics.recall, metrics.ap50, metrics.ap)
+    rows = [("all", metrics.num_images, metrics.num_instances, *of_all)]
+    if verbose:
+        columns = (metrics.names, metrics.class_images, metrics.class_instances, metrics.class_precision)
+        rows += zip(*columns, metrics.class_recall, metrics.class_ap50, metrics.class_ap, strict=True)
+    for name, images, targets, *numbers in rows:
+        lines.append(f"{name:>{width}}{images:>14}{targets:>14}" + "".join(f"{number:>14.4g}" for number in numbers))
+    return "\n".join(lines)
+
+
+def print_speed(speed: Speed, options: EvaluationOptions) -> None:
+    """Print the time per image of the main process, without loading and evaluation."""
+    if distributed.is_main():
+        width, height = options.img_size
+        times = f"{speed.inference_ms:.1f}/{speed.nms_ms:.1f}/{speed.total_ms:.1f}"
+        size = f"{width}x{height}"
+        print(f"Speed: {times} ms inference/NMS/total per {size} image at batch-size {options.batch_size}")
+
+
+def write_results(folder: Path, options: EvaluationOptions, metrics: Metrics, speed: Speed) -> None:
+    """Write metrics.json: every number, the time per image and the options that made them."""
+    content = {
+        **metrics.to_dict(),
+        "speed": {**asdict(speed), "total_ms": speed.total_ms},
+        "options": {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()},
+    }
+    write_json_atomically(folder / "metrics.json", content)
+
+
+if __name__ == "__main__":
+    run_command(main)
