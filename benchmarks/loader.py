@@ -1,7 +1,8 @@
 """Images per second of the loader: 200 JPEG files of 640x480, size 640, batch 16; mosaic and plain, 0 and 2 workers.
 
-The peers on the machine of docs and design notes (2 cores): mosaic 43-65 without and 85-119 with two workers, plain 74-85
-and 132-157.  Run: ``python -m benchmarks.loader``
+The peers, on the 2 cores of the design notes: mosaic 43-65 without and 85-119 with two workers, plain 74-85 and
+132-157. No process can keep all images decoded, so the rate is that of a large data set.
+Run: ``python -m benchmarks.loader``
 """
 
 from __future__ import annotations

