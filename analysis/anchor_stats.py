@@ -19,7 +19,7 @@ from analysis.anchor_fit import side_ratio
 from analysis.objects import SIZE_NAMES, Objects, letterboxed, select_objects
 from analysis.plots import anchor_scatter, bars
 from analysis.tables import Result, Table, share
-from models.build_targets import AssignmentOptions, build_assigner
+from models.build_targets import Assigner, AssignmentOptions, build_assigner
 from models.heads import Head
 from models.match_counts import all_slots
 from utils.boxes import wh_iou
@@ -77,7 +77,7 @@ def anchor_stats(
     boxes_wh = torch.from_numpy(boxes_cxcywh[:, 2:] * img_size)
     anchors_wh = torch.tensor([wh for head in heads for wh in head.anchors_wh], dtype=torch.float32)
     counts = {name: Counts.zeros(len(objects), len(anchors_wh)) for name in strategies}
-    assigners = {name: build_assigner(options, tuple(heads)) for name, options in strategies.items()}
+    assigners = {name: _assigner(options, heads) for name, options in strategies.items()}
     best_iou, best_ratio = np.zeros(len(objects), np.float32), np.full(len(objects), np.inf, np.float32)
     with tqdm(total=len(objects), desc="matching", unit=" objects", disable=None, leave=False) as bar:
         for block in _blocks(objects, boxes_cxcywh):
@@ -98,6 +98,13 @@ def anchor_stats(
     lost = _unmatched_table(annotations, objects, counts, boxes_wh.numpy(), best_iou)
     plots = _plots(figures, boxes_wh.numpy(), anchors_wh.numpy())
     return Result("anchor-stats", data, figures, (*_tables(figures), lost), plots, _notes(figures))
+
+
+def _assigner(options: AssignmentOptions, heads: Sequence[Head]) -> Assigner:
+    assigner = build_assigner(options, tuple(heads))
+    # Which negatives the loss ignores is a question about predictions, and there are none here.
+    assigner.ignore_thresholds, assigner.ignore_crowd = None, False
+    return assigner
 
 
 def _blocks(objects: Objects, boxes_cxcywh: np.ndarray) -> Iterator[Block]:

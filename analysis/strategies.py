@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from models.build_targets import OPTIONS_OF_ALL, STRATEGIES, AssignmentOptions, makes_new_matches, strategies_of
+from models.build_targets import STRATEGIES, AssignmentOptions, options_used
 from utils.config import option
 
 # Strategies whose matches depend on priors and boxes alone, so that they need no network. A test holds every entry of
@@ -28,7 +28,7 @@ class StrategyOptions(AssignmentOptions):
         Raises:
             ValueError: an unknown strategy, or an option that none of them uses.
         """
-        used = {name: used_options(name) for name in names}
+        used = {name: options_used(name) for name in names}
         given = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "match"}
         for item in fields(AssignmentOptions):
             if (
@@ -37,22 +37,12 @@ class StrategyOptions(AssignmentOptions):
                 and not any(item.name in u for u in used.values())
             ):
                 flag = "--" + item.name.replace("_", "-")
-                users = ", ".join(name for name in STRATEGIES if item.name in used_options(name))
+                users = ", ".join(name for name in STRATEGIES if item.name in options_used(name))
                 raise ValueError(f"{flag} is used by none of --match {','.join(names)}; used by: {users}")
         return {
             name: AssignmentOptions(match=name, **{key: value for key, value in given.items() if key in used[name]})
             for name in names
         }
-
-
-def used_options(match: str) -> set[str]:
-    """Return the names of the options that a strategy, or ``A+B``, uses.
-
-    Raises:
-        ValueError: an unknown strategy.
-    """
-    used = OPTIONS_OF_ALL.union(*(strategy.uses for strategy in strategies_of(match)))
-    return used | {"tobj"} if makes_new_matches(match) else used
 
 
 def prior_strategies() -> list[str]:
