@@ -187,21 +187,24 @@ class _Overlay:
         for stride, node in zip(self.checkpoint.strides, self.checkpoint.graph.heads, strict=True):
             todo.append((node, self.cfg_nodes[layer_of[stride]]))
         free = set() if same_classes else {id(node) for node, _ in todo}  # their filters may differ
-        seen: dict[int, Node] = {}
+        seen: set[tuple[int, int]] = set()
         found: dict[str, int] = {}
         while todo:
             theirs, ours = todo.pop()
-            if seen.setdefault(id(theirs), ours) is not ours:
-                self.refuse(theirs, ours, "is connected differently")
+            if (id(theirs), id(ours)) in seen:
+                continue
+            seen.add((id(theirs), id(ours)))
             self.compare(theirs, ours, ("filters",) if id(theirs) in free else ())
-            if theirs.operation == "conv":
-                found[theirs.name] = ours.index
-            todo += [pair for pair in zip(theirs.inputs, ours.inputs, strict=True) if id(pair[0]) not in seen]
+            if theirs.operation == "conv" and found.setdefault(theirs.name, ours.index) != ours.index:
+                self.refuse(theirs, ours, f"is also layer {found[theirs.name]}, so the connections differ")
+            todo += zip(theirs.inputs, ours.inputs, strict=True)
         return found
 
     def compare(self, theirs: Node, ours: Node, free: tuple[str, ...]) -> None:
-        if theirs.operation != ours.operation or len(theirs.inputs) != len(ours.inputs):
+        if theirs.operation != ours.operation:
             self.refuse(theirs, ours, f"is a {theirs.operation} where the cfg has a {ours.operation}")
+        if len(theirs.inputs) != len(ours.inputs):
+            self.refuse(theirs, ours, f"joins {len(theirs.inputs)} maps where the cfg joins {len(ours.inputs)}")
         for (key, wanted), (_, found) in zip(theirs.settings, ours.settings, strict=True):
             if wanted != found and key not in free:
                 self.refuse(theirs, ours, f"has {key} {_shown(wanted)}, the cfg {_shown(found)}")
@@ -233,8 +236,8 @@ def cfg_graph(network: Network) -> dict[int, Node]:
             node = Node("maxpool", (("size", (module.size,) * 2), ("stride", stride)), inputs, name, index)
         elif kind == "upsample" and section["scale"] == 1:
             node = Node("upsample", (("stride", section["stride"]),), inputs, name, index)
-        elif kind == "reorg":
-            node = Node("reorg", (("stride", section["stride"]),), inputs, name, index)
+        elif kind == "reorg3d" and not section["reverse"]:
+            node = Node("reorg3d", (("stride", section["stride"]),), inputs, name, index)
         elif kind in ("yolo", "dropout"):
             node = inputs[0]
         else:

@@ -63,7 +63,7 @@ def trace_modules(model: Record, path: str) -> ModuleGraph:
     """
     try:
         return _trace(model)
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: not the module tree of a YOLOv5 detection model ({error!s:.80})") from error
     except _UnknownModuleError as error:
         raise UserError(f"{path}: {error}") from error
@@ -201,7 +201,12 @@ def _spp(graph: ModuleGraph, module: Record, inputs: list[Node], name: str) -> N
 
 
 def _focus(graph: ModuleGraph, module: Record, inputs: list[Node], name: str) -> Node:
-    return _call(graph, children(module)["conv"], [Node("reorg", (("stride", 2),), (inputs[0],), name)], f"{name}.conv")
+    """Cells to channels before a convolution; Darknet's ``[reorg3d]`` has the second and third quarter swapped."""
+    cells = Node("reorg3d", (("stride", 2),), (inputs[0],), name)
+    node = _call(graph, children(module)["conv"], [cells], f"{name}.conv")
+    tensors = graph.tensors[node.name]
+    tensors.weight = tensors.weight.unflatten(1, (4, -1))[:, [0, 2, 1, 3]].flatten(1, 2)
+    return node
 
 
 def _concat(graph: ModuleGraph, module: Record, inputs: list[Node], name: str) -> Node:

@@ -1,0 +1,346 @@
+import sys
+import types
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from models.network import build_network, build_network_from_text
+from models.yolov5_checkpoint import is_yolov5_checkpoint, load_yolov5_checkpoint, read_yolov5_checkpoint
+from utils.config import REPOSITORY
+from utils.errors import UserError
+from utils.inert_pickle import Record, read_torch_zip
+
+# The second road: YOLOv5's architecture written down as torch modules, to be run on the same tensors.
+
+
+class Conv(nn.Module):
+    def __init__(self, inputs, outputs, size=1, stride=1, padding=None):
+        super().__init__()
+        padding = size // 2 if padding is None else padding
+        self.conv = nn.Conv2d(inputs, outputs, size, stride, padding, bias=False)
+        self.bn = nn.BatchNorm2d(outputs, eps=1e-3)
+        self.act = nn.SiLU()
+
+    def forward(self, x):
+        return self.act(self.bn(self.conv(x)))
+
+
+class Bottleneck(nn.Module):
+    def __init__(self, channels, add):
+        super().__init__()
+        self.cv1, self.cv2, self.add = Conv(channels, channels), Conv(channels, channels, 3), add
+
+    def forward(self, x):
+        return x + self.cv2(self.cv1(x)) if self.add else self.cv2(self.cv1(x))
+
+
+class C3(nn.Module):
+    def __init__(self, inputs, outputs, depth, add=True):
+        super().__init__()
+        half = outputs // 2
+        self.cv1, self.cv2, self.cv3 = Conv(inputs, half), Conv(inputs, half), Conv(outputs, outputs)
+        self.m = nn.Sequential(*(Bottleneck(half, add) for _ in range(depth)))
+
+    def forward(self, x):
+        return self.cv3(torch.cat((self.m(self.cv1(x)), self.cv2(x)), 1))
+
+
+class SPPF(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.cv1, self.cv2 = Conv(channels, channels // 2), Conv(channels * 2, channels)
+        self.m = nn.MaxPool2d(5, 1, 2)
+
+    def forward(self, x):
+        x = self.cv1(x)
+        once = self.m(x)
+        twice = self.m(once)
+        return self.cv2(torch.cat((x, once, twice, self.m(twice)), 1))
+
+
+class SPP(nn.Module):
+    def __init__(self, channels):
+        super().__init__()
+        self.cv1, self.cv2 = Conv(channels, channels // 2), Conv(channels * 2, channels)
+        self.m = nn.ModuleList(nn.MaxPool2d(size, 1, size // 2) for size in (5, 9, 13))
+
+    def forward(self, x):
+        x = self.cv1(x)
+        return self.cv2(torch.cat((x, *(pool(x) for pool in self.m)), 1))
+
+
+class Focus(nn.Module):
+    def __init__(self, outputs):
+        super().__init__()
+        self.conv = Conv(12, outputs, 3)
+
+    def forward(self, x):
+        return self.conv(torch.cat((x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]), 1))
+
+
+class Concat(nn.Module):
+    def forward(self, inputs):
+        return torch.cat(inputs, 1)
+
+
+class Detect(nn.Module):
+    def __init__(self, channels, classes):
+        super().__init__()
+        self.m = nn.ModuleList(nn.Conv2d(c, 3 * (5 + classes), 1) for c in channels)
+        pixels = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]
+        self.stride = torch.tensor([8.0, 16.0, 32.0])
+        self.register_buffer("anchors", torch.tensor(pixels).float().view(3, 3, 2) / self.stride.view(3, 1, 1))
+
+    def forward(self, inputs):
+        return [conv(x) for conv, x in zip(self.m, inputs, strict=True)]
+
+
+class Model(nn.Module):
+    """Releases 6 and 7, or with ``focus`` releases 4 and 5; ``width`` 16 is n, 32 is s."""
+
+    def __init__(self, width, depth=1, classes=80, focus=False):
+        super().__init__()
+        w, d = width, depth
+        stem = [Focus(w) if focus else Conv(3, w, 6, 2, 2), Conv(w, 2 * w, 3, 2), C3(2 * w, 2 * w, d)]
+        stem += [Conv(2 * w, 4 * w, 3, 2), C3(4 * w, 4 * w, d * 3 if focus else d * 2), Conv(4 * w, 8 * w, 3, 2)]
+        stem += [C3(8 * w, 8 * w, d * 3), Conv(8 * w, 16 * w, 3, 2)]
+        deep = [SPP(16 * w), C3(16 * w, 16 * w, d, False)] if focus else [C3(16 * w, 16 * w, d), SPPF(16 * w)]
+        up = [Conv(16 * w, 8 * w), nn.Upsample(None, 2), Concat(), C3(16 * w, 8 * w, d, False), Conv(8 * w, 4 * w)]
+        up += [nn.Upsample(None, 2), Concat(), C3(8 * w, 4 * w, d, False)]
+        down = [Conv(4 * w, 4 * w, 3, 2), Concat(), C3(8 * w, 8 * w, d, False), Conv(8 * w, 8 * w, 3, 2), Concat()]
+        down += [C3(16 * w, 16 * w, d, False), Detect((4 * w, 8 * w, 16 * w), classes)]
+        self.model = nn.Sequential(*stem, *deep, *up, *down)
+        sources = {12: [-1, 6], 16: [-1, 4], 19: [-1, 14], 22: [-1, 10], 24: [17, 20, 23]}
+        for index, module in enumerate(self.model):
+            module.f = sources.get(index, -1)
+        self.names = [f"class {index}" for index in range(classes)]
+        self.stride = self.model[-1].stride
+
+    def forward(self, x):
+        outputs = []
+        for module in self.model:
+            sources = module.f if isinstance(module.f, list) else [module.f]
+            inputs = [x if not outputs else outputs[source] for source in sources]
+            outputs.append(module(inputs if isinstance(module.f, list) else inputs[0]))
+        return outputs[-1]
+
+
+@pytest.fixture
+def save(tmp_path, monkeypatch):
+    """Save a model as YOLOv5 does: pickled whole, with its classes under YOLOv5's module names."""
+    common, yolo = types.ModuleType("models.common"), types.ModuleType("models.yolo")
+    for cls in (Conv, Bottleneck, C3, SPPF, SPP, Focus, Concat, Detect, Model):
+        module = yolo if cls in (Detect, Model) else common
+        setattr(module, cls.__name__, cls)
+        monkeypatch.setattr(cls, "__module__", module.__name__)
+    monkeypatch.setitem(sys.modules, "models.common", common)
+    monkeypatch.setitem(sys.modules, "models.yolo", yolo)
+
+    def _save(model, name="a.pt", **content):
+        torch.save({"epoch": -1, "model": model, "ema": None} | content, tmp_path / name)
+        return tmp_path / name
+
+    return _save
+
+
+def randomised(model):
+    """Give batch norms statistics of their own, some variances as small as YOLOv5's epsilon."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.uniform_(module.bias, -0.5, 0.5)
+            nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            nn.init.uniform_(module.running_var, 1e-3, 2)
+    return model.eval()
+
+
+def flat(raws):
+    """Return raw maps [B A H W 5+C] as the convolutions' [B A(5+C) H W]."""
+    return [raw.permute(0, 1, 4, 2, 3).flatten(1, 2) for raw in raws]
+
+
+@pytest.mark.parametrize(
+    ("cfg", "width", "focus"), [("yolov5n", 16, False), ("yolov5s", 32, False), ("yolov5s-focus", 32, True)]
+)
+def test_a_checkpoint_computes_the_same_in_its_cfg(save, cfg, width, focus):
+    model = randomised(Model(width, focus=focus))
+    path = save(model)
+    checkpoint = read_yolov5_checkpoint(path)
+    assert checkpoint.cfg_name == f"{cfg}.cfg" and is_yolov5_checkpoint(path)
+    network = build_network(REPOSITORY / "cfg" / f"{cfg}.cfg").eval()
+    report = load_yolov5_checkpoint(network, path)
+    assert report.complete and report.total == len(checkpoint.graph.tensors)
+    images = torch.rand(2, 3, 64, 96)
+    with torch.no_grad():
+        for ours, theirs in zip(flat(network(images)), model(images), strict=True):
+            assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
+
+
+def test_the_order_of_layers_in_the_cfg_does_not_matter(save):
+    # The first head moved to the end, behind a route: other layer numbers, the same network.
+    text = (REPOSITORY / "cfg/yolov5n.cfg").read_text()
+    before, head = text[: text.index("[yolo]")].rsplit("[convolutional]", 1)
+    yolo, after = text[len(before) + len("[convolutional]") + len(head) :].split("[route]", 1)
+    source = build_network(REPOSITORY / "cfg/yolov5n.cfg").head_layers[0] - 2  # what the head's convolution reads
+    two_layers = "[dropout]\nprobability=0\n\n" * 2  # in their place, so that the relative numbers stay
+    text = f"{before}{two_layers}[route]{after}\n[route]\nlayers={source}\n\n[convolutional]{head}{yolo}"
+    network = build_network_from_text(text, "moved.cfg").eval()
+    assert [head.stride for head in network.heads] == [16, 32, 8]
+    model = randomised(Model(16))
+    assert load_yolov5_checkpoint(network, save(model)).complete
+    images = torch.rand(1, 3, 64, 32)
+    with torch.no_grad():
+        ours, theirs = flat(network(images)), model(images)
+    for position, level in enumerate((1, 2, 0)):
+        torch.testing.assert_close(ours[position], theirs[level], rtol=0, atol=1e-4)
+
+
+def test_another_epsilon_in_the_cfg_is_made_up_for_in_the_variances(save):
+    text = (REPOSITORY / "cfg/yolov5n.cfg").read_text().replace("bn_eps=0.001", "bn_eps=0.00001")
+    network = build_network_from_text(text, "darknet-eps.cfg").eval()
+    model = randomised(Model(16))
+    load_yolov5_checkpoint(network, save(model))
+    assert network.layers[0].bn.eps == 1e-5
+    images = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        for ours, theirs in zip(flat(network(images)), model(images), strict=True):
+            assert (ours - theirs).abs().max() < 1e-4 * theirs.abs().max()
+
+
+def test_half_precision_and_the_average_of_a_training_run_are_read(save):
+    model, average = Model(16).half(), Model(16).half()
+    network = build_network(REPOSITORY / "cfg/yolov5n.cfg")
+    load_yolov5_checkpoint(network, save(model, ema=average))
+    assert network.layers[0].conv.weight.dtype == torch.float32
+    assert torch.equal(network.layers[0].conv.weight, average.model[0].conv.weight.float())
+
+
+def test_other_classes_keep_their_own_last_convolutions(save):
+    network = build_network(REPOSITORY / "cfg/yolov5n.cfg", num_classes=3)
+    before = network.head_convolution(0).conv.weight.clone()
+    report = load_yolov5_checkpoint(network, save(Model(16)))
+    assert (report.filled, report.total, len(report.skipped)) == (57, 60, 3)
+    assert torch.equal(network.head_convolution(0).conv.weight, before)
+    assert "another number of classes" in str(report)
+
+
+def changed(change):
+    model = Model(16)
+    change(model)
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (lambda: Model(48, 2), r"this is yolov5m; cfgs are shipped for yolov5n, yolov5s, yolov5s-focus"),
+        (lambda: Model(24), "none of the official sizes"),
+    ],
+)
+def test_sizes_without_a_cfg_are_named(save, model, message):
+    with pytest.raises(UserError, match=message):
+        _ = read_yolov5_checkpoint(save(model())).cfg_name
+
+
+def leaky(model):
+    model.model[5].act = nn.LeakyReLU(0.1)
+
+
+def no_shortcut(model):
+    model.model[4].m[1].add = False
+
+
+def wider(model):
+    model.model[9].m = nn.MaxPool2d(7, 1, 3)
+
+
+def other_anchors(model):
+    model.model[24].anchors[1] *= 1.1
+
+
+def not_finite(model):
+    model.model[3].conv.weight.data[0, 0, 0, 0] = torch.nan
+
+
+def misshapen(model):
+    model.model[3].bn.running_mean = torch.zeros(5)
+
+
+def rewired(model):
+    model.model[12].f = [-1, 4]
+
+
+def lifted(model):
+    model.model[11].scale_factor = 4.0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (leaky, r"model.5 has activation leaky, the cfg swish \(.*yolov5n.cfg:\d+\)"),
+        (no_shortcut, "model.4.m.1.cv2 is a conv where the cfg has a add"),
+        (wider, "model.9.m has size 7x7, the cfg 5x5"),
+        (other_anchors, "other anchors than .*yolov5n.cfg; at stride 16 its are 33,67.1"),
+        (not_finite, "model.3 has numbers that are not finite"),
+        (misshapen, "model.3 has a tensor of another shape"),
+        (rewired, "model.4.cv3 has filters 64, the cfg 128"),
+        (lifted, "model.11 has stride 4, the cfg 2"),
+    ],
+)
+def test_another_architecture_is_refused_where_it_differs(save, change, message):
+    network = build_network(REPOSITORY / "cfg/yolov5n.cfg")
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(UserError, match=message):
+        load_yolov5_checkpoint(network, save(changed(change)))
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_another_cfg_is_refused_and_the_right_one_named(save):
+    path = save(Model(16))
+    with pytest.raises(UserError, match=r"filters 256, the cfg 512 .*its cfg is yolov5n.cfg"):
+        load_yolov5_checkpoint(build_network(REPOSITORY / "cfg/yolov5s.cfg"), path)
+    with pytest.raises(UserError, match=r"its heads have strides 8, 16, 32, those of .*its cfg is yolov5n.cfg"):
+        load_yolov5_checkpoint(build_network(REPOSITORY / "cfg/yolov3-tiny.cfg"), path)
+
+
+def test_files_without_a_detection_model_are_refused(save):
+    with pytest.raises(UserError, match="holds no YOLOv5 model"):
+        read_yolov5_checkpoint(save(None))
+    with pytest.raises(UserError, match="not the module tree"):
+        read_yolov5_checkpoint(save(nn.Sequential(nn.Conv2d(3, 4, 1))))
+    model = Model(16)
+    model.model[2].m[0] = nn.Sequential(nn.Linear(3, 3))
+    with pytest.raises(UserError, match=r"model.2.m.0 is a Sequential; YOLOv5 detection models are made of Conv"):
+        read_yolov5_checkpoint(save(model))
+
+
+def fill(module, record):
+    """Copy a record's tensors into a module of the same tree."""
+    own = dict(module.named_parameters(recurse=False)) | dict(module.named_buffers(recurse=False))
+    stored = record.state["_parameters"] | record.state["_buffers"]
+    for name, tensor in own.items():
+        tensor.data.copy_(stored[name])
+    for name, child in record.state["_modules"].items():
+        assert isinstance(child, Record)
+        fill(getattr(module, name), child)
+
+
+def test_the_official_yolov5n_computes_the_same_here(shared):
+    path = shared / "data/weights/yolov5n.pt"
+    checkpoint = read_yolov5_checkpoint(path)
+    assert checkpoint.cfg_name == "yolov5n.cfg" and checkpoint.strides == (8, 16, 32)
+    assert checkpoint.names[:2] == ("person", "bicycle") and len(checkpoint.names) == 80
+    assert checkpoint.anchors_wh[2][2] == (373.0, 326.0)
+    network = build_network(REPOSITORY / "cfg/yolov5n.cfg").eval()
+    assert load_yolov5_checkpoint(network, path).complete
+
+    reference = Model(16).eval()
+    fill(reference, read_torch_zip(path)["model"])
+    images = functional.interpolate(torch.rand(1, 3, 20, 28), scale_factor=16)  # 320 x 448, smooth blocks
+    with torch.no_grad():
+        ours, theirs, fused = flat(network(images)), reference(images), flat(network.fuse()(images))
+    for mine, yours, folded in zip(ours, theirs, fused, strict=True):
+        assert (mine - yours).abs().max() < 1e-5 * yours.abs().max()
+        assert (mine - folded).abs().max() < 1e-5 * yours.abs().max()
