@@ -63,18 +63,7 @@ def numbers(count=265):
 
 @pytest.fixture
 def network():
-    if "batchnorm" not in SUPPORTED:
-        pytest.skip("the cfg dialect has no [batchnorm] yet")
     return build_network_from_text(CFG, "small.cfg").eval()
-
-
-def supported():
-    from models.build_sections import BUILDERS
-
-    return set(BUILDERS)
-
-
-SUPPORTED = supported()
 
 
 @pytest.fixture
