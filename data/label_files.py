@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data import label_cache
 from data.annotations import Annotations, Problem, category_ids_for
 from data.coco_labels import read_coco
 from data.data_file import DataDescription
@@ -64,13 +65,26 @@ def read_dataset(description: DataDescription, split: str, need_images: bool = T
             f"{source}: none of its {len(images)} images has a label file "
             f"(expected, for example, {label_candidates(images[0])[0]})"
         )
-    annotations = _read_pairs(images, labels, description, need_images)
+    annotations = _read_or_recall(source, images, labels, description)
     missing = sum(not label for label in labels)
     if missing:
         first = images[labels.index("")]
         kind = "images without a label file, taken as empty"
         problems.append(Problem(str(source), 0, kind, f"{missing}, as {first}"))
     return replace(annotations, problems=(*problems, *annotations.problems))
+
+
+def _read_or_recall(source: Path, images: list[str], labels: list[str], description: DataDescription) -> Annotations:
+    """Parse the label files, or take what an earlier run parsed of the very same files."""
+    if len(images) < label_cache.MIN_IMAGES:
+        return _read_pairs(images, labels, description)
+    path = label_cache.cache_path(source)
+    key = label_cache.content_key(images, labels, (str(description.num_classes), *description.names))
+    annotations = label_cache.load(path, key)
+    if annotations is None:
+        annotations = _read_pairs(images, labels, description)
+        label_cache.store(path, key, annotations)
+    return annotations
 
 
 # ---- which files -------------------------------------------------------------------------------------------------
@@ -139,8 +153,8 @@ def _image_and_label_files(
     images, labels = [], []
     for number, text in entries:
         image, label = resolve(text, source, description, listing)
-        if listing.has(image) or (label and not need_images):
-            images.append(image)
+        if listing.has(image) or (label.endswith(".xml") and not need_images):
+            images.append(image if listing.has(image) else "")
             labels.append(label)
         else:
             problems.append(Problem(str(source), number, "image is not on the disk, left out", text))
@@ -191,7 +205,7 @@ READERS = {".txt": _read_yolo, ".xml": _read_voc}
 NO_ROWS = LabelRows(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool), True, (0, 0), [])
 
 
-def _read_pairs(images: list[str], labels: list[str], description: DataDescription, need_images: bool) -> Annotations:
+def _read_pairs(images: list[str], labels: list[str], description: DataDescription) -> Annotations:
     """Read one label file per image."""
     problems: list[Problem] = []
     kept, per_image = [], []
@@ -209,7 +223,7 @@ def _read_pairs(images: list[str], labels: list[str], description: DataDescripti
         raise UserError(f"{labels[0]}: none of the {len(labels)} label files can be read ({problems[0]})")
     images, labels = [images[i] for i in kept], [labels[i] for i in kept]
 
-    image_wh, orientation = _sizes(images, per_image, need_images)
+    image_wh, orientation = _sizes(images, labels, per_image)
     names = description.names or _names_in(per_image, description.num_classes)
     table = _table(per_image, labels, image_wh, names)
     _refuse_large_classes(table, labels, names, description)
@@ -234,12 +248,14 @@ def _read_pairs(images: list[str], labels: list[str], description: DataDescripti
     )
 
 
-def _sizes(images: list[str], per_image: list[LabelRows], need_images: bool) -> tuple[np.ndarray, np.ndarray | None]:
+def _sizes(images: list[str], labels: list[str], per_image: list[LabelRows]) -> tuple[np.ndarray, np.ndarray | None]:
     """Return [N 2] sizes and the EXIF orientations; None for VOC, where the annotation's size is the truth."""
     image_wh = np.array([rows.wh for rows in per_image], dtype=np.int64).reshape(-1, 2)
     orientation = np.ones(len(images), dtype=np.int8)
     unknown = np.flatnonzero((image_wh <= 0).any(1))
     for index in unknown:
+        if not images[index]:
+            raise UserError(f"{labels[index]}: does not say the image's size, and the image is not on the disk")
         width, height, orientation[index] = image_header(images[index])
         image_wh[index] = width, height
     return image_wh, (orientation if len(unknown) == len(images) else None)

@@ -1,0 +1,99 @@
+"""Parsed labels kept on the disk, keyed by what they were parsed from.
+
+The key is a hash of every label file's content, of each image's path, size and time of change, and of the class names;
+so an edited label is never missed. A cache file is written only where none of another kind stands, and a folder that
+cannot be written to only means that the labels are parsed again next time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+from data.annotations import Annotations, Problem
+from utils.files import atomic_path
+
+MAGIC = "label cache of data/label_cache.py, 1"  # change the number when the parsing changes
+MIN_IMAGES = 1000  # below, parsing takes less than a second and leaves nothing behind in the user's folders
+
+
+def cache_path(source: Path) -> Path:
+    """Return the cache file of an image list or folder: beside it, ``<name>.cache.npz``."""
+    return source.with_name(source.name + ".cache.npz")
+
+
+def content_key(images: Sequence[str], labels: Sequence[str], names: Sequence[str]) -> str:
+    """Return the hash of everything that the parsed annotations depend on; "" in ``labels`` means no label file.
+
+    Raises:
+        OSError: a label file cannot be read.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(json.dumps((MAGIC, list(names))).encode())
+    for image, label in zip(images, labels, strict=True):
+        try:
+            status = os.stat(image)
+            stamp = f"{image}\0{status.st_size}\0{status.st_mtime_ns}\0{label}\0"
+        except OSError:
+            stamp = f"{image}\0missing\0{label}\0"
+        digest.update(stamp.encode(errors="surrogateescape"))
+        if label:
+            with open(label, "rb") as file:
+                content = file.read()
+            digest.update(f"{len(content)}\0".encode())
+            digest.update(content)
+    return digest.hexdigest()
+
+
+def load(path: Path, key: str) -> Annotations | None:
+    """Return the annotations that were stored under the key, or None."""
+    header = _header(path)
+    if header is None or header.get("key") != key:
+        return None
+    with np.load(path, allow_pickle=False) as arrays:
+        columns = {name: arrays[name] for name in arrays.files if name != "header"}
+    values = {
+        "image_paths": header["image_paths"],
+        "names": tuple(header["names"]),
+        "category_ids": tuple(header["category_ids"]),
+        "problems": tuple(Problem(*problem) for problem in header["problems"]),
+    }
+    return Annotations(**values, **columns)
+
+
+def store(path: Path, key: str, annotations: Annotations) -> bool:
+    """Write the annotations; return False where the folder cannot be written to or another file has the name."""
+    if path.exists() and _header(path) is None:
+        return False
+    header = {"magic": MAGIC, "key": key, **{name: getattr(annotations, name) for name in _PLAIN}}
+    columns = {
+        item.name: getattr(annotations, item.name)
+        for item in fields(Annotations)
+        if item.name not in _PLAIN and getattr(annotations, item.name) is not None
+    }
+    text = np.frombuffer(json.dumps(header).encode(errors="surrogateescape"), dtype=np.uint8)
+    with contextlib.suppress(OSError), atomic_path(path) as temporary:
+        np.savez(temporary, header=text, **columns)
+        return True
+    return False
+
+
+_PLAIN = ("image_paths", "names", "category_ids", "problems")
+
+
+def _header(path: Path) -> dict | None:
+    """Return what a cache file of ours says about itself, None for anything else."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            header = json.loads(arrays["header"].tobytes())
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
+    return header if isinstance(header, dict) and str(header.get("magic", "")).startswith(MAGIC[:-1]) else None
