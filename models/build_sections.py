@@ -190,7 +190,7 @@ def _has_logistic(builder: SectionBuilder, section: Section) -> bool:
 
 
 def _head(section: Section, source: Shape) -> Head:
-    if source.stride_x != source.stride_y or source.stride_x.denominator != 1:
+    if source.stride_x != source.stride_y or source.stride_x < 1 or source.stride_x.denominator != 1:
         raise section.error(f"lies on a grid of stride {source.stride_x} x {source.stride_y}, not of one whole number")
     numbers, total = section["anchors"], section["num"]
     if numbers is None or len(numbers) < 2 * total:

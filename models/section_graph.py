@@ -14,7 +14,7 @@ from torch import nn
 from models.darknet_cfg import DarknetConfig, Section
 from models.heads import Head
 
-MAX_PARAMETERS = 400_000_000  # the largest published cfg, yolov4-p7, has 287 million
+MAX_PARAMETERS = 300_000_000  # the largest published cfg, yolov4-p7, has 287 million
 MAX_MAP = 2**28  # numbers in one layer's output for one image: 1 GiB
 JOINING = ("shortcut", "sam", "scale_channels", "shift_channels", "control_channels")  # these read ``from`` as well
 
