@@ -47,8 +47,9 @@ def candidate_pairs(scene: Scene, kind: str) -> Iterator[Pairs]:
 def cells_that_can_reach(scene: Scene, iou: tuple[float, ...]) -> Window:
     """Return the cells whose predictions can have at least an IoU (one number per head, above 0) with the target.
 
-    The IoU of two boxes is at most the overlap of their x-intervals over the longer of the two, and likewise in y. With a target of width w, an IoU of t therefore needs a prediction between tw and w/t wide, whose centre is at
-    most ``w · max(1 − t, (1/t − 1) / 2)`` away. GIoU, DIoU and CIoU are never above the IoU, so this holds for them too.
+    The IoU of two boxes is at most the overlap of their x-intervals over the longer of the two, and likewise in y.
+    With a target of width w, an IoU of t therefore needs a prediction between tw and w/t wide, whose centre is at
+    most ``w · max(1 − t, (1/t − 1) / 2)`` away. GIoU, DIoU and CIoU are never above the IoU: it holds for them too.
     """
     reach = tuple(max(1 - t, (1 / t - 1) / 2) for t in iou)
     size = scene.targets.boxes_cxcywh[:, None, 2:] * scene.grid.head_wh  # T L 2, in cells

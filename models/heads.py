@@ -7,6 +7,7 @@ Shape letters: B images, A anchors per cell, H W grid rows and columns, C classe
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -72,7 +73,8 @@ def decode_boxes(
     if head.new_coords:
         size_wh = (raw_xywh[..., 2:].sigmoid() * 2).square() * prior_wh
     else:
-        size_wh = raw_xywh[..., 2:].exp().clamp(max=exp_limit) * prior_wh
+        # Clamped before exp: where exp overflows, a clamp after it has the gradient 0 * inf.
+        size_wh = raw_xywh[..., 2:].clamp(max=math.log(exp_limit)).exp() * prior_wh
     return torch.cat((center_xy, size_wh), dim=-1)
 
 

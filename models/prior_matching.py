@@ -19,7 +19,7 @@ OFFSETS = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (-0.5, 0.0), (0.0, -0.5))  # own,
 
 @dataclass(frozen=True)
 class Standard:
-    """YOLOv3 in PyTorch, cfg era: every anchor whose shape IoU with the target is above ``iou_t``, in the centre cell."""
+    """YOLOv3 in PyTorch, cfg era: every anchor whose shape IoU is above ``iou_t``, in the centre's cell."""
 
     iou_t: float = 0.20
     only_best: bool = False  # of each head, the best anchor alone may match

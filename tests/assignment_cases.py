@@ -1,0 +1,68 @@
+"""Small batches for the assignment tests: two heads on non-square grids, targets at awkward places."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import strategies as st
+
+from models.heads import Head
+from utils.records import Targets
+
+ANCHORS = ((12.0, 18.0), (30.0, 22.0), (50.0, 60.0), (75.0, 40.0), (130.0, 90.0))
+CLASSES = 3
+SHAPES = ((3, 5), (6, 10))  # rows and columns at 96 x 160 pixels
+AWKWARD = (0.0, 0.1, 0.2, 0.25, 0.3, 0.5, 0.6, 0.95, 1.0)  # on borders of cells, in their middle, on the image's border
+
+
+def two_heads(scale_x_y=1.0, new_coords=False, iou_thresh=1.0):
+    """A coarse head with two anchors and a fine one with three, in cfg order."""
+    common = {"num_classes": CLASSES, "scale_x_y": scale_x_y, "new_coords": new_coords, "iou_thresh": iou_thresh}
+    return (
+        Head(ANCHORS[3:], 32, all_anchors_wh=ANCHORS, mask=(3, 4), **common),
+        Head(ANCHORS[:3], 16, all_anchors_wh=ANCHORS, mask=(0, 1, 2), **common),
+    )
+
+
+def random_raws(heads, batch_size, seed, spread=0.6, shapes=SHAPES):
+    """Raw maps [B A H W 5+C] in the memory order of a channels-last convolution."""
+    generator = torch.Generator().manual_seed(seed)
+    raws = []
+    for head, (rows, cols) in zip(heads, shapes, strict=True):
+        raw = torch.randn(batch_size, rows, cols, head.num_anchors, 5 + head.num_classes, generator=generator) * spread
+        raws.append(raw.permute(0, 3, 1, 2, 4))
+    return raws
+
+
+def targets_of(rows):
+    """Targets from rows (image, label, x, y, w, h)."""
+    if not rows:
+        return Targets.empty()
+    image, label, *box = zip(*rows, strict=True)
+    return Targets(torch.tensor(image), torch.tensor(label), torch.tensor(list(zip(*box, strict=True))).float())
+
+
+def place():
+    """A centre coordinate, often exactly on the border of a cell or of the image."""
+    return st.sampled_from(AWKWARD) | st.floats(0, 1, width=32)
+
+
+def side():
+    """A normalised width or height, from a few pixels to larger than the image."""
+    return st.floats(0.015625, 1.5, width=32)
+
+
+def rows(max_size=6, batch_size=3):
+    """Rows of targets in random order of images; some images get none."""
+    row = st.tuples(st.integers(0, batch_size - 1), st.integers(0, CLASSES - 1), place(), place(), side(), side())
+    return st.lists(row, max_size=max_size)
+
+
+def as_dict(matches):
+    """{(target, head, anchor, row, col): iou} of an assignment's std or new matches; a pair must not repeat."""
+    found = {}
+    for head, part in enumerate(matches):
+        places = zip(*(column.tolist() for column in (part.target, part.anchor, part.row, part.col)), strict=True)
+        for (target, anchor, row, col), iou in zip(places, part.iou.tolist(), strict=True):
+            assert (target, head, anchor, row, col) not in found
+            found[target, head, anchor, row, col] = iou
+    return found

@@ -1,0 +1,384 @@
+"""Strategies that look at priors, the options, and what holds for every strategy."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from assignment_cases import as_dict, random_raws, rows, targets_of, two_heads
+from assignment_oracle import Oracle
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+from models.build_targets import STRATEGIES, AssignmentOptions, build_assigner, with_strategy
+from models.heads import Head
+from utils.config import build_options
+from utils.errors import UserError
+from utils.records import Targets
+
+CLEAR = 1e-5  # decisions closer than this to their threshold may differ between float32 and float64
+
+
+def assign(rows_, heads, raws, crowd=(), **options):
+    return build_assigner(AssignmentOptions(**options), heads)(targets_of(rows_), raws, targets_of(crowd))
+
+
+def assert_same(found, expected):
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, abs=1e-4)
+
+
+# --- point 1 of the specification: oracles
+
+
+@settings(max_examples=400, deadline=None)
+@given(rows(max_size=10), st.sampled_from([0.1, 0.2, 0.225, 0.5]), st.booleans(), st.booleans())
+def test_standard_equals_the_oracle(rows_, iou_t, only_best, fallback):
+    heads = two_heads()
+    raws = random_raws(heads, 3, 0)
+    oracle = Oracle(rows_, raws, heads)
+    expected = oracle.standard(iou_t, only_best)
+    expected = oracle.fallback(expected) if fallback else expected
+    assume(oracle.margin > CLEAR)
+
+    options = {"iou_t": iou_t, "match_anchors": "best" if only_best else "all", "match_fallback": fallback}
+    assignment = assign(rows_, heads, raws, **options)
+    assert_same(as_dict(assignment.std), expected)
+    assert as_dict(assignment.new) == {}
+    assert assignment.ignore == (None, None)
+
+
+@settings(max_examples=400, deadline=None)
+@given(rows(max_size=10), st.sampled_from([2.0, 4.0]))
+def test_ratio_equals_the_oracle(rows_, anchor_t):
+    heads = two_heads()
+    raws = random_raws(heads, 3, 0)
+    oracle = Oracle(rows_, raws, heads)
+    expected = oracle.ratio(anchor_t)
+    assume(oracle.margin > CLEAR)
+    assert_same(as_dict(assign(rows_, heads, raws, match="ratio", anchor_t=anchor_t).std), expected)
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows(max_size=10), st.sampled_from([None, 0.213, 1.0]), st.sampled_from([1.0, 0.3]))
+def test_darknet_equals_the_oracle(rows_, iou_t, of_cfg):
+    heads = two_heads(iou_thresh=of_cfg)
+    raws = random_raws(heads, 3, 0)
+    oracle = Oracle(rows_, raws, heads)
+    expected = oracle.darknet(iou_t)
+    assume(oracle.margin > CLEAR)
+    assert_same(as_dict(assign(rows_, heads, raws, match="darknet", iou_t=iou_t).std), expected)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows(max_size=6))
+def test_atss_equals_the_oracle(rows_):
+    heads = two_heads()
+    raws = random_raws(heads, 3, 0)
+    oracle = Oracle(rows_, raws, heads)
+    expected = oracle.atss()
+    assume(oracle.margin > CLEAR)
+    assert_same(as_dict(assign(rows_, heads, raws, match="atss").std), expected)
+
+
+@pytest.mark.parametrize("shapes", [((1, 1), (2, 2)), ((1, 12), (2, 24)), ((3, 3), (6, 6)), ((20, 4), (40, 8))])
+def test_atss_on_strips_and_small_grids(shapes):
+    heads = two_heads()
+    raws = random_raws(heads, 1, 0, shapes=shapes)
+    rows_ = [(0, 0, 0.503, 0.271, 0.9, 0.8), (0, 1, 0.004, 0.998, 0.33, 0.61)]
+    assert_same(as_dict(assign(rows_, heads, raws, match="atss").std), Oracle(rows_, raws, heads).atss())
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows(max_size=5), st.integers(0, 10_000))
+def test_simota_equals_the_oracle(rows_, seed):
+    heads = two_heads()
+    raws = random_raws(heads, 3, seed)
+    oracle = Oracle(rows_, raws, heads)
+    expected = oracle.simota()
+    assume(oracle.margin > CLEAR)
+    assert_same(as_dict(assign(rows_, heads, raws, match="simota").std), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows(max_size=5), st.integers(0, 10_000))
+def test_tal_equals_the_oracle(rows_, seed):
+    heads = two_heads()
+    raws = random_raws(heads, 3, seed)
+    oracle = Oracle(rows_, raws, heads)
+    expected = oracle.tal()
+    assume(oracle.margin > 1e-4)
+    assert_same(as_dict(assign(rows_, heads, raws, match="tal").std), expected)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    rows(max_size=4), rows(max_size=3), st.integers(0, 10_000), st.sampled_from([None, 0.2, 0.5, 0.7]), st.booleans()
+)
+def test_ignored_slots_equal_the_oracle(rows_, crowd, seed, threshold, of_crowd):
+    heads = two_heads()
+    raws = random_raws(heads, 3, seed)
+    oracle = Oracle(rows_, raws, heads)
+    expected = oracle.ignored(threshold and (threshold,) * 2, crowd if of_crowd else [])
+    assume(oracle.margin > CLEAR)
+    ignore = assign(rows_, heads, raws, crowd, ignore_thresh=threshold, ignore_crowd=of_crowd).ignore
+    if threshold is None and not of_crowd:
+        assert ignore == (None, None)
+    else:
+        found = {(b, n, a, j, i) for n, mask in enumerate(ignore) for b, a, j, i in mask.nonzero().tolist()}
+        assert found == expected
+
+
+# --- edges worked by hand
+
+
+def test_threshold_is_strict_and_a_tie_takes_the_first_anchor():
+    # Anchors 16x16 twice; a target of 8x8 has a shape IoU of 64/256 = 0.25 exactly with both.
+    heads = (Head(((16.0, 16.0), (16.0, 16.0)), 16, 3),)
+    raws = [torch.zeros(1, 2, 4, 4, 8)]
+    rows_ = [(0, 0, 0.5, 0.5, 8 / 64, 8 / 64)]
+    assert as_dict(assign(rows_, heads, raws, iou_t=0.25).std) == {}
+    assert as_dict(assign(rows_, heads, raws, iou_t=0.24).std) == {(0, 0, 0, 2, 2): 0.25, (0, 0, 1, 2, 2): 0.25}
+    assert as_dict(assign(rows_, heads, raws, iou_t=0.24, match_anchors="best").std) == {(0, 0, 0, 2, 2): 0.25}
+    assert as_dict(assign(rows_, heads, raws, match="darknet").std) == {(0, 0, 0, 2, 2): 0.25}
+
+
+def test_ratio_neighbours_by_hand():
+    # A grid of 4 x 4 cells of 16 pixels, anchor 16 x 16, targets of 16 x 16; x in cells, y in the middle of row 1.
+    heads = (Head(((16.0, 16.0),), 16, 3),)
+    raws = [torch.zeros(1, 1, 4, 4, 8)]
+    columns = {
+        0.3: {0},  # left half of the first column: no cell to its left
+        0.7: {0, 1},  # right half: the right neighbour too
+        1.3: {0, 1},
+        1.5: {1},  # the middle: no neighbour
+        2.0: {1, 2},  # on a border: the left neighbour; "right" is the own cell again and counts once
+        3.9: {3},  # less than one cell from the right border
+        4.0: {3},  # on the border of the image: clamped, and its left neighbour is the own cell
+    }
+    for x, expected in columns.items():
+        found = as_dict(assign([(0, 0, x / 4, 1.5 / 4, 0.25, 0.25)], heads, raws, match="ratio").std)
+        assert {col for *_, col in found} == expected, x
+        assert {row for _, _, _, row, _ in found} == {1}
+
+
+def test_centre_at_zero_and_at_one_stays_in_the_grid():
+    heads = two_heads()
+    raws = random_raws(heads, 1, 0)
+    corners = [(0, 0, 0.0, 0.0, 0.3, 0.3), (0, 0, 1.0, 1.0, 0.3, 0.3)]
+    for match in STRATEGIES:
+        assignment = assign(corners, heads, raws, match=match)
+        for part, (rows_, cols) in zip(assignment.std, ((3, 5), (6, 10)), strict=True):
+            assert ((part.row >= 0) & (part.row < rows_) & (part.col >= 0) & (part.col < cols)).all()
+    standard = as_dict(assign(corners, heads, raws).std)
+    assert {(t, h, j, i) for t, h, _, j, i in standard} == {(0, 0, 0, 0), (0, 1, 0, 0), (1, 0, 2, 4), (1, 1, 5, 9)}
+
+
+def test_darknet_anchor_in_no_mask_matches_nothing_unless_asked_to():
+    # The published yolov3-tiny leaves anchor 0 out of both masks; an object of its size then learns nothing.
+    anchors = ((10.0, 14.0), (81.0, 82.0))
+    heads = (Head((anchors[1],), 32, 3, all_anchors_wh=anchors, mask=(1,)),)
+    raws = [torch.zeros(1, 1, 3, 3, 8)]
+    rows_ = [(0, 0, 0.5, 0.5, 10 / 96, 14 / 96)]
+    assert as_dict(assign(rows_, heads, raws, match="darknet").std) == {}
+    assert list(as_dict(assign(rows_, heads, raws, match="darknet", match_fallback=True).std)) == [(0, 0, 0, 1, 1)]
+
+
+def test_darknet_ignores_by_the_threshold_of_the_cfg():
+    heads = tuple(dataclasses.replace(head, ignore_thresh=0.3) for head in two_heads())
+    raws = random_raws(heads, 2, 3)
+    rows_ = [(1, 0, 0.5, 0.5, 0.4, 0.5)]
+    by_cfg = assign(rows_, heads, raws, match="darknet").ignore
+    by_option = assign(rows_, heads, raws, ignore_thresh=0.3).ignore
+    assert sum(mask.sum() for mask in by_cfg) > 0
+    assert all(torch.equal(one, other) for one, other in zip(by_cfg, by_option, strict=True))
+
+
+# --- point 3: order and padding
+
+
+def shuffled(targets, order, image_map):
+    image = image_map[targets.image][order]
+    return Targets(image, targets.label[order], targets.boxes_cxcywh[order])
+
+
+@pytest.mark.parametrize("match", [*STRATEGIES, "atss+fast", "standard+tal"])
+@pytest.mark.parametrize("seed", range(3))
+def test_order_of_targets_and_images_and_padding_change_nothing(match, seed):
+    heads = two_heads()
+    generator = torch.Generator().manual_seed(seed)
+    raws = random_raws(heads, 3, seed)
+    boxes = torch.rand(14, 4, generator=generator) * 0.6 + 0.1
+    boxes[3] = boxes[9]  # two objects with one box ...
+    image = torch.randint(0, 3, (14,), generator=generator)
+    image[3] = image[9]
+    label = torch.randint(0, 3, (14,), generator=generator)
+    label[3], label[9] = 0, 2  # ... but of two classes
+    targets = Targets(image, label, boxes)
+    extra = {"remove_duplicate": True, "reduce_anchor": True, "iou_new": 0.3} if match.endswith("fast") else {}
+    extra |= {"new_topk": 3, "assign_rate": 0.5, "iou_new": 0.3} if match == "split" else {}
+    assigner = build_assigner(AssignmentOptions(match=match, ignore_thresh=0.5, **extra), heads)
+    before = assigner(targets, raws)
+
+    order = torch.randperm(14, generator=generator)
+    image_map = torch.tensor([3, 0, 1])  # image 2 of the new batch is empty padding
+    new_raws = [torch.stack((raw[1], raw[2], torch.randn_like(raw[0]), raw[0])) for raw in raws]
+    after = assigner(shuffled(targets, order, image_map), new_raws)
+
+    for name in ("std", "new"):
+        old = {(t, *key): v for (t, *key), v in as_dict(getattr(before, name)).items()}
+        new = {(int(order[t]), *key): v for (t, *key), v in as_dict(getattr(after, name)).items()}
+        assert new.keys() == old.keys()
+        assert new == pytest.approx(old, abs=1e-6)
+    for old, new in zip(before.ignore, after.ignore, strict=True):
+        assert torch.equal(new[torch.tensor([3, 0, 1])], old) and not new[2].any()
+
+
+@pytest.mark.parametrize("match", STRATEGIES)
+def test_no_targets(match):
+    heads = two_heads()
+    assignment = assign([], heads, random_raws(heads, 2, 0), match=match)
+    assert [len(part) for part in (*assignment.std, *assignment.new)] == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("match", STRATEGIES)
+@pytest.mark.parametrize("wh", [(0.0, 0.0), (0.0, 0.2), (1e-7, 1e-7), (30.0, 30.0)])
+def test_degenerate_targets_break_nothing(match, wh):
+    heads = two_heads()
+    raws = random_raws(heads, 1, 0)
+    assignment = assign([(0, 0, 0.4, 0.6, *wh), (0, 1, 0.5, 0.5, 0.3, 0.3)], heads, raws, match=match)
+    for part in (*assignment.std, *assignment.new):
+        assert part.iou.isfinite().all() and part.weight.isfinite().all()
+
+
+def test_the_same_batch_gives_the_same_matches_and_layouts_do_not_matter():
+    heads = two_heads()
+    raws = random_raws(heads, 3, 5)
+    contiguous = [raw.contiguous() for raw in raws]
+    strided = [torch.cat((raw, raw), dim=-1)[..., : raw.shape[-1]] for raw in raws]
+    rows_ = [(b, 0, 0.1 + 0.2 * n, 0.5, 0.3, 0.4) for b in range(3) for n in range(4)]
+    for match in STRATEGIES:
+        first = assign(rows_, heads, raws, match=match)
+        for other in (raws, contiguous, strided):
+            again = assign(rows_, heads, other, match=match)
+            for one, two in zip((*first.std, *first.new), (*again.std, *again.new), strict=True):
+                assert all(torch.equal(getattr(one, f.name), getattr(two, f.name)) for f in dataclasses.fields(one))
+
+
+def test_half_precision_maps_are_decoded_in_float32():
+    heads = two_heads()
+    raws = random_raws(heads, 2, 5)
+    rows_ = [(b, 0, 0.1 + 0.2 * n, 0.5, 0.3, 0.4) for b in range(2) for n in range(4)]
+    half = [raw.bfloat16() for raw in raws]
+    for match in STRATEGIES:
+        low = assign(rows_, heads, half, match=match)
+        high = assign(rows_, heads, [raw.float() for raw in half], match=match)
+        for one, two in zip((*low.std, *low.new), (*high.std, *high.new), strict=True):
+            assert torch.equal(one.row, two.row) and one.iou.dtype == torch.float32
+
+
+# --- combinations and options
+
+
+def test_a_combination_takes_std_from_one_and_new_from_the_other():
+    heads = two_heads()
+    raws = random_raws(heads, 2, 1)
+    rows_ = [(b, 0, 0.1 + 0.2 * n, 0.5, 0.3, 0.4) for b in range(2) for n in range(4)]
+    both = assign(rows_, heads, raws, match="atss+tal")
+    atss, tal = (as_dict(assign(rows_, heads, raws, match=name).std) for name in ("atss", "tal"))
+    assert as_dict(both.std) == atss
+    assert as_dict(both.new) == {key: value for key, value in tal.items() if key not in atss}
+
+    fast = assign(rows_, heads, raws, match="atss+fast", iou_new=0.3)
+    reachable = as_dict(assign(rows_, heads, raws, match="pure", candidates="map", iou_new=0.3).new)
+    assert as_dict(fast.new) == {key: value for key, value in reachable.items() if key not in atss}
+
+
+@pytest.mark.parametrize(
+    "options, word",
+    [
+        ({"match": "standart"}, "did you mean 'standard'"),
+        ({"match": "standard+fast+tal"}, "A+B"),
+        ({"match": "fast+fast"}, "A+B"),
+        ({"match": "standard", "anchor_t": 4.0}, "used by: ratio"),
+        ({"match": "ratio", "iou_t": 0.3}, "used by: standard, darknet, pure, split, fast"),
+        ({"match": "pure", "new_topk": 5}, "used by: split"),
+        ({"match": "split", "remove_duplicate": True}, "used by: fast"),
+        ({"match": "atss", "tobj": "std"}, "used by: pure, split, fast"),
+        ({"match": "atss+split", "iou_t": 0.3}, "--iou-t is not used"),
+        ({"match": "fast", "iou_new": 0.0}, "--iou-new must be between"),
+        ({"match": "fast", "alpha": 1.5}, "--alpha must be between"),
+    ],
+)
+def test_wrong_options_are_refused_with_a_remedy(options, word):
+    with pytest.raises(ValueError) as caught:
+        AssignmentOptions(**options)
+    assert word in str(caught.value)
+    with pytest.raises(UserError):
+        build_options(options, (AssignmentOptions,))
+
+
+def test_alpha_without_new_matches_is_said_once(caplog):
+    build_assigner(AssignmentOptions(match="standard", alpha=0.3), two_heads())
+    assert len(caplog.records) == 1 and "no effect" in caplog.text
+
+
+def test_options_carry_over_to_another_strategy():
+    options = AssignmentOptions(match="fast", iou_t=0.3, linear_reweight=0.5, ignore_thresh=0.7)
+    assert with_strategy(options, "standard") == AssignmentOptions(match="standard", iou_t=0.3, ignore_thresh=0.7)
+    assert with_strategy(options, "ratio") == AssignmentOptions(match="ratio", ignore_thresh=0.7)
+
+
+# --- the origins' figures on real images (issue 4, point 2)
+
+YOLOV3 = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326))
+
+
+def coco_targets(shared, size):
+    """The 929 non-crowd objects of the 128 train images, letterboxed into a square, and their original areas."""
+    content = json.loads((shared / "data/coco/annotations/instances_train2017.json").read_text())
+    images = {image["id"]: (n, image["width"], image["height"]) for n, image in enumerate(content["images"])}
+    rows_, areas = [], []
+    for item in content["annotations"]:
+        if not item["iscrowd"]:
+            number, width, height = images[item["image_id"]]
+            scale = size / max(width, height)
+            left, top = (size - width * scale) / 2, (size - height * scale) / 2
+            x, y, w, h = item["bbox"]
+            box = ((x + w / 2) * scale + left, (y + h / 2) * scale + top, w * scale, h * scale)
+            rows_.append((number, 0, *(value / size for value in box)))
+            areas.append(item["area"])
+    return targets_of(rows_), torch.tensor(areas)
+
+
+def yolov3_heads():
+    anchors = tuple((float(w), float(h)) for w, h in YOLOV3)
+    return tuple(
+        Head(anchors[first : first + 3], stride, 80, all_anchors_wh=anchors, mask=(first, first + 1, first + 2))
+        for first, stride in ((6, 32), (3, 16), (0, 8))
+    )
+
+
+def on_coco(shared, match, size):
+    heads = yolov3_heads()
+    targets, areas = coco_targets(shared, size)
+    raws = [torch.zeros(1).expand(128, 3, size // head.stride, size // head.stride, 6) for head in heads]
+    return as_dict(build_assigner(AssignmentOptions(match=match), heads)(targets, raws).std), areas
+
+
+def test_ratio_reproduces_its_origin_on_coco(shared):
+    found, areas = on_coco(shared, "ratio", 640)
+    anchors = {(target, head, anchor) for target, head, anchor, _, _ in found}
+    assert len(areas) == 929
+    assert round(len(anchors) / len(areas), 2) == 4.26
+    assert round(len({target for target, *_ in anchors}) / len(areas), 4) == 0.9946
+
+
+def test_standard_reproduces_its_origin_on_coco(shared):
+    found, areas = on_coco(shared, "standard", 416)
+    matched = torch.zeros(len(areas), dtype=torch.bool)
+    matched[[target for target, *_ in found]] = True
+    assert round(len(found) / len(areas), 1) in (3.3, 3.4)  # 3046 / 929 = 3.28; per matched object 3.39
+    assert round(100 * (~matched).float().mean().item(), 1) == 3.4
+    assert (areas[~matched] < 32**2).float().mean() > 0.9  # nearly all small

@@ -1,0 +1,197 @@
+"""pure, split and fast: against the oracle with every option, against one another, and by hand."""
+
+import math
+
+import pytest
+import torch
+from assignment_cases import CLASSES, as_dict, random_raws, rows, targets_of, two_heads
+from assignment_oracle import Oracle
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+import models.slots
+from models.build_targets import AssignmentOptions, build_assigner
+from models.heads import Head
+from models.prediction_matching import predicted_iou
+from models.slots import Scene, window_pairs
+
+CLEAR = 1e-5
+THRESHOLDS = st.sampled_from([0.15, 0.3, 0.5, 0.7])
+KINDS = st.sampled_from(["iou", "giou", "diou", "ciou"])
+CANDIDATES = st.sampled_from([None, "cell", "neighbours", "map"])
+DECODES = st.sampled_from([(1.0, False), (1.2, False), (2.0, True)])
+DEFAULT_CANDIDATES = {"pure": "cell", "split": "neighbours", "fast": "map"}
+
+
+def check(match, rows_, seed, decode, common, extra):
+    """Compare a strategy with the oracle on one batch; returns the assignment."""
+    heads = two_heads(*decode)
+    raws = random_raws(heads, 3, seed)
+    oracle = Oracle(rows_, raws, heads)
+    std = oracle.standard()
+    words = common | {"candidates": common["candidates"] or DEFAULT_CANDIDATES[match]}
+    expected = getattr(oracle, match)(**words) if match == "pure" else getattr(oracle, match)(std, **words, **extra)
+    assume(oracle.margin > CLEAR)
+
+    assignment = build_assigner(AssignmentOptions(match=match, **common, **extra), heads)(targets_of(rows_), raws)
+    assert as_dict(assignment.std).keys() == std.keys()
+    found = as_dict(assignment.new)
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, abs=1e-4)
+    return assignment
+
+
+def common_options():
+    return st.fixed_dictionaries({"iou_new": THRESHOLDS, "match_iou": KINDS, "candidates": CANDIDATES})
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows(max_size=4), st.integers(0, 10_000), DECODES, common_options())
+def test_pure_equals_the_oracle(rows_, seed, decode, common):
+    check("pure", rows_, seed, decode, common, {})
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    rows(max_size=4), st.integers(0, 10_000), DECODES, common_options(),
+    st.fixed_dictionaries(
+        {
+            "refilter": st.booleans(),
+            "reduce_anchor": st.booleans(),
+            "new_topk": st.sampled_from([None, 1, 3, 5]),
+            "assign_rate": st.sampled_from([None, 0.0, 0.5, 2.0]),
+        }
+    ),
+)  # fmt: skip
+def test_split_equals_the_oracle(rows_, seed, decode, common, extra):
+    check("split", rows_, seed, decode, common, extra)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    rows(max_size=5), st.integers(0, 10_000), DECODES, common_options(),
+    st.fixed_dictionaries(
+        {
+            "remove_duplicate": st.booleans(),
+            "reduce_anchor": st.booleans(),
+            "linear_reweight": st.sampled_from([None, 0.0, 0.5, 1.0]),
+        }
+    ),
+)  # fmt: skip
+def test_fast_equals_the_oracle(rows_, seed, decode, common, extra):
+    assignment = check("fast", rows_, seed, decode, common, extra)
+    low, start = extra["linear_reweight"], common["iou_new"]
+    for part in assignment.new:
+        expected = torch.ones_like(part.iou) if low is None else low + (1 - low) * (part.iou - start) / (1 - start)
+        assert torch.allclose(part.weight, expected, atol=1e-5)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows(max_size=8), st.integers(0, 10_000), DECODES, THRESHOLDS, KINDS)
+def test_fast_finds_exactly_the_pairs_that_split_finds_on_the_map(rows_, seed, decode, iou_new, kind):
+    heads = two_heads(*decode)
+    raws = random_raws(heads, 3, seed, spread=1.0)
+    options = {"candidates": "map", "iou_new": iou_new, "match_iou": kind}
+    fast, split = (
+        build_assigner(AssignmentOptions(match=match, **options), heads)(targets_of(rows_), raws)
+        for match in ("fast", "split")
+    )
+    found, expected = as_dict(fast.new), as_dict(split.new)
+    clear = {key for key, value in (found | expected).items() if abs(value - iou_new) > 1e-6}
+    assert found.keys() & clear == expected.keys() & clear
+
+
+def test_a_match_never_crosses_images_though_a_naive_batched_iou_would():
+    # Image 0 predicts a perfect box everywhere near the object of image 1, which itself has only poor predictions.
+    heads = (Head(((16.0, 16.0),), 16, CLASSES),)
+    raw = torch.zeros(2, 1, 4, 4, 8)  # zero: the cell's centre and the anchor's size
+    raw[1, ..., 2:4] = -3.0  # image 1 predicts boxes of a pixel
+    rows_ = [(1, 0, 0.375, 0.375, 0.25, 0.25)]  # exactly cell (1, 1): centre 24, size 16
+
+    scene = Scene.of(targets_of(rows_), [raw], heads)
+    boxes = torch.tensor([[24.0 - 8, 24 - 8, 24 + 8, 24 + 8]])
+    naive = [predicted_iou(Scene.of(targets_of([(b, *rows_[0][1:])]), [raw], heads), pairs, "iou").max()
+             for b in range(2) for pairs in window_pairs(scene, scene.cells, scene.cells)]  # fmt: skip
+    assert naive[0] == 1 and naive[1] < 0.1 and torch.equal(scene.boxes_xyxy, boxes)
+    for match in ("pure", "split", "fast"):
+        assigner = build_assigner(AssignmentOptions(match=match, candidates="map", iou_t=0.99), heads)
+        assert as_dict(assigner(targets_of(rows_), [raw]).new) == {}
+
+
+def test_sets_may_overlap_in_pure_and_never_do_in_split_and_fast():
+    # A prediction equal to the object, from the anchor that also fits it: std, and predicted IoU 1.
+    heads = (Head(((16.0, 16.0), (64.0, 64.0)), 16, CLASSES),)
+    raw = torch.zeros(1, 2, 4, 4, 8)
+    rows_ = [(0, 0, 0.375, 0.375, 0.25, 0.25)]
+    slot = (0, 0, 0, 1, 1)
+    for match, new in (("pure", {slot: 1.0}), ("split", {}), ("fast", {})):
+        assignment = build_assigner(AssignmentOptions(match=match), heads)(targets_of(rows_), [raw])
+        assert as_dict(assignment.std) == {slot: 1.0} and as_dict(assignment.new) == new
+
+
+def logit(p):
+    return math.log(p / (1 - p))
+
+
+def test_refilter_keeps_what_beats_the_worst_std_prediction():
+    # One object of 32 x 32 at the centre of cell (1, 1), cells of 16 pixels. Anchors 32x32 (std) and 80x80 (no std:
+    # shape IoU 0.16). The std slot predicts 32 x 16: IoU 0.5. The other anchor predicts 32 x 24 (IoU 0.75), and in
+    # the cell to the right 32 x 32 moved by 8 (its centre pulled left by half a cell): IoU 24/40 = 0.6.
+    heads = (Head(((32.0, 32.0), (80.0, 80.0)), 16, CLASSES),)
+    raw = torch.zeros(1, 2, 4, 4, 8)
+    raw[..., 2:4] = -6.0
+    raw[0, 0, 1, 1, 2:4] = torch.tensor([0.0, math.log(0.5)])
+    raw[0, 1, 1, 1, 2:4] = torch.tensor([math.log(0.4), math.log(0.3)])
+    raw[0, 1, 1, 2, :4] = torch.tensor([logit(1e-6), 0.0, math.log(0.4), math.log(0.4)])
+    targets = targets_of([(0, 0, 0.375, 0.375, 0.5, 0.5)])
+
+    def new(**options):
+        return as_dict(build_assigner(AssignmentOptions(match="split", **options), heads)(targets, [raw]).new)
+
+    best, beside = (0, 0, 1, 1, 1), (0, 0, 1, 1, 2)
+    assert new() == pytest.approx({best: 0.75, beside: 0.6}, abs=1e-4)
+    assert new(refilter=True).keys() == {best, beside}
+    assert new(new_topk=1).keys() == {best}
+    assert new(assign_rate=0.99).keys() == set()  # one std match: at most 0.99 new ones
+    assert new(assign_rate=1.0).keys() == {best}
+    raw[0, 0, 1, 1, 3] = math.log(0.7)  # the std prediction now has an IoU of 0.7
+    assert new(refilter=True).keys() == {best}
+
+
+def test_remove_duplicate_gives_a_slot_to_the_better_object_and_never_a_std_slot():
+    # Two objects, 16 x 16 and 16 x 12, in one cell; anchor 0 (16 x 16) fits both, anchor 1 predicts 16 x 13 by itself.
+    heads = (Head(((16.0, 16.0), (100.0, 100.0)), 16, CLASSES),)
+    raw = torch.zeros(1, 2, 4, 4, 8)
+    raw[:, 1, ..., 2:4] = -9.0
+    raw[0, 1, 1, 1, 2:4] = torch.tensor([math.log(0.16), math.log(0.13)])
+    targets = targets_of([(0, 0, 0.375, 0.375, 0.25, 0.25), (0, 1, 0.375, 0.375, 0.25, 0.1875)])
+
+    def new(**options):
+        return as_dict(build_assigner(AssignmentOptions(match="fast", **options), heads)(targets, [raw]).new)
+
+    # IoU with 16 x 13: 13/16 = 0.8125 for the first, 12/13 = 0.923 for the second.
+    both = {(0, 0, 1, 1, 1): 13 / 16, (1, 0, 1, 1, 1): 12 / 13}
+    assert new() == pytest.approx(both, abs=1e-4)
+    assert new(remove_duplicate=True).keys() == {(1, 0, 1, 1, 1)}
+    # A threshold that leaves the second object without std match: anchor 0 is std of the first and offers 12/16 = 0.75
+    # to the second, taken as a new match but not with --remove-duplicate.
+    assert new(iou_t=0.8).keys() == {*both, (1, 0, 0, 1, 1)}
+    assert new(iou_t=0.8, remove_duplicate=True).keys() == {(1, 0, 1, 1, 1)}
+
+
+@pytest.mark.parametrize("match", ["pure", "split", "fast", "simota", "tal"])
+def test_chunks_change_nothing(match, monkeypatch):
+    heads = two_heads()
+    raws = random_raws(heads, 3, 1)
+    targets = targets_of([(b, n % 3, 0.1 + 0.2 * n, 0.5, 0.3, 0.4) for b in (2, 0, 1) for n in range(5)])
+    options = {"candidates": "map", "iou_new": 0.3} if match in DEFAULT_CANDIDATES else {}
+    assigner = build_assigner(AssignmentOptions(match=match, **options), heads)
+    whole = assigner(targets, raws)
+    for limit in (1, 100, 1000):
+        monkeypatch.setattr(window_pairs, "__defaults__", (limit,))
+        monkeypatch.setattr("models.simota.NUMBERS_AT_ONCE", limit * (5 + CLASSES))
+        parts = assigner(targets, raws)
+        assert as_dict(parts.std) == pytest.approx(as_dict(whole.std))
+        assert as_dict(parts.new) == pytest.approx(as_dict(whole.new))
+    assert models.slots.PAIRS_AT_ONCE >= 100_000
