@@ -1,0 +1,161 @@
+import contextlib
+import io
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
+
+from tests.tiny_project import NAMES, REPOSITORY, load_script, make_project, random_network, run_script, save_run
+from utils.coco_eval import TWELVE
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("test")
+
+
+def pycocotools_says(truth_path, found_path):
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        truth = COCO(str(truth_path))
+        evaluation = COCOeval(truth, truth.loadRes(str(found_path)), "bbox")
+        evaluation.evaluate()
+        evaluation.accumulate()
+        evaluation.summarize()
+    return evaluation.stats.tolist(), [line for line in printed.getvalue().splitlines() if "@[" in line]
+
+
+def test_without_arguments_as_a_user_types_it(project):
+    command = [sys.executable, str(REPOSITORY / "test.py"), "--save-json", "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=project, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first = done.stdout.splitlines()[0]
+    assert "runs/train/exp/best.pt (tiny.cfg) on tiny.data" in first and "7 images" in first and "96x96" in first
+    folder = project / "runs/test/exp"
+    stats, lines = pycocotools_says(folder / "ground_truth.json", folder / "detections.json")
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert [metrics[row[0]] for row in TWELVE] == stats  # to the last digit
+    assert 0.1 < metrics["ap"] < 0.95 and metrics["ar_small"] > 0
+    assert all(line in done.stdout.splitlines() for line in lines)
+    assert re.search(
+        r"^Speed: [\d.]+/[\d.]+/[\d.]+ ms inference/NMS/total per 96x96 image at batch-size 16$", done.stdout, re.M
+    )
+    assert (folder / "val_batch0.jpg").stat().st_size > 1000
+    assert "Traceback" not in done.stderr
+
+
+def test_areas_of_custom_data_are_box_areas(project, script, monkeypatch):
+    assert run_script(script, monkeypatch, "--save-json", "--workers", 0) == 0
+    truth = json.loads((project / "runs/test/exp/ground_truth.json").read_text())
+    assert truth["annotations"]
+    for row in truth["annotations"]:
+        assert row["area"] == pytest.approx(row["bbox"][2] * row["bbox"][3], rel=1e-9)
+
+
+def test_evaluators_batches_and_workers_agree(project, script, monkeypatch):
+    runs = (("--evaluator", "pycocotools", "--workers", 0), ("--batch-size", 2, "--workers", 1), ("--workers", 0))
+    for arguments in runs:
+        assert run_script(script, monkeypatch, *arguments, "--no-rect", "--verbose") == 0
+    results = [json.loads(path.read_text()) for path in sorted(project.glob("runs/test/*/metrics.json"))]
+    assert results[0]["evaluator"] == "pycocotools" and results[2]["evaluator"] == "hotcoco"
+    for row in TWELVE:  # a batch of another size may round the network's numbers differently
+        values = [result[row[0]] for result in results]
+        assert values[0] == values[2] and values[1] == pytest.approx(values[0], abs=1e-6)
+
+
+def test_verbose_table_has_a_line_per_class(project, script, monkeypatch, capsys):
+    assert run_script(script, monkeypatch, "--verbose", "--workers", 0, "--name", "mine") == 0
+    lines = capsys.readouterr().out.splitlines()
+    head = next(number for number, line in enumerate(lines) if line.split()[:1] == ["Class"])
+    assert lines[head].split() == ["Class", "Images", "Targets", "P", "R", "mAP@0.5", "mAP@0.5:0.95"]
+    rows = [line.split() for line in lines[head + 1 : head + 5]]
+    assert [row[0] for row in rows] == ["all", *NAMES] and rows[0][1] == "7"
+    assert sum(int(row[2]) for row in rows[1:]) == int(rows[0][2])
+    metrics = json.loads((project / "runs/test/mine/metrics.json").read_text())
+    per_class = [row["ap50"] for row in metrics["classes"] if row["instances"]]
+    assert metrics["ap50"] == pytest.approx(np.mean(per_class))
+
+
+def test_single_class(project, script, monkeypatch):
+    assert run_script(script, monkeypatch, "--single-cls", "--workers", 0) == 0
+    metrics = json.loads((project / "runs/test/exp/metrics.json").read_text())
+    assert [row["name"] for row in metrics["classes"]] == ["object"] and metrics["ap50"] > 0.1
+
+
+def test_speed_alone_writes_nothing(project, script, monkeypatch, capsys):
+    assert run_script(script, monkeypatch, "--task", "speed", "--workers", 0, "--batch-size", 3) == 0
+    assert "at batch-size 3" in capsys.readouterr().out
+    assert not (project / "runs/test").exists()
+
+
+def test_stretch_and_a_size_that_is_not_square(project, script, monkeypatch, capsys):
+    assert run_script(script, monkeypatch, "--resize", "stretch", "--img-size", 64, 96, "--workers", 0) == 0
+    assert "stretch to 64x96" in capsys.readouterr().out
+    assert json.loads((project / "runs/test/exp/metrics.json").read_text())["options"]["img_size"] == [64, 96]
+
+
+def test_newest_run_is_taken(project, script, monkeypatch, capsys):
+    save_run(project, random_network(1), "later")
+    assert run_script(script, monkeypatch, "--workers", 0) == 0
+    assert "runs/train/later/best.pt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        (["--weights", "nothing.pt"], "nothing.pt"),
+        (["--data", "nothing.data"], "nothing.data"),
+        (["--img-size", "100"], "96 or 104"),
+        (["--conf-thres", "2"], "between 0 and 1"),
+        (["--device", "7"], "--device cpu"),
+        (["--batchsize", "7"], "--batch-size"),
+        (["--evaluator", "mine"], "hotcoco"),
+        (["--data", "two.data"], "3 classes"),
+        (["--weights", "tiny.cfg"], "neither a checkpoint"),
+        (["--weights", "cut.pt"], "cut"),
+        (["--cfg", "other.cfg"], "layer 1"),
+        (["--task", "test"], "no 'test'"),
+    ],
+)
+def test_a_mistake_is_one_line_and_status_two(project, script, monkeypatch, capsys, arguments, words):
+    (project / "two.data").write_text("classes=2\ntrain=images\nvalid=images\nnames=two.names\n")
+    (project / "two.names").write_text("a\nb\n")
+    (project / "cut.pt").write_bytes((project / "runs/train/exp/best.pt").read_bytes()[:3000])
+    (project / "other.cfg").write_text((project / "tiny.cfg").read_text().replace("filters=16", "filters=20"))
+    if "two.data" in arguments:  # its labels must be valid for two classes
+        for path in project.glob("labels/*.txt"):
+            path.write_text("1 0.5 0.5 0.2 0.2\n")
+    assert run_script(script, monkeypatch, *arguments, "--workers", 0) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and error.count("\n") == 1 and words in error
+
+
+def test_no_run_yet(tmp_path, script, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert run_script(script, monkeypatch) == 2
+    assert "run train.py first" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_coco_with_real_weights_equals_pycocotools(shared, tmp_path, script, monkeypatch, backend):
+    monkeypatch.chdir(tmp_path)
+    annotations = shared / "data/coco/annotations/instances_val2017.json"
+    weights = shared / "data/weights/yolo-fastest-1.1/yolo-fastest-1.1.weights"
+    arguments = ("--weights", weights, "--data", annotations, "--save-json", "--evaluator", backend)
+    assert run_script(script, monkeypatch, *arguments) == 0
+    # The referee reads the original annotations, not those that we wrote.
+    stats, _ = pycocotools_says(annotations, tmp_path / "runs/test/exp/detections.json")
+    metrics = json.loads((tmp_path / "runs/test/exp/metrics.json").read_text())
+    assert [metrics[row[0]] for row in TWELVE] == stats and metrics["ap50"] > 0.25
