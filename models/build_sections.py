@@ -76,6 +76,8 @@ def _own_activation(builder: SectionBuilder, section: Section) -> str:
         return section["activation"]
     if section["activation"] != "logistic":
         raise section.error("stands before a [yolo] with new_coords=1 and so needs activation=logistic", "activation")
+    if section["antialiasing"]:
+        raise section.error("antialiasing after the logistic of a new_coords=1 head is not supported", "antialiasing")
     for other in builder.config.sections[section.index + 2 :]:
         if section.index in sources_of(other):
             raise other.error(f"reads layer {section.index}, whose logistic belongs to the [yolo] head after it")
@@ -127,7 +129,7 @@ def _route(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -
         raise section.error(f"group_id={group_id} is not below groups={groups}", "group_id")
     for index, source in zip(sources_of(section), inputs, strict=True):
         if not source.fits(inputs[0]):
-            raise section.error(f"joins maps of different sizes: {inputs[0]} and layer {index} with {source}", "layers")
+            raise section.error(f"joins maps of different sizes: {inputs[0].unlike(source, index)}", "layers")
         if source.channels % groups:
             raise section.error(f"groups={groups} must divide layer {index}'s {source.channels} channels", "groups")
     output = replace(inputs[0], channels=sum(source.channels for source in inputs) // groups)
@@ -140,7 +142,7 @@ def _shortcut(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]
     output = inputs[0]
     for index, source in zip(sources_of(section)[1:], inputs[1:], strict=True):
         if not source.fits(output):
-            raise section.error(f"adds maps of different sizes: {output} and layer {index} with {source}", "from")
+            raise section.error(f"adds maps of different sizes: {output.unlike(source, index)}", "from")
     weights_shape: tuple[int, ...] = ()
     if section["weights_type"] in ("per_feature", "per_layer"):
         weights_shape = (len(inputs),)

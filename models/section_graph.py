@@ -43,6 +43,12 @@ class Shape:
     def _grid(self) -> tuple[int, int, Fraction, Fraction]:
         return self.rows, self.cols, self.stride_x, self.stride_y
 
+    def unlike(self, other: Shape, index: int) -> str:
+        """Say how a map and that of layer ``index`` differ, which should lie on one grid."""
+        same_stride = (self.stride_x, self.stride_y) == (other.stride_x, other.stride_y)
+        hint = "; make the width and height of [net] multiples of the largest stride" if same_stride else ""
+        return f"{self} and layer {index} with {other}{hint}"
+
     def scaled(self, rows: int, cols: int, by_x: Fraction | int, by_y: Fraction | int) -> Shape:
         """Return the shape on another grid."""
         return replace(self, rows=rows, cols=cols, stride_x=self.stride_x * by_x, stride_y=self.stride_y * by_y)

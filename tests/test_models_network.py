@@ -324,6 +324,14 @@ ERRORS = [
         NET + CONV + HEAD + YOLO + "new_coords=1\n",
         "stands before a [yolo] with new_coords=1 and so needs activation=logistic",
     ),
+    (
+        NET.replace("64", "30") + CONV + CONV + "[upsample]\nstride=2\n[route]\nlayers=-1,0\n",
+        "multiples of the largest",
+    ),
+    (
+        NET + CONV + HEAD.replace("linear", "logistic\nantialiasing=1") + YOLO + "new_coords=1\n",
+        "x.cfg:11: [convolutional] anti",
+    ),
     (SMALL + "[convolutional]\n", "x.cfg:16: [convolutional] reads layer 2, a [yolo] head"),
     (SMALL + "[route]\nlayers=2\n", "x.cfg:16: [route] reads layer 2, a [yolo] head"),
     (NET + CONV.replace("stride=2", "stride_x=2") + HEAD + YOLO, "x.cfg:11: [yolo] lies on a grid of stride 2 x 1"),
