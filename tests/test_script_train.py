@@ -242,3 +242,26 @@ def test_transfer_to_other_classes_keeps_the_backbone_and_frozen_layers(project)
     frozen = [key for key in first if key.startswith("layers.0.")]
     assert frozen and all(torch.equal(first[key], second[key]) for key in frozen if first[key].is_floating_point())
     assert second["layers.3.conv.weight"].shape[0] == 24  # 3 anchors * (5 + 3 classes)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_batches(project):
+    launcher = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node=2",
+        str(ROOT / "train.py"),
+    ]
+    given = (*BASIC, "--epochs", "2", "--workers", "0", "--name", "shared")
+    done = subprocess.run(
+        [*launcher, *given], cwd=project, capture_output=True, text=True, timeout=300, env=environment()
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    runs = [path.name for path in (project / "runs/train").iterdir()]
+    assert runs == ["shared"]  # one folder, written by one process
+    rows = list(csv.DictReader((project / "runs/train/shared/results.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2"]
+    assert 0 <= float(rows[1]["metrics/mAP_0.5"]) <= 1
+    assert done.stdout.count("over the tested epochs") == 1
