@@ -19,6 +19,8 @@ import yaml
 from analysis.anchor_stats import anchor_stats
 from analysis.compare_runs import CompareOptions, compare_runs, read_run
 from analysis.dataset_stats import DatasetStatsOptions, dataset_stats
+from analysis.matching_run import Source, matching_stats, open_everything, resumed_options, start_folder
+from analysis.matching_stats import MatchingOptions
 from analysis.strategies import StrategyOptions, needs_predictions, prior_strategies
 from analysis.tables import Result, print_result, write_result
 from data.annotations import Annotations
@@ -26,7 +28,7 @@ from data.data_file import SPLITS, open_data
 from data.label_files import read_dataset
 from models.heads import Head
 from models.network import build_network, check_image_size, require_heads
-from utils.config import build_options, find_file, option, parse_flags
+from utils.config import build_options, find_file, flat_dict, option, parse_flags
 from utils.errors import UserError, run_command
 from utils.run_log import new_run_folder
 
@@ -40,6 +42,7 @@ class AnalyzeOptions:
 
     dataset_stats: bool = option(False, "pairs, overlaps, sizes, elongation and occlusion of the annotations")
     anchor_stats: bool = option(False, "which anchors match which objects, by every strategy that looks only at priors")
+    matching_stats: bool = option(False, "which slots match which objects, and how well a network's predictions fit")
     compare: tuple[str, ...] = option((), "compare training runs: their folders, such as runs/train/exp")
     data: str = option("", "a .data file, COCO JSON, image list or folder; default: the newest run's, else shapes.data")
     split: str = option("train", "which split of the data set", SPLITS)
@@ -48,7 +51,7 @@ class AnalyzeOptions:
     name: str = option("", "results go to runs/analyze/<name>; default: the name of the analysis")
 
 
-GROUPS = (AnalyzeOptions, DatasetStatsOptions, CompareOptions, StrategyOptions)
+GROUPS = (AnalyzeOptions, DatasetStatsOptions, CompareOptions, StrategyOptions, MatchingOptions)
 
 
 @dataclass(frozen=True)
@@ -59,23 +62,27 @@ class Options:
     dataset_stats: DatasetStatsOptions
     compare: CompareOptions
     strategies: StrategyOptions
+    matching: MatchingOptions
+    asked: AnalyzeOptions = AnalyzeOptions()  # as the user gave them, without the defaults of the newest run
 
 
 @dataclass(frozen=True)
 class Mode:
     """One kind of analysis: what runs it and which options it reads."""
 
-    run: Callable[[Options], Result]
+    run: Callable[[Options], Result | None]  # None: another process has the result
     reads: frozenset[str]
 
 
 def main() -> None:
     """Run the chosen analyses one after the other; each writes a folder of its own."""
-    given = parse_flags(__doc__.splitlines()[0], *GROUPS)
+    given = resumed_options(parse_flags(__doc__.splitlines()[0], *GROUPS))
     options, modes = choose(given)
     for mode in modes:
         result = MODES[mode].run(options)
-        folder = new_run_folder(ANALYSES, run_name(options.analyze.name, mode, len(modes)))
+        if result is None:
+            continue
+        folder = result.folder or new_run_folder(ANALYSES, run_name(options.analyze.name, mode, len(modes)))
         write_result(result, folder, f"python {shlex.join(sys.argv)}")
         print_result(result)
         print(f"\n{flag(mode)}: results.json, tables.md, CSV and pictures are in {folder}\n")
@@ -95,7 +102,7 @@ def choose(given: dict[str, Any]) -> tuple[Options, list[str]]:
         if name not in MODES and name != "name" and not any(name in MODES[mode].reads for mode in modes):
             readers = ", ".join(flag(mode) for mode in MODES if name in MODES[mode].reads)
             raise UserError(f"{flag(name)} is read by {readers} only; add one of them or leave it out")
-    options = replace(options, analyze=with_defaults(options.analyze))
+    options = replace(options, analyze=with_defaults(options.analyze), asked=options.analyze)
     if chosen:
         analyze = options.analyze
         what = " ".join(flag(mode) for mode in modes)
@@ -138,6 +145,16 @@ def run_anchor_stats(options: Options) -> Result:
     heads, img_size = read_heads(options.analyze, len(annotations.names))
     result = anchor_stats(annotations, heads, strategies, img_size)
     return described(result, options.analyze, cfg=options.analyze.cfg, img_size=img_size)
+
+
+def run_matching_stats(options: Options) -> Result | None:
+    """Matches and predictions of a network; under ``torchrun`` only the main process has the result."""
+    asked = options.asked
+    source = Source(asked.data, asked.split, asked.cfg, asked.img_size)
+    opened = open_everything(source, options.matching, options.strategies)
+    given = flat_dict(asked, options.matching, options.strategies)
+    folder = start_folder(options.matching.resume, ANALYSES, asked.name or "matching-stats", given, opened)
+    return matching_stats(opened, options.matching, folder)
 
 
 def run_compare(options: Options) -> Result:
@@ -186,6 +203,9 @@ def names_of(*groups: type) -> frozenset[str]:
 MODES = {
     "dataset_stats": Mode(run_dataset_stats, names_of(DatasetStatsOptions) | {"data", "split"}),
     "anchor_stats": Mode(run_anchor_stats, names_of(StrategyOptions) | {"data", "split", "cfg", "img_size"}),
+    "matching_stats": Mode(
+        run_matching_stats, names_of(MatchingOptions, StrategyOptions) | {"data", "split", "cfg", "img_size"}
+    ),
     "compare": Mode(run_compare, names_of(CompareOptions)),
 }
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 from models.build_targets import STRATEGIES, AssignmentOptions, options_used
+from utils.boxes import IOU_KINDS
 from utils.config import option
 
 # Strategies whose matches depend on priors and boxes alone, so that they need no network. A test holds every entry of
 # STRATEGIES against this list by giving it different predictions.
 PRIOR_STRATEGIES = ("standard", "ratio", "darknet", "atss")
+READ_BY_MATCHING_STATS = frozenset({"match_iou", "candidates"})  # these also say what --matching-stats measures
 
 
 @dataclass(frozen=True)
@@ -17,23 +19,32 @@ class StrategyOptions(AssignmentOptions):
     """Which strategies are compared; each takes the options that it uses."""
 
     match: str = option("", "strategies, separated by commas; A+B: std matches of A with new matches of B")
+    match_iou: tuple[str, ...] = option(
+        (), "kinds of IoU that are measured; the first decides new matches", tuple(IOU_KINDS)
+    )
 
     def __post_init__(self) -> None:
         if self.match:
-            self.for_strategies(self.match.split(","))
+            self.for_strategies(self.match.split(","), READ_BY_MATCHING_STATS)
 
-    def for_strategies(self, names: list[str]) -> dict[str, AssignmentOptions]:
+    def for_strategies(self, names: list[str], also_read: frozenset[str] = frozenset()) -> dict[str, AssignmentOptions]:
         """Return the options of each strategy: those it uses as given, the others at their defaults.
+
+        Args:
+            names: of the strategies.
+            also_read: options that may be given although no strategy uses them, because the analysis itself does.
 
         Raises:
             ValueError: an unknown strategy, or an option that none of them uses.
         """
         used = {name: options_used(name) for name in names}
         given = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "match"}
+        given["match_iou"] = self.match_iou[0] if self.match_iou else None
         for item in fields(AssignmentOptions):
             if (
                 item.name in given
                 and given[item.name] != item.default
+                and item.name not in also_read
                 and not any(item.name in u for u in used.values())
             ):
                 flag = "--" + item.name.replace("_", "-")

@@ -44,6 +44,7 @@ class Result:
     tables: tuple[Table, ...]
     plots: Mapping[str, Figure] = field(default_factory=dict)  # file stem -> picture
     notes: tuple[str, ...] = ()  # sentences for the reader, warnings first
+    folder: Path | None = None  # of an analysis that keeps files there while it runs; None: one is made afterwards
 
 
 def plain(value: Any) -> Any:

@@ -1,0 +1,46 @@
+"""Hard examples: the images with the largest training loss, with the parts of the loss."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from models.loss import DetectionLoss, LossOptions
+from utils.records import Targets
+
+PARTS = ("box", "obj", "cls")
+
+
+def loss_options_of(trained: Mapping[str, Any]) -> LossOptions:
+    """Return the loss options of the run that trained a network; the defaults for foreign weights, which have none."""
+    known = {item.name for item in fields(LossOptions)}
+    values = {name: tuple(value) if isinstance(value, list) else value for name, value in trained.items()}
+    return LossOptions(**{name: value for name, value in values.items() if name in known})
+
+
+def image_losses(loss: DetectionLoss, raws: Sequence[Tensor], targets: Targets, crowd: Targets) -> Tensor:
+    """Return the parts of the training loss of each image alone, [B 3] in the order of :data:`PARTS`.
+
+    Each image is its own batch of one: the loss takes means over the matches of a batch.
+    """
+    rows = []
+    for image in range(len(raws[0])):
+        one = [raw[image : image + 1] for raw in raws]
+        parts = loss(one, only_image(targets, image), only_image(crowd, image)).parts
+        rows.append(torch.stack([parts[name] for name in PARTS]))
+    return torch.stack(rows)
+
+
+def only_image(targets: Targets, image: int) -> Targets:
+    """Return the targets of one image of a batch, as those of a batch of one."""
+    rows = (targets.image == image).nonzero().squeeze(1)
+    return Targets(torch.zeros_like(rows), targets.label[rows], targets.boxes_cxcywh[rows])
+
+
+def hardest(total: Sequence[float], count: int) -> list[int]:
+    """Return the indices of the ``count`` largest losses, largest first; equal ones in their order."""
+    return sorted(range(len(total)), key=lambda index: (-total[index], index))[:count]

@@ -1,0 +1,257 @@
+"""From measured objects to the figures of ``--matching-stats``, for all objects and for groups of them.
+
+Letters: M objects, Z strategies, Q kinds of IoU, K anchors of all heads, L heads. Sets may be empty: what is undefined
+is NaN in the columns and None in the figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from analysis.matching_stats import Measured
+from analysis.objects import SIZE_NAMES, object_occlusion, select_objects
+from analysis.tables import mean, share
+from data.annotations import Annotations
+from models.heads import Head
+
+ELONGATION_NAMES, ELONGATION_LIMITS = ("below 2", "2 to 4", "4 and more"), (2.0, 4.0)
+OCCLUSION_NAMES = ("below 0.3", "0.3 to 0.5", "0.5 to 0.7", "0.7 and more")
+OCCLUSION_LIMITS = (0.3, 0.5, 0.7)
+MOMENTS = (
+    "best_q", "q_of_objectness", "q_of_score", "mean_matched_q", "best_objectness", "objectness_of_best", "matches",
+    "area_best", "area_confident", "area_ratio", "offset_best", "offset_confident",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What was measured, and what its dimensions are."""
+
+    measured: Measured
+    strategies: tuple[str, ...]
+    kinds: tuple[str, ...]
+    heads: tuple[Head, ...]
+
+    @property
+    def image(self) -> np.ndarray:
+        """Image of every object, [M], as a row of ``measured.images``."""
+        return self.measured.objects["image"]
+
+
+def all_figures(subject: Subject, groups: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> dict[str, Any]:
+    """Return the figures of all objects, and those of each group: breakdown -> group's name -> figures.
+
+    Args:
+        subject: what was measured.
+        groups: breakdown -> names of its groups, and the group of every object [M].
+    """
+    everyone = np.ones(len(subject.image), dtype=bool)
+    figures = figures_of(subject, everyone)
+    for number, (name, one) in enumerate(figures["strategies"].items()):
+        one["collisions"] |= _slots(subject.measured.images, number)
+        one["milliseconds_per_batch"] = mean(subject.measured.batches["milliseconds"][:, number])
+        assert name == subject.strategies[number]
+    figures["suppression"]["merged_pairs"] = int(subject.measured.images["merged_pairs"].sum())
+    figures["by"] = {
+        breakdown: {
+            name: figures_of(subject, group == index) for index, name in enumerate(names) if (group == index).any()
+        }
+        for breakdown, (names, group) in groups.items()
+    }
+    return figures
+
+
+def groups_of(
+    annotations: Annotations, rows: np.ndarray, by: Sequence[str]
+) -> dict[str, tuple[Sequence[str], np.ndarray]]:
+    """Return the groups that objects at ``rows`` of the annotations belong to, for every chosen breakdown."""
+    everything = select_objects(annotations, crowd=True)  # crowd regions occlude, too
+    place = np.empty(len(everything), dtype=np.int64)
+    place[everything.source_row] = np.arange(len(everything))
+    place = place[rows]
+    makers = {
+        "class": lambda: (everything.names, everything.labels[place]),
+        "size": lambda: (SIZE_NAMES, everything.sizes[place]),
+        "elongation": lambda: (
+            ELONGATION_NAMES, np.searchsorted(ELONGATION_LIMITS, everything.elongation[place], side="right")
+        ),
+        "occlusion": lambda: (
+            OCCLUSION_NAMES, np.searchsorted(OCCLUSION_LIMITS, object_occlusion(everything)[place], side="right")
+        ),
+    }  # fmt: skip
+    return {name: makers[name]() for name in by}
+
+
+def figures_of(subject: Subject, chosen: np.ndarray) -> dict[str, Any]:
+    """Return the figures of the objects where ``chosen`` [M] is True."""
+    objects = {name: values[chosen] for name, values in subject.measured.objects.items()}
+    count = int(chosen.sum())
+    strategies = {}
+    for number, name in enumerate(subject.strategies):
+        strategies[name] = _strategy_figures(objects, number, count) | {
+            "iou": {kind: _kind_figures(subject, objects, number, index) for index, kind in enumerate(subject.kinds)}
+        }
+    return {
+        "objects": count,
+        "images": len(np.unique(objects["image"])),
+        "strategies": strategies,
+        "agreement": _agreement(objects, subject.strategies),
+        "scores": {kind: score_figures(objects, index) for index, kind in enumerate(subject.kinds)},
+        "best_from_neighbour": {
+            kind: _counted(objects["best_from_neighbour"][:, index], count) for index, kind in enumerate(subject.kinds)
+        },
+        "suppression": {
+            name: _counted(objects[name], count) for name in ("found", "detected", "suppressed", "removed_by_none")
+        }
+        | {"in_merged_pairs": _counted(objects["merged"] > 0, count)},
+    }
+
+
+def _counted(flags: np.ndarray, whole: int) -> dict[str, Any]:
+    return {"objects": int(flags.sum()), "object_share": share(flags.sum(), whole)}
+
+
+def _strategy_figures(objects: Mapping[str, np.ndarray], number: int, count: int) -> dict[str, Any]:
+    """Figures of a strategy that no IoU enters."""
+    positives = objects["positives"][:, number]
+    total, contested = int(positives.sum()), int(objects["contested"][:, number].sum())
+    return {
+        "positives": total,
+        "std": int(objects["std"][:, number].sum()),
+        "new": int(objects["new"][:, number].sum()),
+        "positives_per_object": {
+            "mean": share(total, count),
+            "max": int(positives.max(initial=0)),
+            "counts": np.bincount(positives, minlength=1).tolist() if count else [],
+        },
+        "without_match": _counted(positives == 0, count),
+        "without_candidate_match": _counted(objects["matched"][:, number].sum(axis=1) == 0, count),
+        "collisions": {"contested_positives": contested, "contested_share": share(contested, total)},
+    }
+
+
+def _slots(images: Mapping[str, np.ndarray], number: int) -> dict[str, Any]:
+    slots, shared = int(images["slots"][:, number].sum()), int(images["shared_slots"][:, number].sum())
+    return {"slots": slots, "shared_slots": shared, "shared_slot_share": share(shared, slots)}
+
+
+def _kind_figures(subject: Subject, objects: Mapping[str, np.ndarray], number: int, index: int) -> dict[str, Any]:
+    """Figures of a strategy under one kind of IoU."""
+    high, low = objects["matched_max"][:, number, index], objects["matched_min"][:, number, index]
+    free = objects["unmatched_max"][:, number, index]
+    both = ~np.isnan(high) & ~np.isnan(free)
+    over_max = both & (free > high)
+    positives = objects["positives"][:, number].sum()
+    return {
+        "objects_with_both": int(both.sum()),
+        "unmatched_over_min": _counted(both & (free > low), int(both.sum())),
+        "unmatched_over_max": _counted(over_max, int(both.sum())),
+        "feature_maps": _feature_maps(subject, objects, number, index),
+        "mean_q_of_positives": share(objects["positives_q"][:, number, index].sum(dtype=np.float64), positives),
+        "anchors": _anchors(subject, objects, number, index),
+        "culprits": _culprits(subject, objects, number, index, over_max),
+        "moments": moments(objects, number, index),
+    }
+
+
+def _feature_maps(subject: Subject, objects: Mapping[str, np.ndarray], number: int, index: int) -> dict[str, Any]:
+    """Images x heads; one where some object's best unmatched candidate beats its best, or its worst, matched one."""
+    total = len(np.unique(objects["image"])) * len(subject.heads)
+    result: dict[str, Any] = {"total": total}
+    for key, column in (("over_max", "map_over_max"), ("over_min", "map_over_min")):
+        rows, heads = np.nonzero(objects[column][:, number, index])
+        maps = len(np.unique(objects["image"][rows] * len(subject.heads) + heads))
+        result |= {key: maps, f"{key}_share": share(maps, total)}
+    return result
+
+
+def anchor_rows(heads: Sequence[Head]) -> Iterator[dict[str, Any]]:
+    """Yield what names each anchor, over all heads."""
+    for index, head in enumerate(heads):
+        for number, (width, height) in enumerate(head.anchors_wh):
+            yield {"head": index, "stride": head.stride, "anchor": number, "width": width, "height": height}
+
+
+def _anchors(subject: Subject, objects: Mapping[str, np.ndarray], number: int, index: int) -> list[dict[str, Any]]:
+    matched, prior_iou = objects["matched"][:, number], objects["prior_iou"]
+    matched_q = objects["matched_q"][:, number, index].sum(axis=0, dtype=np.float64)
+    candidates_q = objects["candidates_q"][:, index].sum(axis=0, dtype=np.float64)
+    candidates = objects["candidates"].sum(axis=0)
+    prior_sum = np.where(matched > 0, prior_iou, 0).sum(axis=0, dtype=np.float64)
+    with_match = (matched > 0).sum(axis=0)
+    return [
+        row
+        | {
+            "objects": int(with_match[k]),
+            "object_share": share(with_match[k], len(matched)),
+            "matches": int(matched[:, k].sum()),
+            "mean_matched_q": share(matched_q[k], matched[:, k].sum()),
+            "mean_prior_iou": share(prior_sum[k], with_match[k]),
+            "mean_candidate_q": share(candidates_q[k], candidates[k]),
+        }
+        for k, row in enumerate(anchor_rows(subject.heads))
+    ]
+
+
+def _culprits(
+    subject: Subject, objects: Mapping[str, np.ndarray], number: int, index: int, over_max: np.ndarray
+) -> list[dict[str, Any]]:
+    """Per anchor: how often it held the best unmatched, and the worst matched, candidate of the objects at stake."""
+    matched = objects["matched"][:, number].sum(axis=0)
+    unmatched = objects["candidates"].sum(axis=0) - matched
+    better = objects["unmatched_anchor"][:, number, index][over_max]
+    worse = objects["matched_anchor"][:, number, index][over_max]
+    return [
+        row
+        | {
+            "best_unmatched": int((better == k).sum()),
+            "unmatched_share": share((better == k).sum(), unmatched[k]),
+            "worst_matched": int((worse == k).sum()),
+            "matched_share": share((worse == k).sum(), matched[k]),
+        }
+        for k, row in enumerate(anchor_rows(subject.heads))
+    ]
+
+
+def score_figures(objects: Mapping[str, np.ndarray], index: int) -> dict[str, Any]:
+    """Figures about confidence and fit under one kind of IoU, over the objects that some slot overlaps."""
+    best = objects["best_q"][:, index]
+    seen = ~np.isnan(best)
+    figures: dict[str, Any] = {"objects": int(seen.sum())}
+    for score, column in (("objectness", "objectness_mismatch"), ("score", "score_mismatch")):
+        reached = objects[f"q_of_{score}"][:, index][seen].astype(np.float64) / best[seen]
+        figures[score] = _counted(objects[column][:, index][seen], int(seen.sum())) | {"mean_q_ratio": mean(reached)}
+    return figures
+
+
+def moments(objects: Mapping[str, np.ndarray], number: int, index: int) -> dict[str, dict[str, float | None]]:
+    """Mean and population standard deviation over the objects for which each is defined."""
+    columns = {name: objects[name][:, index].astype(np.float64) for name in MOMENTS if name in objects}
+    matched = objects["matched"][:, number].sum(axis=1)
+    matched_q = objects["matched_q"][:, number, index].sum(axis=1, dtype=np.float64)
+    columns["mean_matched_q"] = np.divide(matched_q, matched, out=np.full(len(matched), np.nan), where=matched > 0)
+    columns["matches"] = objects["positives"][:, number].astype(np.float64)
+    area = columns["area_confident"]
+    columns["area_ratio"] = np.divide(columns["area_best"], area, out=np.full(len(area), np.nan), where=area > 0)
+    result = {}
+    for name in MOMENTS:
+        values = columns[name][~np.isnan(columns[name])]
+        result[name] = {
+            "mean": mean(values),
+            "std": float(values.std()) if len(values) else None,
+            "objects": len(values),
+        }
+    return result
+
+
+def _agreement(objects: Mapping[str, np.ndarray], strategies: Sequence[str]) -> dict[str, dict[str, float | None]]:
+    """Jaccard index of the match sets of every two strategies: common pairs (object, slot) over all their pairs."""
+    common = objects["common"].sum(axis=0)
+    return {
+        a: {b: share(common[i, j], common[i, i] + common[j, j] - common[i, j]) for j, b in enumerate(strategies)}
+        for i, a in enumerate(strategies)
+    }

@@ -1,0 +1,319 @@
+"""What one batch says about every object: which slots match it, and how well each slot's prediction fits it.
+
+Everything is a column: a tensor whose first dimension counts the objects of the batch. Nothing is summed over objects
+here, so the figures made of the columns are the same for any order, number of processes and interruption.
+
+Shape letters: B images, S slots of one image, K anchors of all heads, L heads, T objects, N candidates of an object,
+Z strategies, Q kinds of IoU, P pairs (object, slot).
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.build_targets import Assigner
+from models.heads import Head, decode_map
+from models.slots import Scene, SlotGrid
+from utils.boxes import box_iou, cxcywh_to_xyxy, wh_iou
+from utils.records import Assignment, Batch, Matches, Targets
+
+CANDIDATES = ("cell", "neighbours", "map")
+NUMBERS_AT_ONCE = 2_000_000  # of objects x candidates x strategies x kinds: bounds the memory of --candidates map
+CENTRE = 4  # of the 3x3 cells, in rows
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """A batch's predictions, decoded once for everything that is measured."""
+
+    scene: Scene
+    boxes_xyxy: Tensor  # [B S 4] float32, network pixels; slots are numbered as in models.slots
+    objectness: Tensor  # [B S] logits
+
+    @property
+    def grid(self) -> SlotGrid:
+        """The constants of the heads."""
+        return self.scene.grid
+
+    @staticmethod
+    def of(targets: Targets, raws: Sequence[Tensor], heads: tuple[Head, ...]) -> Predictions:
+        """Decode the raw maps [B A H W 5+C] of a batch; its targets are on the same device."""
+        boxes = [decode_map(raw, head).flatten(1, 3) * head.stride for raw, head in zip(raws, heads, strict=True)]
+        objectness = [raw[..., 4].flatten(1) for raw in raws]
+        boxes_xyxy = cxcywh_to_xyxy(torch.cat(boxes, dim=1))
+        return Predictions(Scene.of(targets, list(raws), heads), boxes_xyxy, torch.cat(objectness, dim=1).float())
+
+    def ious(self, target: Tensor, slot: Tensor, kinds: Sequence[str]) -> Tensor:
+        """IoU of every kind between targets [...] and the predictions of slots [...] of their images, [... Q]."""
+        boxes = self.boxes_xyxy[self.scene.targets.image[target], slot]
+        truth = self.scene.boxes_xyxy[target]
+        return torch.stack([box_iou(boxes, truth, kind, elementwise=True) for kind in kinds], dim=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedPairs:
+    """The pairs that the strategies match; a pair is here once, whoever matches it and how often."""
+
+    target: Tensor  # [P] int64
+    slot: Tensor  # [P] int64, of the target's image
+    member: Tensor  # [P Z] bool, whether the strategy matches it
+    std: Tensor  # [T Z] int64, std matches of every object
+    new: Tensor  # [T Z] int64, new matches
+
+
+@dataclass(frozen=True, eq=False)
+class Candidates:
+    """The slots C(o) of every object; position ``n`` belongs to the same anchor for all objects."""
+
+    slot: Tensor  # [T N] int64
+    valid: Tensor  # [T N] bool, False outside the grid
+    anchor: Tensor  # [N] int64, among the anchors of all heads
+
+
+def slot_numbers(matches: tuple[Matches, ...], grid: SlotGrid) -> tuple[Tensor, Tensor]:
+    """Return the (target, slot) of the matches of all heads; slots are numbered within an image."""
+    slots = []
+    for index, part in enumerate(matches):
+        anchor = grid.head_start[index] + part.anchor
+        slots.append(grid.first_slot[anchor] + part.row * grid.cols[anchor] + part.col)
+    return torch.cat([part.target for part in matches]), torch.cat(slots)
+
+
+def match(
+    predictions: Predictions, raws: Sequence[Tensor], batch: Batch, assigners: Mapping[str, Assigner]
+) -> tuple[MatchedPairs, list[float]]:
+    """Let every strategy match a batch; return the pairs, and the seconds that each strategy took."""
+    assignments, seconds = [], []
+    device = raws[0].device
+    for assigner in assigners.values():
+        start = _now(device)
+        assignments.append(assigner(batch.targets, raws, batch.crowd))
+        seconds.append(_now(device) - start)
+    return matched_pairs(assignments, predictions.grid, len(batch.targets)), seconds
+
+
+def matched_pairs(assignments: Sequence[Assignment], grid: SlotGrid, num_targets: int) -> MatchedPairs:
+    """Return the distinct pairs of several strategies."""
+    keys, strategy, counts = [], [], {"std": [], "new": []}
+    for number, assignment in enumerate(assignments):
+        for half, per_strategy in counts.items():
+            target, slot = slot_numbers(getattr(assignment, half), grid)
+            per_strategy.append(torch.bincount(target, minlength=num_targets))
+            keys.append(target * grid.slots_per_image + slot)
+            strategy.append(torch.full_like(target, number))
+    distinct, which = torch.unique(torch.cat(keys), return_inverse=True)
+    member = torch.zeros(len(distinct), len(assignments), dtype=torch.bool, device=distinct.device)
+    member[which, torch.cat(strategy)] = True
+    target = torch.div(distinct, grid.slots_per_image, rounding_mode="floor")
+    slot = distinct - target * grid.slots_per_image
+    std, new = (torch.stack(per_strategy, dim=1) for per_strategy in counts.values())
+    return MatchedPairs(target, slot, member, std, new)
+
+
+def neighbourhood(scene: Scene) -> Candidates:
+    """Return the slots of the 3x3 cells around each object's centre on every head: 9 K of them, cells in rows."""
+    grid = scene.grid
+    step = torch.arange(-1, 2, device=grid.head.device)
+    offset = torch.stack((step.repeat(3), step.repeat_interleave(3)), dim=1)  # 9 2 as (x, y)
+    cell = scene.cells[:, None] + offset[:, None]  # T 9 L 2
+    valid = ((cell >= 0) & (cell < grid.head_wh)).all(dim=-1)
+    cell = cell.clamp(min=0).minimum((grid.head_wh - 1).long())
+    number = cell[..., 1] * grid.head_wh[:, 0].long() + cell[..., 0]  # T 9 L
+    slot = grid.first_slot + number[..., grid.head]  # T 9 K
+    anchor = torch.arange(grid.num_anchors, device=grid.head.device).repeat(9)
+    return Candidates(slot.flatten(1), valid[..., grid.head].flatten(1), anchor)
+
+
+def centre_cell(near: Candidates) -> Candidates:
+    """Return the slots of the cell that holds the centre, out of the neighbourhood."""
+    size = near.slot.shape[1] // 9
+    part = slice(CENTRE * size, (CENTRE + 1) * size)
+    return Candidates(near.slot[:, part], near.valid[:, part], near.anchor[part])
+
+
+def whole_map(scene: Scene) -> Candidates:
+    """Return all slots of each object's image."""
+    grid = scene.grid
+    slot = torch.arange(grid.slots_per_image, device=grid.head.device)
+    anchor = torch.searchsorted(grid.first_slot, slot, right=True) - 1
+    slot = slot.expand(len(scene.targets), -1)
+    return Candidates(slot, torch.ones(1, 1, dtype=torch.bool, device=slot.device).expand_as(slot), anchor)
+
+
+def measure(predictions: Predictions, pairs: MatchedPairs, kinds: Sequence[str], candidates: str) -> dict[str, Tensor]:
+    """Return the columns of section 3's figures that do not need scores.
+
+    Args:
+        predictions: of the batch.
+        pairs: what the strategies match.
+        kinds: of IoU, Q.
+        candidates: which slots are C(o), one of :data:`CANDIDATES`.
+    """
+    scene = predictions.scene
+    near = neighbourhood(scene)
+    everyone = torch.arange(len(scene.targets), device=near.slot.device)[:, None]
+    near_q = predictions.ious(everyone.expand_as(near.slot), near.slot, kinds)  # T 9K Q
+    if candidates == "map":
+        columns = _measure_in_parts(predictions, pairs, kinds, whole_map(scene))
+    else:
+        chosen = near if candidates == "neighbours" else centre_cell(near)
+        q = near_q if candidates == "neighbours" else centre_of(near_q)
+        columns = measure_candidates(q, chosen, is_matched(chosen, pairs, predictions.grid, everyone), scene.grid)
+    around = near_q.masked_fill(~near.valid[..., None], -math.inf).unflatten(1, (9, -1))
+    around = torch.cat((around[:, :CENTRE], around[:, CENTRE + 1 :]), dim=1).flatten(1, 2).amax(dim=1)  # T Q
+    columns["best_from_neighbour"] = (around > columns.pop("best_candidate")) & (around > centre_of(near_q).amax(dim=1))
+    columns["prior_iou"] = wh_iou(scene.boxes[:, 2:], scene.grid.prior_wh)
+    return columns | positives(predictions, pairs, kinds)
+
+
+def centre_of(near_q: Tensor) -> Tensor:
+    """Return the part [T K Q] of the neighbourhood's [T 9K Q] that belongs to the centre cell."""
+    return near_q.unflatten(1, (9, -1))[:, CENTRE]
+
+
+def positives(predictions: Predictions, pairs: MatchedPairs, kinds: Sequence[str]) -> dict[str, Tensor]:
+    """Return the columns about all pairs that a strategy matches, inside C(o) or not."""
+    num_targets, member = len(pairs.std), pairs.member.long()
+    num_strategies = member.shape[1]
+    q = predictions.ious(pairs.target, pairs.slot, kinds)
+    image = predictions.scene.targets.image[pairs.target]
+    slot = image * predictions.grid.slots_per_image + pairs.slot
+    distinct, which = torch.unique(slot, return_inverse=True)
+    claims = member.new_zeros(len(distinct), num_strategies).index_add_(0, which, member)
+    contested = member * (claims[which] > 1)
+    common = member[:, :, None] * member[:, None, :]
+
+    def per_object(values: Tensor) -> Tensor:
+        return values.new_zeros(num_targets, *values.shape[1:]).index_add_(0, pairs.target, values)
+
+    return {
+        "std": pairs.std,
+        "new": pairs.new,
+        "positives": per_object(member),
+        "contested": per_object(contested),
+        "common": per_object(common),  # T Z Z
+        "positives_q": per_object(torch.where(pairs.member[:, :, None], q[:, None, :], 0.0)),  # T Z Q
+    }
+
+
+def slots_per_image(predictions: Predictions, pairs: MatchedPairs) -> dict[str, Tensor]:
+    """Return per image and strategy, [B Z]: slots with a match, and those that several objects claim."""
+    grid = predictions.grid
+    image = predictions.scene.targets.image[pairs.target]
+    distinct, which = torch.unique(image * grid.slots_per_image + pairs.slot, return_inverse=True)
+    member = pairs.member.long()
+    claims = member.new_zeros(len(distinct), member.shape[1]).index_add_(0, which, member)
+    owner = torch.div(distinct, grid.slots_per_image, rounding_mode="floor")
+    zeros = member.new_zeros(predictions.scene.batch_size, member.shape[1])
+    return {
+        "slots": zeros.index_add(0, owner, (claims > 0).long()),
+        "shared_slots": zeros.index_add(0, owner, (claims > 1).long()),
+    }
+
+
+def is_matched(candidates: Candidates, pairs: MatchedPairs, grid: SlotGrid, target: Tensor) -> Tensor:
+    """Return which strategies match each candidate, [t N Z] bool; ``target`` [t 1] names the rows of ``candidates``."""
+    result = pairs.member.new_zeros(*candidates.slot.shape, pairs.member.shape[1])
+    if not len(pairs.target):
+        return result
+    wanted = pairs.target * grid.slots_per_image + pairs.slot  # ascending: torch.unique sorts
+    keys = target * grid.slots_per_image + candidates.slot
+    place = torch.searchsorted(wanted, keys).clamp(max=len(wanted) - 1)
+    found = (wanted[place] == keys) & candidates.valid
+    return pairs.member[place] & found[..., None]
+
+
+def _measure_in_parts(
+    predictions: Predictions, pairs: MatchedPairs, kinds: Sequence[str], candidates: Candidates
+) -> dict[str, Tensor]:
+    """:func:`measure_candidates` for so many candidates that the objects are taken a few at a time."""
+    count, width = candidates.slot.shape
+    step = max(1, NUMBERS_AT_ONCE // max(1, width * len(kinds) * pairs.member.shape[1]))
+    parts = []
+    for target in torch.arange(count, device=candidates.slot.device).split(step):
+        part = Candidates(candidates.slot[target], candidates.valid[target], candidates.anchor)
+        rows = target[:, None]
+        q = predictions.ious(rows.expand_as(part.slot), part.slot, kinds)
+        parts.append(measure_candidates(q, part, is_matched(part, pairs, predictions.grid, rows), predictions.grid))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def measure_candidates(q: Tensor, candidates: Candidates, matched: Tensor, grid: SlotGrid) -> dict[str, Tensor]:
+    """Compare matched and unmatched candidates.
+
+    Args:
+        q: [T N Q], the fit of every candidate's prediction.
+        candidates: T N of them.
+        matched: [T N Z], which strategies match each.
+
+    Returns:
+        ``candidates`` [T K] counts and ``candidates_q`` [T Q K] sums by anchor; likewise ``matched`` [T Z K] and
+        ``matched_q`` [T Z Q K]; ``matched_max``, ``matched_min``, ``unmatched_max`` [T Z Q], NaN where the set is
+        empty; ``unmatched_anchor``, ``matched_anchor`` [T Z Q], the anchor of the best unmatched and of the worst
+        matched candidate, or -1; ``map_over_max``, ``map_over_min`` [T Z Q L], whether the best unmatched candidate of
+        a head beats its best and its worst matched one; ``best_candidate`` [T Q].
+    """
+    valid = candidates.valid
+    q_all = q[:, :, None, :]  # T N 1 Q
+    inside = matched[..., None]  # T N Z 1
+    outside = (valid[..., None] & ~matched)[..., None]
+    matched_high = torch.where(inside, q_all, -math.inf)  # T N Z Q
+    matched_low = torch.where(inside, q_all, math.inf)
+    unmatched = torch.where(outside, q_all, -math.inf)
+
+    best, worst, other = matched_high.amax(dim=1), matched_low.amin(dim=1), unmatched.amax(dim=1)  # T Z Q
+    columns = {
+        "best_candidate": torch.where(valid[..., None], q, -math.inf).amax(dim=1),
+        "matched_max": best.masked_fill(best.isinf(), math.nan),
+        "matched_min": worst.masked_fill(worst.isinf(), math.nan),
+        "unmatched_max": other.masked_fill(other.isinf(), math.nan),
+        "unmatched_anchor": _first_anchor(unmatched == other[:, None], outside, candidates.anchor),
+        "matched_anchor": _first_anchor(matched_low == worst[:, None], inside, candidates.anchor),
+    }
+    over_max, over_min = [], []
+    for index in range(len(grid.heads)):
+        on_head = (grid.head[candidates.anchor] == index).nonzero().squeeze(1)
+        high, low = matched_high[:, on_head].amax(dim=1), matched_low[:, on_head].amin(dim=1)
+        free = unmatched[:, on_head].amax(dim=1)
+        over_max.append((free > high) & ~high.isinf())
+        over_min.append(free > low)  # an empty set's minimum is +inf: nothing beats it
+    columns["map_over_max"], columns["map_over_min"] = torch.stack(over_max, dim=-1), torch.stack(over_min, dim=-1)
+    columns |= _sums_by_anchor(q, candidates, matched, grid.num_anchors)
+    return columns
+
+
+def _sums_by_anchor(q: Tensor, candidates: Candidates, matched: Tensor, num_anchors: int) -> dict[str, Tensor]:
+    valid, anchor = candidates.valid, candidates.anchor
+
+    def by_anchor(values: Tensor) -> Tensor:
+        """[T N ...] to [T ... K]."""
+        if values.shape[1] != num_anchors:
+            total = values.new_zeros(len(values), num_anchors, *values.shape[2:])
+            values = total.index_add_(1, anchor, values)
+        return values.movedim(1, -1)
+
+    return {
+        "candidates": by_anchor(valid.long()),
+        "candidates_q": by_anchor(torch.where(valid[..., None], q, 0.0)),
+        "matched": by_anchor(matched.long()),
+        "matched_q": by_anchor(torch.where(matched[..., None], q[:, :, None, :], 0.0)),
+    }
+
+
+def _first_anchor(is_best: Tensor, within: Tensor, anchor: Tensor) -> Tensor:
+    """Return the anchor of the first position [T N Z Q] that holds the best value, [T Z Q]; -1 where there is none."""
+    place = torch.arange(len(anchor), device=anchor.device)[:, None, None]
+    first = torch.where(is_best & within, place, len(anchor)).amin(dim=1)
+    return torch.cat((anchor, anchor.new_full((1,), -1)))[first]
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()

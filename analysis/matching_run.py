@@ -1,0 +1,199 @@
+"""``--matching-stats`` from options to a result: network, data, the pass over the images, figures and pictures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from analysis.hard_examples import loss_options_of
+from analysis.match_figures import Subject, all_figures, groups_of
+from analysis.match_tables import all_plots, all_tables, notes_of
+from analysis.matching_stats import MatchingOptions, Plan, measure_images
+from analysis.partial_results import remove_blocks
+from analysis.strategies import READ_BY_MATCHING_STATS, StrategyOptions
+from analysis.suppression import SuppressionRule
+from analysis.tables import Result
+from data.annotations import Annotations
+from data.loader import LoaderSettings
+from data.splits import open_split
+from models.build_targets import AssignmentOptions
+from models.detector import Detector
+from models.load_detector import LoadedNetwork, find_newest_checkpoint, load_network
+from models.loss import build_loss
+from models.network import check_image_size
+from utils import distributed
+from utils.devices import choose_device, describe_device, use_threads
+from utils.errors import UserError
+from utils.run_log import new_run_folder, save_config
+
+DEFAULT_KINDS = ("iou",)
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where network and data come from; empty strings and 0 where the user leaves it to the weights."""
+
+    data: str
+    split: str
+    cfg: str
+    img_size: int
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Everything that was read before the first image."""
+
+    weights: str
+    loaded: LoadedNetwork
+    annotations: Annotations
+    data: str
+    split: str
+    img_size: int
+    strategies: Mapping[str, AssignmentOptions]
+    kinds: tuple[str, ...]
+    plan: Plan
+
+
+def matching_stats(opened: Opened, options: MatchingOptions, folder: Path) -> Result | None:
+    """Measure, and return what was found in the main process; None in the others.
+
+    Raises:
+        UserError: an image cannot be read.
+    """
+    partial = folder / "partial"
+    measured = measure_images(opened.annotations, opened.plan, loader_settings(opened, options), partial)
+    if measured is None:
+        return None
+    subject = Subject(measured, tuple(opened.strategies), opened.kinds, opened.plan.detector.heads)
+    by = [name for name in options.by.split(",") if name]
+    figures = settings_of(opened) | all_figures(subject, groups_of(opened.annotations, measured.objects["row"], by))
+    result = Result(
+        "matching-stats", description(opened), figures, all_tables(figures), all_plots(figures), notes_of(figures)
+    )
+    remove_blocks(partial)
+    return replace(result, folder=folder)
+
+
+def open_everything(source: Source, options: MatchingOptions, strategies: StrategyOptions) -> Opened:
+    """Load network and annotations; what is not given comes from the weights, as in test.py.
+
+    Raises:
+        UserError: no weights, no data, classes that differ, a strategy or size that does not fit.
+    """
+    device = choose_device(options.device)
+    use_threads()
+    distributed.start(device)
+    weights = options.weights or str(find_newest_checkpoint())
+    loaded = load_network(weights, source.cfg)
+    trained = loaded.options
+    data = source.data or trained.get("data", "")
+    if not data:
+        raise UserError(f"{weights}: does not say on which data it was trained; name the data set with --data")
+    img_size = source.img_size or max((*(trained.get("img_size") or ())[-1:], 0)) or max(loaded.network.input_wh)
+    check_image_size(loaded.network, img_size)
+    annotations = open_split(data, source.split, bool(trained.get("single_cls")))
+    if loaded.network.num_classes != len(annotations.names):
+        raise UserError(
+            f"{weights}: detects {loaded.network.num_classes} classes, {data} has {len(annotations.names)}; name the "
+            "data set of these weights with --data"
+        )
+    chosen = chosen_strategies(strategies, trained)
+    kinds = strategies.match_iou or DEFAULT_KINDS
+    rule = SuppressionRule(options.conf_thres, options.iou_thres)
+    detector = Detector(loaded.network.to(device), confidence=rule.confidence, iou=rule.nms_iou)
+    loss = None
+    if options.hard:
+        loss = build_loss(loss_options_of(trained), next(iter(chosen.values())), detector.heads, img_size)
+    candidates = strategies.candidates
+    plan = Plan(detector, chosen, kinds, candidates or "cell", candidates or "map", options.least_q, rule, loss)
+    opened = Opened(weights, loaded, annotations, data, source.split, img_size, chosen, kinds, plan)
+    if distributed.is_main():
+        print(
+            f"analyze: {weights} ({loaded.network.cfg_path}) on the {source.split} split of {data}, "
+            f"{len(annotations)} images at {img_size}x{img_size}, --match {','.join(chosen)}, "
+            f"--match-iou {' '.join(kinds)} ({describe_device(device)})"
+        )
+    return opened
+
+
+def chosen_strategies(strategies: StrategyOptions, trained: Mapping[str, Any]) -> dict[str, AssignmentOptions]:
+    """Return the options of the strategies: those asked for, else the one the network was trained with."""
+    if strategies.match or not trained.get("match"):
+        names = strategies.match or "standard"
+        try:
+            return strategies.for_strategies(names.split(","), READ_BY_MATCHING_STATS)
+        except ValueError as error:
+            raise UserError(str(error)) from error
+    known = AssignmentOptions.__dataclass_fields__
+    options = AssignmentOptions(**{name: value for name, value in trained.items() if name in known})
+    return {options.match: options}
+
+
+def loader_settings(opened: Opened, options: MatchingOptions) -> LoaderSettings:
+    """Return how the batches are made: square, so that every image has all slots, and as large for any process."""
+    return LoaderSettings(
+        image_hw=(opened.img_size, opened.img_size),
+        batch_size=options.batch_size,
+        stride=opened.loaded.network.max_stride,
+        workers=options.workers,
+        pin_memory=opened.plan.detector.device.type == "cuda",
+    )
+
+
+def settings_of(opened: Opened) -> dict[str, Any]:
+    """Return what the figures depend on besides network and data."""
+    plan = opened.plan
+    return {
+        "img_size": opened.img_size,
+        "candidates": plan.candidates,
+        "score_candidates": plan.score_candidates,
+        "least_q": plan.least_q,
+        "match_iou": list(plan.kinds),
+    }
+
+
+def description(opened: Opened) -> dict[str, Any]:
+    """Return what was analysed."""
+    annotations = opened.annotations
+    return {
+        "weights": opened.weights,
+        "cfg": str(opened.loaded.network.cfg_path),
+        "data": opened.data,
+        "split": opened.split,
+        "images": len(annotations),
+        "annotations": len(annotations.box_image),
+        "names": annotations.names,
+    }
+
+
+def start_folder(resume: str, parent: Path, name: str, given: dict[str, Any], opened: Opened) -> Path:
+    """Return the run's folder in all processes: a new one that knows its options, or the one to go on with."""
+    folder = resume
+    if distributed.is_main() and not resume:
+        folder = str(new_run_folder(parent, name))
+        # What "the newest run" means may change before the run is resumed.
+        given = given | {"weights": opened.weights, "data": opened.data, "matching_stats": True}
+        save_config(Path(folder), {key: value for key, value in given.items() if key != "resume"})
+    return Path(distributed.broadcast(folder))
+
+
+def resumed_options(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options as given; with ``--resume``, those of the interrupted run in that folder.
+
+    Raises:
+        UserError: no interrupted run there, or other options beside ``--resume``.
+    """
+    if "resume" not in given:
+        return given
+    others = [name for name in given if name not in ("resume", "matching_stats", "device", "workers")]
+    if others:
+        raise UserError(f"--resume takes all options from its folder; leave --{others[0].replace('_', '-')} out")
+    folder = Path(given["resume"])
+    if not (folder / "config.yaml").is_file() or not (folder / "partial").is_dir():
+        raise UserError(f"--resume {folder}: no interrupted --matching-stats run is here (config.yaml and partial/)")
+    saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+    return saved | given

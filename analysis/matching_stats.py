@@ -1,0 +1,190 @@
+"""``analyze.py --matching-stats``: which slots match which objects, and how well each slot's prediction fits.
+
+One pass over the images: one letterboxed forward pass each, from which every strategy and every kind of IoU is counted.
+``docs/analysis.md`` defines the figures; ``match_records`` and ``score_mismatch`` measure the objects of a batch,
+``match_figures`` makes figures of what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from tqdm import tqdm
+
+from analysis.hard_examples import image_losses
+from analysis.match_records import CANDIDATES, Predictions, match, measure, slots_per_image
+from analysis.partial_results import Block, Columns, concatenate, in_order_of, read_blocks
+from analysis.score_mismatch import score_columns
+from analysis.suppression import SuppressionRule, suppression_columns
+from data.annotations import Annotations
+from data.dataset import BatchPlan, DetectionDataset
+from data.loader import Batches, LoaderSettings, evaluation_plans
+from models.build_targets import AssignmentOptions, build_assigner
+from models.detector import Detector
+from models.loss import DetectionLoss
+from utils import distributed
+from utils.config import option
+from utils.records import Batch
+
+BATCHES_PER_BLOCK = 32
+BREAKDOWNS = ("class", "size", "elongation", "occlusion")
+
+
+@dataclass(frozen=True)
+class MatchingOptions:
+    """What --matching-stats measures."""
+
+    weights: str = option("", "checkpoint, Darknet .weights or official yolov5 .pt; default: the newest run's best.pt")
+    by: str = option(",".join(BREAKDOWNS), "what the figures are broken down by, separated by commas")
+    least_q: float = option(0.1, "scores are looked at over the slots whose prediction has at least this IoU")
+    hard: int = option(0, "measure the training loss of every image and draw the N hardest")
+    draw_lost: int = option(16, "draw at most so many images with merged or suppressed objects")
+    conf_thres: float = option(0.25, "confidence of the detections in which objects are merged or suppressed")
+    iou_thres: float = option(0.6, "NMS of these drops a box that overlaps a stronger one of its class by a higher IoU")
+    batch_size: int = option(16, "images per forward pass")
+    workers: int = option(2, "processes that load images")
+    device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
+    resume: str = option("", "go on with the interrupted run in this folder, with its options")
+
+    def __post_init__(self) -> None:
+        for name in filter(None, self.by.split(",")):
+            if name not in BREAKDOWNS:
+                raise ValueError(f"--by knows {', '.join(BREAKDOWNS)}, not '{name}'")
+        for name in ("least_q", "conf_thres", "iou_thres"):
+            if not 0 < getattr(self, name) <= 1:
+                raise ValueError(f"--{name.replace('_', '-')} must be above 0 and at most 1, not {getattr(self, name)}")
+        if self.batch_size < 1 or min(self.workers, self.hard, self.draw_lost) < 0:
+            raise ValueError("--batch-size must be at least 1; --workers, --hard and --draw-lost must not be negative")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that decides what is measured; plain values and parts, made once."""
+
+    detector: Detector
+    strategies: Mapping[str, AssignmentOptions]
+    kinds: tuple[str, ...]  # of IoU
+    candidates: str  # C(o)
+    score_candidates: str  # slots whose scores are compared
+    least_q: float
+    suppression: SuppressionRule
+    loss: DetectionLoss | None  # None: losses are not measured
+
+    def __post_init__(self) -> None:
+        assert {self.candidates, self.score_candidates} <= set(CANDIDATES)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Everything that was measured over a data set; ``objects`` by annotation row, ``images`` by image number."""
+
+    objects: Columns
+    images: Columns
+    batches: Columns  # "milliseconds" [number of batches, Z]
+
+
+def measure_images(
+    annotations: Annotations, plan: Plan, loader: LoaderSettings, folder: Path | None = None
+) -> Measured | None:
+    """Measure every object of a data set; under ``torchrun`` each process takes its share of the batches.
+
+    Args:
+        annotations: with images.
+        plan: what to measure.
+        loader: size and number of images per batch; its rank and world size are set here.
+        folder: partial results are kept here, and those already there are not measured again; None: nowhere.
+
+    Returns:
+        All results in the main process, None in the others; the same for any number of processes.
+    """
+    kept, done = read_blocks(folder) if folder else ({}, set())
+    rows_of_image = _rows_without_crowd(annotations)
+    todo = [item for item in enumerate(evaluation_plans(annotations.image_wh, loader)) if item[0] not in done]
+    mine = todo[distributed.rank() :: distributed.world_size()]
+    batches = Batches(DetectionDataset(annotations, loader.resize), lambda _: [one for _, one in mine], loader)
+    strategies = {name: build_assigner(one, plan.detector.heads) for name, one in plan.strategies.items()}
+    block, parts = Block(), []
+    bar = tqdm(total=len(annotations), unit=" images", desc="matching", disable=None if _bar_here() else True)
+    bar.update(len(annotations) - sum(len(one.indices) for _, one in todo))
+    for (number, one), batch in zip(mine, batches, strict=True):
+        columns = measure_batch(batch, one, rows_of_image, plan, strategies)
+        parts.append(columns)
+        if folder:
+            block.add(number, columns)
+            if len(block.batches) == BATCHES_PER_BLOCK:
+                block.write(folder)
+        bar.update(len(one.indices) * distributed.world_size())
+    bar.close()
+    if folder:
+        block.write(folder)
+    everything = _gathered(parts)
+    return None if everything is None else _as_measured(concatenate([kept, *everything] if kept else everything))
+
+
+def measure_batch(
+    batch: Batch, plan_of_batch: BatchPlan, rows_of_image: Sequence[np.ndarray], plan: Plan, assigners: Mapping
+) -> Columns:
+    """Measure one batch; the names of the columns begin with ``object/``, ``image/`` or ``batch/``."""
+    with torch.inference_mode():
+        raws = plan.detector.raw_maps(batch.images)
+        batch = Batch(
+            batch.images, *(one.to(plan.detector.device) for one in (batch.targets, batch.crowd)), batch.frames
+        )
+        objects, images, seconds = measure_raws(batch, raws, plan, assigners)
+    rows = np.concatenate([rows_of_image[index] for index in plan_of_batch.indices])
+    assert len(rows) == len(batch.targets)
+    columns = {f"object/{name}": value.cpu().numpy() for name, value in objects.items()}
+    columns |= {f"image/{name}": value.cpu().numpy() for name, value in images.items()}
+    images = np.array(plan_of_batch.indices)
+    columns |= {"object/row": rows, "object/image": images[batch.targets.image.cpu().numpy()], "image/index": images}
+    return columns | {"batch/milliseconds": np.array([seconds]) * 1e3, "batch/first": images[:1]}
+
+
+def measure_raws(
+    batch: Batch, raws: list[Tensor], plan: Plan, assigners: Mapping
+) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float]]:
+    """Return the columns of the objects and of the images of a batch, and the seconds of each strategy."""
+    predictions = Predictions.of(batch.targets, raws, plan.detector.heads)
+    pairs, seconds = match(predictions, raws, batch, assigners)
+    objects = measure(predictions, pairs, plan.kinds, plan.candidates)
+    objects |= score_columns(predictions, raws, plan.kinds, plan.score_candidates, plan.least_q)
+    lost, merged = suppression_columns(predictions, raws, plan.suppression)
+    images = slots_per_image(predictions, pairs)
+    images["merged_pairs"] = torch.bincount(batch.targets.image[merged[:, 0]], minlength=len(batch.images))
+    if plan.loss is not None:
+        images["loss"] = image_losses(plan.loss, raws, batch.targets, batch.crowd)
+    return objects | lost, images, seconds
+
+
+def _rows_without_crowd(annotations: Annotations) -> list[np.ndarray]:
+    """Rows of the annotations that are objects, of each image: what the loader makes targets of, in its order."""
+    kept = np.flatnonzero(~annotations.crowd)
+    bounds = np.searchsorted(annotations.box_image[kept], np.arange(1, len(annotations)))
+    return np.split(kept, bounds)
+
+
+def _gathered(parts: list[Columns]) -> list[Columns] | None:
+    """Return the parts of all processes in the main one, None in the others."""
+    if not dist.is_initialized():
+        return parts
+    everyone = [None] * distributed.world_size() if distributed.is_main() else None
+    dist.gather_object(parts, everyone, dst=0)
+    return [part for one in everyone for part in one] if everyone is not None else None
+
+
+def _as_measured(columns: Columns) -> Measured:
+    return Measured(
+        in_order_of(columns, "object", "row"),
+        in_order_of(columns, "image", "index"),
+        in_order_of(columns, "batch", "first"),
+    )
+
+
+def _bar_here() -> bool:
+    return distributed.is_main()

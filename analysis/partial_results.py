@@ -1,0 +1,79 @@
+"""Columns of a long run, kept block by block on the disk, so that an interrupted run goes on where it stopped.
+
+A block is one file with the columns of a few batches, written whole or not at all, and named after its first batch.
+Blocks say which batches they hold: a resumed run skips these, whatever its number of processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+
+from utils.errors import UserError
+from utils.files import atomic_path
+
+Columns = dict[str, np.ndarray]
+DONE = "done_batches"
+
+
+class Block:
+    """The columns of some batches, collected in memory until they are written."""
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+        self.parts: list[Columns] = []
+
+    def add(self, batch: int, columns: Columns) -> None:
+        """Add the columns of one batch, given by its number among all batches."""
+        self.batches.append(batch)
+        self.parts.append(columns)
+
+    def write(self, folder: Path) -> None:
+        """Write the block and start a new one; an empty block leaves no file."""
+        if self.batches:
+            columns = concatenate(self.parts)
+            with atomic_path(folder / f"block-{self.batches[0]:07d}.npz") as temporary:
+                np.savez(temporary, **columns, **{DONE: np.array(self.batches)})
+        self.batches, self.parts = [], []
+
+
+def read_blocks(folder: Path) -> tuple[Columns, set[int]]:
+    """Return the columns of all blocks in a folder, and the numbers of the batches they hold.
+
+    Raises:
+        UserError: a file is no block; names it.
+    """
+    parts: list[Columns] = []
+    done: set[int] = set()
+    for path in sorted(folder.glob("block-*.npz")):
+        try:
+            with np.load(path) as stored:
+                part = {name: stored[name] for name in stored.files}
+            done |= set(part.pop(DONE).tolist())
+        except (ValueError, OSError, EOFError, KeyError) as error:
+            raise UserError(f"{path}: not a block of a matching-stats run; delete it and run again") from error
+        parts.append(part)
+    return concatenate(parts), done
+
+
+def remove_blocks(folder: Path) -> None:
+    """Delete the blocks of a finished run, and the folder if nothing else is in it."""
+    for path in folder.glob("block-*.npz"):
+        path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()
+
+
+def concatenate(parts: Iterable[Mapping[str, np.ndarray]]) -> Columns:
+    """Join the columns of several parts, in their order; no parts give no columns."""
+    parts = list(parts)
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+def in_order_of(columns: Columns, prefix: str, key: str) -> Columns:
+    """Return the columns whose name begins with ``prefix/``, without it, by rising values of the column ``key``."""
+    chosen = {name.removeprefix(f"{prefix}/"): values for name, values in columns.items() if name.startswith(prefix)}
+    order = np.argsort(chosen[key], kind="stable")
+    return {name: values[order] for name, values in chosen.items()}

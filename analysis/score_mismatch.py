@@ -1,0 +1,165 @@
+"""Is the most confident slot the one that fits best? Per object, over the slots whose prediction overlaps it.
+
+Two scores are held against the fit ``q``: objectness, and objectness x the probability of the object's own class. Equal
+scores are no mismatch: of the slots with the highest score, the one that fits best counts.
+
+Shape letters: B images, S slots of one image, T objects, Q kinds of IoU, P pairs (object, slot), ordered by object.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from analysis.match_records import Candidates, Predictions, centre_cell, neighbourhood
+from models.slots import gather_numbers
+from utils.boxes import box_iou, xyxy_to_cxcywh
+
+PAIRS_AT_ONCE = 1_000_000  # objects x slots of one image that are compared at once
+
+
+def score_columns(
+    predictions: Predictions, raws: Sequence[Tensor], kinds: Sequence[str], candidates: str, least_q: float
+) -> dict[str, Tensor]:
+    """Return the columns about scores, [T Q] each; NaN for objects that no slot overlaps.
+
+    ``best_q`` and ``best_objectness`` are the highest ones; ``objectness_of_best`` belongs to the slot of the best q,
+    ``q_of_objectness`` and ``q_of_score`` to the slots with the highest objectness and score. ``area_*`` and
+    ``offset_*`` are the area of a predicted box and the distance of its centre from the object's, in cells of its head.
+
+    Args:
+        predictions: of the batch.
+        raws: the maps they were decoded from.
+        kinds: of IoU.
+        candidates: which slots are looked at, one of :data:`analysis.match_records.CANDIDATES`.
+        least_q: slots that fit worse are left out.
+    """
+    target, slot = overlapping(predictions, candidates, least_q)
+    q = predictions.ious(target, slot, kinds)
+    objectness = predictions.objectness[predictions.scene.targets.image[target], slot]
+    score = objectness.sigmoid() * class_logits(predictions, raws, target, slot).sigmoid()
+    columns = []
+    for index in range(len(kinds)):
+        keep = (q[:, index] >= least_q).nonzero().squeeze(1)
+        columns.append(
+            _columns_of_kind(predictions, target[keep], slot[keep], q[keep, index], (objectness, score, keep))
+        )
+    return {name: torch.stack([part[name] for part in columns], dim=1) for name in columns[0]}
+
+
+def overlapping(predictions: Predictions, candidates: str, least_q: float) -> tuple[Tensor, Tensor]:
+    """Return the (object, slot) of all candidates whose IoU reaches ``least_q``, ordered by both.
+
+    No kind of IoU is larger than the plain one, so that every kind finds its slots among these.
+    """
+    scene = predictions.scene
+    if candidates != "map":
+        near = neighbourhood(scene)
+        return _overlapping_of(predictions, near if candidates == "neighbours" else centre_cell(near), least_q)
+    found = [(scene.targets.image.new_zeros(0), scene.targets.image.new_zeros(0))]
+    step = max(1, PAIRS_AT_ONCE // scene.grid.slots_per_image)
+    for image, boxes_xyxy in enumerate(predictions.boxes_xyxy):
+        for rows in (scene.targets.image == image).nonzero().squeeze(1).split(step):
+            q = box_iou(scene.boxes_xyxy[rows], boxes_xyxy)  # t S
+            row, slot = (q >= least_q).nonzero(as_tuple=True)
+            found.append((rows[row], slot))
+    target, slot = (torch.cat(part) for part in zip(*found, strict=True))
+    order = torch.argsort(target, stable=True)
+    return target[order], slot[order]
+
+
+def _overlapping_of(predictions: Predictions, candidates: Candidates, least_q: float) -> tuple[Tensor, Tensor]:
+    target = torch.arange(len(candidates.slot), device=candidates.slot.device)[:, None].expand_as(candidates.slot)
+    q = predictions.ious(target, candidates.slot, ("iou",))[..., 0]
+    keep = (q >= least_q) & candidates.valid
+    key = torch.sort(target[keep] * predictions.grid.slots_per_image + candidates.slot[keep]).values
+    target = torch.div(key, predictions.grid.slots_per_image, rounding_mode="floor")
+    return target, key - target * predictions.grid.slots_per_image
+
+
+def class_logits(predictions: Predictions, raws: Sequence[Tensor], target: Tensor, slot: Tensor) -> Tensor:
+    """Return the raw number that each slot has for the class of its object, [P] float32."""
+    grid, targets = predictions.grid, predictions.scene.targets
+    anchor = torch.searchsorted(grid.first_slot, slot, right=True) - 1
+    cell = slot - grid.first_slot[anchor]
+    row = torch.div(cell, grid.cols[anchor], rounding_mode="floor")
+    col = cell - row * grid.cols[anchor]
+    image, column = targets.image[target], targets.label[target] + 5
+    result = predictions.objectness.new_zeros(len(slot))
+    for index, raw in enumerate(raws):
+        on = (grid.head[anchor] == index).nonzero().squeeze(1)
+        result[on] = gather_numbers(raw, column[on], image[on], grid.anchor[anchor[on]], row[on], col[on])
+    return result
+
+
+def _columns_of_kind(
+    predictions: Predictions, target: Tensor, slot: Tensor, q: Tensor, scores: tuple[Tensor, Tensor, Tensor]
+) -> dict[str, Tensor]:
+    """Return the columns [T] of one kind of IoU from its pairs and the scores of the pairs at ``scores[2]``."""
+    objectness, score = scores[0][scores[2]], scores[1][scores[2]]
+    count = len(predictions.scene.targets)
+    best = strongest(target, slot, (q, objectness), count)
+    confident = strongest(target, slot, (objectness, q), count)
+    sure = strongest(target, slot, (score, q), count)
+    columns = {
+        "best_q": _taken(q, best),
+        "q_of_objectness": _taken(q, confident),
+        "q_of_score": _taken(q, sure),
+        "best_objectness": _taken(objectness.sigmoid(), confident),
+        "objectness_of_best": _taken(objectness.sigmoid(), best),
+        "objectness_mismatch": _below(objectness, best, confident),
+        "score_mismatch": _below(score, best, sure),
+    }
+    for name, pair in (("best", best), ("confident", confident)):
+        columns |= {f"{key}_{name}": value for key, value in _geometry(predictions, slot, pair).items()}
+    return columns
+
+
+def strongest(target: Tensor, slot: Tensor, keys: tuple[Tensor, ...], count: int) -> Tensor:
+    """Return the pair of each object with the highest first key, then the next ones, then the lowest slot.
+
+    Args:
+        target: [P], the object of each pair.
+        slot: [P].
+        keys: [P] each.
+        count: number of objects, T.
+
+    Returns:
+        [T] int64 index of a pair, -1 for an object without any.
+    """
+    left = torch.arange(len(target), device=target.device)
+    for key in keys:
+        value, owner = key[left], target[left]
+        highest = value.new_full((count,), float("-inf")).scatter_reduce_(0, owner, value, "amax")
+        left = left[value == highest[owner]]
+    largest = torch.iinfo(torch.int64).max
+    lowest = slot.new_full((count,), largest).scatter_reduce_(0, target[left], slot[left], "amin")
+    left = left[slot[left] == lowest[target[left]]]
+    return torch.full_like(lowest, -1).scatter_(0, target[left], left)
+
+
+def _taken(values: Tensor, pair: Tensor) -> Tensor:
+    """Return the values of the chosen pairs, [T]; NaN where there is none."""
+    padded = torch.cat((values, values.new_full((1,), float("nan"))))
+    return padded[pair]
+
+
+def _below(score: Tensor, pair: Tensor, strongest_pair: Tensor) -> Tensor:
+    """Whether the score of one pair is below that of another, [T] bool; False where there is none."""
+    return _taken(score, pair) < _taken(score, strongest_pair)
+
+
+def _geometry(predictions: Predictions, slot: Tensor, pair: Tensor) -> dict[str, Tensor]:
+    """Area and distance of centres of the chosen pairs' predictions, in cells."""
+    scene, grid = predictions.scene, predictions.grid
+    there = (pair >= 0).nonzero().squeeze(1)
+    chosen = slot[pair[there]]
+    stride = grid.stride[torch.searchsorted(grid.first_slot, chosen, right=True) - 1]
+    boxes = xyxy_to_cxcywh(predictions.boxes_xyxy[scene.targets.image[there], chosen]) / stride[:, None]
+    area = boxes.new_full((len(pair),), float("nan"))
+    offset = area.clone()
+    area[there] = boxes[:, 2] * boxes[:, 3]
+    offset[there] = (boxes[:, :2] - scene.boxes[there, :2] / stride[:, None]).square().sum(dim=1).sqrt()
+    return {"area": area, "offset": offset}

@@ -1,0 +1,146 @@
+"""Objects that non-maximum suppression loses: suppressed by another object's box, or covered by one box together.
+
+A detection *belongs* to the object of its class that it overlaps most, if that IoU reaches ``own_iou``. An object is
+*found* when a prediction above the confidence belongs to it before NMS. It is *suppressed* when it is found, no kept
+detection belongs to it, and the kept box that removed its strongest prediction belongs to another object. A pair of
+objects of one class is *merged* when one kept detection of that class covers at least ``covered`` of the area of each,
+and not both have a detection of their own.
+
+Shape letters: B images, T objects, N predictions above the confidence, P pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from analysis.match_records import Predictions
+from models.detector import decode_slots
+from models.heads import Head
+from models.nms import non_max_suppression, select_candidates
+from utils.boxes import box_iou, intersection_over_first
+
+
+@dataclass(frozen=True)
+class SuppressionRule:
+    """What is detected and what counts as found."""
+
+    confidence: float = 0.25  # least objectness x class probability of a prediction
+    nms_iou: float = 0.6  # NMS drops a box that overlaps a stronger one of its class more than this
+    own_iou: float = 0.5
+    covered: float = 0.7
+
+
+def suppression_columns(
+    predictions: Predictions, raws: Sequence[Tensor], rule: SuppressionRule
+) -> tuple[dict[str, Tensor], Tensor]:
+    """Return the columns ``found``, ``detected``, ``suppressed``, ``removed_by_none``, ``merged`` [T], and the pairs.
+
+    ``removed_by_none``: found and not detected, but what removed its prediction belongs to no object. ``merged`` counts
+    the merged pairs that an object is part of; the pairs are [P 2] rows of the targets, the smaller one first.
+    """
+    heads = predictions.grid.heads
+    boxes, scores, labels, image = detect_all(raws, heads, rule.confidence)
+    scene = predictions.scene
+    count, targets = len(scene.targets), scene.targets
+    groups = image * heads[0].num_classes + labels  # boxes of different images never meet
+    kept = non_max_suppression(boxes, scores, groups, rule.nms_iou, beta=heads[-1].nms_beta)
+    target_groups = targets.image * heads[0].num_classes + targets.label
+    detection, target = same_group(groups, target_groups)
+    iou = box_iou(boxes[detection], scene.boxes_xyxy[target], elementwise=True)
+    owner = owners(detection, target, iou, len(boxes), rule.own_iou)
+
+    found = _marked(owner[owner >= 0], count)
+    detected = _marked(owner[kept][owner[kept] >= 0], count)
+    remover = removers(boxes, scores, groups, owner, kept, found & ~detected)
+    by_other = (remover >= 0) & (owner[remover.clamp(min=0)] >= 0) if len(boxes) else remover >= 0
+    pairs = merged_pairs(boxes[kept], groups[kept], predictions, target_groups, detected, rule.covered)
+    return {
+        "found": found,
+        "detected": detected,
+        "suppressed": by_other,
+        "removed_by_none": (remover >= 0) & ~by_other,
+        "merged": torch.bincount(pairs.flatten(), minlength=count),
+    }, pairs
+
+
+def detect_all(
+    raws: Sequence[Tensor], heads: tuple[Head, ...], confidence: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return boxes [N 4] (network pixels), scores, labels and images of all predictions above a confidence.
+
+    A slot predicts its most probable class, as in detect.py.
+    """
+    slots = decode_slots(raws, heads, confidence)
+    slot, label, score = select_candidates(slots.objectness, slots.class_logits, confidence, multi_label=False)
+    return slots.boxes_xyxy_net[slot], score, label, slots.image[slot]
+
+
+def same_group(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the index pairs [P] of equal entries, ordered by the first index, then the second."""
+    order = torch.argsort(second, stable=True)
+    in_order = second[order]
+    low, high = torch.searchsorted(in_order, first), torch.searchsorted(in_order, first, right=True)
+    size = high - low
+    index = torch.repeat_interleave(torch.arange(len(first), device=first.device), size)
+    place = torch.arange(len(index), device=first.device) - (size.cumsum(0) - size)[index]
+    return index, order[low[index] + place]
+
+
+def owners(detection: Tensor, target: Tensor, iou: Tensor, count: int, own_iou: float) -> Tensor:
+    """Return the object that each detection belongs to, [N], or -1; of equal IoUs the first object."""
+    best = iou.new_full((count,), -1.0).scatter_reduce_(0, detection, iou, "amax")
+    keep = (iou >= own_iou) & (iou == best[detection])
+    none = torch.iinfo(torch.int64).max
+    owner = target.new_full((count,), none).scatter_reduce_(0, detection[keep], target[keep], "amin")
+    return owner.masked_fill(owner == none, -1)
+
+
+def removers(boxes: Tensor, scores: Tensor, groups: Tensor, owner: Tensor, kept: Tensor, lost: Tensor) -> Tensor:
+    """Return, for each lost object, the kept detection that overlaps its strongest prediction most, [T]; else -1.
+
+    Among the kept boxes of its class that are at least as strong one must have removed it; the one that overlaps it
+    most did, or would have.
+    """
+    count = len(lost)
+    result = torch.full((count,), -1, dtype=torch.int64, device=boxes.device)
+    mine = ((owner >= 0) & lost[owner.clamp(min=0)]).nonzero().squeeze(1) if count else owner.nonzero().squeeze(1)
+    if not len(mine):
+        return result
+    highest = scores.new_full((count,), -1.0).scatter_reduce_(0, owner[mine], scores[mine], "amax")
+    mine = mine[scores[mine] == highest[owner[mine]]]
+    first = torch.full_like(result, len(boxes)).scatter_reduce_(0, owner[mine], mine, "amin")
+    lost_rows = (first < len(boxes)).nonzero().squeeze(1)
+    prediction, other = same_group(groups[first[lost_rows]], groups[kept])
+    other_index = kept[other]
+    stronger = scores[other_index] >= scores[first[lost_rows]][prediction]
+    prediction, other_index = prediction[stronger], other_index[stronger]
+    iou = box_iou(boxes[first[lost_rows]][prediction], boxes[other_index], elementwise=True)
+    best = iou.new_full((len(lost_rows),), -1.0).scatter_reduce_(0, prediction, iou, "amax")
+    keep = iou == best[prediction]
+    chosen = torch.full_like(lost_rows, len(boxes)).scatter_reduce_(0, prediction[keep], other_index[keep], "amin")
+    result[lost_rows] = chosen.masked_fill(chosen == len(boxes), -1)
+    return result
+
+
+def merged_pairs(
+    kept_boxes: Tensor, kept_groups: Tensor, predictions: Predictions, target_groups: Tensor, detected: Tensor,
+    covered: float,
+) -> Tensor:  # fmt: skip
+    """Return the merged pairs of objects, [P 2], each once."""
+    detection, target = same_group(kept_groups, target_groups)
+    share = intersection_over_first(predictions.scene.boxes_xyxy[target], kept_boxes[detection])
+    detection, target = detection[share >= covered], target[share >= covered]
+    one, other = same_group(detection, detection)
+    pairs = torch.stack((target[one], target[other]), dim=1)
+    pairs = pairs[(pairs[:, 0] < pairs[:, 1]) & ~(detected[pairs[:, 0]] & detected[pairs[:, 1]])]
+    return torch.unique(pairs, dim=0)
+
+
+def _marked(rows: Tensor, size: int) -> Tensor:
+    marked = torch.zeros(size, dtype=torch.bool, device=rows.device)
+    marked[rows] = True
+    return marked
