@@ -95,13 +95,20 @@ def training_sample(
     sample = _picture(index, pool, load, out, options, rng, resize)
     if rng.random() < options.mixup:
         other = np.empty_like(out)
-        partner = int(pool[rng.integers(len(pool))])
-        second = _picture(partner, pool, load, other, options, rng, resize)
+        second = _picture(*_partners(index, pool, 1, rng), pool, load, other, options, rng, resize)
         share = rng.beta(MIXUP_BETA, MIXUP_BETA)
         cv2.addWeighted(out, share, other, 1 - share, 0, dst=out)
         sample = Sample(*(np.concatenate(pair) for pair in zip(sample, second, strict=True)))
     shift_colours(out, options, rng)
     return sample
+
+
+def _partners(index: int, pool: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
+    """Draw different images of the pool, none of them ``index``, as far as there are enough."""
+    others = pool[pool != index]
+    if len(others) == 0:
+        return [index] * count
+    return rng.choice(others, count, replace=len(others) < count).tolist()
 
 
 def _picture(
@@ -116,7 +123,7 @@ def _picture(
     """Paint one mosaic or one single image, BGR; return its objects."""
     net_hw = out.shape[:2]
     if rng.random() < options.mosaic:
-        members = [index, *(int(pool[i]) for i in rng.integers(len(pool), size=3))]
+        members = [index, *_partners(index, pool, 3, rng)]
         sources = [load(member) for member in members]
         places = mosaic_places([source.original_wh for source in sources], net_hw, rng, resize)
         canvas_hw = (2 * net_hw[0], 2 * net_hw[1])

@@ -119,7 +119,11 @@ def download(archive: Archive, path: Path, pause: float = 2.0) -> None:
                     if failures >= ATTEMPTS:
                         raise UserError(f"{archive.url}: {_reason(error)}; run the command again to go on") from error
                     time.sleep(min(pause * 2 ** (failures - 1), 60))
-        _check(archive, part)
+        try:
+            _check(archive, part)
+        except UserError:
+            part.unlink()  # going on with it would not mend it
+            raise
         os.replace(part, path)
     else:
         _check(archive, path)
@@ -152,17 +156,16 @@ def _range_start(response: http.client.HTTPResponse) -> int:
 
 
 def _check(archive: Archive, path: Path) -> None:
-    """Compare size and MD5; a file that is wrong is removed, because going on with it would not mend it."""
+    """Compare size and MD5."""
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
         while block := file.read(CHUNK):
             digest.update(block)
     if _size(path) != archive.size or digest.hexdigest() != archive.md5:
         found = f"{_size(path)} bytes with MD5 {digest.hexdigest()}"
-        path.unlink()
+        wanted = f"{archive.size} bytes with {archive.md5}"
         raise UserError(
-            f"{archive.url}: what arrived is wrong ({found}; expected {archive.size} with {archive.md5}) "
-            "and was removed; run the command again"
+            f"{path}: is not {archive.url} ({found}; expected {wanted}); remove it and run the command again"
         )
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -71,14 +71,17 @@ class Batches:
     ) -> None:
         self.dataset = dataset
         self._plans = _PlanSampler(plans)
-        workers = settings.workers
-        self._loader = DataLoader(
-            dataset,
+        self._settings = settings
+        self._loader = self._new_loader()
+
+    def _new_loader(self) -> DataLoader:
+        return DataLoader(
+            self.dataset,
             batch_size=None,
             sampler=self._plans,
-            num_workers=workers,
-            persistent_workers=workers > 0,
-            pin_memory=settings.pin_memory,
+            num_workers=self._settings.workers,
+            persistent_workers=self._settings.workers > 0,
+            pin_memory=self._settings.pin_memory,
             collate_fn=_as_it_is,
             worker_init_fn=_start_worker,
             generator=torch.Generator(),  # of its own: else every iteration would draw from the global one
@@ -96,10 +99,18 @@ class Batches:
         return len(self._plans)
 
     def __iter__(self) -> Iterator[Batch]:
+        failure = yield from self._until_failure()
+        if failure is not None:
+            # Let the workers go now: a loader that dies with the exception's traceback waits seconds for each of them.
+            self._loader = self._new_loader()
+            raise UserError(failure.message)
+
+    def _until_failure(self) -> Generator[Batch, None, Failure | None]:
         for batch in self._loader:
             if isinstance(batch, Failure):
-                raise UserError(batch.message)
+                return batch
             yield batch
+        return None
 
 
 def training_batches(annotations: Annotations, settings: LoaderSettings, augment: AugmentOptions) -> Batches:

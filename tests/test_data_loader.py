@@ -1,0 +1,238 @@
+"""Loaders: the same batches whatever the number of workers and after a resume; every image once; errors in one line."""
+
+import json
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from data.augment import NO_AUGMENTATION, AugmentOptions
+from data.data_file import open_data
+from data.label_files import read_dataset
+from data.loader import (
+    LoaderSettings,
+    evaluation_batches,
+    evaluation_plans,
+    random_size,
+    training_batches,
+    training_plans,
+)
+from utils.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def notes(tmp_path_factory):
+    """21 images of different sizes with 0 to 3 objects."""
+    folder = tmp_path_factory.mktemp("set")
+    (folder / "images").mkdir()
+    (folder / "labels").mkdir()
+    rng = np.random.default_rng(0)
+    for index in range(21):
+        width, height = (int(side) for side in rng.integers(40, 160, 2))
+        image = cv2.resize(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8), (width, height))
+        cv2.imwrite(str(folder / "images" / f"{index:02d}.jpg"), image)
+        rows = [
+            f"{rng.integers(3)} .5 .5 {rng.uniform(0.2, 0.9):.3f} {rng.uniform(0.2, 0.9):.3f}" for _ in range(index % 4)
+        ]
+        (folder / "labels" / f"{index:02d}.txt").write_text("\n".join(rows))
+    return read_dataset(open_data(str(folder / "images")), "train")
+
+
+def same(first, second) -> bool:
+    parts = [(first.images, second.images)]
+    for name in ("targets", "crowd"):
+        for column in ("image", "label", "boxes_cxcywh"):
+            parts.append((getattr(getattr(first, name), column), getattr(getattr(second, name), column)))
+    return first.frames == second.frames and all(torch.equal(a, b) for a, b in parts)
+
+
+def epoch_of(batches, epoch):
+    batches.set_epoch(epoch)
+    return list(batches)
+
+
+SETTINGS = {"image_hw": (96, 128), "batch_size": 4, "seed": 3}
+
+
+@pytest.mark.parametrize("options", [{}, {"multi_scale": True}, {"rect": True}], ids=["mosaic", "multi-scale", "rect"])
+def test_workers_change_nothing_and_an_epoch_can_be_made_again(notes, options):
+    augment = AugmentOptions(mixup=0.5, degrees=5.0)
+    alone = training_batches(notes, LoaderSettings(**SETTINGS, **options), augment)
+    shared_out = training_batches(notes, LoaderSettings(**SETTINGS, **options, workers=2), augment)
+    for epoch in (0, 1):
+        ours, theirs = epoch_of(alone, epoch), epoch_of(shared_out, epoch)
+        assert len(ours) == len(theirs) == len(alone) == 6
+        assert all(same(a, b) for a, b in zip(ours, theirs, strict=True))
+    # A resumed run begins with epoch 1; what epoch 0 left in caches must not matter.
+    resumed = epoch_of(training_batches(notes, LoaderSettings(**SETTINGS, **options), augment), 1)
+    assert all(same(a, b) for a, b in zip(ours, resumed, strict=True))
+    first = epoch_of(alone, 0)
+    assert [batch.frames for batch in first] != [batch.frames for batch in ours]
+
+
+def test_cached_images_change_nothing(notes):
+    plain = epoch_of(training_batches(notes, LoaderSettings(**SETTINGS), AugmentOptions()), 2)
+    cached = epoch_of(
+        training_batches(notes, LoaderSettings(**SETTINGS, cache_images=True, workers=1), AugmentOptions()), 2
+    )
+    assert all(same(a, b) for a, b in zip(plain, cached, strict=True))
+
+
+def test_loading_leaves_the_global_generators_alone(notes):
+    torch.manual_seed(5)
+    np.random.seed(5)
+    epoch_of(training_batches(notes, LoaderSettings(**SETTINGS, workers=1), AugmentOptions()), 0)
+    after = torch.rand(1), np.random.rand()
+    torch.manual_seed(5)
+    np.random.seed(5)
+    assert after == (torch.rand(1), np.random.rand())
+
+
+def test_an_epoch_has_each_image_once_in_its_own_order(notes):
+    settings = LoaderSettings(**SETTINGS)
+    orders = [[i for plan in training_plans(notes.image_wh, settings, epoch) for i in plan.indices] for epoch in (0, 1)]
+    assert sorted(orders[0]) == sorted(orders[1]) == list(range(21))
+    assert orders[0] != orders[1]
+
+
+@pytest.mark.parametrize("rect", [False, True])
+def test_processes_share_the_epoch_of_one_process(notes, rect):
+    whole = training_plans(notes.image_wh, LoaderSettings((96, 96), 8, rect=rect, seed=1), 4)
+    parts = [
+        training_plans(notes.image_wh, LoaderSettings((96, 96), 4, rect=rect, seed=1, rank=rank, world_size=2), 4)
+        for rank in (0, 1)
+    ]
+    assert [len(plan.indices) for plan in parts[0]] == [len(plan.indices) for plan in parts[1]]
+    seen = set()
+    for all_of_it, *mine in zip(whole, *parts, strict=True):
+        assert {plan.net_hw for plan in mine} == {all_of_it.net_hw}
+        assert set(all_of_it.indices) <= {i for plan in mine for i in plan.indices}
+        seen |= {i for plan in mine for i in plan.indices}
+    assert seen == set(range(21))
+
+
+def test_evaluation_shards_hold_each_image_once(notes):
+    found = []
+    for rank in range(3):
+        settings = LoaderSettings((96, 96), 2, rect=True, rank=rank, world_size=3)
+        found += [i for plan in evaluation_plans(notes.image_wh, settings) for i in plan.indices]
+    assert sorted(found) == list(range(21))
+
+
+def test_evaluation_gives_the_image_as_it_is_and_its_boxes(notes):
+    for rect in (False, True):
+        seen = 0
+        for batch in evaluation_batches(notes, LoaderSettings((96, 128), 4, rect=rect)):
+            height, width = batch.images.shape[2:]
+            assert (
+                height % 32 == 0 and width % 32 == 0 and batch.images.is_contiguous(memory_format=torch.channels_last)
+            )
+            for b, frame in enumerate(batch.frames):
+                index = notes.image_paths.index(frame.path)
+                assert frame.original_wh == tuple(notes.image_wh[index]) and frame.image_id == notes.image_ids[index]
+                rows = batch.targets.image == b
+                cx, cy, w, h = (batch.targets.boxes_cxcywh[rows] * torch.tensor([width, height, width, height])).T
+                corners = torch.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), dim=1)
+                truth = notes.boxes_xyxy[notes.rows_of(index)]
+                np.testing.assert_allclose(frame.to_original(corners).numpy(), truth, atol=1e-2)
+                assert batch.targets.label[rows].tolist() == notes.labels[notes.rows_of(index)].tolist()
+                seen += 1
+        assert seen == 21
+
+
+def test_evaluation_pixels_are_rgb(tmp_path):
+    (tmp_path / "a.png").parent.mkdir(exist_ok=True)
+    cv2.imwrite(str(tmp_path / "a.png"), np.full((64, 64, 3), (10, 20, 200), np.uint8))  # BGR: red
+    (tmp_path / "a.txt").write_text("0 .5 .5 .5 .5\n")
+    red = read_dataset(open_data(str(tmp_path)), "train")
+    (plain,) = evaluation_batches(red, LoaderSettings((64, 64)))
+    (trained,) = training_batches(red, LoaderSettings((64, 64)), NO_AUGMENTATION)
+    assert plain.images[0, :, 30, 30].tolist() == trained.images[0, :, 30, 30].tolist() == [200, 20, 10]
+
+
+def test_rect_batches_are_small_and_hold_similar_shapes(notes):
+    plans = evaluation_plans(notes.image_wh, LoaderSettings((128, 128), 3, rect=True))
+    assert sum(np.prod(plan.net_hw) * len(plan.indices) for plan in plans) < 0.9 * 21 * 128 * 128
+    aspects = [notes.image_wh[i, 1] / notes.image_wh[i, 0] for plan in plans for i in plan.indices]
+    assert aspects == sorted(aspects)
+
+
+def test_multi_scale_range_and_reproducibility():
+    settings = LoaderSettings((416, 416), multi_scale=True, seed=2)
+    sizes = [random_size(settings, 0, number) for number in range(400)]
+    # .67 x 416 / 32 = 8.7 -> 8 strides; 1.5 x 416 / 32 = 19.5 -> 19 strides
+    assert {height for height, _ in sizes} == {32 * n for n in range(8, 20)}
+    assert all(height == width for height, width in sizes)
+    assert sizes == [random_size(settings, 0, number) for number in range(400)]
+    assert sizes != [random_size(settings, 1, number) for number in range(400)]
+    wide = LoaderSettings((256, 512), multi_scale=True)
+    assert all(abs(w / h - 2) < 0.3 for h, w in (random_size(wide, 0, n) for n in range(50)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("damage", ["rubbish", "cut", "gone", "other size"])
+def test_an_unreadable_image_is_one_clear_line_from_any_process(tmp_path, workers, damage):
+    for index in range(3):
+        image = np.random.default_rng(index).integers(0, 256, (80, 60, 3), dtype=np.uint8)
+        cv2.imwrite(str(tmp_path / f"{index}.jpg"), image)
+        (tmp_path / f"{index}.txt").write_text("0 .5 .5 .5 .5\n")
+    notes = read_dataset(open_data(str(tmp_path)), "train")
+    victim = tmp_path / "1.jpg"
+    data = victim.read_bytes()
+    if damage == "gone":
+        victim.unlink()
+    elif damage == "other size":
+        cv2.imwrite(str(victim), np.zeros((10, 20, 3), np.uint8))
+    else:
+        victim.write_bytes(b"rubbish" if damage == "rubbish" else data[: len(data) // 2])
+    for batches in (
+        evaluation_batches(notes, LoaderSettings((64, 64), 2, workers=workers)),
+        training_batches(notes, LoaderSettings((64, 64), 2, workers=workers), AugmentOptions()),
+    ):
+        with pytest.raises(UserError) as caught:
+            list(batches)
+        assert str(caught.value).startswith(f"{victim}: ") and "\n" not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+
+def test_sizes_that_do_not_fit_the_stride_are_refused():
+    with pytest.raises(UserError, match="image size 400 does not fit the network's stride of 32; 384 or 416 would"):
+        LoaderSettings((416, 400))
+    with pytest.raises(UserError, match="image size 16 does not fit"):
+        LoaderSettings((16, 416))
+    with pytest.raises(UserError, match="resize 'squash' is none of letterbox, stretch"):
+        LoaderSettings((416, 416), resize="squash")
+
+
+def test_exif_orientation(tmp_path):
+    """For YOLO labels the upright picture counts; for a COCO JSON the one whose size it gives."""
+    stored = np.zeros((40, 80, 3), np.uint8)
+    stored[:, :20] = (255, 0, 0)  # RGB: the left quarter is red
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter to the right: the left edge becomes the top
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
+    Image.fromarray(stored).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    for name in ("a.png", "a.jpg"):
+        other = tmp_path / ("a.jpg" if name == "a.png" else "a.png")
+        kept = other.read_bytes()
+        other.unlink()
+        (tmp_path / "a.txt").write_text("0 .5 .125 1 .25\n")
+        notes = read_dataset(open_data(str(tmp_path)), "train")
+        assert notes.image_wh.tolist() == [[40, 80]]
+        assert notes.boxes_xyxy.tolist() == [[0, 0, 40, 20]]
+        (batch,) = evaluation_batches(notes, LoaderSettings((96, 96)))
+        top, middle = batch.images[0, :, 5, 48].tolist(), batch.images[0, :, 60, 48].tolist()
+        assert top[0] > 200 and middle[0] < 50
+        for width, height in ((80, 40), (40, 80)):
+            image = {"id": 1, "file_name": name, "width": width, "height": height}
+            top = {"images": [image], "annotations": [], "categories": [{"id": 1, "name": "x"}]}
+            (tmp_path / "c.json").write_text(json.dumps(top))
+            (batch,) = evaluation_batches(
+                read_dataset(open_data(str(tmp_path / "c.json")), "train"), LoaderSettings((96, 96))
+            )
+            first = batch.images[0, :, 48, 5] if width > height else batch.images[0, :, 5, 48]
+            assert first[0] > 200
+        other.write_bytes(kept)
+        (tmp_path / "c.json").unlink()
