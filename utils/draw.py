@@ -64,7 +64,7 @@ def draw_box(image: np.ndarray, box_xyxy: Sequence[float], text: str, color: Col
     left, top, right, bottom = (
         round(min(max(value, -thickness), max(height, width) + thickness)) for value in box_xyxy
     )
-    cv2.rectangle(image, (left, top), (right, bottom), color, thickness, cv2.LINE_AA)
+    cv2.rectangle(image, (left, top), (right, bottom), color, thickness)
     if text:
         plate = _text_plate(text, max(10, round((height + width) * 0.011)), color)
         above = top - plate.shape[0] >= 0

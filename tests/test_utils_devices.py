@@ -1,0 +1,72 @@
+import pytest
+import torch
+
+from utils.devices import amp_dtype, choose_device, describe_device, use_threads
+from utils.errors import UserError
+
+
+@pytest.fixture
+def two_gpus(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+
+
+@pytest.fixture
+def no_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [("", "cuda:0"), ("cpu", "cpu"), ("0", "cuda:0"), ("1", "cuda:1"), ("cuda:1", "cuda:1"), (" CUDA ", "cuda:0")],
+)
+def test_with_two_gpus(two_gpus, name, expected):
+    assert choose_device(name) == torch.device(expected)
+
+
+def test_each_process_takes_its_gpu(two_gpus, monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose_device("") == torch.device("cuda:1")
+
+
+@pytest.mark.parametrize("name, words", [("2", "0..1"), ("0,1", "nproc_per_node=2"), ("tpu", "cuda:0")])
+def test_mistakes_with_two_gpus(two_gpus, name, words):
+    with pytest.raises(UserError, match=words):
+        choose_device(name)
+
+
+def test_without_gpu(no_gpu):
+    assert choose_device("") == choose_device("CPU") == torch.device("cpu")
+    for name in ("0", "cuda", "cuda:0"):
+        with pytest.raises(UserError, match="--device cpu"):
+            choose_device(name)
+
+
+@pytest.mark.parametrize(
+    "name, capability, expected",
+    [
+        ("Tesla V100", (7, 0), torch.float16),
+        ("NVIDIA H200", (9, 0), torch.float16),
+        ("GeForce GTX 1660 Ti", (7, 5), None),
+        ("Tesla P100", (6, 0), None),
+    ],
+)
+def test_mixed_precision_only_where_it_helps(monkeypatch, name, capability, expected):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
+    assert amp_dtype(torch.device("cuda:0")) == expected
+    assert amp_dtype(torch.device("cpu")) is None
+
+
+def test_processes_share_the_cores(monkeypatch):
+    before = torch.get_num_threads()
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    try:
+        use_threads()
+        assert torch.get_num_threads() == 3
+        use_threads(1)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+    assert "cpu" in describe_device(torch.device("cpu"))

@@ -1,0 +1,94 @@
+import itertools
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from utils.draw import class_color, draw_batch, draw_box, draw_detections, draw_predictions, write_image
+from utils.records import Batch, Detections, Frame, Targets
+
+
+def grey(height=120, width=200):
+    return np.full((height, width, 3), 128, dtype=np.uint8)
+
+
+def test_a_box_is_drawn_on_its_edges_and_not_inside():
+    image = grey()
+    draw_box(image, (50, 40, 150, 100), "", (255, 0, 0))
+    # (x, y) of the four corners, each on a line of the box; the middle stays grey.
+    for x, y in ((50, 40), (150, 40), (50, 100), (150, 100)):
+        assert image[y, x].tolist() == [255, 0, 0]
+    assert image[70, 100].tolist() == [128, 128, 128] and image[20, 100].tolist() == [128, 128, 128]
+
+
+def test_text_stands_above_the_box_or_inside_at_the_top():
+    low, high = grey(), grey()
+    draw_box(low, (50, 60, 150, 100), "cat 0.50", (0, 255, 255))
+    assert (low[45:58, 60:90] != 128).any() and (low[70:95, 60:140] == 128).all()
+    draw_box(high, (50, 0, 150, 100), "cat 0.50", (0, 255, 255))
+    assert (high[3:12, 60:90] != 128).any()
+
+
+@pytest.mark.parametrize("name", ["cat", "Fußgänger", "кошка", "自行车", "", "a" * 300, "line\nbreak"])
+@pytest.mark.parametrize(
+    "box", [(5, 5, 60, 40), (-50, -50, 500, 500), (190, 110, 199, 119), (3e9, -3e9, 3e9, 3e9), (7, 7, 7, 7)]
+)
+def test_any_name_and_any_box_can_be_drawn(name, box):
+    image = grey()
+    draw_detections(image, Detections(torch.tensor([box]).float(), torch.tensor([0.5]), torch.tensor([0])), [name])
+    assert image.shape == (120, 200, 3)
+
+
+def test_tiny_images_and_classes_without_a_name():
+    image = grey(3, 2)
+    found = Detections(torch.tensor([[0.0, 0, 2, 3]]), torch.tensor([0.5]), torch.tensor([7]))
+    draw_detections(image, found, ["only"])
+    assert (image != 128).any()
+
+
+def test_colors_tell_classes_apart():
+    colors = [class_color(label) for label in range(80)]
+    assert len(set(colors)) == 80
+    for first, second in itertools.pairwise(colors):
+        assert sum(abs(a - b) for a, b in zip(first, second, strict=True)) > 60
+
+
+def batch_of(count, height=64, width=96):
+    targets = Targets(torch.tensor([0, count - 1]), torch.tensor([0, 1]), torch.tensor([[0.5, 0.5, 0.5, 0.5]] * 2))
+    frames = tuple(Frame(i, f"/some/where/{i}.jpg", (width * 2, height * 2), (0.5, 0.5)) for i in range(count))
+    images = torch.full((count, 3, height, width), 128, dtype=torch.uint8)
+    images[:, 0] = 200  # red, to see that the colours are not swapped
+    return Batch(images, targets, Targets.empty(), frames)
+
+
+@pytest.mark.parametrize("count", [1, 3, 20])
+def test_sheets(tmp_path, count):
+    batch = batch_of(count)
+    draw_batch(tmp_path / "batch.png", batch, ["a", "b"])
+    sheet = cv2.imread(str(tmp_path / "batch.png"))
+    assert sheet.shape[0] % 64 == 0 and sheet.shape[1] % 96 == 0
+    assert sheet[60, 70].tolist() == [128, 128, 200]  # B G R
+    # The first image's object spans x 24..72 and y 16..48.
+    assert sheet[48, 48].tolist() == list(class_color(0 if count > 1 else 1))  # of one image, the later is on top
+    assert (batch.images[:, 0] == 200).all()  # the batch itself stays as it is
+
+
+def test_predictions_stand_beside_the_truth(tmp_path):
+    batch = batch_of(2)
+    # Original pixels are twice the network's: x 40..120, y 20..100 -> 20..60, 10..50, in the right half from column 96.
+    found = Detections(
+        torch.tensor([[40.0, 20, 120, 100], [0, 0, 9, 9]]), torch.tensor([0.9, 0.01]), torch.tensor([1, 0])
+    )
+    empty = found.select(torch.tensor([False, False]))
+    draw_predictions(tmp_path / "p.png", batch, [found, empty], ["a", "b"])
+    sheet = cv2.imread(str(tmp_path / "p.png"))
+    assert sheet[50, 96 + 40].tolist() == list(class_color(1))
+    assert sheet[48, 48].tolist() == list(class_color(0))
+    assert sheet[4, 96 + 4].tolist() == [128, 128, 200]  # the weak one is left out
+
+
+def test_an_unwritable_image_is_an_error(tmp_path):
+    with pytest.raises(OSError, match="cannot write"):
+        write_image(tmp_path / "picture.nonsense", grey())
+    assert list(tmp_path.iterdir()) == []
