@@ -8,7 +8,8 @@ rounded to whole pixels first, as a tenth of a million of them says the same as 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +107,17 @@ def count_sizes(boxes_wh: np.ndarray, max_exact: int = MAX_EXACT_SIZES) -> BoxSi
     return BoxSizes(torch.from_numpy(wh), torch.from_numpy(counts.astype(np.float64)))
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one thread: on tensors this small a second one gains little and, on a busy machine, costs a lot."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
 def side_ratio(boxes_wh: Tensor, anchors_wh: Tensor) -> Tensor:
     """Return ``max(w/pw, pw/w, h/ph, ph/h)`` of sizes [K 2] and anchors [A 2], [K A]."""
     ratio = boxes_wh[:, None] / anchors_wh[None]
@@ -138,8 +150,8 @@ def fit_anchors(sizes: BoxSizes, num: int, options: AnchorFitOptions) -> np.ndar
             f"use --num {len(sizes)} or less, or more data"
         )
     rng = np.random.default_rng(options.seed)
-    anchors = METHODS[options.method](sizes, num, options, rng)
-    return sorted_by_area(rounded(anchors))
+    with one_thread():
+        return sorted_by_area(rounded(METHODS[options.method](sizes, num, options, rng)))
 
 
 def sorted_by_area(anchors_wh: np.ndarray) -> np.ndarray:

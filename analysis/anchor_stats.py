@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.anchor_fit import side_ratio
+from analysis.anchor_fit import one_thread, side_ratio
 from analysis.objects import SIZE_NAMES, Objects, letterboxed, select_objects
 from analysis.plots import anchor_scatter, bars
 from analysis.tables import Result, Table, share
@@ -79,7 +79,7 @@ def anchor_stats(
     counts = {name: Counts.zeros(len(objects), len(anchors_wh)) for name in strategies}
     assigners = {name: _assigner(options, heads) for name, options in strategies.items()}
     best_iou, best_ratio = np.zeros(len(objects), np.float32), np.full(len(objects), np.inf, np.float32)
-    with tqdm(total=len(objects), desc="matching", unit=" objects", disable=None, leave=False) as bar:
+    with one_thread(), tqdm(total=len(objects), desc="matching", unit=" objects", disable=None, leave=False) as bar:
         for block in _blocks(objects, boxes_cxcywh):
             prior_iou = wh_iou(boxes_wh[block.rows], anchors_wh)  # T K
             best_iou[block.rows] = prior_iou.amax(dim=1)

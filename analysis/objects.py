@@ -105,8 +105,9 @@ class PairBlock:
     second: np.ndarray  # [P] int64, larger than first, of the same image
 
 
-def pair_blocks(image: np.ndarray, pairs_per_block: int = PAIRS_PER_BLOCK) -> Iterator[PairBlock]:
-    """Yield every pair of rows with equal ``image`` once; ``image`` [M] must be sorted."""
+def pair_blocks(image: np.ndarray, pairs_per_block: int | None = None) -> Iterator[PairBlock]:
+    """Yield every pair of rows with equal ``image`` once, about PAIRS_PER_BLOCK at a time; ``image`` [M] is sorted."""
+    pairs_per_block = pairs_per_block or PAIRS_PER_BLOCK
     count = len(image)
     partners = np.searchsorted(image, image, side="right") - np.arange(count) - 1  # later objects of the same image
     pairs_until = np.cumsum(partners)
