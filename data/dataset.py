@@ -101,7 +101,7 @@ class DetectionDataset(Dataset):
         for index, out in zip(plan.indices, images, strict=True):
             source = self.source(index)
             frame = RESIZES[self.resize](*self._identity(index), source.original_wh, plan.net_hw)
-            place_image(source.pixels, frame, out)
+            place_image(source.pixels, frame, out, self.resize)
             cv2.cvtColor(out, cv2.COLOR_BGR2RGB, dst=out)
             boxes = np.clip(source.boxes_xyxy, 0, source.original_wh * 2)
             boxes = boxes * (frame.scale_xy * 2) + (frame.offset_xy * 2)

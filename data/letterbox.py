@@ -39,21 +39,36 @@ def stretch_frame(image_id: int, path: str, original_wh: tuple[int, int], net_hw
 RESIZES = {"letterbox": letterbox_frame, "stretch": stretch_frame}
 
 
-def place_image(image: np.ndarray, frame: Frame, out: np.ndarray) -> None:
-    """Draw an image [h w 3] into a network input [H W 3], in place, where its frame says.
+def resize_for_view(image: np.ndarray, wh: tuple[int, int]) -> np.ndarray:
+    """Shrinking averages over areas, which keeps small objects visible; enlarging is bilinear."""
+    shrinks = wh[0] < image.shape[1] or wh[1] < image.shape[0]
+    return cv2.resize(image, wh, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
-    Shrinking averages over areas, which keeps small objects visible; enlarging is bilinear.
-    """
+
+def resize_as_darknet(image: np.ndarray, wh: tuple[int, int]) -> np.ndarray:
+    """Darknet's ``resize_image``: bilinear between two pixels however much it shrinks, corners on corners."""
+    pixels = image.astype(np.float32)
+    for axis, new in ((1, wh[0]), (0, wh[1])):
+        old = image.shape[axis]
+        place = np.linspace(0, old - 1, new, dtype=np.float64)
+        low = np.minimum(place.astype(np.int64), max(old - 2, 0))
+        weight = (place - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        first, second = np.take(pixels, low, axis), np.take(pixels, np.minimum(low + 1, old - 1), axis)
+        pixels = first + (second - first) * weight
+    return np.rint(pixels).astype(np.uint8)
+
+
+PIXELS = {"letterbox": resize_for_view, "stretch": resize_as_darknet}  # as RESIZES
+
+
+def place_image(image: np.ndarray, frame: Frame, out: np.ndarray, resize: str = "letterbox") -> None:
+    """Draw an image [h w 3] into a network input [H W 3], in place, where its frame says; ``resize`` as in PIXELS."""
     new_w, new_h = (round(size * scale) for size, scale in zip(frame.original_wh, frame.scale_xy, strict=True))
     left, top = (round(offset) for offset in frame.offset_xy)
     if (new_h, new_w) != out.shape[:2]:
         out[:] = PADDING
     target = out[top : top + new_h, left : left + new_w]
-    if image.shape[:2] == (new_h, new_w):
-        target[:] = image
-        return
-    shrinks = new_w < image.shape[1] or new_h < image.shape[0]
-    target[:] = cv2.resize(image, (new_w, new_h), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+    target[:] = image if image.shape[:2] == (new_h, new_w) else PIXELS[resize](image, (new_w, new_h))
 
 
 def images_to_tensor(images_hwc: np.ndarray) -> Tensor:

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from data.letterbox import PADDING, letterbox_frame, letterbox_images, smallest_input, stretch_frame
+from data.letterbox import PADDING, letterbox_frame, letterbox_images, resize_as_darknet, smallest_input, stretch_frame
 
 
 def test_letterbox_by_hand():
@@ -66,3 +66,14 @@ def test_smallest_input_by_hand():
     assert smallest_input(np.array([[640, 426], [500, 375]]), (416, 416), 32) == (320, 416)
     assert smallest_input(np.array([[426, 640]]), (416, 416), 32) == (416, 288)
     assert smallest_input(np.array([[640, 480]]), (256, 416), 32) == (256, 352)  # 256/480: 341.3 wide
+
+
+def test_darknets_resize_puts_corners_on_corners_and_looks_at_two_pixels_only():
+    row = np.repeat(np.array([[0, 10, 20, 90]], np.uint8)[:, :, None], 3, axis=2)  # 1 4 3
+    # 4 -> 7 pixels: steps of (4 - 1) / (7 - 1) = 0.5
+    assert resize_as_darknet(row, (7, 1))[0, :, 0].tolist() == [0, 5, 10, 15, 20, 55, 90]
+    # 4 -> 3: steps of 1.5, so between 10 and 20; an average over areas would see the 90 earlier
+    assert resize_as_darknet(row, (3, 1))[0, :, 1].tolist() == [0, 15, 90]
+    column = row.transpose(1, 0, 2)
+    assert resize_as_darknet(column, (2, 3))[:, :, 2].tolist() == [[0, 0], [15, 15], [90, 90]]
+    assert resize_as_darknet(row, (1, 1)).tolist() == [[[0, 0, 0]]]
