@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,10 @@ def _beside(list_path: Path, line: str) -> str:
 
 
 def _open_video(address: str | int, name: str, is_live: bool) -> VideoFrames:
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # the error below says it in one line
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     capture = cv2.VideoCapture(address)
+    cv2.utils.logging.setLogLevel(level)
     if not capture.isOpened():
         raise UserError(f"{name}: cannot be opened as a {'camera or stream' if is_live else 'video'}")
     if is_live:

@@ -1,0 +1,63 @@
+"""What --source may name: image, folder, glob, list, video; and what it may not."""
+
+import cv2
+import numpy as np
+import pytest
+
+from data.sources import open_source
+from utils.errors import UserError
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name, red in (("b.png", 200), ("a.jpg", 100)):
+        cv2.imwrite(str(tmp_path / name), np.full((20, 30, 3), (0, 0, red), np.uint8))
+    writer = cv2.VideoWriter(str(tmp_path / "v.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 12.0, (32, 24))
+    for value in range(5):
+        writer.write(np.full((24, 32, 3), value * 40, np.uint8))
+    writer.release()
+    (tmp_path / "notes.md").write_text("no picture")
+    return tmp_path
+
+
+def test_folder_glob_list_and_single_file(folder):
+    images, video = open_source(str(folder))
+    assert [picture.path.rsplit("/", 1)[-1] for picture in images] == ["a.jpg", "b.png"]
+    picture = list(images)[1]
+    assert picture.image_rgb.shape == (20, 30, 3) and picture.image_rgb[0, 0].tolist() == [200, 0, 0]
+    assert not images.is_video and video.is_video and not video.is_live
+    (only,) = open_source(str(folder / "*.png"))
+    assert len(only) == 1
+    (folder / "list.txt").write_text(f"b.png\n{folder}/a.jpg\n")
+    assert [p.path.rsplit("/", 1)[-1] for p in open_source(str(folder / "list.txt"))[0]] == ["b.png", "a.jpg"]
+    assert len(open_source(str(folder / "a.jpg"))[0]) == 1
+
+
+def test_video_frames_in_order_with_their_rate(folder):
+    (video,) = open_source(str(folder / "v.avi"))
+    frames = list(video)
+    assert [picture.frame for picture in frames] == [0, 1, 2, 3, 4]
+    assert video.fps == 12.0 and len(video) == 5
+    assert [round(picture.image_rgb.mean() / 40) for picture in frames] == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "source, message",
+    [
+        ("nothing/*.jpg", "no such file, folder or glob"),
+        ("notes.md", "no image or video there"),
+        ("broken.mp4", "cannot be opened as a video"),
+        ("987", "camera 987: cannot be opened as a camera or stream"),
+    ],
+)
+def test_what_cannot_be_opened(folder, monkeypatch, source, message):
+    monkeypatch.chdir(folder)
+    (folder / "broken.mp4").write_bytes(b"no video")
+    with pytest.raises(UserError, match=message):
+        open_source(source)
+
+
+def test_an_unreadable_image_is_named(folder):
+    (folder / "a.jpg").write_bytes(b"\xff\xd8 no more")
+    with pytest.raises(UserError, match=r"a\.jpg: the JPEG file is cut off"):
+        list(open_source(str(folder))[0])
