@@ -15,33 +15,20 @@ from typing import Any
 
 import numpy as np
 import yaml
-from scipy import stats
+from scipy.special import stdtrit
 
 from analysis.plots import curves
-from analysis.tables import Result, Table
+from analysis.tables import Result, Table, mean, share
 from utils.config import option
 from utils.errors import UserError
 from utils.run_log import Row, epoch_summary
 
 MAP50, MAP = "metrics/mAP_0.5", "metrics/mAP_0.5:0.95"
-POSITIVES, UNMATCHED = "match/positives_per_object", "match/unmatched_objects"
+POSITIVES, UNMATCHED, OBJECTS = "match/positives_per_object", "match/unmatched", "match/objects"
 SCORES = {"mAP@0.5": MAP50, "mAP": MAP}
 NAMED_OPTIONS = ("match", "alpha", "epochs")  # have columns of their own
-BOOKKEEPING = frozenset(  # options that say where and how a run was computed, not what was learned
-    [
-        "seed",
-        "name",
-        "project",
-        "device",
-        "workers",
-        "resume",
-        "nosave",
-        "notest",
-        "cache_images",
-        "verbose",
-        "save_period",
-    ]
-)
+BOOKKEEPING = {"seed", "name", "device", "workers", "resume", "nosave", "notest", "cache_images", "hyp"}
+# Where and how a run was computed, not what was learned; what a recipe says stands in the options themselves.
 
 
 @dataclass(frozen=True)
@@ -110,7 +97,7 @@ def compare_runs(runs: Sequence[Run], options: CompareOptions) -> Result:
 def varying_options(runs: Sequence[Run]) -> list[str]:
     """Return the options that are not the same in all runs, in the order of the first run's file."""
     keys = list(dict.fromkeys(key for run in runs for key in run.options))
-    return [key for key in keys if key not in BOOKKEEPING and len({_frozen(run.options.get(key)) for run in runs}) > 1]
+    return [key for key in keys if key not in BOOKKEEPING and len({repr(run.options.get(key)) for run in runs}) > 1]
 
 
 def group_by_setting(runs: Sequence[Run]) -> list[list[int]]:
@@ -118,7 +105,7 @@ def group_by_setting(runs: Sequence[Run]) -> list[list[int]]:
     varying = varying_options(runs)
     groups: dict[tuple[str, ...], list[int]] = {}
     for index, run in enumerate(runs):
-        groups.setdefault(tuple(_frozen(run.options.get(key)) for key in varying), []).append(index)
+        groups.setdefault(tuple(repr(run.options.get(key)) for key in varying), []).append(index)
     return list(groups.values())
 
 
@@ -135,7 +122,7 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float | None]:
     if len(values) < 2:
         return average, None
     error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return average, float(stats.t.ppf(0.975, len(values) - 1)) * error
+    return average, float(stdtrit(len(values) - 1, 0.975)) * error
 
 
 def _read_history(path: Path) -> list[Row]:
@@ -178,10 +165,16 @@ def _run_figures(run: Run, varying: Sequence[str], last: int | None) -> dict[str
     for name, column in SCORES.items():
         summary = epoch_summary(run.history, column, last)
         figures[name] = {key: summary.get(key) for key in ("max", "mean", "std", "best_epoch", "epochs")}
-    for name, column in (("positives_per_object", POSITIVES), ("unmatched_objects", UNMATCHED)):
-        values = [row[column] for row in run.history if column in row][-last if last else 0 :]
-        figures[name] = float(np.mean(values)) if values else None
+    figures["positives_per_object"] = mean(_last(run, (POSITIVES,), last)[:, 0])
+    unmatched, objects = _last(run, (UNMATCHED, OBJECTS), last).sum(axis=0)
+    figures["unmatched_share"] = share(unmatched, objects)
     return figures
+
+
+def _last(run: Run, columns: tuple[str, ...], last: int | None) -> np.ndarray:
+    """Return some columns of the last epochs that have them all, [epochs columns]."""
+    rows = [[row[column] for column in columns] for row in run.history if all(column in row for column in columns)]
+    return np.array(rows[-last if last else 0 :], dtype=np.float64).reshape(-1, len(columns))
 
 
 def _setting_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -201,14 +194,14 @@ def _tables(figures: Mapping[str, Any]) -> tuple[Table, ...]:
     columns = ("run", "match", "α", "options", "seed", "epochs")
     for name in SCORES:
         columns += (f"{name} max", f"{name} mean", f"{name} std", f"{name} best epoch")
-    columns += ("positives per object", "unmatched objects")
+    columns += ("positives per object", "share without a match")
     rows = []
     for run in figures["runs"]:
         extra = " ".join(f"{key}={_shown(value)}" for key, value in run["options"].items())
         row = [run["run"], run["match"], run["alpha"], extra, run["seed"], run["epochs"]]
         for name in SCORES:
             row += [run[name][key] for key in ("max", "mean", "std", "best_epoch")]
-        rows.append((*row, run["positives_per_object"], run["unmatched_objects"]))
+        rows.append((*row, run["positives_per_object"], run["unmatched_share"]))
     over = f"the last {figures['last']} evaluated epochs" if figures["last"] else "all evaluated epochs"
     seeds = []
     for setting in figures["settings"]:
@@ -253,6 +246,11 @@ def _curve(run: Run, column: str) -> tuple[np.ndarray, np.ndarray]:
 
 def _notes(runs: Sequence[Run]) -> tuple[str, ...]:
     notes = []
+    for members in group_by_setting(runs):
+        seeds = [runs[index].seed for index in members]
+        if len(set(map(repr, seeds))) < len(seeds):
+            folders = ", ".join(str(runs[index].folder) for index in members)
+            notes.append(f"runs of one setting with the same seed, so their interval says too little: {folders}")
     for run in runs:
         if not any(MAP50 in row for row in run.history):
             notes.append(f"{run.folder}: no epoch was evaluated (--notest?), so it has no mAP")
@@ -260,10 +258,6 @@ def _notes(runs: Sequence[Run]) -> tuple[str, ...]:
         if isinstance(planned, int) and len(run.history) < planned:
             notes.append(f"{run.folder}: {len(run.history)} of {planned} epochs are finished")
     return tuple(notes)
-
-
-def _frozen(value: Any) -> str:
-    return repr(value)
 
 
 def _shown(value: Any) -> str:

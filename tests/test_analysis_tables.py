@@ -1,0 +1,100 @@
+"""One result as Markdown, CSV, JSON and pictures."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from analysis.plots import anchor_scatter, bars, curves, histogram_grid
+from analysis.tables import Result, Table, as_csv, as_markdown, plain, print_result, share, write_result
+
+TABLE = Table(
+    "things",
+    "Things",
+    ("name", "count", "share of all", "mean"),
+    (("a|b", 1234, 0.25, 0.61987), ("c", np.int64(2), None, np.float32(12345.67))),
+)
+
+
+def test_markdown():
+    assert as_markdown(TABLE).splitlines() == [
+        "### Things",
+        "",
+        "| name | count | share of all |     mean |",
+        "|------|------:|-------------:|---------:|",
+        "| a\\|b | 1,234 |      25.00 % |   0.6199 |",
+        "| c    |     2 |            - | 12,345.7 |",
+    ]
+
+
+def test_a_long_table_is_cut_and_says_so():
+    table = Table("rows", "Rows", ("n",), tuple((n,) for n in range(10)))
+    text = as_markdown(table, max_rows=3)
+    assert "|   2 |" in text
+    assert "|   3 |" not in text
+    assert "7 more rows in rows.csv" in text
+
+
+def test_csv_keeps_numbers_as_they_are():
+    rows = list(csv.reader(as_csv(TABLE).splitlines()))
+    assert rows == [
+        ["name", "count", "share of all", "mean"],
+        ["a|b", "1234", "0.25", "0.61987"],
+        ["c", "2", "", str(float(np.float32(12345.67)))],
+    ]
+
+
+def test_plain_values_are_what_json_knows():
+    value = {"a": np.arange(3), "b": (np.float64("nan"), float("inf"), np.bool_(True)), 3: {"c": None}}
+    assert plain(value) == {"a": [0, 1, 2], "b": [None, None, True], "3": {"c": None}}
+    json.dumps(plain(value), allow_nan=False)
+
+
+def test_share():
+    assert share(1, 4) == 0.25
+    assert share(0, 0) is None
+
+
+def test_write_and_print(tmp_path, capsys):
+    histogram = {"edges": [0, 1, 2], "counts": [3, 4]}
+    figures = {
+        "bars": bars(["a", "b"], {"x": [1, 2], "y": [3, 4]}, "title", "unit"),
+        "histograms": histogram_grid({"one": histogram, "two": histogram}, {"one": "One"}),
+        "scatter": anchor_scatter(np.ones((30000, 2)), {"anchors": np.ones((3, 2))}, "title"),
+        "curves": curves({"mAP": {"a": [(np.arange(3), np.arange(3))], "b": []}, "AP": {}}, "epoch"),
+        "empty": bars([], {"x": []}, "title", "unit"),
+    }
+    result = Result("mode", {"data": "d"}, {"x": np.float64(1.5), "y": float("nan")}, (TABLE,), figures, ("note",))
+    write_result(result, tmp_path / "out", "python x.py --y")
+    document = json.loads((tmp_path / "out/results.json").read_text())
+    assert document == {
+        "schema": "yolo-lab-analysis-1",
+        "mode": "mode",
+        "command": "python x.py --y",
+        "data": {"data": "d"},
+        "figures": {"x": 1.5, "y": None},
+        "notes": ["note"],
+    }
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"results.json", "tables.md", "things.csv", *(f"{stem}.png" for stem in figures)}
+    for stem in figures:
+        assert (tmp_path / f"out/{stem}.png").read_bytes().startswith(b"\x89PNG")
+    text = (tmp_path / "out/tables.md").read_text()
+    assert "`python x.py --y`" in text
+    assert "| c    |     2 |" in text
+    assert "- note" in text
+    print_result(result)
+    assert "### Things" in capsys.readouterr().out
+
+
+def test_listings_are_short_in_markdown_and_whole_in_csv(tmp_path):
+    table = Table("objects", "Objects", ("n",), tuple((n,) for n in range(1000)), listing=True)
+    write_result(Result("mode", {}, {}, (table,)), tmp_path, "c")
+    assert len((tmp_path / "objects.csv").read_text().splitlines()) == 1001
+    assert "992 more rows in objects.csv" in (tmp_path / "tables.md").read_text()
+
+
+@pytest.mark.parametrize("value", [0.0, 1e-9, -3.25, 999.99])
+def test_numbers_survive_the_csv(value):
+    assert float(as_csv(Table("t", "T", ("v",), ((value,),))).splitlines()[1]) == value
