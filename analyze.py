@@ -21,6 +21,7 @@ from analysis.compare_runs import CompareOptions, compare_runs, read_run
 from analysis.dataset_stats import DatasetStatsOptions, dataset_stats
 from analysis.matching_run import Source, matching_stats, open_everything, resumed_options, start_folder
 from analysis.matching_stats import MatchingOptions
+from analysis.report import ReportOptions, write_report
 from analysis.strategies import StrategyOptions, needs_predictions, prior_strategies
 from analysis.tables import Result, print_result, write_result
 from data.annotations import Annotations
@@ -51,7 +52,7 @@ class AnalyzeOptions:
     name: str = option("", "results go to runs/analyze/<name>; default: the name of the analysis")
 
 
-GROUPS = (AnalyzeOptions, DatasetStatsOptions, CompareOptions, StrategyOptions, MatchingOptions)
+GROUPS = (AnalyzeOptions, DatasetStatsOptions, CompareOptions, StrategyOptions, MatchingOptions, ReportOptions)
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Options:
     compare: CompareOptions
     strategies: StrategyOptions
     matching: MatchingOptions
+    report: ReportOptions
     asked: AnalyzeOptions = AnalyzeOptions()  # as the user gave them, without the defaults of the newest run
 
 
@@ -78,14 +80,20 @@ def main() -> None:
     """Run the chosen analyses one after the other; each writes a folder of its own."""
     given = resumed_options(parse_flags(__doc__.splitlines()[0], *GROUPS))
     options, modes = choose(given)
+    command, results = f"python {shlex.join(sys.argv)}", []
     for mode in modes:
         result = MODES[mode].run(options)
         if result is None:
             continue
+        results.append(result)
         folder = result.folder or new_run_folder(ANALYSES, run_name(options.analyze.name, mode, len(modes)))
-        write_result(result, folder, f"python {shlex.join(sys.argv)}")
+        write_result(result, folder, command)
         print_result(result)
         print(f"\n{flag(mode)}: results.json, tables.md, CSV and pictures are in {folder}\n")
+    if options.report.report and results:
+        folder = new_run_folder(ANALYSES, run_name(options.analyze.name, "report", 2))
+        write_report(results, folder / "report.html", command)
+        print(f"--report: open {folder / 'report.html'} in a browser")
 
 
 def choose(given: dict[str, Any]) -> tuple[Options, list[str]]:
@@ -97,9 +105,13 @@ def choose(given: dict[str, Any]) -> tuple[Options, list[str]]:
     options = Options(*build_options(given, GROUPS))
     modes = [mode for mode in MODES if getattr(options.analyze, mode)]
     chosen = not modes
-    modes = modes or [mode for mode in ("dataset_stats", "anchor_stats") if mode in MODES]
+    modes = modes or ["dataset_stats", "matching_stats" if options.report.report else "anchor_stats"]
     for name in given:
-        if name not in MODES and name != "name" and not any(name in MODES[mode].reads for mode in modes):
+        if (
+            name not in MODES
+            and name not in ("name", "report")
+            and not any(name in MODES[mode].reads for mode in modes)
+        ):
             readers = ", ".join(flag(mode) for mode in MODES if name in MODES[mode].reads)
             raise UserError(f"{flag(name)} is read by {readers} only; add one of them or leave it out")
     options = replace(options, analyze=with_defaults(options.analyze), asked=options.analyze)
@@ -132,6 +144,8 @@ def run_dataset_stats(options: Options) -> Result:
 def run_anchor_stats(options: Options) -> Result:
     """Matches of every strategy that looks only at priors."""
     names = options.strategies.match.split(",") if options.strategies.match else prior_strategies()
+    if options.analyze.matching_stats:  # which also looks at the others
+        names = [name for name in names if not needs_predictions(name)] or prior_strategies()
     for name in names:
         if needs_predictions(name):
             raise UserError(
@@ -152,9 +166,10 @@ def run_matching_stats(options: Options) -> Result | None:
     asked = options.asked
     source = Source(asked.data, asked.split, asked.cfg, asked.img_size)
     opened = open_everything(source, options.matching, options.strategies)
-    given = flat_dict(asked, options.matching, options.strategies)
+    given = flat_dict(asked, options.matching, options.strategies, options.report)
     folder = start_folder(options.matching.resume, ANALYSES, asked.name or "matching-stats", given, opened)
-    return matching_stats(opened, options.matching, folder)
+    report_images = options.report.report_images if options.report.report else 0
+    return matching_stats(opened, options.matching, folder, report_images)
 
 
 def run_compare(options: Options) -> Result:
@@ -204,7 +219,8 @@ MODES = {
     "dataset_stats": Mode(run_dataset_stats, names_of(DatasetStatsOptions) | {"data", "split"}),
     "anchor_stats": Mode(run_anchor_stats, names_of(StrategyOptions) | {"data", "split", "cfg", "img_size"}),
     "matching_stats": Mode(
-        run_matching_stats, names_of(MatchingOptions, StrategyOptions) | {"data", "split", "cfg", "img_size"}
+        run_matching_stats,
+        names_of(MatchingOptions, StrategyOptions) | {"data", "split", "cfg", "img_size", "report_images"},
     ),
     "compare": Mode(run_compare, names_of(CompareOptions)),
 }

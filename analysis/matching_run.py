@@ -11,9 +11,11 @@ import yaml
 
 from analysis.hard_examples import loss_options_of
 from analysis.match_figures import Subject, all_figures, groups_of
+from analysis.match_pictures import Pictures, hard_tables, spread
 from analysis.match_tables import all_plots, all_tables, notes_of
 from analysis.matching_stats import MatchingOptions, Plan, measure_images
 from analysis.partial_results import remove_blocks
+from analysis.report import browser_data
 from analysis.strategies import READ_BY_MATCHING_STATS, StrategyOptions
 from analysis.suppression import SuppressionRule
 from analysis.tables import Result
@@ -58,8 +60,14 @@ class Opened:
     plan: Plan
 
 
-def matching_stats(opened: Opened, options: MatchingOptions, folder: Path) -> Result | None:
+def matching_stats(opened: Opened, options: MatchingOptions, folder: Path, report_images: int = 0) -> Result | None:
     """Measure, and return what was found in the main process; None in the others.
+
+    Args:
+        opened: network and data.
+        options: what to measure and draw.
+        folder: of the results; pictures of single images and partial results are written here.
+        report_images: so many images, spread evenly over the data, are looked at closely for the report.
 
     Raises:
         UserError: an image cannot be read.
@@ -71,11 +79,17 @@ def matching_stats(opened: Opened, options: MatchingOptions, folder: Path) -> Re
     subject = Subject(measured, tuple(opened.strategies), opened.kinds, opened.plan.detector.heads)
     by = [name for name in options.by.split(",") if name]
     figures = settings_of(opened) | all_figures(subject, groups_of(opened.annotations, measured.objects["row"], by))
-    result = Result(
-        "matching-stats", description(opened), figures, all_tables(figures), all_plots(figures), notes_of(figures)
-    )
+    net_hw = (opened.img_size, opened.img_size)
+    pictures = Pictures(opened.annotations, opened.plan, net_hw, measured, folder)
+    hard = pictures.draw_hard(options.hard)
+    pictures.draw_lost(options.draw_lost)
+    tables = (*all_tables(figures), *hard_tables(hard))
+    figures |= {"hard_examples": hard}
+    views = pictures.views(spread(len(opened.annotations), report_images))
+    browser = browser_data(views, opened.annotations.names, opened.plan) if views else None
+    result = Result("matching-stats", description(opened), figures, tables, all_plots(figures), notes_of(figures))
     remove_blocks(partial)
-    return replace(result, folder=folder)
+    return replace(result, folder=folder, browser=browser)
 
 
 def open_everything(source: Source, options: MatchingOptions, strategies: StrategyOptions) -> Opened:

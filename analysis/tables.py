@@ -45,6 +45,7 @@ class Result:
     plots: Mapping[str, Figure] = field(default_factory=dict)  # file stem -> picture
     notes: tuple[str, ...] = ()  # sentences for the reader, warnings first
     folder: Path | None = None  # of an analysis that keeps files there while it runs; None: one is made afterwards
+    browser: dict[str, Any] | None = None  # single images for --report
 
 
 def plain(value: Any) -> Any:
@@ -71,8 +72,8 @@ def mean(values: np.ndarray) -> float | None:
 def as_markdown(table: Table, max_rows: int | None = None) -> str:
     """Return a table under its title; ``max_rows`` cuts it and says so."""
     shown = table.rows if max_rows is None else table.rows[:max_rows]
-    cells = [tuple(_cell(value, column) for value, column in zip(row, table.columns, strict=True)) for row in shown]
-    right = [_is_number_column(table, index) for index in range(len(table.columns))]
+    cells = [tuple(as_cell(value, column) for value, column in zip(row, table.columns, strict=True)) for row in shown]
+    right = [is_number_column(table, index) for index in range(len(table.columns))]
     widths = [max(3, len(column), *(len(row[i]) for row in cells)) for i, column in enumerate(table.columns)]
     lines = [_line(table.columns, widths, right)]
     lines.append("|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)) + "|")
@@ -131,11 +132,13 @@ def _line(cells: tuple[str, ...], widths: list[int], right: list[bool]) -> str:
     return "| " + " | ".join(padded) + " |"
 
 
-def _is_number_column(table: Table, index: int) -> bool:
+def is_number_column(table: Table, index: int) -> bool:
+    """Whether a column holds numbers only, so that it is aligned to the right."""
     return all(row[index] is None or isinstance(row[index], (int, float, np.number)) for row in table.rows)
 
 
-def _cell(value: Any, column: str) -> str:
+def as_cell(value: Any, column: str) -> str:
+    """Return a value as the tables show it."""
     value = plain(value)
     if value is None:
         return "-"

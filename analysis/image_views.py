@@ -1,0 +1,197 @@
+"""Single images looked at closely: truth, detections, and the slots that every strategy matches, with their predictions.
+
+For the pictures of hard examples and of lost objects, and for the browser of the report; a few images, one at a time.
+Boxes are corners in the pixels of the original image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from analysis.match_records import Predictions, slot_numbers
+from analysis.matching_stats import Plan
+from data.annotations import Annotations
+from data.dataset import BatchPlan, DetectionDataset
+from models.build_targets import build_assigner
+from models.slots import SlotGrid
+from utils.draw import class_color, class_name, draw_box, draw_detections, line_width
+from utils.records import Batch, Detections, Frame
+
+GAP = 8  # pixels between the panels of a picture
+PANEL_PIXELS = 640  # longest side of a panel
+CAPTION_PIXELS = 26
+LOST_COLOR = (40, 40, 255)  # B G R
+
+
+@dataclass(frozen=True)
+class MatchedSlot:
+    """A slot that at least one strategy matches to an object."""
+
+    target: int  # of the view's objects
+    head: int
+    anchor: int
+    row: int
+    col: int
+    cell_xyxy: tuple[float, ...]  # the slot's cell
+    box_xyxy: tuple[float, ...]  # what it predicts
+    q: float  # IoU of the prediction with the object, of the first kind that was measured
+    objectness: float
+    std: tuple[bool, ...]  # of every strategy
+    new: tuple[bool, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageView:
+    """One image with everything that is drawn of it."""
+
+    index: int  # of the annotations
+    image_id: int
+    path: str
+    pixels: np.ndarray  # [H W 3] uint8, BGR
+    boxes_xyxy: np.ndarray  # [T 4]
+    labels: tuple[int, ...]  # T
+    annotation_ids: tuple[int, ...]  # T
+    detections: Detections
+    slots: tuple[MatchedSlot, ...]
+    remarks: dict[str, Any] = field(default_factory=dict)  # "loss": parts; "lost": object -> why
+
+
+def view_images(
+    annotations: Annotations, plan: Plan, net_hw: tuple[int, int], indices: Sequence[int]
+) -> list[ImageView]:
+    """Look at the images with these indices.
+
+    Args:
+        annotations: the data set.
+        plan: network and strategies.
+        net_hw: size of the network input.
+        indices: of the annotations' images.
+    """
+    dataset = DetectionDataset(annotations)
+    views = []
+    for index in indices:
+        batch = dataset.plain_batch(BatchPlan((int(index),), net_hw))
+        rows = np.arange(len(annotations.box_image))[annotations.rows_of(int(index))]
+        rows = rows[~annotations.crowd[rows]]
+        with torch.inference_mode():
+            raws = [raw for raw in plan.detector.raw_maps(batch.images)]
+            batch = Batch(batch.images, batch.targets.to(plan.detector.device), batch.crowd.to(plan.detector.device),
+                          batch.frames)  # fmt: skip
+            detections = plan.detector.detect(raws, batch.frames)[0].cpu()
+            slots = matched_slots(batch, raws, plan)
+        views.append(
+            ImageView(
+                int(index),
+                int(annotations.image_ids[index]),
+                annotations.image_paths[index],
+                dataset.decode(int(index)),
+                annotations.boxes_xyxy[rows],
+                tuple(annotations.labels[rows].tolist()),
+                tuple(annotations.annotation_ids[rows].tolist()),
+                detections,
+                slots,
+            )
+        )
+    return views
+
+
+def matched_slots(batch: Batch, raws: list[Tensor], plan: Plan) -> tuple[MatchedSlot, ...]:
+    """Return the slots of a batch of one image that any strategy matches, by object, then by slot."""
+    heads = plan.detector.heads
+    predictions = Predictions.of(batch.targets, raws, heads)
+    found: dict[tuple[int, int], list[list[bool]]] = {}
+    for number, options in enumerate(plan.strategies.values()):
+        assignment = build_assigner(options, heads)(batch.targets, raws, batch.crowd)
+        for half, matches in enumerate((assignment.std, assignment.new)):
+            for pair in zip(*(one.tolist() for one in slot_numbers(matches, predictions.grid)), strict=True):
+                flags = found.setdefault(pair, [[False] * len(plan.strategies) for _ in range(2)])
+                flags[half][number] = True
+    if not found:
+        return ()
+    pairs = sorted(found)
+    target, slot = torch.tensor(pairs, device=predictions.boxes_xyxy.device).T.contiguous()
+    boxes = to_image(predictions.boxes_xyxy[0, slot], batch.frames[0]).tolist()
+    q = predictions.ious(target, slot, plan.kinds[:1])[:, 0].tolist()
+    objectness = predictions.objectness[0, slot].sigmoid().tolist()
+    places, cells = _places(slot, predictions.grid)
+    cells_xyxy = to_image(cells, batch.frames[0]).tolist()
+    return tuple(
+        MatchedSlot(pair[0], *place, tuple(cell), tuple(box), fit, sure, tuple(found[pair][0]), tuple(found[pair][1]))
+        for pair, place, cell, box, fit, sure in zip(pairs, places, cells_xyxy, boxes, q, objectness, strict=True)
+    )
+
+
+def to_image(boxes_xyxy_net: Tensor, frame: Frame) -> Tensor:
+    """Map boxes from network pixels to original pixels without clipping them: predictions may stand out."""
+    offset, scale = (boxes_xyxy_net.new_tensor(pair * 2) for pair in (frame.offset_xy, frame.scale_xy))
+    return (boxes_xyxy_net - offset) / scale
+
+
+def _places(slot: Tensor, grid: SlotGrid) -> tuple[list[list[int]], Tensor]:
+    """Return (head, anchor, row, column) of the slots, and their cells as boxes in network pixels."""
+    anchor = torch.searchsorted(grid.first_slot, slot, right=True) - 1
+    inside = slot - grid.first_slot[anchor]
+    row = torch.div(inside, grid.cols[anchor], rounding_mode="floor")
+    col = inside - row * grid.cols[anchor]
+    corner = torch.stack((col, row), dim=1) * grid.stride[anchor][:, None]
+    cells = torch.cat((corner, corner + grid.stride[anchor][:, None]), dim=1)
+    return torch.stack((grid.head[anchor], grid.anchor[anchor], row, col), dim=1).tolist(), cells
+
+
+def picture(view: ImageView, names: Sequence[str], strategies: Sequence[str]) -> np.ndarray:
+    """Draw an image three times side by side: truth, detections, and what the first strategy matches."""
+    truth, found, matched = (view.pixels.copy() for _ in range(3))
+    _draw_truth(truth, view, names)
+    draw_detections(found, view.detections, names)
+    thickness = line_width(*matched.shape[:2])
+    for box, label in zip(view.boxes_xyxy, view.labels, strict=True):
+        draw_box(matched, box, "", class_color(label))
+    for slot in view.slots:
+        if slot.std[0] or slot.new[0]:
+            center = [round((slot.cell_xyxy[i] + slot.cell_xyxy[i + 2]) / 2) for i in (0, 1)]
+            cv2.drawMarker(matched, center, (255, 255, 255), cv2.MARKER_CROSS, 6 * thickness, thickness)
+            draw_box(matched, slot.box_xyxy, f"{slot.q:.2f}", (255, 255, 255) if slot.std[0] else (0, 200, 255))
+    loss = view.remarks.get("loss")
+    right = "" if loss is None else ", ".join(f"{name} {value:.3g}" for name, value in loss.items())
+    captions = (f"{view.image_id}: truth", "detections", f"{strategies[0]}: predictions of the matched slots  {right}")
+    return _side_by_side((truth, found, matched), captions)
+
+
+def lost_picture(view: ImageView, names: Sequence[str]) -> np.ndarray:
+    """Draw an image twice: the objects that NMS lost, in red and with the reason, and the detections."""
+    truth, found = (view.pixels.copy() for _ in range(2))
+    draw_detections(found, view.detections, names)
+    lost = view.remarks.get("lost", {})
+    for number, (box, label) in enumerate(zip(view.boxes_xyxy, view.labels, strict=True)):
+        if number not in lost:
+            draw_box(truth, box, "", class_color(label))
+    for number, why in lost.items():
+        draw_box(truth, view.boxes_xyxy[number], f"{class_name(view.labels[number], names)} {why}", LOST_COLOR)
+    return _side_by_side((truth, found), (f"{view.image_id}: truth, lost objects in red", "detections"))
+
+
+def _draw_truth(image: np.ndarray, view: ImageView, names: Sequence[str]) -> None:
+    for box, label in zip(view.boxes_xyxy, view.labels, strict=True):
+        draw_box(image, box, class_name(label, names), class_color(label))
+
+
+def _side_by_side(panels: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
+    height, width = panels[0].shape[:2]
+    scale = PANEL_PIXELS / max(height, width)
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    sheet = np.full((size[1] + CAPTION_PIXELS, (size[0] + GAP) * len(panels) - GAP, 3), 255, dtype=np.uint8)
+    for number, (panel, caption) in enumerate(zip(panels, captions, strict=True)):
+        left = number * (size[0] + GAP)
+        mode = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        sheet[CAPTION_PIXELS:, left : left + size[0]] = cv2.resize(panel, size, interpolation=mode)
+        text = np.full((CAPTION_PIXELS, size[0], 3), 255, dtype=np.uint8)
+        cv2.putText(text, caption, (4, 18), cv2.FONT_HERSHEY_SIMPLEX, 0.5, (0, 0, 0), 1, cv2.LINE_AA)
+        sheet[:CAPTION_PIXELS, left : left + size[0]] = text
+    return sheet

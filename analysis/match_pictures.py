@@ -1,0 +1,88 @@
+"""Pictures of single images from a matching-stats run: the hardest ones, and those in which NMS lost objects."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from analysis.hard_examples import PARTS, hardest
+from analysis.image_views import ImageView, lost_picture, picture, view_images
+from analysis.matching_stats import Measured, Plan
+from analysis.tables import Table
+from data.annotations import Annotations
+from utils.draw import write_image
+
+LOST_REASONS = (("suppressed", "suppressed"), ("merged", "merged"))  # column of the objects -> word on the picture
+
+
+class Pictures:
+    """Draws images of a data set that was measured into the folder of the run."""
+
+    def __init__(
+        self, annotations: Annotations, plan: Plan, net_hw: tuple[int, int], measured: Measured, folder: Path
+    ) -> None:
+        self.annotations, self.plan, self.net_hw = annotations, plan, net_hw
+        self.measured, self.folder = measured, folder
+
+    def draw_hard(self, count: int) -> list[dict[str, Any]]:
+        """Draw the images with the largest loss; return the losses of all images, largest first, if they are known."""
+        if "loss" not in self.measured.images:
+            return []
+        losses = self.measured.images["loss"].astype(np.float64)
+        ranking = hardest(losses.sum(axis=1).tolist(), len(losses))
+        order = self.measured.images["index"][ranking]
+        parts = {
+            index: dict(zip(PARTS, losses[row].tolist(), strict=True))
+            for index, row in zip(order, ranking, strict=True)
+        }
+        for number, view in enumerate(self.views(order[:count])):
+            view = replace(view, remarks={"loss": parts[view.index]})
+            path = self.folder / "hard" / f"{number + 1:03d}-{view.image_id}.jpg"
+            write_image(path, picture(view, self.annotations.names, tuple(self.plan.strategies)))
+        return [
+            {
+                "image_id": int(self.annotations.image_ids[index]),
+                "path": self.annotations.image_paths[index],
+                **parts[index],
+                "total": sum(parts[index].values()),
+            }
+            for index in order
+        ]
+
+    def draw_lost(self, count: int) -> int:
+        """Draw the images that lost most objects to NMS; return how many."""
+        objects = self.measured.objects
+        lost = objects["suppressed"] | (objects["merged"] > 0)
+        images, per_image = np.unique(objects["image"][lost], return_counts=True)
+        chosen = images[np.lexsort((images, -per_image))][:count]
+        for number, view in enumerate(self.views(chosen)):
+            rows = np.flatnonzero(objects["image"] == view.index)  # in the order of the view's objects
+            reasons = {
+                place: ", ".join(word for column, word in LOST_REASONS if objects[column][row])
+                for place, row in enumerate(rows)
+                if lost[row]
+            }
+            path = self.folder / "lost" / f"{number + 1:03d}-{view.image_id}.jpg"
+            write_image(path, lost_picture(replace(view, remarks={"lost": reasons}), self.annotations.names))
+        return len(chosen)
+
+    def views(self, indices: Sequence[int]) -> list[ImageView]:
+        """Look closely at some images."""
+        return view_images(self.annotations, self.plan, self.net_hw, indices)
+
+
+def spread(total: int, count: int) -> list[int]:
+    """Return ``count`` numbers below ``total``, evenly spread, without repetition."""
+    return sorted({int(number) for number in np.linspace(0, max(total - 1, 0), min(count, total)).round()})
+
+
+def hard_tables(hard: Sequence[dict[str, Any]]) -> tuple[Table, ...]:
+    """Return the table of the losses of single images, if they were measured."""
+    if not hard:
+        return ()
+    rows = tuple((str(one["image_id"]), *(one[part] for part in PARTS), one["total"], one["path"]) for one in hard)
+    return (Table("hard_examples", "Training loss of single images", ("image", *PARTS, "total", "file"), rows, True),)
