@@ -1,4 +1,4 @@
-"""Single images looked at closely: truth, detections, and the slots that every strategy matches, with their predictions.
+"""Single images looked at closely: truth, detections, the slots that every strategy matches, and their predictions.
 
 For the pictures of hard examples and of lost objects, and for the browser of the report; a few images, one at a time.
 Boxes are corners in the pixels of the original image.

@@ -100,10 +100,9 @@ def as_html(table: Table) -> str:
     more = len(table.rows) - limit
     cut = f"<p>{more} more rows in {html.escape(table.name)}.csv</p>" if more > 0 else ""
     is_open = "" if table.listing or len(table.rows) > LISTING_ROWS else " open"
-    return (
-        f"<details{is_open}><summary>{html.escape(table.title)}</summary><div class='wide'><table><thead><tr>{head}</tr>"
-        f"</thead><tbody>{body}</tbody></table></div>{cut}</details>"
-    )
+    grid = f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+    title = html.escape(table.title)
+    return f'<details{is_open}><summary>{title}</summary><div class="wide">{grid}</div>{cut}</details>'
 
 
 def png_uri(figure: Figure) -> str:
@@ -149,7 +148,7 @@ def _image_data(view: ImageView, names: Sequence[str]) -> dict[str, Any]:
         "height": height,
         "jpeg": jpeg_uri(view.pixels),
         "objects": [
-            {"box": rounded(box), "name": class_name(label, names), "color": css_color(label), "id": int(number)}
+            {"box": rounded(box), "name": class_name(label, names), "id": int(number)}
             for box, label, number in zip(view.boxes_xyxy, view.labels, view.annotation_ids, strict=True)
         ],
         "detections": [

@@ -2,9 +2,10 @@
 
 A detection *belongs* to the object of its class that it overlaps most, if that IoU reaches ``own_iou``. An object is
 *found* when a prediction above the confidence belongs to it before NMS. It is *suppressed* when it is found, no kept
-detection belongs to it, and the kept box that removed its strongest prediction belongs to another object. A pair of
-objects of one class is *merged* when one kept detection of that class covers at least ``covered`` of the area of each,
-and not both have a detection of their own.
+detection belongs to it, and the kept box that removed its strongest prediction belongs to another object. Two objects of
+one class are *merged* when not both have a detection of their own and one kept detection of their class stands for both:
+it covers at least ``covered`` of the area of each, and either its IoU with both reaches ``own_iou``, or its IoU with the
+box around them does and is higher than with either.
 
 Shape letters: B images, T objects, N predictions above the confidence, P pairs.
 """
@@ -31,7 +32,7 @@ class SuppressionRule:
     confidence: float = 0.25  # least objectness x class probability of a prediction
     nms_iou: float = 0.6  # NMS drops a box that overlaps a stronger one of its class more than this
     own_iou: float = 0.5
-    covered: float = 0.7
+    covered: float = 0.5
 
 
 def suppression_columns(
@@ -57,7 +58,7 @@ def suppression_columns(
     detected = _marked(owner[kept][owner[kept] >= 0], count)
     remover = removers(boxes, scores, groups, owner, kept, found & ~detected)
     by_other = (remover >= 0) & (owner[remover.clamp(min=0)] >= 0) if len(boxes) else remover >= 0
-    pairs = merged_pairs(boxes[kept], groups[kept], predictions, target_groups, detected, rule.covered)
+    pairs = merged_pairs(boxes[kept], groups[kept], scene.boxes_xyxy, target_groups, detected, rule)
     return {
         "found": found,
         "detected": detected,
@@ -127,17 +128,30 @@ def removers(boxes: Tensor, scores: Tensor, groups: Tensor, owner: Tensor, kept:
 
 
 def merged_pairs(
-    kept_boxes: Tensor, kept_groups: Tensor, predictions: Predictions, target_groups: Tensor, detected: Tensor,
-    covered: float,
-) -> Tensor:  # fmt: skip
-    """Return the merged pairs of objects, [P 2], each once."""
+    kept_boxes: Tensor,
+    kept_groups: Tensor,
+    truth: Tensor,
+    target_groups: Tensor,
+    detected: Tensor,
+    rule: SuppressionRule,
+) -> Tensor:
+    """Return the merged pairs of objects, [P 2] rows of ``truth`` [T 4], each once."""
     detection, target = same_group(kept_groups, target_groups)
-    share = intersection_over_first(predictions.scene.boxes_xyxy[target], kept_boxes[detection])
-    detection, target = detection[share >= covered], target[share >= covered]
+    share = intersection_over_first(truth[target], kept_boxes[detection])
+    detection, target = detection[share >= rule.covered], target[share >= rule.covered]
     one, other = same_group(detection, detection)
-    pairs = torch.stack((target[one], target[other]), dim=1)
-    pairs = pairs[(pairs[:, 0] < pairs[:, 1]) & ~(detected[pairs[:, 0]] & detected[pairs[:, 1]])]
-    return torch.unique(pairs, dim=0)
+    keep = target[one] < target[other]
+    keep &= ~(detected[target[one]] & detected[target[other]])
+    box, first, second = kept_boxes[detection[one[keep]]], target[one[keep]], target[other[keep]]
+    hull = torch.cat(
+        (torch.minimum(truth[first, :2], truth[second, :2]), torch.maximum(truth[first, 2:], truth[second, 2:])), dim=1
+    )
+    with_hull, with_first, with_second = (
+        box_iou(box, boxes, elementwise=True) for boxes in (hull, truth[first], truth[second])
+    )
+    fits_both = torch.minimum(with_first, with_second) >= rule.own_iou
+    fits_hull = (with_hull >= rule.own_iou) & (with_hull > torch.maximum(with_first, with_second))
+    return torch.unique(torch.stack((first, second), dim=1)[fits_both | fits_hull], dim=0)
 
 
 def _marked(rows: Tensor, size: int) -> Tensor:
