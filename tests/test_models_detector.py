@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 
+from data.letterbox import RESIZES
 from models.detector import Detector, decode_slots
 from models.heads import Head
 from utils.records import Frame
@@ -194,3 +195,14 @@ def test_cuda_agrees_with_cpu(half):
     on_gpu = Detector(StubNetwork().cuda(), confidence=0.05, half=half)(images, frames)
     for a, b in zip(on_cpu, on_gpu, strict=True):
         torch.testing.assert_close(a.scores[:5], b.cpu().scores[:5].float(), rtol=0.03 if half else 1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("original_wh", [(640, 427), (333, 500), (1, 1), (32, 32)])
+@pytest.mark.parametrize("frame_of", list(RESIZES.values()))
+def test_original_pixels_survive_the_way_to_the_network_and_back(original_wh, frame_of):
+    frame = frame_of(1, "", original_wh, (256, 416))
+    width, height = original_wh
+    boxes = torch.rand(50, 2, 2).sort(dim=1).values.flatten(1) * torch.tensor([width, height] * 2)
+    there = frame.to_network(boxes)
+    assert there[:, 0::2].max() <= 416 and there[:, 1::2].max() <= 256 and there.min() >= 0
+    torch.testing.assert_close(frame.to_original(there), boxes, rtol=1e-5, atol=1e-3)

@@ -1,0 +1,166 @@
+"""Milliseconds from one image's slots to its detections: ours against other NMS, in one process, with equal results.
+
+The usual way (sigmoid of everything, at most 30,000 candidates, then NMS) is timed with cv2.dnn.NMSBoxesBatched, with a
+plain numpy loop and, where it loads, with torchvision's compiled operator. The slots are those of YOLOv3 at 416 and
+YOLOv5 at 640 pixels; "trained" has few confident ones around objects, "untrained" has tens of thousands everywhere.
+Run: ``python -m benchmarks.nms [--confidence 0.001] [--repeats 9]``
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.nms import LOGIT_SLACK, logit, non_max_suppression, select_candidates
+from utils.config import option, parse_options
+from utils.devices import choose_device, describe_device, use_threads
+from utils.errors import run_command
+
+CLASSES, MAX_DETECTIONS, MOST_CANDIDATES = 80, 300, 30_000
+CASES = {  # slots, objects, mean objectness logit away from objects
+    "trained, 10,647 slots": (10_647, 12, -12.0),
+    "trained, 25,200 slots": (25_200, 25, -12.0),
+    "untrained, 10,647 slots": (10_647, 12, -4.5),
+    "untrained, 25,200 slots": (25_200, 25, -4.5),
+}
+
+
+@dataclass(frozen=True)
+class BenchmarkOptions:
+    """What to time."""
+
+    confidence: float = option(0.001, "least score; above 0.1 a box has one class only")
+    iou: float = option(0.6, "NMS threshold")
+    repeats: int = option(9, "timed runs of each; the median counts")
+    device: str = option("", "cpu or a CUDA device; the others always run on the CPU")
+
+
+def slots(num_slots: int, num_objects: int, background: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return boxes [S 4] in pixels, objectness logits [S] and class logits [S 80], as a network might give them."""
+    generator = torch.Generator().manual_seed(0)
+    centers = torch.rand(num_slots, 2, generator=generator) * 600
+    sizes = torch.exp(torch.randn(num_slots, 2, generator=generator) * 0.7 + 3.7)
+    objectness = torch.randn(num_slots, generator=generator) * 1.5 + background
+    classes = torch.randn(num_slots, CLASSES, generator=generator) * 1.5 - 4
+    for number in range(num_objects):  # 60 slots each see the same object
+        near = slice(number * 60, number * 60 + 60)
+        centers[near] = centers[number * 60] + torch.randn(60, 2, generator=generator) * 4
+        sizes[near] = sizes[number * 60] * torch.exp(torch.randn(60, 2, generator=generator) * 0.1)
+        objectness[near] = torch.randn(60, generator=generator) * 3
+        classes[near, number % CLASSES] += 7
+    return torch.cat((centers - sizes / 2, centers + sizes / 2), dim=1), objectness, classes
+
+
+def ours(boxes: Tensor, objectness: Tensor, classes: Tensor, options: BenchmarkOptions) -> np.ndarray:
+    """Return the detections [N 6] of models/nms.py; like the detector, look at the objectness first."""
+    passing = (objectness > logit(options.confidence) - LOGIT_SLACK).nonzero().flatten()
+    multi_label = options.confidence <= 0.1
+    slot, label, score = select_candidates(objectness[passing], classes[passing], options.confidence, multi_label)
+    candidates = boxes[passing[slot]]
+    kept = non_max_suppression(candidates, score, label, options.iou, MAX_DETECTIONS)
+    return torch.cat((candidates[kept], score[kept, None], label[kept, None].float()), dim=1).cpu().numpy()
+
+
+def usual(
+    suppress: Callable, boxes: Tensor, objectness: Tensor, classes: Tensor, options: BenchmarkOptions
+) -> np.ndarray:
+    """Return the detections [N 6] of the usual way with an NMS ``suppress(boxes, scores, labels, iou)``."""
+    product = objectness.sigmoid()[:, None] * classes.sigmoid()
+    if options.confidence <= 0.1:
+        slot, label = (product > options.confidence).nonzero(as_tuple=True)
+        score = product[slot, label]
+    else:
+        score, label = product.max(dim=1)
+        slot = (score > options.confidence).nonzero().flatten()
+        score, label = score[slot], label[slot]
+    order = score.argsort(descending=True, stable=True)[:MOST_CANDIDATES]
+    candidates, score, label = boxes[slot[order]], score[order], label[order]
+    kept = torch.as_tensor(suppress(candidates, score, label, options.iou))[:MAX_DETECTIONS]
+    return torch.cat((candidates[kept], score[kept, None], label[kept, None].float()), dim=1).numpy()
+
+
+def opencv(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> np.ndarray:
+    """Suppress with OpenCV's compiled NMS."""
+    rows = torch.cat((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), dim=1).tolist()
+    kept = cv2.dnn.NMSBoxesBatched(rows, scores.tolist(), labels.tolist(), 0.0, iou)
+    kept = np.asarray(kept, dtype=np.int64).flatten()
+    return kept[np.argsort(-scores.numpy()[kept], kind="stable")]
+
+
+def plain_loop(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> np.ndarray:
+    """Suppress with the usual numpy loop: one box against all the weaker ones at a time; classes kept apart."""
+    xyxy, of_class = boxes.numpy(), labels.numpy()
+    area = (xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1])
+    order, kept = np.arange(len(xyxy)), []
+    while len(order):
+        first, rest = order[0], order[1:]
+        kept.append(first)
+        size = np.minimum(xyxy[first, 2:], xyxy[rest, 2:]) - np.maximum(xyxy[first, :2], xyxy[rest, :2])
+        intersection = np.maximum(size, 0).prod(axis=1)
+        overlap = intersection / (area[first] + area[rest] - intersection)
+        order = rest[(overlap <= np.float32(iou)) | (of_class[rest] != of_class[first])]
+    return np.array(kept, dtype=np.int64)
+
+
+def torchvision_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
+    """Suppress with torchvision's compiled operator and the offset of classes that YOLO code uses."""
+    from torchvision.ops import nms
+
+    return nms(boxes + labels[:, None] * 7680.0, scores, iou)
+
+
+def others() -> dict[str, Callable]:
+    """Return the NMS that can run here."""
+    found = {"OpenCV": opencv, "numpy loop": plain_loop}
+    try:
+        torchvision_nms(torch.zeros(1, 4), torch.zeros(1), torch.zeros(1), 0.5)
+        found["torchvision"] = torchvision_nms
+    except Exception as error:  # without its operators even the import raises RuntimeError
+        print(f"torchvision is left out: {type(error).__name__}: {error}")
+    return found
+
+
+def milliseconds(run: Callable[[], np.ndarray], repeats: int, device: torch.device) -> tuple[float, np.ndarray]:
+    """Return the median time and the last result."""
+    times = []
+    for _ in range(repeats + 1):  # the first warms up
+        start = time.perf_counter()
+        result = run()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append((time.perf_counter() - start) * 1e3)
+    return statistics.median(times[1:]), result
+
+
+def main() -> None:
+    """Print a line per case."""
+    (options,) = parse_options(__doc__.splitlines()[0], BenchmarkOptions)
+    device = choose_device(options.device)
+    use_threads()
+    print(
+        f"{describe_device(device)}; confidence {options.confidence:g}, IoU {options.iou:g}, at most {MAX_DETECTIONS}"
+    )
+    rivals = others()
+    for name, case in CASES.items():
+        tensors = slots(*case)
+        on_device = tuple(tensor.to(device) for tensor in tensors)
+        ours_ms, result = milliseconds(lambda on=on_device: ours(*on, options), options.repeats, device)
+        line = f"{name}: ours {ours_ms:.1f} ms, {len(result)} detections"
+        for rival, suppress in rivals.items():
+            theirs_ms, expected = milliseconds(
+                lambda s=suppress, t=tensors: usual(s, *t, options), max(1, options.repeats // 4), torch.device("cpu")
+            )
+            same = result.shape == expected.shape and np.allclose(result, expected, rtol=1e-4, atol=1e-3)
+            line += f"; {rival} {theirs_ms:.0f} ms ({theirs_ms / ours_ms:.1f} x{'' if same else ', other results'})"
+        print(line, flush=True)
+
+
+if __name__ == "__main__":
+    run_command(main)
