@@ -1,0 +1,201 @@
+"""kmeans_anchors.py as a user types it: the line for the cfg, the written cfg, and what it refuses."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+import kmeans_anchors
+from models.network import build_network
+from utils.config import REPOSITORY
+from utils.errors import run_command
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capfd):
+    """Run kmeans_anchors.py's main in an empty folder; return exit status, standard output and error output."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: path.touch())
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["kmeans_anchors.py", *map(str, arguments)])
+        status = 0
+        try:
+            run_command(kmeans_anchors.main)
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A COCO JSON with boxes of three clear sizes (20 x 10, 60 x 60, 100 x 200) and a crowd region of another."""
+    rng = np.random.default_rng(0)
+    sizes = np.repeat([(20, 10), (60, 60), (100, 200)], 20, axis=0) + rng.uniform(-0.5, 0.5, (60, 2))
+    boxes = [[5.0, 5.0, float(w), float(h)] for w, h in sizes]
+    rows = [{"id": i, "image_id": 1, "category_id": 1, "bbox": box, "iscrowd": 0} for i, box in enumerate(boxes, 1)]
+    rows.append({"id": 99, "image_id": 1, "category_id": 1, "bbox": [0, 0, 300, 300], "iscrowd": 1})
+    return write(tmp_path, rows)
+
+
+def write(folder, annotations):
+    images = [{"id": 1, "width": 416, "height": 416, "file_name": "a.jpg"}]
+    content = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
+    path = folder / "boxes.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def document():
+    return json.loads(Path("runs/analyze/kmeans-anchors/results.json").read_text())
+
+
+def test_finds_the_sizes_and_prints_the_line(run, data):
+    status, out, _ = run("--data", data, "--cfg", "yolov3.cfg", "--num", 3, "--method", "iou")
+    assert status == 0
+    result = document()
+    assert (result["schema"], result["mode"]) == ("yolo-lab-analysis-1", "kmeans-anchors")
+    figures = result["figures"]
+    np.testing.assert_allclose(figures["found"]["anchors"], [(20, 10), (60, 60), (100, 200)], atol=0.5)
+    np.testing.assert_allclose(figures["found"]["aspect_ratios"], [2, 1, 0.5], atol=0.05)
+    assert figures["found"]["boxes_per_anchor"] == [20, 20, 20]
+    assert figures["boxes"] == 60  # the crowd region is no object
+    assert len(figures["present"]["anchors"]) == 9
+    assert figures["found"]["mean_iou"] > figures["present"]["mean_iou"]
+    line = next(line for line in out.splitlines() if line.startswith("anchors = "))
+    assert line == figures["anchors_line"]
+    numbers = [float(number) for number in line.removeprefix("anchors = ").split(",")]
+    assert numbers == [side for anchor in figures["found"]["anchors"] for side in anchor]
+    assert Path("runs/analyze/kmeans-anchors/anchors.png").exists()
+
+
+def test_image_size_scales_the_boxes(run, data):
+    assert run("--data", data, "--num", 3, "--method", "iou", "--img-size", 832)[0] == 0
+    np.testing.assert_allclose(document()["figures"]["found"]["anchors"], [(40, 20), (120, 120), (200, 400)], atol=1.0)
+
+
+def test_several_image_sizes_are_taken_together(run, data):
+    assert run("--data", data, "--num", 6, "--method", "iou", "--img-size", 416, 832)[0] == 0
+    figures = document()["figures"]
+    assert figures["boxes"] == 120
+    expected = [(20, 10), (40, 20), (60, 60), (120, 120), (100, 200), (200, 400)]
+    np.testing.assert_allclose(sorted(figures["found"]["anchors"]), sorted(expected), atol=1.0)
+
+
+CFG = """[net]
+width=64
+height=64
+channels=3
+
+[convolutional]
+filters=12  # 2 anchors x (5 + 1)
+size=1
+stride=1
+activation=linear
+
+[yolo]
+mask = 1,2 ; which of them
+  anchors = 1,2,  3,4,  5,6   # made by hand
+classes=1
+num=3
+
+[route]
+layers=-2
+
+[convolutional]
+filters=12
+size=1
+stride=1
+activation=linear
+
+[yolo]
+mask=0,1
+Anchors=1,2,3,4,5,6
+classes=1
+num=3
+"""
+
+
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_written_cfg_has_the_anchors_in_every_head_and_nothing_else_changed(run, data, tmp_path, ending):
+    source = tmp_path / "mine.cfg"
+    source.write_bytes(CFG.replace("\n", ending).encode())
+    status, out, error = run(
+        "--data", data, "--cfg", source, "--img-size", 416, "--method", "kmeans", "--write", "new.cfg"
+    )
+    assert (status, error) == (0, "")
+    assert "new.cfg" in out
+    anchors = document()["figures"]["found"]["anchors"]
+    numbers = ",  ".join(f"{w:.10g},{h:.10g}" for w, h in anchors)
+    expected = CFG.replace("1,2,  3,4,  5,6", numbers).replace("Anchors=1,2,3,4,5,6", f"Anchors={numbers}")
+    assert Path("new.cfg").read_bytes().decode() == expected.replace("\n", ending)
+    assert "# made by hand" in Path("new.cfg").read_text()
+
+    network = build_network("new.cfg")
+    assert network.heads[0].anchors_wh == tuple(map(tuple, anchors[1:]))
+    assert network.heads[1].anchors_wh == tuple(map(tuple, anchors[:2]))
+
+
+@pytest.mark.parametrize("cfg", ["yolov3-nano.cfg", "yolov3-tiny.cfg", "yolov3.cfg"])
+def test_written_cfg_of_a_shipped_network_builds(run, data, cfg):
+    assert run("--data", data, "--cfg", cfg, "--method", "iou", "--restarts", 2, "--write", "new.cfg")[0] == 0
+    with torch.device("meta"):
+        network = build_network("new.cfg", 1)
+    anchors = document()["figures"]["found"]["anchors"]
+    np.testing.assert_allclose(network.heads[0].all_anchors_wh, anchors)
+    before, after = (REPOSITORY / "cfg" / cfg).read_text().splitlines(), Path("new.cfg").read_text().splitlines()
+    differing = [a for a, b in zip(before, after, strict=True) if a != b]
+    assert len(differing) == len(network.heads)
+    assert all(line.startswith("anchors") for line in differing)
+
+
+@pytest.mark.slow
+def test_written_cfg_trains(run, data, monkeypatch):
+    """One step of the loss on the found anchors gives gradients to every head."""
+    from models.build_targets import AssignmentOptions
+    from models.loss import LossOptions, build_loss
+    from utils.records import Targets
+
+    assert run("--data", data, "--cfg", "yolov3-nano.cfg", "--method", "iou", "--write", "new.cfg")[0] == 0
+    network = build_network("new.cfg", 1)
+    boxes = torch.tensor([(0.3, 0.3, 20 / 416, 10 / 416), (0.5, 0.5, 60 / 416, 60 / 416), (0.5, 0.5, 0.24, 0.48)])
+    targets = Targets(torch.zeros(3, dtype=torch.int64), torch.zeros(3, dtype=torch.int64), boxes)
+    result = build_loss(LossOptions(), AssignmentOptions(), network.heads)(network(torch.rand(1, 3, 416, 416)), targets)
+    sum(result.parts.values()).backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--num", 5, "--write", "new.cfg"), "leave out --num 5"),
+        (("--cfg", "yolov3.cfg", "--write", "boxes.json"), "boxes.json: exists already"),
+        (("--num", 1000), "too few for 1000 anchors"),
+        (("--method", "linear", "--num", 10), "no multiple of 3"),
+        (("--match", "best"), "unknown strategy 'best'"),
+        (("--img-size", 100), "multiple of 32"),
+        (("--cfg", "none.cfg"), "none.cfg"),
+        (("--data", "none.data"), "none.data"),
+    ],
+)
+def test_mistakes_are_one_line_and_status_2(run, data, arguments, message):
+    given = () if "--data" in arguments else ("--data", data)
+    status, _, error = run(*given, *arguments)
+    assert (status, len(error.strip().splitlines())) == (2, 1)
+    assert message in error
+    assert not Path("new.cfg").exists()
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_no_box_one_box_and_fewer_sizes_than_anchors(run, tmp_path, count):
+    rows = [
+        {"id": i + 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 10 + i, 20], "iscrowd": 0} for i in range(count)
+    ]
+    status, _, error = run("--data", write(tmp_path, rows), "--num", 3)
+    assert (status, len(error.strip().splitlines())) == (2, 1)
+    assert ("no box" if count == 0 else "too few for 3 anchors") in error
