@@ -72,7 +72,7 @@ def parse_flags(description: str, *groups: type, argv: Sequence[str] | None = No
     Raises:
         UserError: an unknown flag or a value of the wrong type.
     """
-    parser = _Parser(description=description, allow_abbrev=False)
+    parser = Parser(description=description, allow_abbrev=False)
     for group in groups:
         section = parser.add_argument_group((group.__doc__ or group.__name__).splitlines()[0].rstrip("."))
         for item in fields(group):
@@ -210,7 +210,9 @@ class _StoreTuple(argparse.Action):
         setattr(namespace, self.dest, tuple(values))
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Reports a mistake on the command line as a UserError, with the closest flag for a mistyped one."""
+
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments:"):
             first = message.split(": ", 1)[1].split()[0].split("=")[0]

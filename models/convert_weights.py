@@ -1,0 +1,152 @@
+"""Convert weights: ``python -m models.convert_weights a.pt b.weights`` and back, and cut backbones off.
+
+The source is a checkpoint of ``train.py``, Darknet ``.weights`` or an official yolov5 ``.pt``; the target's name says
+what is written: ``.pt`` a checkpoint of ours, ``.weights`` Darknet's whole file, ``name.conv.N`` its first N layers, as
+Darknet's ``partial`` cuts them. Beside ``.weights`` goes a cfg of the same name, with the classes of the weights.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from models.darknet_cfg import parse_cfg_text
+from models.darknet_weights import VERSION, save_darknet_weights
+from models.load_detector import LoadedNetwork, load_network
+from models.network import DARKNET_BN_EPS, Network
+from utils.checkpoint import save_checkpoint
+from utils.config import REPOSITORY, Parser
+from utils.errors import UserError, run_command
+from utils.files import write_text_atomically
+
+COCO_CLASSES = 80
+
+
+def main() -> None:
+    """Convert the file named first into the one named second."""
+    parser = Parser(description="Convert weights between this toolkit's .pt and Darknet's .weights.")
+    parser.add_argument("source", help="a .pt of this toolkit, Darknet .weights, or an official yolov5 .pt")
+    parser.add_argument("target", help="x.pt, x.weights, or x.conv.N for the first N layers")
+    parser.add_argument("--cfg", default="", help="the network, for Darknet weights; default: the cfg of their name")
+    parser.add_argument("--names", default="", help="file of class names for a .pt; default: COCO's for 80 classes")
+    parser.add_argument("--seen", type=int, help="images trained on, for Darknet's header; default: the source's, or 0")
+    parser.add_argument(
+        "--for-darknet",
+        action="store_true",
+        help="make up for another batch-norm epsilon than Darknet's 1e-5 (YOLOv5's is 1e-3) in the variances",
+    )
+    options = parser.parse_args()
+    loaded = load_network(options.source, options.cfg)
+    print(loaded.report)
+    target = Path(options.target)
+    if target.suffix == ".pt":
+        names = read_class_names(options.names) if options.names else default_names(loaded)
+        write_checkpoint(loaded.network, names, target)
+        return
+    if options.seen is not None and not 0 <= options.seen < 1 << 64:
+        raise UserError(f"--seen {options.seen}: a number of images")
+    if options.for_darknet:
+        use_darknet_epsilon(loaded.network)
+    seen = loaded.report.seen if options.seen is None else options.seen
+    write_darknet(loaded, target, seen)
+
+
+def write_checkpoint(network: Network, names: tuple[str, ...], target: Path) -> None:
+    """Write a checkpoint of this toolkit: all that test, detect, analyze and ``train.py --weights`` need.
+
+    Raises:
+        UserError: as many names as classes are needed.
+    """
+    if len(names) != network.num_classes:
+        raise UserError(f"{len(names)} class names for the {network.num_classes} classes of {network.cfg_path}")
+    content = {
+        "cfg_name": Path(network.cfg_path).name,
+        "cfg_text": network.cfg_text,
+        "names": list(names),
+        "options": {},
+        "model": network.state_dict(),
+    }
+    save_checkpoint(target, content)
+    print(f"Written: {target}, for test.py, detect.py, analyze.py and train.py --weights")
+
+
+def write_darknet(loaded: LoadedNetwork, target: Path, seen: int) -> None:
+    """Write ``.weights`` and the cfg beside it, or a cut-off backbone.
+
+    Raises:
+        UserError: the target's name says nothing we can write.
+    """
+    network = loaded.network
+    version = loaded.report.version or VERSION
+    cut = re.fullmatch(r".+\.conv\.(\d+)", target.name)
+    if cut:
+        count = int(cut[1])
+        if not 0 < count <= len(network.layers):
+            raise UserError(f"{target}: {network.cfg_path} has {len(network.layers)} layers, not {count}")
+        save_darknet_weights(network, target, seen, version, upto=count)
+        print(f"Written: {target}, the first {count} layers of {network.cfg_path}")
+        return
+    if target.suffix != ".weights":
+        raise UserError(f"{target}: the name must end in .pt, .weights or .conv.N, to say what is wanted")
+    save_darknet_weights(network, target, seen, version)
+    print(f"Written: {target}, {target.stat().st_size:,} bytes")
+    cfg, text = target.with_suffix(".cfg"), cfg_for_darknet(network)
+    if cfg.exists() and cfg.read_text() != text:
+        print(f"Left as it is: {cfg}, which may differ from the cfg of these weights")
+    else:
+        write_text_atomically(cfg, text)
+        print(f"Written: {cfg}")
+    eps = {module.eps for module in network.modules() if isinstance(module, nn.BatchNorm2d)}
+    if eps - {DARKNET_BN_EPS}:
+        print(f"Note: bn_eps={max(eps):g} is known to this toolkit only; for Darknet itself convert with --for-darknet")
+
+
+@torch.no_grad()
+def use_darknet_epsilon(network: Network) -> None:
+    """Set every batch norm's epsilon to Darknet's and add the difference to its variances: the same outputs."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_var.add_(module.eps - DARKNET_BN_EPS)
+            module.eps = DARKNET_BN_EPS
+
+
+def cfg_for_darknet(network: Network) -> str:
+    """Return the cfg's text with the classes and filters that the network was adapted to, and its actual epsilon."""
+    lines = network.cfg_text.split("\n")
+    written = parse_cfg_text(network.cfg_text, network.cfg_path).sections
+    for section, original in zip(network.config.sections, written, strict=True):
+        for key in ("classes", "filters"):
+            if key not in section or section[key] == original[key]:
+                continue
+            if key in original.lines:
+                lines[original.lines[key] - 1] = f"{key}={section[key]}"
+            else:
+                lines[original.line - 1] += f"\n{key}={section[key]}"
+    eps = {module.eps for module in network.modules() if isinstance(module, nn.BatchNorm2d)}
+    if "bn_eps" in network.config.net.lines and eps == {DARKNET_BN_EPS}:
+        lines[network.config.net.lines["bn_eps"] - 1] = ""
+    return "\n".join(lines)
+
+
+def default_names(loaded: LoadedNetwork) -> tuple[str, ...]:
+    """Return the class names of the source, COCO's for 80 classes, else ``class 0`` and so on."""
+    classes = loaded.network.num_classes
+    if loaded.names or classes != COCO_CLASSES:
+        return loaded.names or tuple(f"class {index}" for index in range(classes))
+    return read_class_names(REPOSITORY / "cfg" / "coco.names")
+
+
+def read_class_names(path: str | Path) -> tuple[str, ...]:
+    """Return the names in a file, one per line."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not a text file of class names") from error
+    return tuple(line.strip() for line in text.splitlines() if line.strip())
+
+
+if __name__ == "__main__":
+    run_command(main)
