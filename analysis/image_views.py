@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from analysis.match_records import Predictions, slot_numbers
-from analysis.matching_stats import Plan
+from analysis.matching_stats import Plan, to_device
 from data.annotations import Annotations
 from data.dataset import BatchPlan, DetectionDataset
 from models.build_targets import build_assigner
@@ -82,8 +82,7 @@ def view_images(
         rows = rows[~annotations.crowd[rows]]
         with torch.inference_mode():
             raws = [raw for raw in plan.detector.raw_maps(batch.images)]
-            batch = Batch(batch.images, batch.targets.to(plan.detector.device), batch.crowd.to(plan.detector.device),
-                          batch.frames)  # fmt: skip
+            batch = to_device(batch, plan.detector.device)
             detections = plan.detector.detect(raws, batch.frames)[0].cpu()
             slots = matched_slots(batch, raws, plan)
         views.append(

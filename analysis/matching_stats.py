@@ -8,7 +8,7 @@ One pass over the images: one letterboxed forward pass each, from which every st
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -133,9 +133,7 @@ def measure_batch(
     """Measure one batch; the names of the columns begin with ``object/``, ``image/`` or ``batch/``."""
     with torch.inference_mode():
         raws = plan.detector.raw_maps(batch.images)
-        batch = Batch(
-            batch.images, *(one.to(plan.detector.device) for one in (batch.targets, batch.crowd)), batch.frames
-        )
+        batch = to_device(batch, plan.detector.device)
         objects, images, seconds = measure_raws(batch, raws, plan, assigners)
     rows = np.concatenate([rows_of_image[index] for index in plan_of_batch.indices])
     assert len(rows) == len(batch.targets)
@@ -144,6 +142,11 @@ def measure_batch(
     images = np.array(plan_of_batch.indices)
     columns |= {"object/row": rows, "object/image": images[batch.targets.image.cpu().numpy()], "image/index": images}
     return columns | {"batch/milliseconds": np.array([seconds]) * 1e3, "batch/first": images[:1]}
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    """Return the batch with its objects on a device; its images go there, too, only inside the network's call."""
+    return replace(batch, targets=batch.targets.to(device), crowd=batch.crowd.to(device))
 
 
 def measure_raws(

@@ -2,10 +2,10 @@
 
 A detection *belongs* to the object of its class that it overlaps most, if that IoU reaches ``own_iou``. An object is
 *found* when a prediction above the confidence belongs to it before NMS. It is *suppressed* when it is found, no kept
-detection belongs to it, and the kept box that removed its strongest prediction belongs to another object. Two objects of
-one class are *merged* when not both have a detection of their own and one kept detection of their class stands for both:
-it covers at least ``covered`` of the area of each, and either its IoU with both reaches ``own_iou``, or its IoU with the
-box around them does and is higher than with either.
+detection belongs to it, and the kept box that removed its strongest prediction belongs to another object. Two objects
+of one class are *merged* when not both have a detection of their own and one kept detection of their class stands for
+both: it covers at least ``covered`` of the area of each, and either its IoU with both reaches ``own_iou``, or its IoU
+with the box around them does and is higher than with either.
 
 Shape letters: B images, T objects, N predictions above the confidence, P pairs.
 """

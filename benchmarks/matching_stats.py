@@ -1,0 +1,93 @@
+"""What --matching-stats costs on top of the forward passes: ``python benchmarks/matching_stats.py --weights …``.
+
+Runs the same batches through the network alone, as test.py does, and through the network and everything that
+--matching-stats measures, alternately in one process, and prints the ratio. Images are loaded beforehand.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from analysis.matching_run import Source, loader_settings, open_everything
+from analysis.matching_stats import MatchingOptions, measure_raws, to_device
+from analysis.strategies import StrategyOptions
+from data.loader import evaluation_batches
+from models.build_targets import build_assigner
+
+LIMIT = 1.15
+
+
+def main() -> None:
+    """Measure and print; exit with status 1 where the limit is passed."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--weights", default="", help="default: the newest run's best.pt")
+    parser.add_argument("--cfg", default="")
+    parser.add_argument("--data", default="")
+    parser.add_argument("--split", default="valid")
+    parser.add_argument("--img-size", type=int, default=0)
+    parser.add_argument("--match", default="standard")
+    parser.add_argument("--match-iou", nargs="+", default=["iou"])
+    parser.add_argument("--hard", type=int, default=0, help="above 0: measure the loss of every image, too")
+    parser.add_argument("--batches", type=int, default=8)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="")
+    args = parser.parse_args()
+    options = MatchingOptions(weights=args.weights, hard=args.hard, workers=0, device=args.device)
+    strategies = StrategyOptions(match=args.match, match_iou=tuple(args.match_iou))
+    opened = open_everything(Source(args.data, args.split, args.cfg, args.img_size), options, strategies)
+    plan = opened.plan
+    assigners = {name: build_assigner(one, plan.detector.heads) for name, one in plan.strategies.items()}
+    batches = []
+    for batch in evaluation_batches(opened.annotations, loader_settings(opened, options)):
+        batches.append(batch)
+        if len(batches) == args.batches:
+            break
+
+    alone, both = [], []
+    with torch.inference_mode():
+        for number in range(args.rounds + 1):
+            times = [0.0, 0.0]
+            for batch in batches:
+                times[0] += timed(lambda batch=batch: plan.detector.raw_maps(batch.images), plan.detector.device)
+                times[1] += timed(
+                    lambda batch=batch: measure_raws(
+                        to_device(batch, plan.detector.device), plan.detector.raw_maps(batch.images), plan, assigners
+                    ),
+                    plan.detector.device,
+                )
+            if number:  # the first round warms up
+                alone.append(times[0])
+                both.append(times[1])
+    images = sum(len(batch.images) for batch in batches)
+    objects = sum(len(batch.targets) for batch in batches)
+    ratio = statistics.median(two / one for one, two in zip(alone, both, strict=True))
+    print(
+        f"{images} images with {objects} objects, {args.rounds} rounds: forward passes alone "
+        f"{statistics.median(alone) / images * 1e3:.2f} ms per image, with the statistics "
+        f"{statistics.median(both) / images * 1e3:.2f} ms; ratio {ratio:.3f} (limit {LIMIT}), "
+        f"{torch.get_num_threads()} threads"
+    )
+    sys.exit(ratio > LIMIT)
+
+
+def timed(run: object, device: torch.device) -> float:
+    """Return the seconds that a call takes."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    run()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter() - start
+
+
+if __name__ == "__main__":
+    main()
