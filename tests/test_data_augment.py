@@ -92,6 +92,16 @@ def test_no_augmentation_is_the_letterbox():
     assert np.abs(out[2:-2, 12:179].astype(int) - resized[2:-2, 2:-2].astype(int)).max() <= 8  # two resamplers
 
 
+def test_a_flip_mirrors_the_letterboxed_picture():
+    # Letterboxed as above; then x' = 192 - x.
+    options = AugmentOptions(**{**vars(NO_AUGMENTATION), "fliplr": 1.0})
+    out = np.empty((128, 192, 3), np.uint8)
+    sample = training_sample(0, np.array([0]), source, out, options, np.random.default_rng(0))
+    scale = 171 / 160, 128 / 120
+    expected = [192 - (80 * scale[0] + 10), 30 * scale[1], 192 - (20 * scale[0] + 10), 90 * scale[1]]
+    np.testing.assert_allclose(sample.boxes_xyxy, [expected], atol=1e-9)
+
+
 def test_motion_by_hand():
     # Only a flip: x' = 192 - x. Centre (96, 64) stays.
     flip = AugmentOptions(degrees=0.0, translate=0.0, scale=0.0, fliplr=1.0, flipud=1.0)
@@ -195,12 +205,11 @@ def test_colours():
 
 
 def test_a_strong_reduction_averages_instead_of_picking():
-    # Stripes one pixel wide, shrunk four times, must become even grey.
-    stripes = np.zeros((128, 128, 3), np.uint8)
-    stripes[:, ::2] = 255
+    # Noise of standard deviation 74; the mean of 3.75 x 3.75 pixels has 74 / 3.75 = 20, that of 2 x 2 has 37 or more.
+    noise = np.random.default_rng(0).integers(0, 256, (120, 120, 3), dtype=np.uint8)
     out = np.zeros((32, 32, 3), np.uint8)
-    paint(stripes, (128, 128), np.diag((0.25, 0.25, 1.0)), out)
-    assert np.abs(out[1:-1, 1:-1].astype(int) - 127).max() <= 2
+    paint(noise, (120, 120), np.diag((32 / 120, 32 / 120, 1.0)), out)
+    assert 15 < out[1:-1, 1:-1].std() < 30
 
 
 @pytest.mark.parametrize("bad", [{"mosaic": 1.1}, {"degrees": -1.0}, {"scale": 1.0}, {"fliplr": float("nan")}])

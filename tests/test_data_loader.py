@@ -10,6 +10,7 @@ from PIL import Image
 
 from data.augment import NO_AUGMENTATION, AugmentOptions
 from data.data_file import open_data
+from data.dataset import BatchPlan, DetectionDataset
 from data.label_files import read_dataset
 from data.loader import (
     LoaderSettings,
@@ -108,9 +109,29 @@ def test_processes_share_the_epoch_of_one_process(notes, rect):
     seen = set()
     for all_of_it, *mine in zip(whole, *parts, strict=True):
         assert {plan.net_hw for plan in mine} == {all_of_it.net_hw}
-        assert set(all_of_it.indices) <= {i for plan in mine for i in plan.indices}
+        together = [i for plan in mine for i in plan.indices]
+        if len(all_of_it.indices) == 8:
+            assert sorted(together) == sorted(all_of_it.indices)
+        assert set(all_of_it.indices) <= set(together)
         seen |= {i for plan in mine for i in plan.indices}
     assert seen == set(range(21))
+
+
+def test_mosaic_partners_come_from_the_block_of_the_picture():
+    plans = training_plans(np.full((300, 2), 50), LoaderSettings((96, 96), 8), 0)
+    order = [i for plan in plans for i in plan.indices]
+    for number, plan in enumerate(plans):
+        start = number * 8 // 64 * 64
+        assert list(plan.pool) == order[start : start + 64] and set(plan.indices) <= set(plan.pool)
+
+
+def test_an_image_is_augmented_anew_in_each_epoch_and_by_each_seed(notes):
+    def picture(epoch, seed):
+        dataset = DetectionDataset(notes, augment=AugmentOptions(), seed=seed)
+        return dataset[BatchPlan((3,), (96, 96), epoch, (4, 5, 6))].images
+
+    assert torch.equal(picture(0, 0), picture(0, 0))
+    assert not torch.equal(picture(0, 0), picture(1, 0)) and not torch.equal(picture(0, 0), picture(0, 1))
 
 
 def test_evaluation_shards_hold_each_image_once(notes):
