@@ -202,3 +202,12 @@ def test_mistakes_are_named():
         evaluate_coco(ground_truth, [found(4, [0, 0, 1, 1], 0.5)])
     with pytest.raises(UserError, match="hotcoco, pycocotools"):
         evaluate_coco(ground_truth, [], "mine")
+
+
+def test_of_two_equal_overlaps_the_later_annotation_is_taken():
+    # Objects at x 10..20 and 14..24; the stronger detection at 12..22 overlaps both by 80/120, the weaker one at 8..18
+    # only the first (80/120; the second by 40/160). pycocotools gives the second to the stronger, so both are right.
+    ground_truth = one_image((7, [10, 0, 10, 10], 0), (7, [14, 0, 10, 10], 0))
+    results = [found(7, [12, 0, 10, 10], 0.9), found(7, [8, 0, 10, 10], 0.8)]
+    assert match_at_half(clean_ground_truth(ground_truth), results).correct.tolist() == [True, True]
+    assert evaluate_coco(ground_truth, results, "pycocotools").class_ap50[0] == pytest.approx(1.0)
