@@ -9,6 +9,7 @@ Run: ``python -m benchmarks.assignment [--strategies standard fast] [--device 0]
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import statistics
 import time
@@ -138,6 +139,7 @@ def peak_mib(function, device: torch.device) -> float:
         before = torch.cuda.memory_allocated(device)
         function()
         return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+    ctypes.CDLL(None).malloc_trim(0)  # give freed memory back, or the next call would reuse it unseen
     Path("/proc/self/clear_refs").write_text("5")  # Linux: forget the peak so far
     before = _status_mib("VmRSS")
     function()

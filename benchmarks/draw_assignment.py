@@ -1,0 +1,170 @@
+"""Draw which slots of a small real image each strategy selects: the figures of docs/assignment.md.
+
+The image is matplotlib's sample portrait of Rear Admiral Grace Hopper (James S. Davis, U.S. Navy, public domain), so
+that the figures can be drawn wherever matplotlib is installed; the boxes were drawn by hand. The predictions that some
+strategies look at are made up, as of a half-trained network: every slot's prior, pulled towards the object it overlaps
+best, by a random amount. Run: ``python -m benchmarks.draw_assignment [--folder docs]``
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import matplotlib
+import numpy as np
+import torch
+from matplotlib import cbook
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from PIL import Image
+from torch import Tensor
+
+from models.build_targets import AssignmentOptions, build_assigner
+from models.heads import Head, cell_grid, priors_wh
+from utils.boxes import box_iou, cxcywh_to_xyxy
+from utils.config import option, parse_options
+from utils.errors import run_command
+from utils.files import atomic_path
+from utils.records import Matches, Targets
+
+SIZE = 320  # the network's input, pixels
+ANCHORS = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326))
+OBJECTS = {  # corners in the pixels of the sample image, 512 x 600
+    "person": (12, 18, 508, 600),
+    "cap": (129, 18, 361, 154),
+    "flag": (2, 2, 131, 420),
+    "ribbons": (298, 506, 456, 546),
+    "cap badge": (208, 44, 273, 102),
+    "collar pin": (197, 395, 221, 418),
+    "name tag": (79, 500, 160, 538),
+}
+COLORS = ("tab:red", "tab:orange", "tab:cyan")  # per head: stride 32, 16, 8
+FIGURES = {
+    "assignment_priors.png": ("standard", "ratio", "darknet", "atss"),
+    "assignment_predictions.png": ("pure", "split", "fast", "simota", "tal", "atss+fast"),
+}
+
+
+@dataclass(frozen=True)
+class DrawOptions:
+    """Where the figures go."""
+
+    folder: str = option("docs", "folder for the PNG files")
+
+
+def main() -> None:
+    """Draw the figures."""
+    (options,) = parse_options("Draw which slots each strategy selects.", DrawOptions)
+    matplotlib.use("Agg")
+    heads = yolov3_heads()
+    image, targets = sample()
+    raws = half_trained_maps(heads, targets)
+    for name, strategies in FIGURES.items():
+        figure = draw(strategies, image, targets, heads, raws)
+        with atomic_path(Path(options.folder) / name) as path:
+            save_small(figure, path)
+        print(f"{Path(options.folder) / name}: {', '.join(strategies)}")
+
+
+def yolov3_heads() -> tuple[Head, ...]:
+    """Return YOLOv3's three heads, coarse to fine."""
+    anchors = tuple((float(w), float(h)) for w, h in ANCHORS)
+    return tuple(
+        Head(
+            anchors[first : first + 3],
+            stride,
+            len(OBJECTS),
+            all_anchors_wh=anchors,
+            mask=tuple(range(first, first + 3)),
+        )
+        for first, stride in ((6, 32), (3, 16), (0, 8))
+    )
+
+
+def sample() -> tuple[np.ndarray, Targets]:
+    """Return the letterboxed image [320 320 3] uint8 RGB and its objects."""
+    with cbook.get_sample_data("grace_hopper.jpg") as file:
+        original = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    height, width = original.shape[:2]
+    scale = SIZE / max(height, width)
+    new_wh = (round(width * scale), round(height * scale))
+    left, top = (SIZE - new_wh[0]) // 2, (SIZE - new_wh[1]) // 2
+    image = np.full((SIZE, SIZE, 3), 114, np.uint8)
+    image[top : top + new_wh[1], left : left + new_wh[0]] = cv2.resize(original, new_wh, interpolation=cv2.INTER_AREA)
+    corners = torch.tensor(list(OBJECTS.values())) * scale + torch.tensor([left, top, left, top])
+    boxes = torch.cat(((corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]), dim=1) / SIZE
+    return image, Targets(torch.zeros(len(boxes), dtype=torch.int64), torch.arange(len(boxes)), boxes)
+
+
+def half_trained_maps(heads: tuple[Head, ...], targets: Targets) -> list[Tensor]:
+    """Return raw maps whose boxes lie between each slot's prior and the object that the prior overlaps best."""
+    generator = torch.Generator().manual_seed(0)
+    raws = []
+    for head in heads:
+        cells = SIZE // head.stride
+        cell_xy = cell_grid(cells, cells, torch.device("cpu"))[None].expand(head.num_anchors, -1, -1, -1)  # A H W 2
+        prior_wh = priors_wh(head, torch.device("cpu"))[:, None, None].expand_as(cell_xy)
+        priors = torch.cat((cell_xy + 0.5, prior_wh), dim=-1)  # A H W 4, cells
+        truth = targets.boxes_cxcywh * cells
+        overlap, best = box_iou(cxcywh_to_xyxy(priors), cxcywh_to_xyxy(truth)).max(dim=-1)
+        wanted = truth[best]
+        pull = overlap.sqrt() * torch.rand(overlap.shape, generator=generator)  # 0: the prior, 1: the object
+        offset = (wanted[..., :2] - cell_xy).clamp(0.02, 0.98).logit() * pull[..., None]
+        size = (wanted[..., 2:] / prior_wh).log() * pull[..., None]
+        confidence = overlap.clamp(0.01, 0.99).logit()[..., None]
+        classes = torch.nn.functional.one_hot(best, len(OBJECTS)) * 6.0 - 3.0
+        raws.append(torch.cat((offset, size, confidence, classes), dim=-1)[None])
+    return raws
+
+
+def draw(
+    strategies: tuple[str, ...], image: np.ndarray, targets: Targets, heads: tuple[Head, ...], raws: list
+) -> Figure:
+    """Return one panel per strategy: filled cells are std matches, outlined cells are new ones."""
+    columns = 2 if len(strategies) <= 4 else 3
+    rows = -(-len(strategies) // columns)
+    figure = Figure(figsize=(3.3 * columns, 3.6 * rows), layout="constrained")
+    for axes, match in zip(figure.subplots(rows, columns).flat, strategies, strict=True):
+        assignment = build_assigner(AssignmentOptions(match=match), heads)(targets, raws)
+        axes.imshow(image, alpha=0.75)
+        for x1, y1, x2, y2 in (cxcywh_to_xyxy(targets.boxes_cxcywh) * SIZE).tolist():
+            axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color="white", linewidth=1.2))
+        for head, std, new, color in zip(heads, assignment.std, assignment.new, COLORS, strict=True):
+            draw_cells(axes, std, head, color, filled=True)
+            draw_cells(axes, new, head, color, filled=False)
+        counts = [sum(map(len, half)) for half in (assignment.std, assignment.new)]
+        found = {int(t) for half in (assignment.std, assignment.new) for part in half for t in part.target}
+        new_text = f" + {counts[1]} new" if counts[1] else ""
+        axes.set_title(f"{match}: {counts[0]} std{new_text}, {len(found)}/{len(targets)} objects", fontsize=9)
+        axes.set_axis_off()
+    return figure
+
+
+def draw_cells(axes: Axes, matches: Matches, head: Head, color: str, filled: bool) -> None:
+    """Mark each matched cell once, with the number of its matches where there are several."""
+    cells: dict[tuple[int, int], int] = {}
+    for col, row in zip(matches.col.tolist(), matches.row.tolist(), strict=True):
+        cells[col, row] = cells.get((col, row), 0) + 1
+    for (col, row), count in cells.items():
+        place, style = (col * head.stride, row * head.stride), {"facecolor": color, "alpha": 0.55}
+        if not filled:
+            style = {"fill": False, "edgecolor": color, "linewidth": 1.3, "linestyle": ":"}
+        axes.add_patch(Rectangle(place, head.stride, head.stride, **style))
+        if count > 1 and head.stride >= 16:
+            center = [value + head.stride / 2 for value in place]
+            axes.text(*center, str(count), color="white", fontsize=7, ha="center", va="center")
+
+
+def save_small(figure: Figure, path: Path) -> None:
+    """Save a figure as a PNG of 256 colours, about a third of the size."""
+    figure.savefig(path, dpi=110)
+    with Image.open(path) as image:
+        small = image.convert("RGB").quantize(256)
+    small.save(path, optimize=True)
+
+
+if __name__ == "__main__":
+    run_command(main)
