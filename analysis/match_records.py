@@ -256,8 +256,8 @@ def measure_candidates(q: Tensor, candidates: Candidates, matched: Tensor, grid:
         ``candidates`` [T K] counts and ``candidates_q`` [T Q K] sums by anchor; likewise ``matched`` [T Z K] and
         ``matched_q`` [T Z Q K]; ``matched_max``, ``matched_min``, ``unmatched_max`` [T Z Q], NaN where the set is
         empty; ``unmatched_anchor``, ``matched_anchor`` [T Z Q], the anchor of the best unmatched and of the worst
-        matched candidate, or -1; ``map_over_max``, ``map_over_min`` [T Z Q L], whether the best unmatched candidate of
-        a head beats its best and its worst matched one; ``best_candidate`` [T Q].
+        matched candidate, the lowest of several, or -1; ``map_over_max``, ``map_over_min`` [T Z Q L], whether the best
+        unmatched candidate of a head beats its best and its worst matched one; ``best_candidate`` [T Q].
     """
     valid = candidates.valid
     q_all = q[:, :, None, :]  # T N 1 Q
@@ -273,8 +273,8 @@ def measure_candidates(q: Tensor, candidates: Candidates, matched: Tensor, grid:
         "matched_max": best.masked_fill(best.isinf(), math.nan),
         "matched_min": worst.masked_fill(worst.isinf(), math.nan),
         "unmatched_max": other.masked_fill(other.isinf(), math.nan),
-        "unmatched_anchor": _first_anchor(unmatched == other[:, None], outside, candidates.anchor),
-        "matched_anchor": _first_anchor(matched_low == worst[:, None], inside, candidates.anchor),
+        "unmatched_anchor": _lowest_anchor(unmatched == other[:, None], outside, candidates.anchor),
+        "matched_anchor": _lowest_anchor(matched_low == worst[:, None], inside, candidates.anchor),
     }
     over_max, over_min = [], []
     for index in range(len(grid.heads)):
@@ -306,11 +306,11 @@ def _sums_by_anchor(q: Tensor, candidates: Candidates, matched: Tensor, num_anch
     }
 
 
-def _first_anchor(is_best: Tensor, within: Tensor, anchor: Tensor) -> Tensor:
-    """Return the anchor of the first position [T N Z Q] that holds the best value, [T Z Q]; -1 where there is none."""
-    place = torch.arange(len(anchor), device=anchor.device)[:, None, None]
-    first = torch.where(is_best & within, place, len(anchor)).amin(dim=1)
-    return torch.cat((anchor, anchor.new_full((1,), -1)))[first]
+def _lowest_anchor(is_best: Tensor, within: Tensor, anchor: Tensor) -> Tensor:
+    """Return the lowest anchor of the positions [T N Z Q] that hold the best value, [T Z Q]; -1 where there is none."""
+    none = torch.iinfo(torch.int64).max
+    lowest = torch.where(is_best & within, anchor[:, None, None], none).amin(dim=1)
+    return lowest.masked_fill(lowest == none, -1)
 
 
 def _now(device: torch.device) -> float:

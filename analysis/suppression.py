@@ -108,9 +108,9 @@ def removers(boxes: Tensor, scores: Tensor, groups: Tensor, owner: Tensor, kept:
     """
     count = len(lost)
     result = torch.full((count,), -1, dtype=torch.int64, device=boxes.device)
-    mine = ((owner >= 0) & lost[owner.clamp(min=0)]).nonzero().squeeze(1) if count else owner.nonzero().squeeze(1)
-    if not len(mine):
+    if not count:
         return result
+    mine = ((owner >= 0) & lost[owner.clamp(min=0)]).nonzero().squeeze(1)
     highest = scores.new_full((count,), -1.0).scatter_reduce_(0, owner[mine], scores[mine], "amax")
     mine = mine[scores[mine] == highest[owner[mine]]]
     first = torch.full_like(result, len(boxes)).scatter_reduce_(0, owner[mine], mine, "amin")
