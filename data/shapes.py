@@ -26,6 +26,8 @@ HUES = (5, 105, 55, 28, 145)  # of OpenCV's 180: each class prefers a colour, wh
 NUM_IMAGES = {"train": 400, "val": 100}
 MIN_VISIBLE = 0.2  # share of its own pixels
 MIN_PIXELS = 6  # sides of a visible box
+FREELY_PLACED = 0.3  # share of shapes that may lie on others; the rest look for a free place first
+BUNCHES, TARGETS = 0.04, 0.02  # shares of images with many small shapes in one place, with concentric shapes
 FOLDER = REPOSITORY / "datasets" / "shapes"
 MARKER = "drawn-by-data-shapes.json"
 
@@ -142,20 +144,35 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, fl
 
 def _choose_shapes(rng: np.random.Generator, width: int, height: int) -> list[Shape | None]:
     """Choose classes, sizes and places, farthest first: large shapes lie behind small ones more often than not."""
-    sizes = np.exp(rng.uniform(np.log(11), np.log(150), rng.integers(2, 10)))  # log-uniform, long side in pixels
-    sizes = np.sort(sizes)[::-1]
-    shapes = [
-        _place(rng, int(rng.integers(len(CLASSES))), size, rng.uniform((0, 0), (width, height)), (width, height))
-        for size in sizes
-    ]
-    if rng.random() < 0.12:  # a crowd of small ones, of one class
+    sizes = np.exp(rng.uniform(np.log(13), np.log(160), rng.integers(2, 9)))  # log-uniform, long side in pixels
+    shapes: list[Shape | None] = []
+    for size in np.sort(sizes)[::-1]:
         label = int(rng.integers(len(CLASSES)))
-        center = rng.uniform((30, 30), (width - 30, height - 30))
-        shapes += [
-            _place(rng, label, rng.uniform(12, 20), center + rng.normal(0, 11, 2), (width, height))
-            for _ in range(rng.integers(5, 10))
-        ]
+        tries = 1 if rng.random() < FREELY_PLACED else 6
+        for _ in range(tries):
+            center = rng.uniform((0, 0), (width, height))
+            shape = _place(rng, label, size, center, (width, height))
+            if shape is not None and not any(_touch(shape, other) for other in shapes):
+                break
+        shapes.append(shape)
+    chance = rng.random()
+    label = int(rng.integers(len(CLASSES)))
+    center = rng.uniform((30, 30), (width - 30, height - 30))
+    if chance < BUNCHES:  # small ones of one class, close together
+        for _ in range(rng.integers(5, 9)):
+            shapes.append(_place(rng, label, rng.uniform(13, 20), center + rng.normal(0, 10, 2), (width, height)))
+    elif chance < BUNCHES + TARGETS:  # one inside the other, around one centre
+        for size in rng.uniform(100, 150) * 0.62 ** np.arange(5):
+            shapes.append(_place(rng, label, size, center + rng.normal(0, 1, 2), (width, height)))
     return shapes
+
+
+def _touch(first: Shape, second: Shape | None) -> bool:
+    """Whether the boxes of two shapes overlap."""
+    if second is None:
+        return False
+    (ax1, ay1, ax2, ay2), (bx1, by1, bx2, by2) = first.box, second.box
+    return min(ax2, bx2) > max(ax1, bx1) and min(ay2, by2) > max(ay1, by1)
 
 
 def _place(

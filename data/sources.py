@@ -123,9 +123,10 @@ def _beside(list_path: Path, line: str) -> str:
 
 def _open_video(address: str | int, name: str, is_live: bool) -> VideoFrames:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # the error below says it in one line
-    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
+    set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # OpenCV 4.8 has the first
+    level = set_log_level(0)
     capture = cv2.VideoCapture(address)
-    cv2.utils.logging.setLogLevel(level)
+    set_log_level(level)
     if not capture.isOpened():
         raise UserError(f"{name}: cannot be opened as a {'camera or stream' if is_live else 'video'}")
     if is_live:
