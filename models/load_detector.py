@@ -13,7 +13,7 @@ from torch import Tensor
 from models.darknet_weights import LoadReport, is_darknet_weights, load_darknet_weights
 from models.network import Network, build_network, build_network_from_text, require_heads
 from models.yolov5_checkpoint import is_yolov5_checkpoint, load_yolov5_checkpoint, read_yolov5_checkpoint
-from utils.checkpoint import FORMAT, read_checkpoint
+from utils.checkpoint import FORMAT, check_network_content, read_checkpoint
 from utils.config import REPOSITORY, find_file
 from utils.errors import UserError
 
@@ -120,6 +120,7 @@ def _is_ours(path: Path) -> bool:
 
 def _open_ours(path: Path, cfg: str, num_classes: int | None) -> LoadedNetwork:
     checkpoint = read_checkpoint(path)
+    check_network_content(checkpoint, path)
     names = tuple(checkpoint["names"])
     num_classes = num_classes or len(names)
     if cfg:
@@ -156,6 +157,7 @@ def _state_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
 
 def _load_ours(network: Network, path: Path) -> LoadReport:
     checkpoint = read_checkpoint(path)
+    check_network_content(checkpoint, path)
     other_classes = len(checkpoint["names"]) != network.num_classes
     return _load_state(network, _state_of(checkpoint), path, skip_heads=other_classes)
 

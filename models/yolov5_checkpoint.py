@@ -20,7 +20,7 @@ from models.layers import Convolution
 from models.network import Network
 from models.yolov5_modules import ConvTensors, ModuleGraph, Node, children, concat, trace_modules
 from utils.errors import UserError
-from utils.inert_pickle import Record, is_torch_zip, read_torch_zip
+from utils.inert_pickle import ZIP_ERRORS, Record, read_torch_zip
 
 # Filters of the first convolution and bottlenecks of the first C3 tell the official sizes apart.
 SIZES = {(16, 1): "yolov5n", (32, 1): "yolov5s", (48, 2): "yolov5m", (64, 3): "yolov5l", (80, 4): "yolov5x"}
@@ -56,14 +56,15 @@ class Yolov5Checkpoint:
 
 def is_yolov5_checkpoint(path: str | Path) -> bool:
     """Say whether the file is a torch archive that holds a YOLOv5 model; looks at bytes and runs nothing."""
-    if not is_torch_zip(path):
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.filename.endswith("data.pkl") and entry.compress_type == zipfile.ZIP_STORED:
+                    with archive.open(entry) as file:
+                        return b"models.yolo" in file.read(1 << 20)
+    except ZIP_ERRORS:
         return False
-    with zipfile.ZipFile(path) as archive:
-        entry = next(info for info in archive.infolist() if info.filename.endswith("data.pkl"))
-        if entry.compress_type != zipfile.ZIP_STORED:
-            return False
-        with archive.open(entry) as file:
-            return b"models.yolo" in file.read(1 << 20)
+    return False
 
 
 def read_yolov5_checkpoint(path: str | Path) -> Yolov5Checkpoint:

@@ -31,13 +31,32 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; train.py writes last.pt and best.pt into runs/train/<name>/")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+        content = torch.load(path, map_location="cpu", weights_only=True) if unpacked <= path.stat().st_size else None
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: not a checkpoint of this toolkit (it holds more than tensors and plain values)"
         ) from error
-    except (RuntimeError, EOFError, zipfile.BadZipFile, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # what torch raises on damaged bytes is open-ended: IndexError, struct.error, ...
         raise UserError(f"{path}: cut off or not a checkpoint; use another copy or train again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this toolkit ('format' is not {FORMAT})")
     return content
+
+
+def check_network_content(content: dict[str, Any], path: str | Path) -> None:
+    """Refuse a checkpoint whose network cannot be rebuilt, because a part is missing or of another type.
+
+    Raises:
+        UserError: names the part.
+    """
+    kinds = {"cfg_name": str, "cfg_text": str, "names": list, "options": dict}
+    wrong = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
+    if not wrong and not all(isinstance(name, str) for name in content["names"]):
+        wrong = ["names"]
+    state = content.get("ema", content.get("model"))
+    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+        wrong.append("model")
+    if wrong:
+        raise UserError(f"{path}: damaged, its '{wrong[0]}' is missing or unreadable; use another copy or train again")

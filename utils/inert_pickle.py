@@ -85,15 +85,6 @@ class _RefusedError(Exception):
     """Why the file is not read; becomes a UserError where the path is known."""
 
 
-def is_torch_zip(path: str | Path) -> bool:
-    """Say whether the file is a zip archive with a ``data.pkl``, as ``torch.save`` writes."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return any(name.endswith("data.pkl") for name in archive.namelist())
-    except ZIP_ERRORS:
-        return False
-
-
 def read_torch_zip(path: str | Path) -> Any:
     """Return the object that was saved, with inert records for the objects of known module classes.
 
