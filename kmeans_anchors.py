@@ -16,14 +16,23 @@ from typing import Any
 import numpy as np
 import torch
 
-from analysis.anchor_fit import AnchorFitOptions, BoxSizes, Fit, count_sizes, fit_anchors, measure, recall_rule
+from analysis.anchor_fit import (
+    METHOD_OPTIONS,
+    AnchorFitOptions,
+    BoxSizes,
+    Fit,
+    count_sizes,
+    fit_anchors,
+    measure,
+    recall_rule,
+)
 from analysis.objects import Objects, letterboxed, select_objects
 from analysis.plots import anchor_scatter
 from analysis.tables import Result, Table, print_result, write_result
 from data.data_file import SPLITS, open_data
 from data.label_files import read_dataset
 from models.network import Network, build_network, build_network_from_text, check_image_size, require_heads
-from utils.config import find_file, option, parse_options
+from utils.config import build_options, find_file, option, parse_flags
 from utils.errors import UserError, run_command
 from utils.files import write_text_atomically
 from utils.run_log import new_run_folder
@@ -51,7 +60,9 @@ class KmeansOptions:
 
 def main() -> None:
     """Read the boxes, find anchors, compare, write."""
-    options, fit_options = parse_options(__doc__.splitlines()[0], KmeansOptions, AnchorFitOptions)
+    given = parse_flags(__doc__.splitlines()[0], KmeansOptions, AnchorFitOptions)
+    options, fit_options = build_options(given, (KmeansOptions, AnchorFitOptions))
+    refuse_unused(given, fit_options.method)
     objects = select_objects(read_dataset(open_data(options.data), options.split, need_images=False), crowd=False)
     network = read_network(options, len(objects.names))
     present = np.array(network.heads[0].all_anchors_wh)
@@ -76,6 +87,13 @@ def main() -> None:
     if options.write:
         write_text_atomically(options.write, with_anchors(network, found))
         print(f"{options.write}: {options.cfg} with these anchors")
+
+
+def refuse_unused(given: dict[str, Any], method: str) -> None:
+    """Refuse an option that the chosen method does not read."""
+    for name in sorted(given.keys() & set().union(*METHOD_OPTIONS.values()) - METHOD_OPTIONS[method]):
+        readers = ", ".join(key for key, read in METHOD_OPTIONS.items() if name in read)
+        raise UserError(f"--{name.replace('_', '-')} is not used by --method {method}; used by: {readers}")
 
 
 def read_network(options: KmeansOptions, num_classes: int) -> Network:

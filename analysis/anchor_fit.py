@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from scipy.cluster import vq
 from torch import Tensor
+from tqdm import tqdm
 
 from models.build_targets import strategies_of
 from utils.boxes import wh_iou
@@ -209,7 +210,7 @@ def evolve(sizes: BoxSizes, num: int, options: AnchorFitOptions, rng: np.random.
     else:
         start = euclidean
     population = _Population(sample, options, start, floor)
-    for _ in range(options.generations):
+    for _ in tqdm(range(options.generations), desc="evolve", unit=" mutants", disable=None, leave=False):
         which = rng.choice(num, size=min(num, int(rng.integers(1, 3))), replace=False)
         factors = np.exp(rng.normal(0, 10 ** rng.uniform(-2.5, -0.3), (len(which), 2)))
         population.try_anchors(which, rounded(population.anchors[which] * factors))
@@ -237,6 +238,16 @@ METHODS = {
     "evolve": evolve,
     "linear": linear_sizes,
     "geometric": geometric_sizes,
+}
+
+
+# What each method reads besides the thresholds and the seed; the script refuses an option that has no effect.
+METHOD_OPTIONS = {
+    "kmeans": {"restarts"},
+    "iou": {"restarts"},
+    "evolve": {"restarts", "generations", "iou_slack", "match"},
+    "linear": {"ratios", "size_quantiles"},
+    "geometric": {"ratios", "size_quantiles"},
 }
 
 

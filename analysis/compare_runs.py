@@ -82,7 +82,11 @@ def read_run(folder: str | Path) -> Run:
 def compare_runs(runs: Sequence[Run], options: CompareOptions) -> Result:
     """Summarise every run and every setting."""
     varying = varying_options(runs)
-    run_rows = [_run_figures(run, varying, options.last or None) for run in runs]
+    names = [run.folder.name for run in runs]
+    names = names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
+    run_rows = [
+        {"run": name, **_run_figures(run, varying, options.last or None)} for name, run in zip(names, runs, strict=True)
+    ]
     groups = group_by_setting(runs)
     settings = [
         {"setting": setting_label(runs[members[0]], varying), **_setting_figures([run_rows[i] for i in members])}
@@ -153,7 +157,6 @@ def _read_history(path: Path) -> list[Row]:
 
 def _run_figures(run: Run, varying: Sequence[str], last: int | None) -> dict[str, Any]:
     figures: dict[str, Any] = {
-        "run": run.folder.name,
         "folder": str(run.folder),
         "match": run.options.get("match"),
         "alpha": run.options.get("alpha"),

@@ -102,6 +102,11 @@ def test_the_same_seed_twice_is_said(tmp_path):
     assert "same seed" in result.notes[0]
 
 
+def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
+    first, second = (make_run(tmp_path / where / "exp", [0.1], seed=i) for i, where in enumerate(("x", "y")))
+    assert [row["run"] for row in compare(first, second).figures["runs"]] == [str(first), str(second)]
+
+
 def test_epochs_without_a_test_and_unfinished_runs(tmp_path):
     result = compare(make_run(tmp_path / "a", [None, 0.3]), make_run(tmp_path / "b", [None, None, None], seed=1))
     first, second = result.figures["runs"]

@@ -178,6 +178,8 @@ def test_written_cfg_trains(run, data, monkeypatch):
         (("--num", 1000), "too few for 1000 anchors"),
         (("--method", "linear", "--num", 10), "no multiple of 3"),
         (("--match", "best"), "unknown strategy 'best'"),
+        (("--method", "iou", "--ratios", 1, 2), "--ratios is not used by --method iou; used by: linear, geometric"),
+        (("--method", "kmeans", "--match", "ratio"), "--match is not used by --method kmeans"),
         (("--img-size", 100), "multiple of 32"),
         (("--cfg", "none.cfg"), "none.cfg"),
         (("--data", "none.data"), "none.data"),
