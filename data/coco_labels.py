@@ -77,6 +77,7 @@ def read_coco(json_path: Path, description: DataDescription, split: str, need_im
     table = _table(top["annotations"], columns, json_path, problems)
     _keep_known(table, image_ids, category_ids)
     table.drop_bad_boxes(image_wh)
+    _mend_areas(table)
     if table.duplicates().any():
         table.note(table.duplicates(), "box stands twice (kept, as COCO's evaluation does)", lambda row: "")
     annotation_ids = table["id"]
@@ -198,6 +199,8 @@ def _table(items: list, columns: _Columns, path: Path, problems: list[Problem]) 
         if item is not None
     ]
     xywh = reals[:, :4].copy()
+    with np.errstate(over="ignore", invalid="ignore"):  # such rows are dropped next
+        corners = np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1)
     return RowTable(
         lambda image, line: (str(path), 0),
         image=integers[:, 1].copy(),
@@ -207,7 +210,7 @@ def _table(items: list, columns: _Columns, path: Path, problems: list[Problem]) 
         crowd=integers[:, 3] != 0,
         area=reals[:, 4].copy(),
         xywh=xywh,
-        xyxy=np.concatenate((xywh[:, :2], xywh[:, :2] + xywh[:, 2:]), axis=1),
+        xyxy=corners,
     )
 
 
@@ -222,6 +225,13 @@ def _keep_known(table: RowTable, image_ids: np.ndarray, category_ids: Sequence[i
         values = table[name]
         table.drop(unknown, kind, lambda row, values=values, name=name: f"annotation {table['id'][row]}: {values[row]}")
         table.columns[name] = index[~unknown]
+
+
+def _mend_areas(table: RowTable) -> None:
+    """Give an area that is no number, or negative, that of its box."""
+    bad = ~(np.isfinite(table["area"]) & (table["area"] >= 0))
+    table.note(bad, "area is not a number, that of the box is taken", lambda row: f"annotation {table['id'][row]}")
+    table["area"][bad] = table["xywh"][bad, 2:].prod(axis=1)
 
 
 def _find_images(json_path: Path, file_names: list[str], folder: Path | None, need_images: bool) -> list[str]:

@@ -107,17 +107,21 @@ def decode_image(path: str, reduce: int = 1) -> np.ndarray:
             data = file.read()
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}") from error
-    if data[:2] == b"\xff\xd8" and data.rfind(b"\xff\xd9") < 0:
+    is_jpeg = data[:2] == b"\xff\xd8"
+    if is_jpeg and data.rfind(b"\xff\xd9") < 0:
         raise UserError(f"{path}: the JPEG file is cut off")
     image = None
     if data:
-        flags = REDUCED[reduce] | cv2.IMREAD_IGNORE_ORIENTATION
+        flags = REDUCED[reduce if is_jpeg else 1] | cv2.IMREAD_IGNORE_ORIENTATION
         try:
             image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
         except cv2.error as error:
             raise UserError(f"{path}: not an image that can be read ({error.err})") from error
     if image is None:
         raise UserError(f"{path}: not an image that can be read")
+    if reduce > 1 and not is_jpeg:
+        size = (-(-image.shape[1] // reduce), -(-image.shape[0] // reduce))
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
     return image
 
 

@@ -276,7 +276,8 @@ def _table(per_image: list[LabelRows], labels: list[str], image_wh: np.ndarray, 
     image = np.repeat(np.arange(len(per_image)), counts)
     boxes = np.concatenate([rows.boxes for rows in per_image])
     relative = np.repeat([rows.relative for rows in per_image], counts)
-    xyxy = np.where(relative[:, None], yolo_to_xyxy(boxes, image_wh[image]), boxes)
+    with np.errstate(over="ignore", invalid="ignore"):  # the rows that are not finite are dropped later
+        xyxy = np.where(relative[:, None], yolo_to_xyxy(boxes, image_wh[image]), boxes)
     index_of = {name: index for index, name in enumerate(names)}
     label = [
         np.array([index_of.get(word, -1) for word in rows.labels], dtype=np.int64)

@@ -106,11 +106,18 @@ class Batches:
             raise UserError(failure.message)
 
     def _until_failure(self) -> Generator[Batch, None, Failure | None]:
-        for batch in self._loader:
-            if isinstance(batch, Failure):
+        batches = iter(self._loader)
+        while True:
+            try:
+                batch = next(batches, None)
+            except RuntimeError as error:
+                if "DataLoader worker" not in str(error):
+                    raise
+                first_line = str(error).splitlines()[0]
+                return Failure(f"a loading process died ({first_line}); with less memory try fewer --workers, or 0")
+            if batch is None or isinstance(batch, Failure):
                 return batch
             yield batch
-        return None
 
 
 def training_batches(annotations: Annotations, settings: LoaderSettings, augment: AugmentOptions) -> Batches:

@@ -63,6 +63,7 @@ def test_categories_are_indexed_by_ascending_id_and_boxes_are_kept_exactly(tmp_p
         (note(category_id=4), "annotation of an unknown category id"),
         (note(bbox=[float("nan"), 2, 3, 4]), "not a finite number"),
         (note(bbox=[1, 2, float("inf"), 4]), "not a finite number"),
+        (note(bbox=[1.7e308, 2, 1.7e308, 4]), "not a finite number"),
         (note(bbox=[1, 2, 0, 4]), "zero or negative size"),
         (note(bbox=[1, 2, 4, -4]), "zero or negative size"),
         (note(bbox=[100, 2, 4, 4]), "box outside the image"),
@@ -85,6 +86,12 @@ def test_notes_that_drop_nothing(tmp_path):
         "box reaches over the edge of the image, only its inside is used",
         "box stands twice (kept, as COCO's evaluation does)",
     }
+
+
+def test_an_area_that_is_no_number_becomes_that_of_the_box(tmp_path):
+    notes = read(write(tmp_path, annotations=[note(area=float("nan")), note(id=2, area=-1), note(id=3, area=0)]))
+    assert notes.areas.tolist() == [600, 600, 0]
+    assert [problem.kind for problem in notes.problems][:2] == ["area is not a number, that of the box is taken"] * 2
 
 
 def test_images_twice_without_id_or_size(tmp_path):

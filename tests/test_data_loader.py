@@ -1,6 +1,8 @@
 """Loaders: the same batches whatever the number of workers and after a resume; every image once; errors in one line."""
 
 import json
+import os
+import signal
 
 import cv2
 import numpy as np
@@ -193,14 +195,15 @@ def test_multi_scale_range_and_reproducibility():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("damage", ["rubbish", "cut", "gone", "other size"])
+@pytest.mark.parametrize("damage", ["rubbish", "cut", "cut png", "gone", "other size"])
 def test_an_unreadable_image_is_one_clear_line_from_any_process(tmp_path, workers, damage):
+    suffix = "png" if damage == "cut png" else "jpg"
     for index in range(3):
         image = np.random.default_rng(index).integers(0, 256, (80, 60, 3), dtype=np.uint8)
-        cv2.imwrite(str(tmp_path / f"{index}.jpg"), image)
+        cv2.imwrite(str(tmp_path / f"{index}.{suffix}"), image)
         (tmp_path / f"{index}.txt").write_text("0 .5 .5 .5 .5\n")
     notes = read_dataset(open_data(str(tmp_path)), "train")
-    victim = tmp_path / "1.jpg"
+    victim = tmp_path / f"1.{suffix}"
     data = victim.read_bytes()
     if damage == "gone":
         victim.unlink()
@@ -216,6 +219,37 @@ def test_an_unreadable_image_is_one_clear_line_from_any_process(tmp_path, worker
             list(batches)
         assert str(caught.value).startswith(f"{victim}: ") and "\n" not in str(caught.value)
         assert caught.value.__cause__ is None
+
+
+def test_a_worker_that_is_killed_is_one_clear_line(notes, monkeypatch):
+    def die(*_args):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(DetectionDataset, "training_batch", die)
+    batches = training_batches(notes, LoaderSettings(**SETTINGS, workers=1), AugmentOptions())
+    with pytest.raises(UserError, match=r"a loading process died .* fewer --workers"):
+        list(batches)
+
+
+@pytest.mark.filterwarnings("error")
+def test_other_kinds_of_pictures_are_read_as_three_channels(tmp_path):
+    rng = np.random.default_rng(0)
+    pictures = {
+        "gray.png": rng.integers(0, 256, (30, 40), dtype=np.uint8),
+        "alpha.png": rng.integers(0, 256, (30, 40, 4), dtype=np.uint8),
+        "deep.png": rng.integers(0, 65536, (30, 40, 3), dtype=np.uint16),
+        "one.bmp": rng.integers(0, 256, (1, 1, 3), dtype=np.uint8),
+        "line.webp": rng.integers(0, 256, (2, 300, 3), dtype=np.uint8),
+    }
+    for name, image in pictures.items():
+        cv2.imwrite(str(tmp_path / name), image)
+        (tmp_path / name).with_suffix(".txt").write_text("0 .5 .5 1 1\n")
+    notes = read_dataset(open_data(str(tmp_path)), "train")
+    for batches in (
+        evaluation_batches(notes, LoaderSettings((64, 64), 2, rect=True)),
+        training_batches(notes, LoaderSettings((64, 64), 2), AugmentOptions()),
+    ):
+        assert sum(len(batch.images) for batch in batches) == 5
 
 
 def test_sizes_that_do_not_fit_the_stride_are_refused():
