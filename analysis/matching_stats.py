@@ -98,7 +98,7 @@ def measure_images(
         annotations: with images.
         plan: what to measure.
         loader: size and number of images per batch; its rank and world size are set here.
-        folder: partial results are kept here, and those already there are not measured again; None: nowhere.
+        folder: partial results are kept here, in the folder of the run, and not measured again; None: nowhere.
 
     Returns:
         All results in the main process, None in the others; the same for any number of processes.
@@ -110,19 +110,24 @@ def measure_images(
     batches = Batches(DetectionDataset(annotations, loader.resize), lambda _: [one for _, one in mine], loader)
     strategies = {name: build_assigner(one, plan.detector.heads) for name, one in plan.strategies.items()}
     block, parts = Block(), []
-    bar = tqdm(total=len(annotations), unit=" images", desc="matching", disable=None if _bar_here() else True)
+    bar = tqdm(total=len(annotations), unit=" images", desc="matching", disable=None if distributed.is_main() else True)
     bar.update(len(annotations) - sum(len(one.indices) for _, one in todo))
-    for (number, one), batch in zip(mine, batches, strict=True):
-        columns = measure_batch(batch, one, rows_of_image, plan, strategies)
-        parts.append(columns)
-        if folder:
+    try:
+        for (number, one), batch in zip(mine, batches, strict=True):
+            columns = measure_batch(batch, one, rows_of_image, plan, strategies)
+            parts.append(columns)
             block.add(number, columns)
-            if len(block.batches) == BATCHES_PER_BLOCK:
+            if folder and len(block.batches) == BATCHES_PER_BLOCK:
                 block.write(folder)
-        bar.update(len(one.indices) * distributed.world_size())
-    bar.close()
-    if folder:
-        block.write(folder)
+            bar.update(len(one.indices) * distributed.world_size())
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"interrupted; python analyze.py --resume {folder.parent} goes on" if folder else "interrupted"
+        ) from None
+    finally:  # what was measured is kept, whatever happened to the next batch
+        bar.close()
+        if folder:
+            block.write(folder)
     everything = _gathered(parts)
     return None if everything is None else _as_measured(concatenate([kept, *everything] if kept else everything))
 
@@ -187,7 +192,3 @@ def _as_measured(columns: Columns) -> Measured:
         in_order_of(columns, "image", "index"),
         in_order_of(columns, "batch", "first"),
     )
-
-
-def _bar_here() -> bool:
-    return distributed.is_main()

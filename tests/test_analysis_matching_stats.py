@@ -6,7 +6,11 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 import torch
-from analysis_scenes import (
+
+from analysis.match_figures import Subject, all_figures, figures_of, groups_of
+from models.build_targets import AssignmentOptions
+from models.heads import Head
+from tests.analysis_scenes import (
     candidate_slots,
     match_sets,
     measured,
@@ -17,10 +21,6 @@ from analysis_scenes import (
     say,
     targets_of,
 )
-
-from analysis.match_figures import Subject, all_figures, figures_of, groups_of
-from models.build_targets import AssignmentOptions
-from models.heads import Head
 from utils.boxes import IOU_KINDS
 from utils.records import Targets
 

@@ -5,7 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from analysis_scenes import (
+
+from analysis.match_figures import Subject, all_figures
+from analysis.suppression import SuppressionRule
+from models.heads import Head
+from tests.analysis_scenes import (
     candidate_slots,
     measured,
     plain_iou,
@@ -16,10 +20,6 @@ from analysis_scenes import (
     sigmoid,
     targets_of,
 )
-
-from analysis.match_figures import Subject, all_figures
-from analysis.suppression import SuppressionRule
-from models.heads import Head
 from utils.boxes import IOU_KINDS
 
 HEADS = (Head(((32.0, 32.0), (16.0, 16.0)), 32, 2), Head(((12.0, 12.0),), 16, 2))  # 2x2 and 4x4 cells in 64x64

@@ -1,0 +1,266 @@
+"""analyze.py --matching-stats and --report as a user types them: files, resume, several processes, mistakes."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import analyze
+from analysis import matching_stats
+from data.annotations import Annotations
+from tests.tiny_project import CFG, REPOSITORY, make_project, random_network
+from utils.errors import run_command
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    make_project(tmp_path, num_images=11)
+    (tmp_path / "other.names").write_text("a\nb\nc\nd\n")
+    (tmp_path / "other.data").write_text("classes=4\ntrain=images\nvalid=images\nnames=other.names\n")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def run(monkeypatch, capfd):
+    """Run analyze.py's main; return exit status, standard output and error output."""
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["analyze.py", *map(str, arguments)])
+        status = 0
+        try:
+            run_command(analyze.main)
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capfd.readouterr()
+
+    return call
+
+
+@pytest.fixture
+def no_drawing(monkeypatch):
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: path.touch())
+
+
+def figures(folder="matching-stats"):
+    """The figures of results.json without the times, which differ from run to run."""
+    found = json.loads(Path("runs/analyze", folder, "results.json").read_text())["figures"]
+    for one in found["strategies"].values():
+        assert one.pop("milliseconds_per_batch") > 0
+    return found
+
+
+QUICK = ("--matching-stats", "--workers", "0", "--draw-lost", "0")
+
+
+def test_without_weights_it_takes_the_newest_run_as_a_user_types_it(project):
+    command = [sys.executable, str(REPOSITORY / "analyze.py"), "--matching-stats", "--match", "standard,fast,simota",
+               "--match-iou", "iou", "ciou", "--hard", "2", "--workers", "1"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=project, timeout=120,
+                          env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr
+    first = done.stdout.splitlines()[0]
+    assert "runs/train/exp/best.pt (tiny.cfg)" in first and "tiny.data" in first and "11 images at 96x96" in first
+    for title in ("Strategies side by side", "Unmatched candidates that predict better", "Agreement of strategies",
+                  "IoU and confidence", "Moments over objects", "Culprits", "Objects and NMS", "By class", "By size",
+                  "By elongation", "By occlusion", "Training loss of single images"):  # fmt: skip
+        assert f"### {title}" in done.stdout, title
+    folder = project / "runs/analyze/matching-stats"
+    names = {path.name for path in folder.iterdir()}
+    assert {"results.json", "tables.md", "config.yaml", "strategies.csv", "culprits.png", "by_class.csv"} <= names
+    assert "partial" not in names
+    result = json.loads((folder / "results.json").read_text())
+    assert result["mode"] == "matching-stats" and result["data"]["weights"] == "runs/train/exp/best.pt"
+    assert list(result["figures"]["strategies"]) == ["standard", "fast", "simota"]
+    assert list(result["figures"]["scores"]) == ["iou", "ciou"]
+    # The labels are what the network finds, one image has none: there is something to count.
+    labels = sum(len(path.read_text().splitlines()) for path in (project / "labels").glob("*.txt"))
+    assert result["figures"]["objects"] == labels > 10 and result["figures"]["images"] == 10
+    hard = result["figures"]["hard_examples"]
+    assert len(hard) == 11 and [one["total"] for one in hard] == sorted((one["total"] for one in hard), reverse=True)
+    assert all(one["total"] == pytest.approx(one["box"] + one["obj"] + one["cls"]) for one in hard)
+    pictures = sorted(path.name for path in (folder / "hard").iterdir())
+    assert pictures == [f"{n + 1:03d}-{hard[n]['image_id']}.jpg" for n in range(2)]
+
+
+def test_the_loss_of_an_image_is_that_of_training(project, run, no_drawing):
+    from data.loader import LoaderSettings, evaluation_batches
+    from data.splits import open_split
+    from models.build_targets import AssignmentOptions
+    from models.loss import LossOptions, build_loss
+
+    assert run(*QUICK, "--hard", 1)[0] == 0
+    hard = {one["image_id"]: one for one in figures()["hard_examples"]}
+    annotations = open_split("tiny.data", "train")
+    network = random_network()
+    loss = build_loss(LossOptions(), AssignmentOptions(), network.heads, 96)
+    for batch in evaluation_batches(annotations, LoaderSettings((96, 96), batch_size=1)):
+        parts = loss(network(batch.images.float() / 255), batch.targets, batch.crowd).parts
+        for name, value in parts.items():
+            assert hard[batch.frames[0].image_id][name] == pytest.approx(value.item(), rel=1e-3, abs=1e-6)
+
+
+def test_batch_size_changes_nothing(project, run, no_drawing):
+    assert run(*QUICK, "--match", "standard,tal")[0] == 0
+    assert run(*QUICK, "--match", "standard,tal", "--batch-size", 3)[0] == 0
+    assert_close(figures(), figures("matching-stats2"))
+
+
+def assert_close(one, other):
+    """Figures agree: integers exactly, means to float32's rounding in another batch."""
+    assert type(one) is type(other)
+    if isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_close(one[key], other[key])
+    elif isinstance(one, list):
+        assert len(one) == len(other)
+        for a, b in zip(one, other, strict=True):
+            assert_close(a, b)
+    else:
+        assert one == (pytest.approx(other, rel=1e-4) if isinstance(other, float) else other)
+
+
+def test_an_interrupted_run_goes_on_and_equals_a_whole_one(project, run, no_drawing, monkeypatch):
+    settings = (*QUICK, "--match", "standard,split", "--batch-size", 2, "--hard", 1, "--least-q", 0.2)
+    assert run(*settings, "--name", "whole")[0] == 0
+    original, calls = matching_stats.measure_batch, []
+
+    def interrupted(*arguments):
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(matching_stats, "BATCHES_PER_BLOCK", 2)
+    monkeypatch.setattr(matching_stats, "measure_batch", interrupted)
+    status, _, err = run(*settings, "--name", "cut")
+    assert status == 130 and err.strip().endswith("interrupted; python analyze.py --resume runs/analyze/cut goes on")
+    assert not Path("runs/analyze/cut/results.json").exists()
+    assert len(list(Path("runs/analyze/cut/partial").glob("block-*.npz"))) == 2  # two batches, and the third
+    resumed = []
+    monkeypatch.setattr(matching_stats, "measure_batch", lambda *a: resumed.append(1) or original(*a))
+    assert run("--resume", "runs/analyze/cut")[0] == 0
+    assert len(resumed) == 3  # of six batches
+    assert figures("cut") == figures("whole")
+    assert not Path("runs/analyze/cut/partial").exists()
+
+
+@pytest.mark.slow
+def test_several_processes_find_what_one_finds(project):
+    settings = ["--matching-stats", "--match", "standard,fast", "--batch-size", "2", "--hard", "1", "--workers", "0"]
+    script = str(REPOSITORY / "analyze.py")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    several = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for name, command in (("one", [sys.executable]), ("two", several)):
+        done = subprocess.run([*command, script, *settings, "--name", name], capture_output=True, text=True,
+                              cwd=project, timeout=240, env=environment)  # fmt: skip
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("### Strategies side by side") == 1
+    assert figures("two") == figures("one")
+
+
+def test_report_alone_writes_one_file(project, run):
+    status, out, _ = run("--report", "--workers", 0, "--report-images", 3, "--match", "standard,tal")
+    assert status == 0
+    text = Path("runs/analyze/report/report.html").read_text()
+    assert "open runs/analyze/report/report.html" in out
+    assert '<section id="dataset-stats">' in text and '<section id="matching-stats">' in text
+    assert text.count("data:image/jpeg;base64,") == 3 and text.count("data:image/png;base64,") > 5
+    assert "http://" not in text.replace("http://www.w3.org/2000/svg", "") and "https://" not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--match", "standrd"), "did you mean 'standard'"),
+        (("--match", "standard", "--iou-new", "0.5"), "--iou-new"),
+        (("--match-iou", "uio"), "invalid choice"),
+        (("--by", "colour"), "--by knows class, size, elongation, occlusion, not 'colour'"),
+        (("--least-q", "0"), "--least-q must be above 0"),
+        (("--batch-size", "0"), "--batch-size must be at least 1"),
+        (("--hard", "-1"), "--hard"),
+        (("--weights", "nothing.pt"), "'nothing.pt'"),
+        (("--data", "nothing.data"), "nothing.data"),
+        (("--data", "other.data"), "detects 3 classes, other.data has 4"),
+        (("--img-size", "50"), "50"),
+        (("--device", "cuda:77"), "cuda:77"),
+        (("--resume", "runs/train/exp"), "no interrupted --matching-stats run"),
+        (("--resume", "runs/train/exp", "--batch-size", "2"), "leave --batch-size out"),
+        (("--near-gap", "3"), "--near-gap is read by --dataset-stats only"),
+    ],
+)
+def test_a_mistake_is_one_line(project, run, arguments, says):
+    status, _, err = run("--matching-stats", *arguments)
+    assert status == 2 and says in err and err.startswith("error: ") and len(err.strip().splitlines()) == 1
+    assert not list(Path("runs").glob("analyze/*"))
+
+
+def test_options_of_matching_stats_alone_are_refused_elsewhere(project, run):
+    status, _, err = run("--dataset-stats", "--weights", "x.pt")
+    assert status == 2 and "--weights is read by --matching-stats only" in err
+
+
+def test_no_training_run_and_no_weights(tmp_path, monkeypatch, run):
+    monkeypatch.chdir(tmp_path)
+    status, _, err = run("--matching-stats")
+    assert status == 2 and "run train.py first, or name one with --weights" in err
+
+
+def test_an_unreadable_image_is_one_line_and_the_run_can_go_on(project, run, no_drawing):
+    good = Path("images/004.png").read_bytes()
+    Path("images/004.png").write_bytes(good[: len(good) // 2])  # its header is whole
+    status, _, err = run(*QUICK, "--batch-size", 1)
+    assert status == 2 and "Traceback" not in err
+    assert "004.png" in err.splitlines()[-1] and err.splitlines()[-1].startswith("error: ")  # libpng adds its own line
+    Path("images/004.png").write_bytes(good)
+    assert run("--resume", "runs/analyze/matching-stats")[0] == 0
+    assert run(*QUICK, "--batch-size", 1, "--name", "whole")[0] == 0
+    assert figures() == figures("whole")
+
+
+def test_a_damaged_partial_result_is_named(project, run, no_drawing, monkeypatch):
+    monkeypatch.setattr(matching_stats, "measure_batch", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert run(*QUICK)[0] == 130
+    block = Path("runs/analyze/matching-stats/partial/block-0000000.npz")
+    block.parent.mkdir(exist_ok=True)
+    block.write_bytes(b"PK nonsense")
+    status, _, err = run("--resume", "runs/analyze/matching-stats")
+    assert status == 2 and "block-0000000.npz" in err
+
+
+def test_images_without_any_object(project, run, no_drawing):
+    for path in Path("labels").glob("*.txt"):
+        path.write_text("")
+    status, out, _ = run(*QUICK, "--hard", 1)
+    assert status == 0 and "there is no object to match" in out
+    assert figures()["objects"] == 0 and figures()["by"]["size"] == {}
+
+
+def test_darknet_weights_without_a_run(project, run, no_drawing):
+    from models.darknet_weights import save_darknet_weights
+
+    Path("foreign").mkdir()
+    Path("foreign/net.cfg").write_text(CFG)
+    save_darknet_weights(random_network(), Path("foreign/net.weights"), seen=0)
+    status, out, _ = run(*QUICK, "--weights", "foreign/net.weights", "--data", "tiny.data")
+    assert status == 0 and "foreign/net.cfg" in out.splitlines()[0]
+    assert figures()["img_size"] == 96
+    status, _, err = run(*QUICK, "--weights", "foreign/net.weights")
+    assert status == 2 and "does not say on which data it was trained" in err
+
+
+def test_every_object_is_measured_once_and_crowd_regions_are_none():
+    boxes = np.array([[0, 0, 9, 9]] * 5, dtype=np.float64)
+    annotations = Annotations(
+        ["a", "b", "c"], np.arange(3), np.full((3, 2), 20, np.int32), np.array([0, 0, 2, 2, 2], np.int32), boxes,
+        np.zeros(5, np.int32), np.array([False, True, True, False, False]), np.full(5, 81.0), np.arange(1, 6), ("x",),
+        (1,),
+    )  # fmt: skip
+    rows = matching_stats._rows_without_crowd(annotations)
+    assert [one.tolist() for one in rows] == [[0], [], [3, 4]]
