@@ -45,6 +45,7 @@ def main() -> None:
     if target.suffix == ".pt":
         names = read_class_names(options.names) if options.names else default_names(loaded)
         write_checkpoint(loaded.network, names, target)
+        print(f"Written: {target}, for test.py, detect.py, analyze.py and train.py --weights")
         return
     if options.seen is not None and not 0 <= options.seen < 1 << 64:
         raise UserError(f"--seen {options.seen}: a number of images")
@@ -70,7 +71,6 @@ def write_checkpoint(network: Network, names: tuple[str, ...], target: Path) -> 
         "model": network.state_dict(),
     }
     save_checkpoint(target, content)
-    print(f"Written: {target}, for test.py, detect.py, analyze.py and train.py --weights")
 
 
 def write_darknet(loaded: LoadedNetwork, target: Path, seen: int) -> None:

@@ -152,11 +152,14 @@ def pt_case(seed, folder, source):
 
 def own_case(seed, folder):
     """Load a mutated checkpoint of this toolkit."""
+    import torch
+
     from models.convert_weights import write_checkpoint
     from models.network import build_network
 
     source = folder / "own.pt"
     if not source.exists():
+        torch.manual_seed(0)
         network = build_network(REPOSITORY / "cfg" / CFGS[0], 2)
         write_checkpoint(network, ("a", "b"), source)
     pt_case(seed, folder, source)
