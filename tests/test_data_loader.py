@@ -145,9 +145,9 @@ def test_evaluation_shards_hold_each_image_once(notes):
 
 
 def test_evaluation_gives_the_image_as_it_is_and_its_boxes(notes):
-    for rect in (False, True):
+    for rect, resize in ((False, "letterbox"), (True, "letterbox"), (False, "stretch")):
         seen = 0
-        for batch in evaluation_batches(notes, LoaderSettings((96, 128), 4, rect=rect)):
+        for batch in evaluation_batches(notes, LoaderSettings((96, 128), 4, rect=rect, resize=resize)):
             height, width = batch.images.shape[2:]
             assert (
                 height % 32 == 0 and width % 32 == 0 and batch.images.is_contiguous(memory_format=torch.channels_last)
