@@ -1,0 +1,246 @@
+"""The HTML report: what is in it, and what a real browser makes of it (skipped where there is no Chromium)."""
+
+import html.parser
+import json
+import re
+import shutil
+import subprocess
+from collections import Counter
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+
+from analysis.image_views import ImageView, MatchedSlot, lost_picture, matched_slots, picture, to_image
+from analysis.report import as_html, bits, browser_data, write_report
+from analysis.tables import Result, Table
+from models.build_targets import AssignmentOptions
+from models.heads import Head
+from tests.analysis_scenes import match_sets, plain_iou, random_scene, read_slots
+from utils.records import Batch, Detections, Frame, Targets
+
+HEADS = (Head(((10.0, 20.0),), 16, 2), Head(((40.0, 40.0), (60.0, 30.0)), 32, 2))
+STRATEGIES = {"standard": AssignmentOptions(), "fast": AssignmentOptions(match="fast")}
+NASTY = '</script><script>alert(1)</script> & "%%DATA%%"'
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+
+def view(number):
+    """An image with two objects; standard matches one slot of each, fast (new) one more of the first."""
+    slots = (
+        MatchedSlot(0, 0, 0, 1, 2, (32, 16, 48, 32), (30.0, 10.0, 60.0, 40.0), 0.5, 0.9, (True, True), (False, False)),
+        MatchedSlot(0, 1, 1, 0, 1, (32, 0, 64, 32), (35.0, 12.0, 61.0, 39.0), 0.8, 0.4, (False, False), (False, True)),
+        MatchedSlot(
+            1, 1, 0, 1, 3, (96, 32, 128, 64), (90.0, 30.0, 150.0, 80.0), 0.7, 0.2, (True, False), (False, False)
+        ),
+    )
+    pixels = np.full((80, 160, 3), 40 * number, dtype=np.uint8)
+    found = Detections(torch.tensor([[31.0, 11.0, 61.0, 41.0]]), torch.tensor([0.75]), torch.tensor([1]))
+    boxes = np.array([[30.0, 10.0, 62.0, 42.0], [92.0, 28.0, 148.0, 78.0]])
+    return ImageView(number, 100 + number, f"folder/{number}.jpg", pixels, boxes, (0, 1), (7, 8), found, slots)
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A report with nasty names in every place where a name can stand."""
+    path = tmp_path_factory.mktemp("report") / "report.html"
+    plan = SimpleNamespace(strategies=STRATEGIES, kinds=("iou",), detector=SimpleNamespace(heads=HEADS))
+    figure = Figure(figsize=(2, 2))
+    figure.subplots().plot([1, 2])
+    table = Table("t", f"Title {NASTY}", (NASTY, "share of x"), ((NASTY, 0.25), ("a|b", None)))
+    result = Result("matching-stats", {"data": NASTY}, {}, (table,), {"plot": figure}, (NASTY,))
+    browser = browser_data([view(0), view(1), view(2)], ("cat", NASTY), plan)
+    write_report([result, Result("dataset-stats", {}, {}, ()), Result("x", {}, {}, (), browser=browser)], path, NASTY)
+    return path
+
+
+class Elements(html.parser.HTMLParser):
+    """Counts the elements of a page and keeps what stands in the data element."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.counts, self.data, self.path = Counter(), "", []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.counts[tag] += 1
+        self.in_data = dict(attributes).get("id") == "data"
+
+    def handle_data(self, data):
+        self.data += data if getattr(self, "in_data", False) else ""
+
+    def handle_endtag(self, tag):
+        self.in_data = False
+
+
+def test_names_cannot_break_the_page(report):
+    page = Elements(report.read_text(encoding="utf-8"))
+    assert page.counts["script"] == 2  # the data and the program
+    data = json.loads(page.data)
+    assert data["images"][0]["objects"][1]["name"] == NASTY
+    assert data["strategies"] == ["standard", "fast"]
+
+
+def test_the_page_names_nothing_outside_itself(report):
+    text = report.read_text(encoding="utf-8")
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', text)
+    assert "@import" not in text and "url(" not in text and "fetch(" not in text
+    assert "default-src 'none'" in text  # the browser itself refuses everything else
+
+
+def test_browser_data_by_hand():
+    plan = SimpleNamespace(strategies=STRATEGIES, kinds=("giou",), detector=SimpleNamespace(heads=HEADS))
+    data = browser_data([view(1)], ("cat", "dog"), plan)
+    assert data["kind"] == "giou"
+    assert data["heads"] == [{"stride": 16, "anchors": [[10.0, 20.0]]},
+                             {"stride": 32, "anchors": [[40.0, 40.0], [60.0, 30.0]]}]  # fmt: skip
+    (image,) = data["images"]
+    assert (image["id"], image["name"], image["width"], image["height"]) == (101, "1.jpg", 160, 80)
+    assert image["objects"][0] == {"box": [30.0, 10.0, 62.0, 42.0], "name": "cat", "id": 7}
+    assert image["detections"][0]["score"] == 0.75 and image["detections"][0]["name"] == "dog"
+    # The second slot: object 0, head 1, anchor 1, row 0, column 1; not std; new by the second strategy: bit 1 = 2.
+    assert image["slots"][1] == [0, 1, 1, 0, 1, [32.0, 0.0, 64.0, 32.0], [35.0, 12.0, 61.0, 39.0], 0.8, 0.4, 0, 2]
+    assert bits((True, False, True)) == 5
+
+
+def test_a_long_table_is_cut_and_says_so():
+    table = Table("many", "Many", ("n", "share"), tuple((i, 0.5) for i in range(250)), listing=True)
+    text = as_html(table)
+    assert text.count("<tr>") == 1 + 40 and "210 more rows in many.csv" in text and "50.00 %" in text
+
+
+def test_views_show_the_matches_of_training(monkeypatch):
+    heads, raws, targets, rows = random_scene(5, images=1, objects=9)
+    options = {"standard": AssignmentOptions(), "fast": AssignmentOptions(match="fast", iou_new=0.15)}
+    plan = SimpleNamespace(strategies=options, kinds=("iou",), detector=SimpleNamespace(heads=heads))
+    frame = Frame(1, "", (192, 128), (0.5, 0.5), (0.0, 0.0))  # the original is twice as large
+    batch = Batch(torch.zeros(1, 3, 64, 96, dtype=torch.uint8), targets, Targets.empty(), (frame,))
+    found = matched_slots(batch, raws, plan)
+    slots = read_slots(heads, raws, 0)
+    for number, one in enumerate(options.values()):
+        shown = {(s.target, (0, s.head, s.anchor, s.row, s.col)) for s in found if s.std[number] or s.new[number]}
+        assert shown == match_sets(heads, raws, targets, one)
+    assert any(s.new[1] and not s.std[1] for s in found)
+    for s in found:
+        box = slots[0, s.head, s.anchor, s.row, s.col][0]
+        assert s.box_xyxy == pytest.approx([2 * value for value in box], rel=1e-4, abs=1e-3)
+        assert s.q == pytest.approx(plain_iou(box, rows[s.target][2:], "iou"), abs=1e-5)
+        stride = 2 * heads[s.head].stride
+        assert s.cell_xyxy == (s.col * stride, s.row * stride, (s.col + 1) * stride, (s.row + 1) * stride)
+
+
+def test_boxes_beyond_the_image_are_not_clipped():
+    frame = Frame(0, "", (100, 50), (2.0, 2.0), (0.0, 10.0))
+    # Half of it, after the border of 10 pixels at the top is taken off.
+    assert to_image(torch.tensor([[-20.0, 0.0, 300.0, 130.0]]), frame).tolist() == [[-10.0, -5.0, 150.0, 60.0]]
+
+
+def test_pictures_have_a_panel_for_each_view():
+    one = view(1)
+    drawn = picture(one, ("cat", "dog"), ("standard", "fast"))
+    # 160x80 is drawn 640 wide, 320 high, three times with gaps of 8, under captions of 26 pixels.
+    assert drawn.shape == (320 + 26, 3 * 640 + 2 * 8, 3)
+    truth, found, matched = (drawn[26:, left : left + 640] for left in (0, 648, 1296))
+    assert not (truth == found).all() and not (found == matched).all()
+    assert lost_picture(one, ("cat", "dog")).shape == (346, 2 * 640 + 8, 3)
+
+
+def browse(path, fragment="", extra=""):
+    """Open a page in Chromium; return what it shows as HTML, and what its console said."""
+    page = path
+    if extra:
+        page = path.with_name("extra.html")
+        page.write_text(path.read_text(encoding="utf-8").replace("</body>", f"<script>{extra}</script></body>"))
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--log-level=0",
+         "--virtual-time-budget=3000", "--window-size=1366,768", f"--user-data-dir={path.parent}/profile", "--dump-dom",
+         page.as_uri() + fragment],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
+
+
+def drawn(text):
+    """Numbers of the drawn elements by class."""
+    svg = text[text.index("<svg") : text.index("</svg>")]
+    return Counter(re.findall(r'<rect[^>]* class="([\w-]+)"', svg))
+
+
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
+
+
+@needs_browser
+def test_the_page_opens_from_disk_without_errors(report):
+    text, console = browse(report)
+    assert console == []
+    # The first strategy, all heads: two slots of the first image, as cells and as boxes; detections are off.
+    assert drawn(text) == {"truth": 2, "slot-cells": 2, "slot-boxes": 2}
+    assert "Image 1 of 3: 0.jpg, objects: 2, detections: 1." in text
+
+
+@needs_browser
+def test_an_error_in_the_console_would_be_seen(report):
+    _, console = browse(report, extra="undefinedFunction();")
+    assert any("undefinedFunction" in line for line in console)
+    _, console = browse(report, extra="fetch('https://example.com/');")
+    assert any("Content Security Policy" in line for line in console)
+
+
+@needs_browser
+@pytest.mark.parametrize(
+    ("fragment", "expected"),
+    [
+        ("match=0,1", {"truth": 2, "slot-cells": 3, "slot-boxes": 3}),
+        ("match=1", {"truth": 2, "slot-cells": 2, "slot-boxes": 2}),
+        ("match=0,1&head=0", {"truth": 2, "slot-cells": 1, "slot-boxes": 1}),
+        ("match=&show=truth,boxes,detections", {"truth": 2, "detection": 1}),
+        ("match=0,1&object=1&show=truth,boxes", {"truth": 1, "slot-boxes": 1}),
+        ("image=99&object=99&show=cells", {"slot-cells": 2}),
+    ],
+)
+def test_the_address_says_what_is_drawn(report, fragment, expected):
+    text, console = browse(report, f"#browser?{fragment}")
+    assert drawn(text) == expected and console == []
+
+
+@needs_browser
+def test_switches_and_keys_change_what_is_drawn(report):
+    # Each step is written into the page; at the end the page is read once.
+    steps = """
+      const seen = [];
+      const note = () => seen.push([location.hash, document.querySelectorAll("rect.slot-boxes").length,
+        document.querySelectorAll("rect.truth").length, document.querySelectorAll("rect.detection").length,
+        byId("about").textContent].join(" / "));
+      const press = (key) => { document.dispatchEvent(new KeyboardEvent("keydown", { key })); note(); };
+      byId("match-1").click(); note();
+      byId("head-0").click(); note();
+      byId("show-detections").click(); note();
+      ["1", "w", "w", "q", "t", "ArrowRight", "ArrowRight", "ArrowRight", "ArrowLeft", "ArrowDown", "ArrowDown",
+       "ArrowDown", "ArrowUp", "Escape"].forEach(press);
+      byId("next").click(); note();
+      document.body.append(Object.assign(document.createElement("pre"), { id: "seen", textContent: seen.join("\\n") }));
+    """
+    text, console = browse(report, extra=steps)
+    assert console == []
+    lines = html.unescape(re.search(r'<pre id="seen">(.*?)</pre>', text, re.S)[1]).splitlines()
+    counts = [tuple(map(int, line.split(" / ")[1:4])) for line in lines]
+    images = [int(line.split("Image ")[1][0]) for line in lines]
+    # After: fast on, head of stride 16 off, detections on, key 1 (standard off), w twice (stride 32 off and on),
+    # q (stride 16 on), t (truth off), the images 2, 3, 1 and 3 again, object 1, 2, all, 2, Esc, next image.
+    boxes = [count[0] for count in counts]
+    assert boxes == [3, 2, 2, 1, 0, 1, 2, 2, 2, 2, 2, 2, 2, 0, 2, 0, 2, 2]
+    assert [count[1] for count in counts] == [2] * 7 + [0] * 11
+    assert [count[2] for count in counts] == [0, 0] + [1] * 16
+    assert images == [1] * 8 + [2, 3, 1, 3, 3, 3, 3, 3, 3, 1]
+    assert lines[0].startswith("#browser?image=0&object=-1&match=0,1&head=0,1&show=boxes,cells,truth")
+
+
+@needs_browser
+def test_a_report_without_images_has_no_browser(tmp_path):
+    path = tmp_path / "plain.html"
+    write_report([Result("dataset-stats", {"images": 3}, {}, ())], path, "python analyze.py --report")
+    text, console = browse(path)
+    assert console == [] and "<svg" not in text[: text.index("<script")] and "dataset-stats" in text
