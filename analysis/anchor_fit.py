@@ -190,8 +190,8 @@ def iou_kmeans(sizes: BoxSizes, num: int, options: AnchorFitOptions, rng: np.ran
     """
     euclidean = euclidean_kmeans(sizes, num, options, rng)
     sample = _sample(sizes, rng)
-    best = max((_iou_lloyd(sample, _spread_start(sample, num, rng)) for _ in range(options.restarts)), key=_mean_iou)
-    return max((_iou_lloyd(sizes, start) for start in (best[1], rounded(euclidean))), key=_mean_iou)[1]
+    best = max((iou_lloyd(sample, _spread_start(sample, num, rng)) for _ in range(options.restarts)), key=_mean_iou)
+    return max((iou_lloyd(sizes, start) for start in (best[1], rounded(euclidean))), key=_mean_iou)[1]
 
 
 def evolve(sizes: BoxSizes, num: int, options: AnchorFitOptions, rng: np.random.Generator) -> np.ndarray:
@@ -201,7 +201,7 @@ def evolve(sizes: BoxSizes, num: int, options: AnchorFitOptions, rng: np.random.
     IoU of the Euclidean k-means, and the mean best IoU of the start less ``options.iou_slack``.
     """
     euclidean = rounded(euclidean_kmeans(sizes, num, options, rng))
-    start = rounded(iou_kmeans(sizes, num, options, rng))
+    start = rounded(iou_kmeans(sizes, num, options, np.random.default_rng(options.seed)))  # what --method iou gives
     sample = _sample(sizes, rng)
     floor = list(_figures(measure(sample, euclidean, options)))
     figures = _figures(measure(sample, start, options))
@@ -328,7 +328,7 @@ def _spread_start(sizes: BoxSizes, num: int, rng: np.random.Generator) -> np.nda
     return sizes.wh[rows].numpy()
 
 
-def _iou_lloyd(sizes: BoxSizes, start_wh: np.ndarray) -> tuple[float, np.ndarray]:
+def iou_lloyd(sizes: BoxSizes, start_wh: np.ndarray) -> tuple[float, np.ndarray]:
     """Alternate between nearest anchor by IoU and mean of its boxes; return the best mean IoU seen and its anchors."""
     anchors = torch.as_tensor(start_wh, dtype=torch.float32)
     best, best_anchors, previous = -1.0, anchors, None
