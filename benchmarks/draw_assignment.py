@@ -36,10 +36,10 @@ OBJECTS = {  # corners in the pixels of the sample image, 512 x 600
     "person": (12, 18, 508, 600),
     "cap": (129, 18, 361, 154),
     "flag": (2, 2, 131, 420),
-    "ribbons": (298, 506, 456, 546),
+    "ribbons": (320, 488, 456, 528),
     "cap badge": (208, 44, 273, 102),
     "collar pin": (197, 395, 221, 418),
-    "name tag": (79, 500, 160, 538),
+    "name tag": (79, 484, 160, 518),
 }
 COLORS = ("tab:red", "tab:orange", "tab:cyan")  # per head: stride 32, 16, 8
 FIGURES = {

@@ -130,6 +130,28 @@ def test_sets_may_overlap_in_pure_and_never_do_in_split_and_fast():
         assert as_dict(assignment.std) == {slot: 1.0} and as_dict(assignment.new) == new
 
 
+def test_fast_reaches_a_cell_that_predicts_beyond_its_border():
+    # scale_x_y 2: cell 3 predicts centres down to 2.5. An object of one cell at x = 2.2, a prediction of its size at 2.5:
+    # IoU 0.7 / 1.3 = 0.538, from a cell whose border is 0.8 cells away.
+    heads = (Head(((16.0, 16.0),), 16, CLASSES, scale_x_y=2.0, new_coords=True),)
+    raw = torch.zeros(1, 1, 4, 6, 8)
+    raw[..., 2:4] = -9.0
+    raw[0, 0, 1, 3, :4] = torch.tensor([-20.0, 0.0, 0.0, 0.0])
+    targets = targets_of([(0, 0, 2.2 / 6, 1.5 / 4, 1 / 6, 1 / 4)])
+    for match in ("fast", "split"):
+        assigner = build_assigner(AssignmentOptions(match=match, candidates="map", iou_t=1.0), heads)
+        assert as_dict(assigner(targets, [raw]).new) == pytest.approx({(0, 0, 0, 1, 3): 0.7 / 1.3}, abs=1e-5)
+
+
+def test_refilter_leaves_an_object_without_std_match_its_new_ones():
+    heads = (Head(((16.0, 16.0),), 16, CLASSES),)
+    raw = torch.zeros(1, 1, 4, 4, 8)
+    targets = targets_of([(0, 0, 0.375, 0.375, 0.25, 0.25)])  # predicted exactly, by an anchor of exactly its shape
+    assigner = build_assigner(AssignmentOptions(match="split", refilter=True, iou_t=1.0), heads)
+    assignment = assigner(targets, [raw])
+    assert as_dict(assignment.std) == {} and as_dict(assignment.new) == {(0, 0, 0, 1, 1): 1.0}
+
+
 def logit(p):
     return math.log(p / (1 - p))
 
