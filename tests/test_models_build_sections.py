@@ -140,3 +140,24 @@ def test_mutated_cfgs_build_or_say_why(name):
             assert str(error).startswith("x.cfg:")
             assert "\n" not in str(error)
     assert refused > 50
+
+
+def test_dilation_spreads_kernel_and_padding():
+    # Darknet pads by size // 2 times the dilation: a kernel with its one number at the top left shifts by 2 cells.
+    text = NET + "channels=1\n[convolutional]\nfilters=1\nsize=3\npad=1\ndilation=2\nactivation=linear\n"
+    network = build(text)
+    conv = network.layers[0].conv
+    conv.weight.data = torch.tensor([[[[1.0, 0, 0], [0, 0, 0], [0, 0, 0]]]])
+    conv.bias.data.zero_()
+    image = torch.rand(1, 1, 5, 6)
+    (shifted,) = network(image)
+    assert shifted.shape == image.shape
+    assert torch.equal(shifted[..., 2:, 2:], image[..., :-2, :-2])
+    assert shifted[..., :2, :].abs().max() == 0
+
+
+def test_strides_along_x_and_y():
+    network = build(
+        NET + "[convolutional]\nsize=3\npad=1\nstride_x=2\nstride=4\n[maxpool]\nsize=2\nstride=1\nstride_y=2\n"
+    )
+    assert network(torch.rand(1, 3, 16, 32))[0].shape == (1, 1, 2, 16)
