@@ -21,9 +21,9 @@ from models.heads import Head
 ELONGATION_NAMES, ELONGATION_LIMITS = ("below 2", "2 to 4", "4 and more"), (2.0, 4.0)
 OCCLUSION_NAMES = ("below 0.3", "0.3 to 0.5", "0.5 to 0.7", "0.7 and more")
 OCCLUSION_LIMITS = (0.3, 0.5, 0.7)
-MOMENTS = (
-    "best_q", "q_of_objectness", "q_of_score", "mean_matched_q", "best_objectness", "objectness_of_best", "matches",
-    "area_best", "area_confident", "area_ratio", "offset_best", "offset_confident",
+SCORE_MOMENTS = (
+    "best_q", "q_of_objectness", "q_of_score", "best_objectness", "objectness_of_best", "area_best", "area_confident",
+    "area_ratio", "offset_best", "offset_confident",
 )  # fmt: skip
 
 
@@ -154,7 +154,7 @@ def _kind_figures(subject: Subject, objects: Mapping[str, np.ndarray], number: i
         "mean_q_of_positives": share(objects["positives_q"][:, number, index].sum(dtype=np.float64), positives),
         "anchors": _anchors(subject, objects, number, index),
         "culprits": _culprits(subject, objects, number, index, over_max),
-        "moments": moments(objects, number, index),
+        "moments": _match_moments(objects, number, index),
     }
 
 
@@ -225,27 +225,24 @@ def score_figures(objects: Mapping[str, np.ndarray], index: int) -> dict[str, An
     for score, column in (("objectness", "objectness_mismatch"), ("score", "score_mismatch")):
         reached = objects[f"q_of_{score}"][:, index][seen].astype(np.float64) / best[seen]
         figures[score] = _counted(objects[column][:, index][seen], int(seen.sum())) | {"mean_q_ratio": mean(reached)}
-    return figures
-
-
-def moments(objects: Mapping[str, np.ndarray], number: int, index: int) -> dict[str, dict[str, float | None]]:
-    """Mean and population standard deviation over the objects for which each is defined."""
-    columns = {name: objects[name][:, index].astype(np.float64) for name in MOMENTS if name in objects}
-    matched = objects["matched"][:, number].sum(axis=1)
-    matched_q = objects["matched_q"][:, number, index].sum(axis=1, dtype=np.float64)
-    columns["mean_matched_q"] = np.divide(matched_q, matched, out=np.full(len(matched), np.nan), where=matched > 0)
-    columns["matches"] = objects["positives"][:, number].astype(np.float64)
+    columns = {name: objects[name][:, index].astype(np.float64) for name in SCORE_MOMENTS if name in objects}
     area = columns["area_confident"]
     columns["area_ratio"] = np.divide(columns["area_best"], area, out=np.full(len(area), np.nan), where=area > 0)
-    result = {}
-    for name in MOMENTS:
-        values = columns[name][~np.isnan(columns[name])]
-        result[name] = {
-            "mean": mean(values),
-            "std": float(values.std()) if len(values) else None,
-            "objects": len(values),
-        }
-    return result
+    return figures | {"moments": {name: _moments(columns[name]) for name in SCORE_MOMENTS}}
+
+
+def _match_moments(objects: Mapping[str, np.ndarray], number: int, index: int) -> dict[str, Any]:
+    """Moments of the matched candidates' mean q, over the objects that have any, and of the matches per object."""
+    matched = objects["matched"][:, number].sum(axis=1)
+    matched_q = objects["matched_q"][:, number, index].sum(axis=1, dtype=np.float64)
+    mean_q = np.divide(matched_q, matched, out=np.full(len(matched), np.nan), where=matched > 0)
+    return {"mean_matched_q": _moments(mean_q), "matches": _moments(objects["positives"][:, number].astype(np.float64))}
+
+
+def _moments(values: np.ndarray) -> dict[str, float | None]:
+    """Mean and population standard deviation over the objects for which a value is defined, and how many these are."""
+    values = values[~np.isnan(values)]
+    return {"mean": mean(values), "std": float(values.std()) if len(values) else None, "objects": len(values)}
 
 
 def _agreement(objects: Mapping[str, np.ndarray], strategies: Sequence[str]) -> dict[str, dict[str, float | None]]:

@@ -7,11 +7,24 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis.match_figures import MOMENTS
 from analysis.plots import bars
 from analysis.tables import Table
 
 LONG_BREAKDOWN = 12  # groups: beyond it, only those with the most objects are drawn
+MOMENT_TEXTS = {
+    "best_q": "best q of all slots",
+    "q_of_objectness": "q of the slot with the highest objectness",
+    "q_of_score": "q of the slot with the highest score",
+    "best_objectness": "highest objectness",
+    "objectness_of_best": "objectness of the slot with the best q",
+    "area_best": "area of the best box, cells",
+    "area_confident": "area of the most confident box, cells",
+    "area_ratio": "ratio of these areas",
+    "offset_best": "centre offset of the best box, cells",
+    "offset_confident": "centre offset of the most confident box, cells",
+    "mean_matched_q": "mean q of the object's matches",
+    "matches": "matches",
+}
 CONTRADICTION_COLUMNS = ("objects with both", "unmatched > worst matched", "share of these", "unmatched > best matched",
                          "share of them")  # fmt: skip
 
@@ -25,7 +38,7 @@ def all_tables(figures: Mapping[str, Any]) -> tuple[Table, ...]:
         _feature_maps(strategies),
         *_agreement(figures["agreement"]),
         _scores(figures),
-        _moments(strategies),
+        _moments(figures),
         _anchors(strategies),
         _culprits(strategies),
         _suppression(figures),
@@ -113,14 +126,18 @@ def _scores(figures: Mapping[str, Any]) -> Table:
     return Table("scores", "IoU and confidence (score: objectness x class)", columns, rows)
 
 
-def _moments(strategies: Mapping[str, Any]) -> Table:
-    rows = tuple(
-        (name, kind, moment, *(of_kind["moments"][moment][key] for key in ("mean", "std", "objects")))
-        for name, one in strategies.items()
+def _moments(figures: Mapping[str, Any]) -> Table:
+    rows = [("any", kind, figures["scores"][kind]["moments"]) for kind in figures["scores"]]
+    rows += [
+        (name, kind, of_kind["moments"]) for name, one in figures["strategies"].items()
         for kind, of_kind in one["iou"].items()
-        for moment in MOMENTS
+    ]  # fmt: skip
+    cells = tuple(
+        (name, kind, MOMENT_TEXTS[key], *(values[part] for part in ("mean", "std", "objects")))
+        for name, kind, moments in rows
+        for key, values in moments.items()
     )
-    return Table("moments", "Moments over objects", ("strategy", "IoU", "quantity", "mean", "std", "objects"), rows)
+    return Table("moments", "Moments over objects", ("strategy", "IoU", "quantity", "mean", "std", "objects"), cells)
 
 
 def _anchors(strategies: Mapping[str, Any]) -> Table:

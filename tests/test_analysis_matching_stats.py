@@ -143,6 +143,7 @@ def oracle(heads, raws, rows, sets, kind, candidates):
     for name, pairs in sets.items():
         claims = Counter(slot for _, slot in pairs)
         f = defaultdict(float, slots=len(claims), shared=sum(n > 1 for n in claims.values()))
+        f["mean_q"], f["own"] = [], []
         f["maps"], f["anchors"] = {"max": set(), "min": set()}, [defaultdict(float) for _ in anchor_names]
         for target, (image, _, *box) in enumerate(rows):
             q = {slot: plain_iou(slots[slot][0], box, kind) for slot in candidate_slots(heads, raws, image, box, "map")}
@@ -151,6 +152,9 @@ def oracle(heads, raws, rows, sets, kind, candidates):
                 candidate_slots(heads, raws, image, box, one) for one in (candidates, "neighbours", "cell")
             )
             f["positives"] += len(own)
+            f["own"].append(len(own))
+            if own & set(inside):
+                f["mean_q"].append(sum(q[slot] for slot in inside if slot in own) / len(own & set(inside)))
             f["contested"] += sum(claims[slot] > 1 for slot in own)
             f["without_match"] += not own
             f["without_candidate_match"] += not own & set(inside)
@@ -228,6 +232,11 @@ def test_every_figure_equals_a_plain_python_implementation(seed, candidates):
             assert maps["total"] == len({row[0] for row in rows}) * len(heads)
             if wanted["positives"]:
                 assert of_kind["mean_q_of_positives"] == pytest.approx(wanted["q_sum"] / wanted["positives"], abs=1e-5)
+            for key, numbers in (("mean_matched_q", wanted["mean_q"]), ("matches", wanted["own"])):
+                moment = of_kind["moments"][key]
+                assert moment["objects"] == len(numbers)
+                assert moment["mean"] == (pytest.approx(np.mean(numbers), abs=1e-5) if numbers else None)
+                assert moment["std"] == (pytest.approx(np.std(numbers), abs=1e-5) if numbers else None)
             for k, (anchor, culprit) in enumerate(zip(of_kind["anchors"], of_kind["culprits"], strict=True)):
                 row = wanted["anchors"][k]
                 assert (anchor["objects"], anchor["matches"]) == (row["objects"], row["matches"])
