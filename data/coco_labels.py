@@ -141,7 +141,8 @@ def _categories(top: dict, path: Path, description: DataDescription) -> tuple[tu
     """Return names and ids by ascending id, which for COCO is the usual order of the 80 classes."""
     try:
         pairs = sorted((int(item["id"]), str(item["name"])) for item in top["categories"])
-    except (KeyError, TypeError, ValueError) as error:
+        np.array([id_ for id_, _ in pairs], dtype=np.int64)  # refuses what no id can be
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: each of 'categories' needs an id and a name") from error
     if not pairs:
         raise UserError(f"{path}: 'categories' is empty")

@@ -124,9 +124,12 @@ def training_batches(annotations: Annotations, settings: LoaderSettings, augment
     """Return augmented, shuffled batches; ``rect`` keeps similar shapes together and turns the mosaic off.
 
     Raises:
-        UserError: there are no images; with ``cache_images``, an image cannot be read or memory does not suffice.
+        UserError: there are no images or no objects; with ``cache_images``, an image cannot be read or memory does
+            not suffice.
     """
     _require_images(annotations)
+    if annotations.crowd.all():
+        raise UserError(f"the {len(annotations)} training images have no objects at all; look at their labels")
     if settings.rect:
         augment = replace(augment, mosaic=0.0)
     largest = max(settings.image_hw)

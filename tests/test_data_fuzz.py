@@ -39,7 +39,7 @@ ROWS = st.lists(st.lists(NUMBERS, max_size=9).map(" ".join), max_size=6)
 
 
 @given(ROWS, st.sampled_from(["\n", "\r\n"]))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_each_yolo_line_is_a_row_or_a_problem(rows, end):
     parsed, lines, problems = parse_yolo_text(end.join(rows), "f")
     wanted = {number for number, row in enumerate(rows, 1) if row.split()}
@@ -68,7 +68,7 @@ CHANGES = st.lists(st.tuples(KEYS, VALUES), max_size=2).map(dict)
 
 @pytest.mark.filterwarnings("error")
 @given(ITEMS, ITEMS, ITEMS, st.lists(CHANGES, max_size=3))
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_no_coco_json_gives_a_traceback(tmp_path, images, notes, categories, changes):
     path = tmp_path / "x.json"
     top = {

@@ -252,6 +252,13 @@ def test_other_kinds_of_pictures_are_read_as_three_channels(tmp_path):
         assert sum(len(batch.images) for batch in batches) == 5
 
 
+def test_training_without_any_object_is_refused(notes):
+    empty = notes.select_boxes(np.zeros(len(notes.labels), bool))
+    with pytest.raises(UserError, match="the 21 training images have no objects at all"):
+        training_batches(empty, LoaderSettings((96, 96)), AugmentOptions())
+    assert len(list(evaluation_batches(empty, LoaderSettings((96, 96))))) == 2
+
+
 def test_sizes_that_do_not_fit_the_stride_are_refused():
     with pytest.raises(UserError, match="image size 400 does not fit the network's stride of 32; 384 or 416 would"):
         LoaderSettings((416, 400))
