@@ -97,6 +97,8 @@ def main() -> None:
         f"detect: {weights} ({loaded.network.cfg_path}) on {shown}, {size} pixels, confidence {options.conf_thres:g} "
         f"-> {folder} ({describe_device(device)})"
     )
+    if options.half and device.type != "cuda":
+        print("--half means nothing on this device: computing in float32")
 
     window = Window(options.view_img)
     keeper = Keeper(folder, options, names)

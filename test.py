@@ -92,6 +92,7 @@ def main() -> None:
     if options.task == "speed":
         time_batches(detector, batches)
         print_speed(detector.speed(), options)
+        distributed.stop()
         return
 
     folder = Path(distributed.broadcast(str(new_run_folder(RUNS, options.name)) if distributed.is_main() else ""))
@@ -121,7 +122,8 @@ def with_defaults_of_training(options: EvaluationOptions, weights: str, loaded: 
     data = options.data or trained.get("data", "")
     if not data:
         raise UserError(f"{weights}: does not say on which data it was trained; name the data set with --data")
-    size = options.img_size or tuple(trained.get("img_size") or ())[-1:] or loaded.network.input_wh
+    of_cfg = loaded.network.input_wh if not trained else (max(loaded.network.input_wh),)  # train.py's inputs are square
+    size = options.img_size or tuple(trained.get("img_size") or ())[-1:] or of_cfg
     size = size if len(size) == 2 else (size[0], size[0])
     check_image_size(loaded.network, size)
     single_cls = options.single_cls or bool(trained.get("single_cls"))
@@ -162,6 +164,8 @@ def announce(options: EvaluationOptions, loaded: LoadedNetwork, dataset: Annotat
             f"{len(dataset)} images, {options.resize} to {width}x{height}{', rectangular batches' * options.rect} "
             f"({describe_device(device)})"
         )
+        if options.half and device.type != "cuda":
+            print("--half means nothing on this device: computing in float32")
 
 
 def warm_up(detector: Detector, net_hw: tuple[int, int]) -> None:

@@ -103,9 +103,10 @@ def test_bad_files(tmp_path):
     (tmp_path / "pickle").write_bytes(pickle.dumps({"model": Evil()}))
     torch.save({"model": Evil()}, tmp_path / "evil")
     torch.save({"a": 1}, tmp_path / "foreign")
+    save_checkpoint(tmp_path / "bare", {"names": ["a"]})
     with zipfile.ZipFile(tmp_path / "zip", "w") as archive:
         archive.writestr("readme.txt", "hello")
-    for name in ("empty", "text", "cut", "pickle", "evil", "foreign", "zip", "missing"):
+    for name in ("empty", "text", "cut", "pickle", "evil", "foreign", "bare", "zip", "missing"):
         with pytest.raises(UserError) as caught:
             load_network(tmp_path / name)
         assert name in str(caught.value) and "\n" not in str(caught.value)
