@@ -42,6 +42,7 @@ def calibrate(network, seed=0):
 def opencv_network(cfg, weights):
     network = cv2.dnn.readNetFromDarknet(str(cfg), str(weights))
     network.enableWinograd(False)  # with it, OpenCV's own rounding is 1e-4 of a head's range in yolov3-spp
+
     return network
 
 
@@ -55,9 +56,12 @@ def compare(text, folder, batch=1, seed=0):
     width, height = ours.input_wh
     images = torch.rand(batch, ours.config.net["channels"], height, width, generator=torch.Generator().manual_seed(1))
     theirs = opencv_network(cfg, weights)
-    theirs.setInput(images.numpy())
     names = [f"conv_{layer - 1}" for layer in ours.head_layers]
-    outputs = [np.array(blob) for blob in theirs.forward(names)]
+    outputs = []
+    for image in images.numpy():  # one by one: OpenCV's scale_channels knows no batch
+        theirs.setInput(image[None])
+        outputs.append([np.array(blob) for blob in theirs.forward(names)])
+    outputs = [np.concatenate(blobs) for blobs in zip(*outputs, strict=True)]
     with torch.no_grad():
         maps = [raw.permute(0, 1, 4, 2, 3).reshape(blob.shape) for raw, blob in zip(ours(images), outputs, strict=True)]
     return [m.numpy() for m in maps], outputs
@@ -226,10 +230,30 @@ class RandomCfg:
 
     def shortcut(self):
         channels, stride = self.layers[-1]
-        fitting = [index for index, layer in enumerate(self.layers[:-1]) if layer == (channels, stride)]
+        fitting = [index for index, layer in enumerate(self.layers[:-1]) if layer[1] == stride]  # channels may differ
         if fitting:
             source = self.relative(self.pick(*fitting))
             self.add(f"[shortcut]\nfrom={source}\nactivation={self.pick('linear', 'leaky')}\n", channels, stride)
+
+    def squeeze(self):
+        """Scale every channel by what its mean says."""
+        channels, stride = self.layers[-1]
+        self.add("[avgpool]\n", channels, 0)
+        self.add(conv(channels, 1, activation="logistic", norm=0), channels, 0)
+        source = -3 if self.pick(True, False) else len(self.layers) - 3
+        self.add(f"[scale_channels]\nfrom={source}\n", channels, stride)
+
+    def attention(self):
+        """Scale every number by a logistic map."""
+        channels, stride = self.layers[-1]
+        self.add(conv(channels, self.pick(1, 3), activation="logistic", norm=0), channels, stride)
+        source = -2 if self.pick(True, False) else len(self.layers) - 2
+        self.add(f"[sam]\nfrom={source}\n", channels, stride)
+
+    def reorg(self):
+        channels, before = self.layers[-1]
+        if before < 16 and channels <= 16 and channels % 4 == 0:
+            self.add("[reorg]\nstride=2\n", channels * 4, before * 2)
 
     def dropout(self):
         self.add("[dropout]\nprobability=.3\n", *self.layers[-1])
@@ -247,13 +271,12 @@ def random_cfgs(draw):
     cfg = RandomCfg(draw)
     cfg.convolutional(stride=1)
     for _ in range(draw(st.integers(2, 12))):
-        cfg.pick(
-            cfg.convolutional, cfg.convolutional, cfg.maxpool, cfg.upsample, cfg.route, cfg.shortcut, cfg.dropout
-        )()
+        common = (cfg.convolutional, cfg.convolutional, cfg.maxpool, cfg.upsample, cfg.route, cfg.shortcut)
+        cfg.pick(*common, cfg.dropout, cfg.squeeze, cfg.attention, cfg.reorg)()
     body = len(cfg.layers)
     cfg.head()
     if cfg.pick(True, False):
-        cfg.head(source=draw(st.integers(0, body - 1)))
+        cfg.head(source=draw(st.sampled_from([i for i in range(body) if cfg.layers[i][1]])))  # of the maps
     return cfg.text
 
 
