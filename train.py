@@ -22,7 +22,14 @@ from models.evaluate import evaluate
 from models.load_detector import load_weights
 from models.loss import LossOptions, build_loss
 from models.match_counts import MatchCounts
-from models.network import Network, build_network, build_network_from_text, check_image_size, initialise_head_biases
+from models.network import (
+    Network,
+    build_network,
+    build_network_from_text,
+    check_image_size,
+    initialise_head_biases,
+    require_heads,
+)
 from models.train_loop import TrainState, train_one_epoch, wrap_for_processes
 from models.training_run import EpochBar, TrainingRun
 from utils import distributed
@@ -186,6 +193,9 @@ def new_network(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
         network = build_network_from_text(checkpoint["cfg_text"], checkpoint["cfg_name"], len(checkpoint["names"]))
     else:
         network = build_network(find_file(options.cfg, "cfg"), len(names))
+        require_heads(network)
+        for note in network.notes:
+            print(note)
         initialise_head_biases(network, "yolov5" if network.heads[0].new_coords else "yolov3")
         if options.weights:
             print(load_weights(network, options.weights))

@@ -110,11 +110,14 @@ def build_network_from_text(
 
 
 def require_heads(network: Network) -> None:
-    """Refuse a network that cannot detect.
+    """Refuse a network that cannot detect objects in colour images.
 
     Raises:
-        UserError: the cfg has no [yolo] section.
+        UserError: the cfg has no [yolo] section, or another number of channels than 3.
     """
+    net = network.config.net
+    if net["channels"] != 3:
+        raise net.error(f"channels={net['channels']}: images are read in colour, so a detector needs 3", "channels")
     if not network.heads:
         raise UserError(f"{network.cfg_path}: no [yolo] section, so this network cannot detect; give a detector's cfg")
 
