@@ -10,6 +10,7 @@ import hashlib
 import http.client
 import os
 import shutil
+import socket
 import time
 import urllib.error
 import urllib.request
@@ -115,6 +116,8 @@ def download(archive: Archive, path: Path, pause: float = 2.0) -> None:
                 except (OSError, http.client.HTTPException) as error:
                     if isinstance(error, urllib.error.HTTPError) and 400 <= error.code < 500 and error.code != 416:
                         raise UserError(f"{archive.url}: the server answers {error.code} {error.reason}") from error
+                    if isinstance(getattr(error, "reason", None), socket.gaierror):
+                        raise UserError(f"{archive.url}: the host is not known; is there a connection?") from error
                     failures = 1 if _size(part) > before else failures + 1
                     if failures >= ATTEMPTS:
                         raise UserError(f"{archive.url}: {_reason(error)}; run the command again to go on") from error

@@ -132,6 +132,8 @@ def test_no_server_and_no_space(archive, tmp_path, monkeypatch):
     monkeypatch.setattr(download_coco, "ATTEMPTS", 2)
     with pytest.raises(UserError, match="run the command again"):
         download(replace(archive, url="http://127.0.0.1:9/val2017.zip"), tmp_path / "z.zip", pause=0)
+    with pytest.raises(UserError, match="the host is not known"):
+        download(replace(archive, url="http://no-such-host.invalid/val2017.zip"), tmp_path / "z.zip")
     with pytest.raises(UserError, match="GB are free"):
         fetch([replace(archive, size=10**18)], tmp_path, pause=0)
 
