@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.slots import Pairs, Scene, best_target_of_slot
-from utils.boxes import box_iou, cxcywh_to_xyxy
+from utils.boxes import box_iou
 
 
 @dataclass(frozen=True)
@@ -28,26 +28,28 @@ class Atss:
     def __call__(self, scene: Scene) -> Pairs:
         """Return the pairs of the batch."""
         grid = scene.grid
-        cell, exists = self._closest_cells(scene)  # T L k 2, T L k
-        center = (cell[:, grid.head] + 0.5) * grid.stride[:, None, None]  # T K k 2, network pixels
-        exists = exists[:, grid.head]
-        anchors = torch.cat((center, grid.prior_wh[:, None, :].expand_as(center)), dim=-1)
-        truth = scene.boxes_xyxy[:, None, None, :]  # T 1 1 4
-        iou = box_iou(cxcywh_to_xyxy(anchors), truth, elementwise=True).masked_fill_(~exists, 0)  # T K k
+        col, row, exists = self._closest_cells(scene)  # T L k each
+        exists = exists[:, grid.head]  # T K k
+        x, y = ((part[:, grid.head] + 0.5) * grid.stride[:, None] for part in (col, row))  # T K k, network pixels
+        half_w, half_h = (grid.prior_wh / 2).T[..., None]  # K 1
+        # Stacked in front, so that the IoU reads all boxes' x1, then all y1, without gaps.
+        anchors = torch.stack((x - half_w, y - half_h, x + half_w, y + half_h)).movedim(0, -1)  # T K k 4
+        iou = box_iou(anchors, scene.boxes_xyxy[:, None, None, :], elementwise=True) * exists
 
         count = exists.sum(dim=(1, 2), keepdim=True)
         mean = iou.sum(dim=(1, 2), keepdim=True) / count
         spread = ((iou - mean).square() * exists).sum(dim=(1, 2), keepdim=True) / (count - 1).clamp(min=1)
-        inside = ((center > truth[..., :2]) & (center < truth[..., 2:])).all(dim=-1)
+        left, top, right, bottom = scene.boxes_xyxy.T[:, :, None, None]  # T 1 1
+        inside = (x > left) & (x < right) & (y > top) & (y < bottom)
         keep = (iou >= mean + spread.sqrt()) & inside & exists
 
         anchor, target, which = keep.transpose(0, 1).nonzero(as_tuple=True)
-        place = cell[target, grid.head[anchor], which].long()
-        pairs = Pairs(target, anchor, place[:, 1], place[:, 0], iou[target, anchor, which])
+        place = (target, grid.head[anchor], which)
+        pairs = Pairs(target, anchor, row[place].long(), col[place].long(), iou[target, anchor, which])
         return best_target_of_slot(scene, pairs, -pairs.iou)
 
-    def _closest_cells(self, scene: Scene) -> tuple[Tensor, Tensor]:
-        """Return the cells (column, row) closest to each target's centre, [T L k 2] float, and which of them exist."""
+    def _closest_cells(self, scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
+        """Return columns and rows of the cells closest to each target's centre, [T L k], and which of them exist."""
         grid = scene.grid
         # The nine closest cells lie in the 7x7 around the centre, moved into the grid, unless that is a narrow strip.
         narrow = min(min(shape) for shape in grid.shapes) < 3 or self.closest > 9
@@ -62,4 +64,4 @@ class Atss:
         order = key.topk(self.closest, largest=False).indices
         row = torch.div(order, window, rounding_mode="floor")
         col = order - row * window
-        return start[:, :, None, :] + torch.stack((col, row), dim=-1).float(), square.gather(2, order).isfinite()
+        return start[..., :1] + col, start[..., 1:] + row, square.gather(2, order).isfinite()

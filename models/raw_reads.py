@@ -57,4 +57,7 @@ def _sum_of_repeated(where: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     places, group = torch.unique_consecutive(where[order], return_inverse=True)
     if len(places) == len(where):
         return where, values
-    return places, values.new_zeros(len(places), values.shape[1]).index_add_(0, group, values[order])
+    total = values.new_zeros(len(places), values.shape[1])
+    if values.is_cuda:  # index_add_ adds in any order there, index_put_ sorts first; on a CPU it is the other way round
+        return places, total.index_put_((group,), values[order], accumulate=True)
+    return places, total.index_add_(0, group, values[order])

@@ -40,10 +40,12 @@ class SimOta:
             cost = _class_cost(scene, pairs) - self.box_gain * (pairs.iou + 1e-8).log()
 
             slots = scene.slots(pairs)
-            best = ranks(pairs.target, -pairs.iou, slots) < self.num_best
-            total = torch.zeros(len(scene.targets), dtype=torch.float64, device=cost.device)
-            total.index_add_(0, pairs.target, pairs.iou.double() * best)
-            keep = (ranks(pairs.target, cost, slots) < total.floor().clamp(min=1)[pairs.target]).nonzero().squeeze(1)
+            rank = ranks(pairs.target, -pairs.iou, slots)
+            best = (rank < self.num_best).nonzero().squeeze(1)
+            best_ious = torch.zeros(len(scene.targets), self.num_best, device=cost.device)
+            best_ious[pairs.target[best], rank[best]] = pairs.iou[best]  # each place once, so the sum has one order
+            num_slots = best_ious.sum(dim=1).floor().clamp(min=1)
+            keep = (ranks(pairs.target, cost, slots) < num_slots[pairs.target]).nonzero().squeeze(1)
             chunks.append(pairs.select(keep))
             costs.append(cost[keep])
         order = torch.argsort(torch.cat([part.anchor for part in chunks]), stable=True)  # as Pairs.join does

@@ -131,7 +131,7 @@ def test_sets_may_overlap_in_pure_and_never_do_in_split_and_fast():
 
 
 def test_fast_reaches_a_cell_that_predicts_beyond_its_border():
-    # scale_x_y 2: cell 3 predicts centres down to 2.5. An object of one cell at x = 2.2, a prediction of its size at 2.5:
+    # scale_x_y 2: cell 3 predicts centres down to 2.5. An object of one cell at x = 2.2, a prediction as large at 2.5:
     # IoU 0.7 / 1.3 = 0.538, from a cell whose border is 0.8 cells away.
     heads = (Head(((16.0, 16.0),), 16, CLASSES, scale_x_y=2.0, new_coords=True),)
     raw = torch.zeros(1, 1, 4, 6, 8)
