@@ -29,6 +29,7 @@ from data.data_file import SPLITS, open_data
 from data.label_files import read_dataset
 from models.heads import Head
 from models.network import build_network, check_image_size, require_heads
+from utils import distributed
 from utils.config import build_options, find_file, flat_dict, option, parse_flags
 from utils.errors import UserError, run_command
 from utils.run_log import new_run_folder
@@ -74,6 +75,7 @@ class Mode:
 
     run: Callable[[Options], Result | None]  # None: another process has the result
     reads: frozenset[str]
+    distributed: bool = False  # runs in every process of ``torchrun``; else the main one does it alone
 
 
 def main() -> None:
@@ -82,6 +84,8 @@ def main() -> None:
     options, modes = choose(given)
     command, results = f"python {shlex.join(sys.argv)}", []
     for mode in modes:
+        if not distributed.is_main() and not MODES[mode].distributed:
+            continue
         result = MODES[mode].run(options)
         if result is None:
             continue
@@ -169,7 +173,9 @@ def run_matching_stats(options: Options) -> Result | None:
     given = flat_dict(asked, options.matching, options.strategies, options.report)
     folder = start_folder(options.matching.resume, ANALYSES, asked.name or "matching-stats", given, opened)
     report_images = options.report.report_images if options.report.report else 0
-    return matching_stats(opened, options.matching, folder, report_images)
+    result = matching_stats(opened, options.matching, folder, report_images)
+    distributed.stop()
+    return result
 
 
 def run_compare(options: Options) -> Result:
@@ -221,6 +227,7 @@ MODES = {
     "matching_stats": Mode(
         run_matching_stats,
         names_of(MatchingOptions, StrategyOptions) | {"data", "split", "cfg", "img_size", "report_images"},
+        distributed=True,
     ),
     "compare": Mode(run_compare, names_of(CompareOptions)),
 }

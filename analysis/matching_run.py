@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,8 @@ def open_everything(source: Source, options: MatchingOptions, strategies: Strate
     img_size = source.img_size or max((*(trained.get("img_size") or ())[-1:], 0)) or max(loaded.network.input_wh)
     check_image_size(loaded.network, img_size)
     annotations = open_split(data, source.split, bool(trained.get("single_cls")))
+    if not len(annotations):
+        raise UserError(f"{data}: the {source.split} split has no images")
     if loaded.network.num_classes != len(annotations.names):
         raise UserError(
             f"{weights}: detects {loaded.network.num_classes} classes, {data} has {len(annotations.names)}; name the "
@@ -135,16 +137,25 @@ def open_everything(source: Source, options: MatchingOptions, strategies: Strate
 
 
 def chosen_strategies(strategies: StrategyOptions, trained: Mapping[str, Any]) -> dict[str, AssignmentOptions]:
-    """Return the options of the strategies: those asked for, else the one the network was trained with."""
-    if strategies.match or not trained.get("match"):
-        names = strategies.match or "standard"
-        try:
-            return strategies.for_strategies(names.split(","), READ_BY_MATCHING_STATS)
-        except ValueError as error:
-            raise UserError(str(error)) from error
-    known = AssignmentOptions.__dataclass_fields__
-    options = AssignmentOptions(**{name: value for name, value in trained.items() if name in known})
-    return {options.match: options}
+    """Return the options of the strategies: those asked for, else the one the network was trained with.
+
+    Without ``--match``, options of the training keep their values unless they are given.
+
+    Raises:
+        UserError: an unknown strategy, or an option that none of them uses.
+    """
+    match = strategies.match or trained.get("match") or "standard"
+    try:
+        chosen = strategies.for_strategies(match.split(","), READ_BY_MATCHING_STATS)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if strategies.match:
+        return chosen
+    defaults = {item.name: item.default for item in fields(AssignmentOptions)}
+    given = {name: getattr(chosen[match], name) for name in defaults}
+    given = {name: value for name, value in given.items() if value != defaults[name]}
+    of_training = {name: value for name, value in trained.items() if name in defaults}
+    return {match: AssignmentOptions(**(of_training | given))}
 
 
 def loader_settings(opened: Opened, options: MatchingOptions) -> LoaderSettings:

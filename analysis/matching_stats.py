@@ -104,7 +104,7 @@ def measure_images(
         All results in the main process, None in the others; the same for any number of processes.
     """
     kept, done = read_blocks(folder) if folder else ({}, set())
-    rows_of_image = _rows_without_crowd(annotations)
+    rows_of_image = rows_without_crowd(annotations)
     todo = [item for item in enumerate(evaluation_plans(annotations.image_wh, loader)) if item[0] not in done]
     mine = todo[distributed.rank() :: distributed.world_size()]
     batches = Batches(DetectionDataset(annotations, loader.resize), lambda _: [one for _, one in mine], loader)
@@ -142,11 +142,16 @@ def measure_batch(
         objects, images, seconds = measure_raws(batch, raws, plan, assigners)
     rows = np.concatenate([rows_of_image[index] for index in plan_of_batch.indices])
     assert len(rows) == len(batch.targets)
-    columns = {f"object/{name}": value.cpu().numpy() for name, value in objects.items()}
+    columns = {f"object/{name}": compact(value) for name, value in objects.items()}
     columns |= {f"image/{name}": value.cpu().numpy() for name, value in images.items()}
     images = np.array(plan_of_batch.indices)
     columns |= {"object/row": rows, "object/image": images[batch.targets.image.cpu().numpy()], "image/index": images}
     return columns | {"batch/milliseconds": np.array([seconds]) * 1e3, "batch/first": images[:1]}
+
+
+def compact(values: Tensor) -> np.ndarray:
+    """Return a column for keeping: counts as int32, because a large data set has a million objects."""
+    return values.to(torch.int32 if values.dtype == torch.int64 else values.dtype).cpu().numpy()
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -170,7 +175,7 @@ def measure_raws(
     return objects | lost, images, seconds
 
 
-def _rows_without_crowd(annotations: Annotations) -> list[np.ndarray]:
+def rows_without_crowd(annotations: Annotations) -> list[np.ndarray]:
     """Rows of the annotations that are objects, of each image: what the loader makes targets of, in its order."""
     kept = np.flatnonzero(~annotations.crowd)
     bounds = np.searchsorted(annotations.box_image[kept], np.arange(1, len(annotations)))

@@ -13,7 +13,7 @@ import analyze
 from analysis import matching_stats
 from data.annotations import Annotations
 from tests.tiny_project import CFG, REPOSITORY, make_project, random_network
-from utils.errors import run_command
+from utils.errors import UserError, run_command
 
 
 @pytest.fixture
@@ -242,6 +242,28 @@ def test_images_without_any_object(project, run, no_drawing):
     assert figures()["objects"] == 0 and figures()["by"]["size"] == {}
 
 
+def test_without_match_the_strategy_of_the_training_counts():
+    from analysis.matching_run import chosen_strategies
+    from analysis.strategies import StrategyOptions
+
+    trained = {"match": "split", "iou_t": 0.3, "new_topk": 5, "epochs": 3}
+    (options,) = chosen_strategies(StrategyOptions(), trained).values()
+    assert (options.match, options.iou_t, options.new_topk) == ("split", 0.3, 5)
+    (options,) = chosen_strategies(StrategyOptions(iou_t=0.4, match_iou=("ciou", "iou")), trained).values()
+    assert (options.iou_t, options.new_topk, options.match_iou) == (0.4, 5, "ciou")
+    assert list(chosen_strategies(StrategyOptions(match="tal,fast"), trained)) == ["tal", "fast"]
+    assert list(chosen_strategies(StrategyOptions(), {})) == ["standard"]
+    with pytest.raises(UserError, match="--anchor-t is used by none of --match split"):
+        chosen_strategies(StrategyOptions(anchor_t=3.0), trained)
+
+
+def test_a_data_set_without_images(project, run):
+    Path("empty.json").write_text(json.dumps({"images": [], "annotations": [], "categories": [
+        {"id": i, "name": str(i)} for i in range(3)]}))  # fmt: skip
+    status, _, err = run("--matching-stats", "--data", "empty.json")
+    assert status == 2 and "empty.json" in err and len(err.strip().splitlines()) == 1
+
+
 def test_darknet_weights_without_a_run(project, run, no_drawing):
     from models.darknet_weights import save_darknet_weights
 
@@ -262,5 +284,5 @@ def test_every_object_is_measured_once_and_crowd_regions_are_none():
         np.zeros(5, np.int32), np.array([False, True, True, False, False]), np.full(5, 81.0), np.arange(1, 6), ("x",),
         (1,),
     )  # fmt: skip
-    rows = matching_stats._rows_without_crowd(annotations)
+    rows = matching_stats.rows_without_crowd(annotations)
     assert [one.tolist() for one in rows] == [[0], [], [3, 4]]
