@@ -1,8 +1,8 @@
 """Milliseconds from one image's slots to its detections: ours against other NMS, in one process, with equal results.
 
-The usual way (sigmoid of everything, at most 30,000 candidates, then NMS) is timed with cv2.dnn.NMSBoxesBatched, with a
-plain numpy loop and, where it loads, with torchvision's compiled operator. The slots are those of YOLOv3 at 416 and
-YOLOv5 at 640 pixels; "trained" has few confident ones around objects, "untrained" has tens of thousands everywhere.
+The usual way (sigmoid of everything, at most 30,000 candidates, then NMS) is timed with cv2.dnn.NMSBoxesBatched, which
+is compiled, and with a plain numpy loop. The slots are those of YOLOv3 at 416 and YOLOv5 at 640 pixels; "trained" has
+few confident ones around objects, "untrained" has tens of thousands everywhere.
 Run: ``python -m benchmarks.nms [--confidence 0.001] [--repeats 9]``
 """
 
@@ -109,22 +109,7 @@ def plain_loop(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> np.
     return np.array(kept, dtype=np.int64)
 
 
-def torchvision_nms(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> Tensor:
-    """Suppress with torchvision's compiled operator and the offset of classes that YOLO code uses."""
-    from torchvision.ops import nms
-
-    return nms(boxes + labels[:, None] * 7680.0, scores, iou)
-
-
-def others() -> dict[str, Callable]:
-    """Return the NMS that can run here."""
-    found = {"OpenCV": opencv, "numpy loop": plain_loop}
-    try:
-        torchvision_nms(torch.zeros(1, 4), torch.zeros(1), torch.zeros(1), 0.5)
-        found["torchvision"] = torchvision_nms
-    except Exception as error:  # without its operators even the import raises RuntimeError
-        print(f"torchvision is left out: {type(error).__name__}: {error}")
-    return found
+RIVALS: dict[str, Callable] = {"OpenCV": opencv, "numpy loop": plain_loop}
 
 
 def milliseconds(run: Callable[[], np.ndarray], repeats: int, device: torch.device) -> tuple[float, np.ndarray]:
@@ -147,13 +132,12 @@ def main() -> None:
     print(
         f"{describe_device(device)}; confidence {options.confidence:g}, IoU {options.iou:g}, at most {MAX_DETECTIONS}"
     )
-    rivals = others()
     for name, case in CASES.items():
         tensors = slots(*case)
         on_device = tuple(tensor.to(device) for tensor in tensors)
         ours_ms, result = milliseconds(lambda on=on_device: ours(*on, options), options.repeats, device)
         line = f"{name}: ours {ours_ms:.1f} ms, {len(result)} detections"
-        for rival, suppress in rivals.items():
+        for rival, suppress in RIVALS.items():
             theirs_ms, expected = milliseconds(
                 lambda s=suppress, t=tensors: usual(s, *t, options), max(1, options.repeats // 4), torch.device("cpu")
             )
