@@ -63,14 +63,15 @@ def made_up_coco(num_images: int, num_boxes: int, seed: int = 0) -> dict:
     return {"images": images, "annotations": annotations, "categories": categories}
 
 
-def measure(arguments: tuple[str, ...], folder: Path) -> tuple[float, float, int]:
-    """Run a script in ``folder``; return seconds, peak memory in GiB and the exit status."""
+def measure(arguments: tuple[str, ...], folder: Path) -> tuple[float, float, float, int]:
+    """Run a script in ``folder``; return seconds, CPU seconds, peak memory in GiB and the exit status."""
     command = [sys.executable, str(REPOSITORY / arguments[0]), *arguments[1:]]
     start = time.perf_counter()
     with open(folder / "output.txt", "ab") as output:
         process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output)
         _, status, usage = os.wait4(process.pid, 0)
-    return time.perf_counter() - start, usage.ru_maxrss / 2**20, os.waitstatus_to_exitcode(status)
+    seconds, cpu_seconds = time.perf_counter() - start, usage.ru_utime + usage.ru_stime
+    return seconds, cpu_seconds, usage.ru_maxrss / 2**20, os.waitstatus_to_exitcode(status)
 
 
 def main() -> None:
@@ -84,12 +85,14 @@ def main() -> None:
         json_path = folder / "instances_made_up.json"
         json_path.write_text(json.dumps(made_up_coco(options.images, options.boxes)))
         megabytes = json_path.stat().st_size / 1e6
-        print(f"{options.boxes:,} boxes in {options.images:,} images, {megabytes:.0f} MB; {os.cpu_count()} CPU cores\n")
-        print("| command | seconds | peak GiB |\n|---|---:|---:|")
+        load = os.getloadavg()[0]
+        print(f"{options.boxes:,} boxes in {options.images:,} images, {megabytes:.0f} MB")
+        print(f"{os.cpu_count()} CPU cores, of which others keep {load:.1f} busy\n")
+        print("| command | seconds | CPU seconds | peak GiB |\n|---|---:|---:|---:|")
         failed = False
         for title, arguments in RUNS.items():
-            seconds, gibibytes, status = measure((*arguments, "--data", str(json_path)), folder)
-            print(f"| {title} | {seconds:.1f} | {gibibytes:.2f} |", flush=True)
+            seconds, cpu_seconds, gibibytes, status = measure((*arguments, "--data", str(json_path)), folder)
+            print(f"| {title} | {seconds:.1f} | {cpu_seconds:.1f} | {gibibytes:.2f} |", flush=True)
             if status:
                 print((folder / "output.txt").read_text()[-2000:], file=sys.stderr)
             failed |= bool(status) or seconds > LIMITS["seconds"] or gibibytes > LIMITS["GiB"]
