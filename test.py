@@ -53,6 +53,7 @@ class EvaluationOptions:
     half: bool = option(False, "float16, on CUDA")
     rect: bool = option(True, "batches of like shape, as small as holds them; else all are square")
     resize: str = option("letterbox", "keep the shape of the image, or stretch it as Darknet does", tuple(RESIZES))
+    clip: bool = option(True, "cut boxes off at the image's border; Darknet's own results stick out: --no-clip")
     workers: int = option(2, "processes that load images")
     evaluator: str = option("auto", "hotcoco (fast) or pycocotools, the same numbers", ("auto", *BACKENDS))
     name: str = option("exp", "results are written to runs/test/<name>")
@@ -86,6 +87,7 @@ def main() -> None:
         max_detections=options.max_det,
         half=options.half,
         agnostic=options.single_cls,
+        clip=options.clip,
     )
     announce(options, loaded, dataset, device)
     warm_up(detector, batches.plans()[0].net_hw if batches.plans() else options.img_size[::-1])

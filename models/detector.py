@@ -57,6 +57,7 @@ class Detector:
         half: bool = False,
         agnostic: bool = False,
         classes: Sequence[int] | None = None,
+        clip: bool = True,
     ) -> None:
         """Copy the network, fuse its batch norms and put it into evaluation mode, on the device where it is.
 
@@ -68,6 +69,7 @@ class Detector:
             half: compute in float16; ignored on the CPU, where it is slower.
             agnostic: let boxes of different classes suppress one another.
             classes: class indices to look for, all when None or empty.
+            clip: cut boxes off at the image's border; Darknet's own detections stick out.
         """
         self.device = next(network.parameters()).device
         self.dtype = torch.float16 if half and self.device.type == "cuda" else torch.float32
@@ -79,6 +81,7 @@ class Detector:
         self.nms_beta = self.heads[-1].nms_beta  # Darknet, too, takes the last section's
         self.max_detections = max_detections
         self.agnostic = agnostic
+        self.clip = clip
         self.classes = torch.tensor(sorted(classes), device=self.device) if classes else None
         self.reset_speed()
 
@@ -122,7 +125,7 @@ class Detector:
             kept = non_max_suppression(
                 boxes, scores, labels, self.iou, self.max_detections, self.agnostic, self.nms_beta
             )
-            found.append(Detections(frame.to_original(boxes[kept]), scores[kept], labels[kept]))
+            found.append(Detections(frame.to_original(boxes[kept], self.clip), scores[kept], labels[kept]))
         return found
 
     def reset_speed(self) -> None:

@@ -160,6 +160,7 @@ def test_boxes_are_not_clamped_but_clipped_to_the_image():
     assert boxes[0, 2] - boxes[0, 0] > 30 * math.exp(19.9)
     frame = Frame(0, "", (100, 50))
     assert frame.to_original(boxes).tolist() == [[0, 0, 100, 50]]
+    assert (frame.to_original(boxes, clip=False) != frame.to_original(boxes)).any()
 
 
 def test_broken_weights_give_no_detections_instead_of_nan():

@@ -23,12 +23,14 @@ class Frame:
     scale_xy: tuple[float, float] = (1.0, 1.0)
     offset_xy: tuple[float, float] = (0.0, 0.0)  # network pixels, the left and top border
 
-    def to_original(self, boxes_xyxy_net: Tensor) -> Tensor:
-        """Map [N 4] corner boxes from network pixels to original pixels, clipped to the image."""
+    def to_original(self, boxes_xyxy_net: Tensor, clip: bool = True) -> Tensor:
+        """Map [N 4] corner boxes from network pixels to original pixels, clipped to the image unless told otherwise."""
         offset = boxes_xyxy_net.new_tensor(self.offset_xy * 2)
         scale = boxes_xyxy_net.new_tensor(self.scale_xy * 2)
-        limit = boxes_xyxy_net.new_tensor(self.original_wh * 2)
-        return torch.minimum(((boxes_xyxy_net - offset) / scale).clamp(min=0), limit)
+        boxes_xyxy = (boxes_xyxy_net - offset) / scale
+        if not clip:
+            return boxes_xyxy
+        return torch.minimum(boxes_xyxy.clamp(min=0), boxes_xyxy_net.new_tensor(self.original_wh * 2))
 
     def to_network(self, boxes_xyxy: Tensor) -> Tensor:
         """Map [N 4] corner boxes from original pixels to network pixels."""
