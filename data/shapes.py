@@ -139,7 +139,7 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, fl
     for shape, visible in zip(shapes, _visible_masks(shapes), strict=True):
         x1, y1, x2, y2 = _extent(visible)
         rows.append((shape.label, (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height))
-    return image, rows
+    return image, list(dict.fromkeys(rows))  # two of one class that show the same box could not be told apart
 
 
 def _choose_shapes(rng: np.random.Generator, width: int, height: int) -> list[Shape | None]:
