@@ -33,6 +33,7 @@ from utils.errors import UserError
 from utils.run_log import new_run_folder, save_config
 
 DEFAULT_KINDS = ("iou",)
+HARD_LISTED = 1000  # images in results.json; the CSV has all
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ def matching_stats(opened: Opened, options: MatchingOptions, folder: Path, repor
     hard = pictures.draw_hard(options.hard)
     pictures.draw_lost(options.draw_lost)
     tables = (*all_tables(figures), *hard_tables(hard))
-    figures |= {"hard_examples": hard}
+    figures |= {"hard_examples": hard[:HARD_LISTED]}
     views = pictures.views(spread(len(opened.annotations), report_images))
     browser = browser_data(views, opened.annotations.names, opened.plan) if views else None
     result = Result("matching-stats", description(opened), figures, tables, all_plots(figures), notes_of(figures))
