@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from types import TracebackType
 
 import cv2
 import numpy as np
@@ -267,6 +269,13 @@ def _as_it_is(batch: Batch | Failure) -> Batch | Failure:
 
 
 def _start_worker(_worker: int) -> None:
-    """One thread per worker, and Ctrl-C is the main process's business."""
+    """One thread per worker; Ctrl-C and its last words are the main process's business."""
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    sys.excepthook = _without_lost_connections
+
+
+def _without_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """Report an error as Python does, but not that the main process ended while a batch was on its way to it."""
+    if not issubclass(kind, ConnectionError):
+        sys.__excepthook__(kind, error, trace)
