@@ -171,7 +171,9 @@ def run_matching_stats(options: Options) -> Result | None:
     source = Source(asked.data, asked.split, asked.cfg, asked.img_size)
     opened = open_everything(source, options.matching, options.strategies)
     given = flat_dict(asked, options.matching, options.strategies, options.report)
-    folder = start_folder(options.matching.resume, ANALYSES, asked.name or "matching-stats", given, opened)
+    several = options.report.report or sum(bool(getattr(asked, mode)) for mode in MODES) > 1
+    name = run_name(asked.name, "matching_stats", 1 + several)
+    folder = start_folder(options.matching.resume, ANALYSES, name, given, opened)
     report_images = options.report.report_images if options.report.report else 0
     result = matching_stats(opened, options.matching, folder, report_images)
     distributed.stop()

@@ -165,6 +165,14 @@ def test_several_processes_find_what_one_finds(project):
     assert figures("two") == figures("one")
 
 
+def test_a_name_is_shared_by_all_folders_of_a_run(project, run, no_drawing, monkeypatch):
+    monkeypatch.setattr("analysis.report.png_uri", lambda figure: "data:,")
+    assert run("--report", "--workers", 0, "--report-images", 0, "--draw-lost", 0, "--name", "mine")[0] == 0
+    assert {path.name for path in Path("runs/analyze").iterdir()} == {"mine-dataset-stats", "mine-matching-stats",
+                                                                      "mine-report"}  # fmt: skip
+    assert "data:image/jpeg" not in Path("runs/analyze/mine-report/report.html").read_text()
+
+
 def test_report_alone_writes_one_file(project, run):
     status, out, _ = run("--report", "--workers", 0, "--report-images", 3, "--match", "standard,tal")
     assert status == 0
