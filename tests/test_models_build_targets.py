@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from models.build_targets import STRATEGIES, AssignmentOptions, build_assigner, with_strategy
 from models.heads import Head
-from utils.config import build_options
+from utils.config import build_options, parse_options
 from utils.errors import UserError
 from utils.records import Targets
 
@@ -32,7 +32,7 @@ def assert_same(found, expected):
 # --- point 1 of the specification: oracles
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(rows(max_size=10), st.sampled_from([0.1, 0.2, 0.225, 0.5]), st.booleans(), st.booleans())
 def test_standard_equals_the_oracle(rows_, iou_t, only_best, fallback):
     heads = two_heads()
@@ -49,7 +49,7 @@ def test_standard_equals_the_oracle(rows_, iou_t, only_best, fallback):
     assert assignment.ignore == (None, None)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(rows(max_size=10), st.sampled_from([2.0, 4.0]))
 def test_ratio_equals_the_oracle(rows_, anchor_t):
     heads = two_heads()
@@ -60,7 +60,7 @@ def test_ratio_equals_the_oracle(rows_, anchor_t):
     assert_same(as_dict(assign(rows_, heads, raws, match="ratio", anchor_t=anchor_t).std), expected)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(rows(max_size=10), st.sampled_from([None, 0.213, 1.0]), st.sampled_from([1.0, 0.3]))
 def test_darknet_equals_the_oracle(rows_, iou_t, of_cfg):
     heads = two_heads(iou_thresh=of_cfg)
@@ -71,7 +71,7 @@ def test_darknet_equals_the_oracle(rows_, iou_t, of_cfg):
     assert_same(as_dict(assign(rows_, heads, raws, match="darknet", iou_t=iou_t).std), expected)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rows(max_size=6))
 def test_atss_equals_the_oracle(rows_):
     heads = two_heads()
@@ -252,6 +252,17 @@ def test_degenerate_targets_break_nothing(match, wh):
         assert part.iou.isfinite().all() and part.weight.isfinite().all()
 
 
+@pytest.mark.parametrize("match", STRATEGIES)
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
+def test_broken_predictions_break_nothing_here(match, value):
+    # The loss of such a batch is not finite, and the training loop names it; the matching must let it get that far.
+    heads = two_heads()
+    raws = [torch.full_like(raw, value) for raw in random_raws(heads, 2, 0)]
+    assignment = assign([(0, 0, 0.4, 0.6, 0.2, 0.2), (1, 1, 0.5, 0.5, 0.3, 0.3)], heads, raws, match=match)
+    for part, (rows_, cols) in zip(assignment.std, ((3, 5), (6, 10)), strict=True):
+        assert ((part.row < rows_) & (part.col < cols)).all()
+
+
 def test_the_same_batch_gives_the_same_matches_and_layouts_do_not_matter():
     heads = two_heads()
     raws = random_raws(heads, 3, 5)
@@ -317,6 +328,17 @@ def test_wrong_options_are_refused_with_a_remedy(options, word):
     assert word in str(caught.value)
     with pytest.raises(UserError):
         build_options(options, (AssignmentOptions,))
+
+
+def test_options_as_flags():
+    line = "--match fast --alpha 0.3 --remove-duplicate --linear-reweight 0.5 --no-ignore-crowd --tobj new"
+    (options,) = parse_options("test", AssignmentOptions, argv=line.split())
+    assert options == AssignmentOptions(
+        match="fast", alpha=0.3, remove_duplicate=True, linear_reweight=0.5, ignore_crowd=False, tobj="new"
+    )
+    assert parse_options("test", AssignmentOptions, argv=["--ignore-crowd"])[0].ignore_crowd is True
+    with pytest.raises(UserError, match="invalid choice"):
+        parse_options("test", AssignmentOptions, argv=["--match-iou", "bilinear"])
 
 
 def test_alpha_without_new_matches_is_said_once(caplog):

@@ -52,7 +52,7 @@ def test_pure_equals_the_oracle(rows_, seed, decode, common):
     check("pure", rows_, seed, decode, common, {})
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     rows(max_size=4), st.integers(0, 10_000), DECODES, common_options(),
     st.fixed_dictionaries(
@@ -68,7 +68,7 @@ def test_split_equals_the_oracle(rows_, seed, decode, common, extra):
     check("split", rows_, seed, decode, common, extra)
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     rows(max_size=5), st.integers(0, 10_000), DECODES, common_options(),
     st.fixed_dictionaries(
@@ -87,7 +87,7 @@ def test_fast_equals_the_oracle(rows_, seed, decode, common, extra):
         assert torch.allclose(part.weight, expected, atol=1e-5)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(rows(max_size=8), st.integers(0, 10_000), DECODES, THRESHOLDS, KINDS)
 def test_fast_finds_exactly_the_pairs_that_split_finds_on_the_map(rows_, seed, decode, iou_new, kind):
     heads = two_heads(*decode)
