@@ -1,7 +1,7 @@
 """Analyse data sets, anchors, networks and runs: ``python analyze.py --dataset-stats --data coco2017.data``.
 
 Every analysis writes results.json, tables.md, CSV files and pictures into runs/analyze/<name>/ and prints its tables;
-docs/analysis.md defines each figure. Without arguments it looks at the newest run's data and anchors.
+docs/analysis.md defines each figure. Without arguments it looks at the newest run's data, anchors and best.pt.
 """
 
 from __future__ import annotations
@@ -109,7 +109,7 @@ def choose(given: dict[str, Any]) -> tuple[Options, list[str]]:
     options = Options(*build_options(given, GROUPS))
     modes = [mode for mode in MODES if getattr(options.analyze, mode)]
     chosen = not modes
-    modes = modes or ["dataset_stats", "matching_stats" if options.report.report else "anchor_stats"]
+    modes = modes or default_modes(given)
     for name in given:
         if (
             name not in MODES
@@ -124,6 +124,14 @@ def choose(given: dict[str, Any]) -> tuple[Options, list[str]]:
         what = " ".join(flag(mode) for mode in modes)
         print(f"analyze: {what} of the {analyze.split} split of {analyze.data} with the anchors of {analyze.cfg}\n")
     return options, modes
+
+
+def default_modes(given: dict[str, Any]) -> list[str]:
+    """Return what is analysed where nothing was chosen: without any option also the newest trained network."""
+    if "report" in given:
+        return ["dataset_stats", "matching_stats"]
+    trained = not given and any(TRAINING_RUNS.glob("*/*.pt"))
+    return ["dataset_stats", "anchor_stats", *(["matching_stats"] if trained else [])]
 
 
 def with_defaults(options: AnalyzeOptions) -> AnalyzeOptions:
