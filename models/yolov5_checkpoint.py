@@ -7,7 +7,6 @@ order in the cfg, and a cfg that computes something else is refused at the first
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from models.layers import Convolution
 from models.network import Network
 from models.yolov5_modules import ConvTensors, ModuleGraph, Node, children, concat, trace_modules
 from utils.errors import UserError
-from utils.inert_pickle import ZIP_ERRORS, Record, read_torch_zip
+from utils.inert_pickle import Record, read_torch_zip
 
 # Filters of the first convolution and bottlenecks of the first C3 tell the official sizes apart.
 SIZES = {(16, 1): "yolov5n", (32, 1): "yolov5s", (48, 2): "yolov5m", (64, 3): "yolov5l", (80, 4): "yolov5x"}
@@ -54,19 +53,6 @@ class Yolov5Checkpoint:
         )
 
 
-def is_yolov5_checkpoint(path: str | Path) -> bool:
-    """Say whether the file is a torch archive that holds a YOLOv5 model; looks at bytes and runs nothing."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if entry.filename.endswith("data.pkl") and entry.compress_type == zipfile.ZIP_STORED:
-                    with archive.open(entry) as file:
-                        return b"models.yolo" in file.read(1 << 20)
-    except ZIP_ERRORS:
-        return False
-    return False
-
-
 def read_yolov5_checkpoint(path: str | Path) -> Yolov5Checkpoint:
     """Read an official checkpoint; of a training run the averaged model is taken, as YOLOv5 does.
 
@@ -76,7 +62,9 @@ def read_yolov5_checkpoint(path: str | Path) -> Yolov5Checkpoint:
     content = read_torch_zip(path)
     model = content.get("ema") or content.get("model") if isinstance(content, dict) else None
     if not isinstance(model, Record):
-        raise UserError(f"{path}: holds no YOLOv5 model; a checkpoint has it under 'model' or 'ema'")
+        raise UserError(
+            f"{path}: neither a checkpoint of this toolkit nor of YOLOv5, which holds a model under 'model' or 'ema'"
+        )
     graph = trace_modules(model, str(path))
     try:
         modules = list(children(children(model)["model"]).values())

@@ -1,3 +1,4 @@
+import os
 import sys
 import types
 
@@ -6,8 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from models.load_detector import load_network
 from models.network import build_network, build_network_from_text
-from models.yolov5_checkpoint import is_yolov5_checkpoint, load_yolov5_checkpoint, read_yolov5_checkpoint
+from models.yolov5_checkpoint import load_yolov5_checkpoint, read_yolov5_checkpoint
 from utils.config import REPOSITORY
 from utils.errors import UserError
 from utils.inert_pickle import Record, read_torch_zip
@@ -168,7 +170,7 @@ def test_a_checkpoint_computes_the_same_in_its_cfg(save, cfg, width, focus):
     model = randomised(Model(width, focus=focus))
     path = save(model)
     checkpoint = read_yolov5_checkpoint(path)
-    assert checkpoint.cfg_name == f"{cfg}.cfg" and is_yolov5_checkpoint(path)
+    assert checkpoint.cfg_name == f"{cfg}.cfg"
     network = build_network(REPOSITORY / "cfg" / f"{cfg}.cfg").eval()
     report = load_yolov5_checkpoint(network, path)
     assert report.complete and report.total == len(checkpoint.graph.tensors)
@@ -306,7 +308,7 @@ def test_another_cfg_is_refused_and_the_right_one_named(save):
 
 
 def test_files_without_a_detection_model_are_refused(save):
-    with pytest.raises(UserError, match="holds no YOLOv5 model"):
+    with pytest.raises(UserError, match="nor of YOLOv5"):
         read_yolov5_checkpoint(save(None))
     with pytest.raises(UserError, match="not the module tree"):
         read_yolov5_checkpoint(save(nn.Sequential(nn.Conv2d(3, 4, 1))))
@@ -344,3 +346,22 @@ def test_the_official_yolov5n_computes_the_same_here(shared):
     for mine, yours, folded in zip(ours, theirs, fused, strict=True):
         assert (mine - yours).abs().max() < 1e-5 * yours.abs().max()
         assert (mine - folded).abs().max() < 1e-5 * yours.abs().max()
+
+
+class Evil:
+    def __init__(self, command):
+        self.command = command
+
+    def __reduce__(self):
+        return os.system, (self.command,)
+
+
+def test_a_checkpoint_that_runs_code_is_refused_by_name_wherever_it_stands(save, tmp_path):
+    target = tmp_path / "made"
+    evil = Evil(f"touch {target}")
+    model = Model(16)
+    model.names = evil
+    for number, path in enumerate([save(model, "a.pt"), save(evil, "b.pt"), save(Model(16), "c.pt", date=evil)]):
+        with pytest.raises(UserError, match=r"asks for 'posix.system', which is no tensor, container or layer"):
+            load_network(path)
+        assert not target.exists(), number
