@@ -7,6 +7,7 @@ shared among the processes.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from models.build_targets import AssignmentOptions
 from models.darknet_cfg import parse_cfg
 from models.detector import Detector
 from models.evaluate import evaluate
-from models.load_detector import load_weights
+from models.load_detector import cfg_of_weights, load_weights
 from models.loss import LossOptions, build_loss
 from models.match_counts import MatchCounts
 from models.network import (
@@ -51,13 +52,13 @@ MAY_CHANGE_ON_RESUME = {"resume", "device", "workers", "cache_images"}
 class TrainOptions:
     """What to train, on what, for how long."""
 
-    cfg: str = option("yolov3-nano.cfg", "network, looked up here and in cfg/")
+    cfg: str = option("yolov3-nano.cfg", "network, looked up here and in cfg/; with --weights: the one that fits them")
     data: str = option("shapes.data", "data set, looked up here and in cfg/; shapes.data is the built-in demo set")
     weights: str = option(
         "", "weights to start from: a .pt of this toolkit, Darknet .weights or an official yolov5 .pt"
     )
     hyp: str = option("", "YAML recipe of options; by default the one in cfg/hyp/ that fits the cfg")
-    epochs: int = option(300, "passes over the training images")
+    epochs: int = option(300, "passes over the training images, unless the recipe says otherwise")
     batch_size: int = option(16, "images per batch, over all processes")
     accumulate: int = option(0, "batches per optimizer step; 0: as many as make 64 images")
     img_size: tuple[int, ...] = option((), "size in pixels for training [and for testing]; default: the cfg's width")
@@ -80,6 +81,8 @@ class TrainOptions:
             raise ValueError(f"--epochs and --batch-size must be at least 1, not {self.epochs} and {self.batch_size}")
         if min(self.accumulate, self.workers, self.freeze, self.seed) < 0:
             raise ValueError("--accumulate, --workers, --freeze and --seed must not be negative")
+        if self.seed >= 2**63:
+            raise ValueError(f"--seed {self.seed} is too large: below 2^63, please")
         if len(self.img_size) > 2 or any(size < 1 for size in self.img_size):
             raise ValueError("--img-size takes one size in pixels, or two: for training and for testing")
         if self.batch_size % distributed.world_size():
@@ -121,6 +124,7 @@ def main() -> None:
 
     train_set = open_split(options.train.data, "train", options.train.single_cls)
     test_set = open_split(options.train.data, "valid", options.train.single_cls)
+    check_names(options.train, train_set.names, test_set.names, checkpoint)
 
     network = new_network(options.train, train_set.names, checkpoint).to(device, memory_format=torch.channels_last)
     loss_function = build_loss(options.loss, options.assignment, network.heads, image_sizes(options.train, network)[0])
@@ -148,6 +152,7 @@ def main() -> None:
             state.epoch += 1
             metrics = None
             if state.epoch == options.train.epochs or not options.train.notest:
+                distributed.copy_from_main(state.average.model)  # batch norms have seen other images in each process
                 metrics = evaluate(Detector(state.average.model), test_batches, ground_truth)
             run.finish_epoch(state, epoch_row(losses, counts, metrics, state), fitness(metrics))
             report_epoch(counts, metrics)
@@ -166,13 +171,16 @@ def choose_options() -> tuple[Options, dict[str, Any] | None]:
         checkpoint = read_checkpoint(given["resume"])
         if "optimizer" not in checkpoint:
             raise UserError(f"{given['resume']}: holds no training state; resume from last.pt, or start with --weights")
-        if checkpoint["epoch"] >= checkpoint["options"]["epochs"]:
+        finished = Path(given["resume"]).with_name("results.png").is_file()  # the last thing a run writes
+        if checkpoint["epoch"] >= checkpoint["options"]["epochs"] and finished:
             raise UserError(
                 f"{given['resume']}: this run has finished its {checkpoint['epoch']} epochs; "
                 f"train on from its weights with --weights {given['resume']}"
             )
         values = checkpoint["options"] | given
     else:
+        if given.get("weights") and "cfg" not in given:
+            given["cfg"] = cfg_of_weights(given["weights"])
         recipe = find_file(given.get("hyp") or default_recipe(given.get("cfg", TrainOptions.cfg)), "recipe")
         values = read_recipe(recipe, GROUPS) | given | {"hyp": str(recipe)}
     return Options(*build_options(values, GROUPS)), checkpoint
@@ -185,6 +193,22 @@ def default_recipe(cfg: str) -> str:
         return f"{path.stem}.yaml"
     heads = [section for section in parse_cfg(path).sections if section.kind == "yolo"]
     return "yolov5.yaml" if any(head["new_coords"] for head in heads) else "yolov3.yaml"
+
+
+def check_names(
+    options: TrainOptions, names: tuple[str, ...], test_names: tuple[str, ...], checkpoint: dict[str, Any] | None
+) -> None:
+    """Refuse splits, or a run to go on with, whose class numbers mean different things."""
+    if test_names != names:
+        raise UserError(
+            f"{options.data}: the classes of its splits differ (train: {', '.join(names)}; "
+            f"valid: {', '.join(test_names)}); give them one order with 'names = …' in the data file"
+        )
+    if checkpoint and tuple(checkpoint["names"]) != names:
+        raise UserError(
+            f"{options.data}: has other classes than when {options.resume} was written "
+            f"({', '.join(checkpoint['names'])}); put them back, or start a new run with --weights"
+        )
 
 
 def new_network(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[str, Any] | None) -> Network:
@@ -205,10 +229,10 @@ def new_network(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
 
 def freeze_layers(network: Network, count: int) -> None:
     """Keep the first layers of the cfg as they are."""
-    if count >= len(network.layers):
-        raise UserError(f"--freeze {count}: the cfg has {len(network.layers)} layers, and some must learn")
     for layer in network.layers[:count]:
         layer.requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise UserError(f"--freeze {count} leaves nothing to learn: the cfg has {len(network.layers)} layers")
 
 
 def new_state(network: Network, options: Options) -> TrainState:

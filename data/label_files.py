@@ -265,6 +265,11 @@ def _names_in(per_image: list[LabelRows], num_classes: int) -> tuple[str, ...]:
     """Return class names where no names file gives them: those of the XML files, sorted, or the numbers."""
     words = {word for rows in per_image if isinstance(rows.labels, list) for word in rows.labels}
     if words:
+        if num_classes not in (0, len(words)):
+            raise UserError(
+                f"the data file says classes = {num_classes}, but the labels name {len(words)} "
+                f"({', '.join(sorted(words))}); give the classes and their order with 'names = …'"
+            )
         return tuple(sorted(words))
     largest = max((int(rows.labels.max()) for rows in per_image if len(rows.labels)), default=0)
     return tuple(str(index) for index in range(num_classes or largest + 1))

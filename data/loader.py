@@ -25,10 +25,12 @@ from data.annotations import Annotations
 from data.augment import AugmentOptions
 from data.dataset import BatchPlan, DetectionDataset, Failure
 from data.letterbox import RESIZES, smallest_input
+from utils import distributed
 from utils.errors import UserError
 from utils.records import Batch
 
 BLOCK = 64  # images that share their mosaics
+FORKS = sys.platform == "linux"
 MULTI_SCALE = (0.67, 1.5)  # the range of sizes, relative to the nominal one
 # The fourth number of a generator's seed keeps it apart from those of the pictures, whose seeds have three.
 SHUFFLE, SIZES = 1, 2
@@ -86,6 +88,10 @@ class Batches:
             pin_memory=self._settings.pin_memory,
             collate_fn=_as_it_is,
             worker_init_fn=_start_worker,
+            # Forked processes share the cached images; any other way of starting them would copy all of them.
+            multiprocessing_context="fork"
+            if self._settings.cache_images and self._settings.workers and FORKS
+            else None,
             generator=torch.Generator(),  # of its own: else every iteration would draw from the global one
         )
 
@@ -215,7 +221,7 @@ def cache_images(dataset: DetectionDataset) -> int:
     """
     sizes = dataset.annotations.image_wh.astype(np.int64)
     reduce = np.array([dataset.reduction(index) for index in range(len(sizes))])
-    needed = int((np.ceil(sizes / reduce[:, None]).prod(axis=1) * 3).sum())
+    needed = int((np.ceil(sizes / reduce[:, None]).prod(axis=1) * 3).sum()) * distributed.world_size()
     free = _free_memory()
     if needed > free * 0.9:
         raise UserError(f"--cache-images needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")

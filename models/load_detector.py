@@ -81,6 +81,19 @@ def load_weights(network: Network, weights: str | Path) -> LoadReport:
     return LOADERS[_kind(path)](network, path)
 
 
+def cfg_of_weights(weights: str | Path) -> str:
+    """Return the cfg that belongs to a file of weights, as a name or path to look up.
+
+    Raises:
+        UserError: as :func:`load_network`.
+    """
+    path = find_weights(weights)
+    kind = _kind(path)
+    if kind == "ours":
+        return str(read_checkpoint(path)["cfg_name"])
+    return str(_cfg_for(path)) if kind == "darknet" else read_yolov5_checkpoint(path).cfg_name
+
+
 def find_weights(name: str | Path) -> Path:
     """Return the path of a file of weights: as given, else in ``weights/`` here or in the repository.
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from utils import distributed
 from utils.ema import AveragedModel
@@ -84,7 +85,7 @@ def train_one_epoch(
     """
     set_training_mode(state.model)
     device = next(state.model.parameters()).device
-    totals: dict[str, Tensor] = {}
+    totals: dict[str, float] = {}
     counts = None
     images_seen = waiting = 0
     for number, batch in enumerate(batches):
@@ -97,22 +98,25 @@ def train_one_epoch(
             raws = network(images)
         result = loss_function(raws, batch.targets, batch.crowd)
         loss = sum(result.parts.values())
-        if not torch.isfinite(loss):
-            _refuse_batch(batch, result.parts, state.epoch)
+        values = torch.stack([part.detach().double() for part in result.parts.values()]).tolist()  # one wait for a GPU
+        parts = dict(zip(result.parts, values, strict=True))
+        if not all(map(math.isfinite, values)):
+            _refuse_batch(batch, f"the loss is not finite ({parts})", state)
 
         # DistributedDataParallel averages over processes; the loss is a sum over images, so undo that.
         state.scaler.scale(loss * distributed.world_size()).backward()
         waiting += 1
         if waiting >= schedule.accumulation(position) or number == len(batches) - 1:
-            optimizer_step(state, schedule.options.clip_norm)
+            if not optimizer_step(state, schedule.options.clip_norm):
+                _refuse_batch(batch, f"the gradient is not finite (the loss is: {parts})", state)
             waiting = 0
 
         images_seen += len(images)
-        for name, value in result.parts.items():
-            totals[name] = totals.get(name, 0) + value.detach()
+        for name, value in parts.items():
+            totals[name] = totals.get(name, 0.0) + value
         counts = result.counts if counts is None else counts + result.counts
-        report({name: float(total) / images_seen for name, total in totals.items()}, batch)
-    return _mean_over_processes(totals, images_seen, device), counts
+        report({name: total / images_seen for name, total in totals.items()}, batch)
+    return _mean_over_processes(totals, images_seen, device), _sum_over_processes(counts)
 
 
 def set_training_mode(model: nn.Module) -> None:
@@ -123,15 +127,22 @@ def set_training_mode(model: nn.Module) -> None:
             module.eval()
 
 
-def optimizer_step(state: TrainState, clip_norm: float) -> None:
-    """Clip the gradients, take one optimizer step and move the average."""
+def optimizer_step(state: TrainState, clip_norm: float) -> bool:
+    """Clip the gradients, take one optimizer step and move the average.
+
+    Returns:
+        False, with nothing changed, if the gradients are not finite. Under a gradient scaler always True: it meets such
+        steps while it looks for its scale, and skips them.
+    """
     state.scaler.unscale_(state.optimizer)
-    if clip_norm:
-        torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm)
+    norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm or math.inf)
+    if not state.scaler.is_enabled() and not torch.isfinite(norm):
+        return False
     state.scaler.step(state.optimizer)
     state.scaler.update()
     state.optimizer.zero_grad(set_to_none=True)
     state.average.update(state.model)
+    return True
 
 
 def wrap_for_processes(model: nn.Module, device: torch.device) -> nn.Module:
@@ -142,18 +153,25 @@ def wrap_for_processes(model: nn.Module, device: torch.device) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
 
-def _mean_over_processes(totals: dict[str, Tensor], images: int, device: torch.device) -> dict[str, float]:
-    values = torch.stack(
-        [*(total.double() for total in totals.values()), torch.tensor(float(images), device=device).double()]
-    )
+def _mean_over_processes(totals: dict[str, float], images: int, device: torch.device) -> dict[str, float]:
+    values = torch.tensor([*totals.values(), images], dtype=torch.float64, device=device)
     *sums, count = distributed.sum_over_processes(values).tolist()
     return {name: value / count for name, value in zip(totals, sums, strict=True)}
 
 
-def _refuse_batch(batch: Batch, parts: dict[str, Tensor], epoch: int) -> None:
-    shown = ", ".join(f"{name} {float(value):g}" for name, value in parts.items())
+def _sum_over_processes(counts: Any) -> Any:
+    """Return the sums of a dataclass of tensors over all processes."""
+    if distributed.world_size() == 1:
+        return counts
+    return replace(
+        counts, **{item.name: distributed.sum_over_processes(getattr(counts, item.name)) for item in fields(counts)}
+    )
+
+
+def _refuse_batch(batch: Batch, what: str, state: TrainState) -> None:
     paths = ", ".join(frame.path for frame in batch.frames)
+    amp = ", try --no-amp" if state.scaler.is_enabled() else ""
     raise UserError(
-        f"the loss is not finite ({shown}) in epoch {epoch + 1}, batch of {paths}; "
-        "last.pt holds the last good epoch; look at these labels or lower --lr0"
+        f"{what} in epoch {state.epoch + 1}, batch of {paths}; look at these labels{amp} or lower --lr0; "
+        "what was saved is the epoch before"
     )

@@ -57,6 +57,8 @@ class TrainingRun:
             )
         run = cls(folder, {**options, "resume": ""}, tuple(names), cfg_text)
         if distributed.is_main():
+            for unfinished in folder.glob(".*.pt"):  # of a process that was killed while it wrote
+                unfinished.unlink()
             save_config(folder, run.options)
             run.tensorboard = TensorBoardLog(folder, purge_after=state.epoch)
             if not options["resume"] and not options["nosave"]:

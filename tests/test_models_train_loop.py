@@ -78,6 +78,18 @@ def test_a_loss_that_is_not_finite_names_the_images():
         run_epoch(PLAIN, [batch_of(255)], loss=lambda *_: Result({"box": torch.tensor(float("nan"))}))
 
 
+def test_a_gradient_that_is_not_finite_changes_nothing_and_names_the_images():
+    def loss(raws, targets, crowd):
+        return Result({"box": raws.sum() * 0 + (raws.sum() * 0).sqrt()})  # the root of 0 is finite, its slope is not
+
+    state = new_state(PLAIN)
+    before = state.model.weight.detach().clone()
+    schedule = Schedule(PLAIN, epochs=1, batches_per_epoch=1, accumulate=1)
+    with pytest.raises(UserError, match=r"gradient is not finite.*image0\.jpg"):
+        train_one_epoch(state, state.model, [batch_of(255)], loss, schedule, None, lambda *_: None)
+    assert torch.equal(state.model.weight, before)
+
+
 def test_frozen_batch_norms_keep_their_statistics():
     model = nn.Sequential(nn.BatchNorm2d(1), nn.BatchNorm2d(1))
     model[0].requires_grad_(False)

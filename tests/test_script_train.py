@@ -1,6 +1,7 @@
 """train.py as a user types it: what it writes, what it says of mistakes, and that a killed run resumes bit for bit."""
 
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -129,9 +130,9 @@ def epochs_done(path: Path) -> int:
     return torch.load(path, weights_only=True)["epoch"] if path.exists() else -1
 
 
-@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])
-def test_an_interrupted_run_resumes_bit_for_bit(project, how):
-    shared = (*BASIC, "--epochs", "6", "--workers", "2", "--multi-scale", "--mixup", "0.5")
+@pytest.mark.parametrize("how, optimizer", [(signal.SIGKILL, "--adam"), (signal.SIGINT, "--no-adam")])
+def test_an_interrupted_run_resumes_bit_for_bit(project, how, optimizer):
+    shared = (*BASIC, "--epochs", "6", "--workers", "2", "--multi-scale", "--mixup", "0.5", optimizer)
     train(project, *shared, "--name", "whole")
     process = subprocess.Popen(
         command(*shared, "--name", "cut"), cwd=project, env=environment(), stderr=subprocess.PIPE, text=True
@@ -183,6 +184,22 @@ def empty_labels(project):
         path.unlink()
 
 
+def other_classes_in_valid(project):
+    """Two COCO files that number the same classes differently, and no names file to say which is right."""
+    for split, names in (("train", ["bright", "dark"]), ("val", ["dark", "bright"])):
+        images = sorted((project / "d/images" / split).iterdir())
+        content = {
+            "images": [{"id": i, "file_name": p.name, "width": 80, "height": 64} for i, p in enumerate(images, 1)],
+            "annotations": [
+                {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20], "area": 400, "iscrowd": 0}
+            ],
+            "categories": [{"id": i, "name": name} for i, name in enumerate(names, 1)],
+        }
+        (project / f"{split}.json").write_text(json.dumps(content))
+    lines = ("train = train.json", "valid = val.json", "train_images = d/images/train", "valid_images = d/images/val")
+    (project / "d.data").write_text("classes = 2\n" + "\n".join(lines) + "\n")
+
+
 def file_instead_of_runs(project):
     (project / "runs").touch()
 
@@ -197,6 +214,10 @@ MISTAKES = [
     (None, ("--hyp", "none.yaml"), ["none.yaml"]),
     (None, ("--device", "7"), ["7"]),
     (None, ("--resume", "none.pt"), ["none.pt"]),
+    (None, ("--freeze", "4"), ["--freeze 4", "nothing to learn"]),
+    (None, ("--balance", "4", "1"), ["--balance", "1 heads"]),
+    (None, ("--seed", str(2**64)), ["--seed"]),
+    (other_classes_in_valid, (), ["bright", "dark", "names"]),
     (break_label, (), ["0.txt:1", "7"]),
     (break_image, (), ["0.png"]),
     (cut_image, (), ["0.png"]),
@@ -235,7 +256,8 @@ def test_transfer_to_other_classes_keeps_the_backbone_and_frozen_layers(project)
     (project / "three.data").write_text(
         "classes = 3\ntrain = d/images/train\nvalid = d/images/val\nnames = three.names\n"
     )
-    given = (*BASIC, "--data", "three.data", "--weights", "runs/train/a/best.pt", "--freeze", "1")
+    # Without --cfg the weights say which network it is.
+    given = (*BASIC[2:], "--data", "three.data", "--weights", "runs/train/a/best.pt", "--freeze", "1")
     train(project, *given, "--epochs", "1", "--workers", "0", "--notest", "--name", "b")
     first = torch.load(project / "runs/train/a/best.pt", weights_only=True)["ema"]
     second = torch.load(project / "runs/train/b/last.pt", weights_only=True)["model"]

@@ -40,6 +40,10 @@ def test_flags_give_typed_values_and_keep_defaults():
     assert gains == Gains(box=0.001)
 
 
+def test_what_a_recipe_switches_on_a_flag_switches_off():
+    assert parse_flags("d", *GROUPS, argv=["--no-adam"]) == {"adam": False}
+
+
 def test_only_given_flags_are_reported():
     assert parse_flags("d", *GROUPS, argv=["--topk", "4"]) == {"topk": 4}
 

@@ -18,7 +18,10 @@ FORMAT = "yolo-lab-1"
 def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
     """Write ``content`` to ``path``; a process killed meanwhile leaves the previous file as it was."""
     with atomic_path(path) as temporary:
-        torch.save({"format": FORMAT} | content, temporary)
+        try:
+            torch.save({"format": FORMAT} | content, temporary)
+        except RuntimeError as error:  # torch's own writer knows no OSError
+            raise OSError(f"{path}: cannot be written completely; is the disk full?") from error
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -115,7 +115,7 @@ def read_recipe(path: Path, groups: Sequence[type]) -> dict[str, Any]:
         UserError: not YAML, not a flat mapping, an unknown key or a value of the wrong type; names file and line.
     """
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8-sig")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         values = yaml.safe_load(text)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -172,15 +172,15 @@ def _type_of(item: Field, group: type) -> tuple[type, bool, bool]:
 
 
 def _add_flag(section: argparse._ArgumentGroup, item: Field, group: type) -> None:
-    kind, many, optional = _type_of(item, group)
+    kind, many, _ = _type_of(item, group)
     default = item.default if item.default is not MISSING else None
     flag = "--" + item.name.replace("_", "-")
     shown = {"dest": item.name, "default": argparse.SUPPRESS}
     text = item.metadata.get("help", "") + ("" if default in (None, "", ()) else f" (default: {_shown(default)})")
     text = text.replace("%", "%%")
     if kind is bool:
-        action = argparse.BooleanOptionalAction if default or optional else "store_true"
-        section.add_argument(flag, action=action, help=text, **shown)
+        # Always with --no-x: a recipe may have switched it on.
+        section.add_argument(flag, action=argparse.BooleanOptionalAction, help=text, **shown)
         return
     section.add_argument(
         flag,

@@ -7,10 +7,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import nn
 
 
 def start(device: torch.device) -> None:
-    """Join the process group that ``torchrun`` announces in the environment; do nothing for a single process."""
+    """Make a GPU this process's own, and join the process group that ``torchrun`` announces in the environment."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # NCCL's collectives of objects use the current device
     if world_size() > 1 and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
@@ -48,6 +51,13 @@ def broadcast(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def copy_from_main(module: nn.Module) -> None:
+    """Give every process the main one's parameters and buffers, batch-norm statistics among them."""
+    if dist.is_initialized():
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, src=0)
 
 
 def sum_over_processes(values: torch.Tensor) -> torch.Tensor:
