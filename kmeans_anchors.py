@@ -65,6 +65,7 @@ def main() -> None:
     refuse_unused(given, fit_options.method)
     objects = select_objects(read_dataset(open_data(options.data), options.split, need_images=False), crowd=False)
     network = read_network(options, len(objects.names))
+    refuse_own_anchors(network)
     present = np.array(network.heads[0].all_anchors_wh)
     num = fit_options.num or len(present)
     if options.write:
@@ -104,6 +105,18 @@ def read_network(options: KmeansOptions, num_classes: int) -> Network:
     for size in options.img_size:
         check_image_size(network, size)
     return network
+
+
+def refuse_own_anchors(network: Network) -> None:
+    """Refuse a cfg whose heads have different anchors: there is no one list to compare with or to replace."""
+    sections = [section for section in network.config.sections if section.kind == "yolo"]
+    for section, head in zip(sections, network.heads, strict=True):
+        if head.all_anchors_wh != network.heads[0].all_anchors_wh:
+            raise section.error(
+                "has other anchors than the first [yolo]; kmeans_anchors.py needs one list in every [yolo] "
+                "(the same num and anchors) and masks that share it out",
+                "anchors",
+            )
 
 
 def sizes_at(objects: Objects, img_sizes: tuple[int, ...]) -> np.ndarray:

@@ -26,7 +26,7 @@ class Head:
     num_classes: int
     scale_x_y: float = 1.0
     new_coords: bool = False  # False: Darknet's exp for sizes; True: (2 sigmoid)^2, as YOLOv4-csp and YOLOv5
-    all_anchors_wh: tuple[tuple[float, float], ...] = ()  # the cfg's whole list, of every head
+    all_anchors_wh: tuple[tuple[float, float], ...] = ()  # its section's whole list, as a rule that of every head
     mask: tuple[int, ...] = ()  # which of them are this head's
     ignore_thresh: float = 0.5  # Darknet's: predictions above it are no negatives
     iou_thresh: float = 1.0  # Darknet's: below 1, further anchors of the mask above it match too

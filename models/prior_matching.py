@@ -75,29 +75,36 @@ def _cell_and_neighbours(scene: Scene) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Darknet:
-    """YOLOv3 as published: the best anchor over all heads, where a mask holds it; others above ``iou_thresh``."""
+    """YOLOv3 as published: the best anchor of a head's whole list, where its mask holds it; others above ``iou_thresh``.
+
+    The list is the cfg's ``anchors``, the same in every head of a usual cfg: then one anchor of all heads is the best.
+    """
 
     iou_t: float | None = None  # None: each head's own iou_thresh from the cfg
 
     def __call__(self, scene: Scene) -> Pairs:
         """Return the pairs of the batch."""
         heads, device = scene.grid.heads, scene.boxes.device
-        every_wh = heads[0].all_anchors_wh or tuple(wh for head in heads for wh in head.anchors_wh)
-        best = wh_iou(constant(every_wh, device), scene.boxes[:, 2:]).argmax(dim=0)  # T, the first of equals
-        numbers = _anchor_numbers(heads)
+        joined = tuple(wh for head in heads for wh in head.anchors_wh)
+        lists = [head.all_anchors_wh or joined for head in heads]  # as a rule all the same
+        best_of = {every: wh_iou(constant(every, device), scene.boxes[:, 2:]).argmax(dim=0) for every in set(lists)}
+        best = torch.stack([best_of[every] for every in lists])  # L T, the first of equals
+        numbers = constant(_anchor_numbers(heads), device, torch.int64)
         iou = shape_iou(scene)
         thresholds = [head.iou_thresh if self.iou_t is None else self.iou_t for head in heads for _ in head.anchors_wh]
-        keep = constant(numbers, device)[:, None] == best
+        keep = numbers[:, None] == best[scene.grid.head]
         if min(thresholds) < 1:
             keep |= iou > constant(tuple(thresholds), device)[:, None]
         return pairs_in_center_cell(scene, keep, iou)
 
 
 def _anchor_numbers(heads: tuple[Head, ...]) -> tuple[int, ...]:
-    """Number of each head's anchors in the cfg's whole list; without that list, the heads' anchors in a row."""
-    if heads[0].all_anchors_wh:
-        return tuple(number for head in heads for number in head.mask)
-    return tuple(range(sum(head.num_anchors for head in heads)))
+    """Number of each anchor in its head's whole list; where a head has none, among all heads' anchors in a row."""
+    numbers: list[int] = []
+    for head in heads:
+        own = range(len(numbers), len(numbers) + head.num_anchors)
+        numbers.extend(head.mask if head.all_anchors_wh else own)
+    return tuple(numbers)
 
 
 def with_fallback(scene: Scene, pairs: Pairs) -> Pairs:

@@ -123,10 +123,9 @@ class Oracle:
 
     def darknet(self, iou_t=None):
         found = {}
-        every = self.heads[0].all_anchors_wh
         for t in range(len(self.rows)):
-            best = self.first_largest([self.shape_iou(t, wh) for wh in every])
             for number, head in enumerate(self.heads):
+                best = self.first_largest([self.shape_iou(t, wh) for wh in head.all_anchors_wh])
                 limit = head.iou_thresh if iou_t is None else iou_t
                 for a, anchor_number in enumerate(head.mask):
                     value = self.shape_iou(t, head.anchors_wh[a])

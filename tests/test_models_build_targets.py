@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from assignment_cases import as_dict, random_raws, rows, targets_of, two_heads
+from assignment_cases import ANCHORS, as_dict, random_raws, rows, targets_of, two_heads
 from assignment_oracle import Oracle
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -61,9 +61,12 @@ def test_ratio_equals_the_oracle(rows_, anchor_t):
 
 
 @settings(max_examples=120, deadline=None)
-@given(rows(max_size=10), st.sampled_from([None, 0.213, 1.0]), st.sampled_from([1.0, 0.3]))
-def test_darknet_equals_the_oracle(rows_, iou_t, of_cfg):
+@given(rows(max_size=10), st.sampled_from([None, 0.213, 1.0]), st.sampled_from([1.0, 0.3]), st.booleans())
+def test_darknet_equals_the_oracle(rows_, iou_t, of_cfg, own_lists):
     heads = two_heads(iou_thresh=of_cfg)
+    if own_lists:  # the coarse head's list is shorter and in another order than the fine one's
+        coarse = dataclasses.replace(heads[0], all_anchors_wh=(ANCHORS[3], ANCHORS[0], ANCHORS[4]), mask=(0, 2))
+        heads = (coarse, heads[1])
     raws = random_raws(heads, 3, 0)
     oracle = Oracle(rows_, raws, heads)
     expected = oracle.darknet(iou_t)
@@ -183,6 +186,18 @@ def test_darknet_anchor_in_no_mask_matches_nothing_unless_asked_to():
     rows_ = [(0, 0, 0.5, 0.5, 10 / 96, 14 / 96)]
     assert as_dict(assign(rows_, heads, raws, match="darknet").std) == {}
     assert list(as_dict(assign(rows_, heads, raws, match="darknet", match_fallback=True).std)) == [(0, 0, 0, 1, 1)]
+
+
+def test_darknet_takes_the_best_of_each_heads_own_anchors():
+    # Each section has its own anchors and num: an object of 30 x 20 is closest to 32 x 32 in the one (shape IoU 600 /
+    # 1024) and to 16 x 16 in the other (256 / 600), and both train it: Darknet looks at one section at a time.
+    heads = (
+        Head(((32.0, 32.0), (90.0, 90.0)), 32, 3, all_anchors_wh=((32.0, 32.0), (90.0, 90.0)), mask=(0, 1)),
+        Head(((16.0, 16.0),), 16, 3, all_anchors_wh=((80.0, 80.0), (16.0, 16.0)), mask=(1,)),
+    )
+    raws = [torch.zeros(1, 2, 3, 3, 8), torch.zeros(1, 1, 6, 6, 8)]
+    found = as_dict(assign([(0, 0, 0.5, 0.5, 30 / 96, 20 / 96)], heads, raws, match="darknet").std)
+    assert found == pytest.approx({(0, 0, 0, 1, 1): 600 / 1024, (0, 1, 0, 3, 3): 256 / 600})
 
 
 def test_darknet_ignores_by_the_threshold_of_the_cfg():

@@ -154,6 +154,15 @@ def test_written_cfg_of_a_shipped_network_builds(run, data, cfg):
     assert all(line.startswith("anchors") for line in differing)
 
 
+def test_heads_with_anchors_of_their_own_are_refused(run, data, tmp_path):
+    source = tmp_path / "mine.cfg"
+    source.write_text(CFG.replace("Anchors=1,2,3,4,5,6", "Anchors=1,2,3,4,5,7"))
+    status, _, error = run("--data", data, "--cfg", source, "--img-size", 416)
+    assert (status, len(error.strip().splitlines())) == (2, 1)
+    line = source.read_text().splitlines().index("Anchors=1,2,3,4,5,7") + 1
+    assert f"mine.cfg:{line}: " in error and "other anchors than the first [yolo]" in error
+
+
 @pytest.mark.slow
 def test_written_cfg_trains(run, data, monkeypatch):
     """One step of the loss on the found anchors gives gradients to every head."""
