@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.slots import Pairs, Scene, constant, window_pairs
 
+EVERY_CELL = 1e6  # more cells than any map has in a row
 SLACK = 0.01  # cells by which a rectangle is widened, so that rounding never loses a slot
 
 Window = tuple[Tensor, Tensor]  # first and last (column, row), [T L 2] int64 each
@@ -45,15 +46,18 @@ def candidate_pairs(scene: Scene, kind: str) -> Iterator[Pairs]:
 
 
 def cells_that_can_reach(scene: Scene, iou: tuple[float, ...]) -> Window:
-    """Return the cells whose predictions can have at least an IoU (one number per head, above 0) with the target.
+    """Return the cells whose predictions can have at least an IoU (one number per head) with the target.
 
     The IoU of two boxes is at most the overlap of their x-intervals over the longer of the two, and likewise in y.
     With a target of width w, an IoU of t therefore needs a prediction between tw and w/t wide, whose centre is at
     most ``w · max(1 − t, (1/t − 1) / 2)`` away. GIoU, DIoU and CIoU are never above the IoU: it holds for them too.
+    From an IoU of 0 on, any distance will do: every cell of the map.
     """
-    reach = tuple(max(1 - t, (1 / t - 1) / 2) for t in iou)
+    reach = tuple(max(1 - t, (1 / t - 1) / 2) if t > 0 else 0.0 for t in iou)
+    anywhere = tuple(0.0 if t > 0 else EVERY_CELL for t in iou)
     size = scene.targets.boxes_cxcywh[:, None, 2:] * scene.grid.head_wh  # T L 2, in cells
-    return _cells_with_centers_in(scene, size * constant(reach, size.device)[:, None])
+    half = size * constant(reach, size.device)[:, None] + constant(anywhere, size.device)[:, None]
+    return _cells_with_centers_in(scene, half)
 
 
 def cells_that_can_predict_inside(scene: Scene) -> Window:

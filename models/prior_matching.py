@@ -75,7 +75,7 @@ def _cell_and_neighbours(scene: Scene) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Darknet:
-    """YOLOv3 as published: the best anchor of a head's whole list, where its mask holds it; others above ``iou_thresh``.
+    """YOLOv3 as published: the best anchor of a head's whole list, if its mask holds it; others above ``iou_thresh``.
 
     The list is the cfg's ``anchors``, the same in every head of a usual cfg: then one anchor of all heads is the best.
     """

@@ -210,6 +210,15 @@ def test_darknet_ignores_by_the_threshold_of_the_cfg():
     assert all(torch.equal(one, other) for one, other in zip(by_cfg, by_option, strict=True))
 
 
+def test_an_ignore_threshold_of_zero_ignores_every_prediction_that_overlaps_an_object():
+    heads = tuple(dataclasses.replace(head, ignore_thresh=0.0) for head in two_heads())
+    raws = random_raws(heads, 2, 3)
+    rows_ = [(1, 0, 0.45, 0.52, 0.1, 0.15)]
+    ignore = assign(rows_, heads, raws, match="darknet").ignore
+    found = {(b, n, a, j, i) for n, mask in enumerate(ignore) for b, a, j, i in mask.nonzero().tolist()}
+    assert found == Oracle(rows_, raws, heads).ignored((0.0, 0.0), []) and 0 < len(found) < 400
+
+
 # --- point 3: order and padding
 
 
