@@ -21,8 +21,10 @@ from models.raw_reads import read_raw
 from models.slots import constant
 from utils.boxes import IOU_KINDS, box_iou, cxcywh_to_xyxy
 from utils.config import option
+from utils.errors import UserError
 from utils.records import Assignment, Matches, Targets
 
+LEAST_WRONG = 1e-7  # of the focal factor's base: below a gamma of 1 its slope at 0 is infinite
 FOCAL_ALPHA = 0.25  # weight of the positives in the focal loss, 1 - 0.25 of the negatives (arXiv 1708.02002)
 
 
@@ -89,7 +91,7 @@ def build_loss(
         img_size: the size that YOLOv5's objectness gain scales with, in pixels; None takes each batch's longer side.
 
     Raises:
-        ValueError: ``--balance`` has not one number per head.
+        UserError: ``--balance`` has not one number per head.
     """
     return DetectionLoss(options, assignment, tuple(heads), img_size)
 
@@ -134,7 +136,7 @@ class DetectionLoss:
 
         shapes = [raw.shape[:4] for raw in raws]
         size = size_of(targets, self.heads, [shape[2:] for shape in shapes])
-        quality = (halves["std"].iou.detach(), halves["new"].iou.detach())
+        quality = (halves["std"].plain_iou, halves["new"].plain_iou)
         slots = (all_slots(assignment.std, shapes), all_slots(assignment.new, shapes))
         counts = count_matches(assignment, targets, size, quality, slots)
         return LossResult(self._scaled({"box": box, "obj": obj, "cls": cls}, raws), assignment, counts)
@@ -176,7 +178,8 @@ class DetectionLoss:
         probability = logits.sigmoid()
         of_truth = truth * probability + (1 - truth) * (1 - probability)
         alpha = truth * FOCAL_ALPHA + (1 - truth) * (1 - FOCAL_ALPHA)
-        return loss * alpha * (1 - of_truth) ** self.options.fl_gamma
+        wrong = (1 - of_truth).clamp(min=LEAST_WRONG)
+        return loss * alpha * wrong**self.options.fl_gamma
 
     def _scaled(self, parts: dict[str, Tensor], raws: list[Tensor]) -> dict[str, Tensor]:
         """Multiply by the gains and by the number of images."""
@@ -196,6 +199,7 @@ class MatchedHalf:
     """The std or the new matches of all heads, with what the network says at their slots."""
 
     iou: Tensor  # [M] of the predicted box with the object, of the kind of the box loss, with gradient
+    plain_iou: Tensor  # [M] the same as plain IoU, without gradient: for the counts, alike for every box loss
     class_logits: Tensor  # [M C]
     label: Tensor  # [M] int64
     weight: Tensor  # [M]
@@ -217,8 +221,12 @@ class MatchedHalf:
             grid_wh = constant((map_of_head.shape[3], map_of_head.shape[2]) * 2, device)
             truth.append(targets.boxes_cxcywh[part.target] * grid_wh)
         predicted, wanted = cxcywh_to_xyxy(torch.cat(boxes)), cxcywh_to_xyxy(torch.cat(truth))
+        iou = box_iou(predicted, wanted, options.box_loss, elementwise=True)
+        with torch.no_grad():
+            plain = iou if options.box_loss == "iou" else box_iou(predicted, wanted, "iou", elementwise=True)
         return MatchedHalf(
-            iou=box_iou(predicted, wanted, options.box_loss, elementwise=True),
+            iou=iou,
+            plain_iou=plain.detach(),
             class_logits=rows[:, 5:],
             label=targets.label[torch.cat([part.target for part in matches])],
             weight=torch.cat([part.weight for part in matches]),
@@ -254,6 +262,6 @@ def _balance(options: LossOptions, heads: tuple[Head, ...]) -> tuple[float, ...]
         weights = GAINS[options.gains].balance or (1.0,) * len(heads)
         weights = BALANCE_OF_THREE if options.gains == "yolov5" and len(heads) == 3 else weights[: len(heads)]
     if len(weights) != len(heads):
-        raise ValueError(f"--balance has {len(weights)} numbers, but the network has {len(heads)} heads")
+        raise UserError(f"--balance has {len(weights)} numbers, but the network has {len(heads)} heads")
     finest_first = sorted(range(len(heads)), key=lambda index: heads[index].stride)
     return tuple(weights[finest_first.index(index)] for index in range(len(heads)))

@@ -26,7 +26,7 @@ class MatchCounts:
     unmatched_std: Tensor  # [3] objects with no std match
     std: Tensor  # [] std matches
     new: Tensor  # [] new matches
-    std_iou: Tensor  # [] sum of the IoU of the std matches' predictions, of the kind the box loss uses
+    std_iou: Tensor  # [] sum of the plain IoU of the std matches' predictions, whatever the box loss
     new_iou: Tensor  # []
     collisions: Tensor  # [] slots wanted by several objects
     lost: Tensor  # [3] objects that lost a slot to another object, counted once per slot
@@ -93,7 +93,7 @@ def count_matches(
         assignment: its matches.
         targets: its objects.
         size: [T] from :func:`size_of`.
-        quality: IoU of the predictions of the std and of the new matches, over all heads.
+        quality: plain IoU of the predictions of the std and of the new matches, over all heads.
         slots: number of each match's slot, unique in the batch, likewise.
     """
     per_size = torch.nn.functional.one_hot(size, 3).double()  # T 3

@@ -15,6 +15,7 @@ from models.match_counts import losing_matches
 from models.raw_reads import read_raw
 from utils.boxes import IOU_KINDS
 from utils.config import REPOSITORY, build_options, read_recipe
+from utils.errors import UserError
 from utils.records import Matches, Targets
 
 ROWS = [(b, n % 3, 0.15 + 0.17 * n, 0.3 + 0.1 * n, 0.2 + 0.05 * n, 0.5 - 0.06 * n) for b in (0, 2) for n in range(5)]
@@ -243,7 +244,7 @@ def test_balance_is_finest_head_first_whatever_the_order_of_the_cfg():
         LossOptions(gains="yolov5"), AssignmentOptions(), (*heads, dataclasses.replace(heads[1], stride=8))
     )
     assert three.balance == (0.4, 1.0, 4.0)
-    with pytest.raises(ValueError, match="2 heads"):
+    with pytest.raises(UserError, match="^--balance has 3 numbers, but the network has 2 heads$"):
         build_loss(LossOptions(balance=(1.0, 1.0, 1.0)), AssignmentOptions(), heads)
 
 
@@ -270,6 +271,19 @@ def test_label_smoothing_positive_weights_and_focal_by_hand():
     focal += 0.75 * sigmoid(0.1) ** 1.5 * bce(0.1, 0)
     assert parts(fl_gamma=1.5)["cls"] == pytest.approx(focal / 3)
     assert parts(fl_gamma=1.5)["obj"] == pytest.approx(0.25 * (1 - sigmoid(0.3)) ** 1.5 * bce(0.3, 1))
+
+
+@pytest.mark.parametrize("gamma", [0.5, 1.0, 1.5])
+def test_the_focal_loss_has_finite_gradients_at_saturated_logits(gamma):
+    heads = (Head(((16.0, 16.0),), 16, CLASSES),)
+    for value in (20.0, -20.0):
+        raw = torch.zeros(1, 1, 2, 2, 8)
+        raw[..., 4:] = value
+        raw.requires_grad_()
+        options = dataclasses.replace(PLAIN, fl_gamma=gamma)
+        result = run(heads, [raw], AssignmentOptions(), options, [(0, 1, 0.25, 0.25, 0.5, 0.5)])
+        sum(result.parts.values()).backward()
+        assert raw.grad.isfinite().all() and raw.grad.abs().sum() > 0
 
 
 def test_one_class_has_no_class_loss():
@@ -443,11 +457,21 @@ def test_counts_by_hand_and_their_sum():
         "lost_small": 2, "homeless": 1, "homeless_small": 1,
     }  # fmt: skip
     assert {name: figures[name] for name in expected} == pytest.approx(expected)
-    # GIoU of the predictions (16 x 16 at the centre): 1 with the first, 12/16 with the second; four matches.
+    # IoU of the predictions (16 x 16 at the centre): 1 with the first, 12/16 with the second; four matches.
     assert figures["std_iou"] == pytest.approx((1 + 0.75) / 2)
     double = (counts + counts).summary()
     assert double["objects"] == 6 and double["std_iou"] == pytest.approx(figures["std_iou"])
     assert "1.33 per object" in counts.line() and "1 of 3 objects without a match (S/M/L 0/0/1)" in counts.line()
+
+
+def test_the_counts_are_those_of_plain_iou_whatever_the_box_loss():
+    heads = two_heads()
+    figures = [
+        run(heads, random_raws(heads, 3, 0), AssignmentOptions(match="pure"), LossOptions(box_loss=kind)).counts
+        for kind in IOU_KINDS
+    ]
+    assert all(other.summary() == figures[0].summary() for other in figures[1:])
+    assert figures[0].summary()["std_iou"] > 0
 
 
 def test_new_matches_are_counted_apart():
