@@ -17,6 +17,7 @@ from models.cfg_schema import (
     ACTIVATION_ALIASES,
     COMMON,
     IGNORED,
+    MATCHES_OTHERWISE,
     NET,
     REFUSED,
     SECTION_ALIASES,
@@ -211,4 +212,11 @@ def _notes(sections: list[Section], doubles: list[str]) -> tuple[str, ...]:
         keys += [name for name in section.written if schema_of(section.kind)[name].role == IGNORED and name not in keys]
     lines = [f"[{kind}] {', '.join(keys)}" for kind, keys in ignored.items() if keys]
     without = (f"{sections[0].source}: without effect here: {'; '.join(lines)}",) if lines else ()
-    return (*without, *doubles)
+    otherwise = [
+        f"{name}={section[name]}"
+        for section in sections if section.kind == "yolo"
+        for name, neutral in MATCHES_OTHERWISE.items() if name in section.written and section[name] != neutral
+    ]  # fmt: skip
+    text = f"{sections[0].source}: Darknet's own matching follows {', '.join(dict.fromkeys(otherwise))}; "
+    text += "--match darknet uses IoU and no truth_thresh"
+    return (*without, *([text] if otherwise else []), *doubles)

@@ -52,6 +52,16 @@ def test_keys_without_effect_are_listed_once():
     )
 
 
+def test_keys_that_change_darknets_matching_are_said_to():
+    yolo = "[yolo]\niou_thresh_kind=ciou\ntruth_thresh=.7\n"
+    assert parse(NET + yolo + yolo).notes == (
+        "x.cfg: without effect here: [yolo] iou_thresh_kind, truth_thresh",
+        "x.cfg: Darknet's own matching follows iou_thresh_kind=ciou, truth_thresh=0.7; "
+        "--match darknet uses IoU and no truth_thresh",
+    )
+    assert len(parse(NET + "[yolo]\niou_thresh_kind=iou\ntruth_thresh=1\n").notes) == 1
+
+
 def test_replace_keeps_lines_and_leaves_the_original():
     section = parse(NET + "[convolutional]\nfilters=8\n").sections[0]
     assert section.replace(filters=21)["filters"] == 21
