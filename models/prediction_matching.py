@@ -8,6 +8,7 @@ Shape letters: T targets, P pairs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
@@ -17,6 +18,8 @@ from torch import Tensor
 from models.candidates import candidate_pairs, cells_that_can_reach
 from models.slots import Pairs, Scene, best_target_of_slot, ranks, window_pairs
 from utils.boxes import box_iou
+
+EPSILON = 1e-6  # so that 0.29 of 100 matches are 29, though 0.29 * 100 is 28.999999999999996
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Split:
         if self.new_topk is not None:
             new = new.select(ranks(new.target, -new.iou, scene.slots(new)) < self.new_topk)
         if self.assign_rate is not None:
-            new = _best_of_batch(scene, new, int(self.assign_rate * len(std)))
+            new = _best_of_batch(scene, new, math.floor(self.assign_rate * len(std) + EPSILON))
         return new
 
     def _worst_std(self, scene: Scene, std: Pairs) -> Tensor:

@@ -211,7 +211,7 @@ class Oracle:
         if options.get("new_topk") is not None:
             found = self.best_of(found, lambda k: k[0], options["new_topk"])
         if options.get("assign_rate") is not None:
-            found = self.best_of(found, lambda k: 0, int(options["assign_rate"] * len(std)))
+            found = self.best_of(found, lambda k: 0, math.floor(options["assign_rate"] * len(std) + 1e-6))
         return found
 
     def fast(self, std, candidates="map", iou_new=0.5, match_iou="iou", **options):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 import models.slots
 from models.build_targets import AssignmentOptions, build_assigner
+from models.candidates import cells_that_can_reach, whole_map
 from models.heads import Head
 from models.prediction_matching import predicted_iou
 from models.slots import Scene, window_pairs
@@ -181,6 +182,19 @@ def test_refilter_keeps_what_beats_the_worst_std_prediction():
     assert new(refilter=True).keys() == {best}
 
 
+def test_assign_rate_of_100_std_matches_is_exact():
+    # 10 x 10 cells, in each an object that its prediction equals and two further anchors that do, too, but are no std
+    # matches (their shape IoU is below 0.2): 100 std matches, 200 candidates; 0.29 * 100 is 28.999999999999996.
+    heads = (Head(((16.0, 16.0), (64.0, 64.0), (80.0, 80.0)), 16, CLASSES),)
+    raw = torch.zeros(1, 3, 10, 10, 8)
+    raw[:, 1, ..., 2:4], raw[:, 2, ..., 2:4] = math.log(16 / 64), math.log(16 / 80)
+    targets = targets_of([(0, 0, (i + 0.5) / 10, (j + 0.5) / 10, 0.1, 0.1) for j in range(10) for i in range(10)])
+    for rate, number in ((0.29, 29), (0.295, 29), (0.5, 50), (0.0, 0)):
+        assigner = build_assigner(AssignmentOptions(match="split", candidates="cell", assign_rate=rate), heads)
+        assignment = assigner(targets, [raw])
+        assert (len(assignment.std[0]), len(assignment.new[0])) == (100, number)
+
+
 def test_remove_duplicate_gives_a_slot_to_the_better_object_and_never_a_std_slot():
     # Two objects, 16 x 16 and 16 x 12, in one cell; anchor 0 (16 x 16) fits both, anchor 1 predicts 16 x 13 by itself.
     heads = (Head(((16.0, 16.0), (100.0, 100.0)), 16, CLASSES),)
@@ -200,6 +214,19 @@ def test_remove_duplicate_gives_a_slot_to_the_better_object_and_never_a_std_slot
     # to the second, taken as a new match but not with --remove-duplicate.
     assert new(iou_t=0.8).keys() == {*both, (1, 0, 0, 1, 1)}
     assert new(iou_t=0.8, remove_duplicate=True).keys() == {(1, 0, 1, 1, 1)}
+
+
+@pytest.mark.parametrize("at_once", [1, 50, 1000])
+def test_no_chunk_is_larger_than_asked_for_plus_one_target(at_once):
+    heads = two_heads()
+    raws = random_raws(heads, 3, 1)
+    targets = targets_of([(b, n % 3, 0.1 + 0.2 * n, 0.5, 0.1 * n, 0.4) for b in (2, 0, 1) for n in range(5)])
+    scene = Scene.of(targets, raws, heads)
+    for low, high in ((scene.cells - 1, scene.cells + 1), whole_map(scene), cells_that_can_reach(scene, (0.5, 0.5))):
+        chunks = list(window_pairs(scene, low, high, at_once))
+        per_target = torch.cat([pairs.target for pairs in chunks]).bincount(minlength=len(targets))
+        assert all(len(pairs) <= at_once + per_target.max() for pairs in chunks)
+        assert len(chunks) >= per_target.sum() / (at_once + per_target.max())
 
 
 @pytest.mark.parametrize("match", ["pure", "split", "fast", "simota", "tal"])
