@@ -23,6 +23,7 @@ from utils.files import write_text_atomically
 from utils.run_log import epoch_summary
 
 DOCUMENT = REPOSITORY / "docs" / "assignment.md"
+NOT_RUN = "Not run yet.\n\n"  # stands in the document until the first table
 RUNS = Path("runs/train")
 ALPHAS = (0.0, 0.3, 0.5, 1.0)
 SETTINGS = (
@@ -120,7 +121,7 @@ def table(options: StrategyOptions) -> str:
         share = mean[0] / reference if reference else None
         positives = sum(run.history[-1].get(POSITIVES, 0.0) for run in runs if run) / len(figures)
         interval = f" ± {mean[1]:.3f}" if mean[1] is not None else ""
-        shown = f"{share:.0%}" if share is not None else "–"
+        shown = f"{share:.1%}" if share is not None else "–"
         cells = (match, f"{alpha:g}", f"{best[0]:.3f}", f"{mean[0]:.3f}{interval}", f"{std[0]:.3f}", shown)
         lines.append(f"| {' | '.join(cells)} | {positives:.2f} |")
         if share is not None and share < COLLAPSE:
@@ -139,6 +140,7 @@ def document_with(text: str, data: str, document: str) -> str:
     mark = "<!-- end of training results -->"
     if mark not in document:
         raise UserError(f"{DOCUMENT}: has no line '{mark}' to put the table before")
+    document = document.replace(NOT_RUN, "")
     return document.replace(mark, f"{block}\n\n{mark}")
 
 

@@ -3,7 +3,8 @@
 A key is *honoured* (the builder reads it), *refused* unless it has the one value that changes nothing, or *ignored*: it
 steers Darknet's own training or display and can change neither our inference nor our training; of these, the keys in
 ``MATCHES_OTHERWISE`` would change Darknet's matching, which ``--match darknet`` then follows only without them. Names,
-defaults and meanings are those of Darknet's ``src/parser.c``; the keys marked "ours" are additions that Darknet reports as unused.
+defaults and meanings are those of Darknet's ``src/parser.c``; the keys marked "ours" are additions that Darknet
+reports as unused.
 """
 
 from __future__ import annotations

@@ -1,12 +1,16 @@
 """The numbers of docs/assignment.md: tables are what the script prints, the arithmetic is what the code computes."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
-from benchmarks import assignment_example, train_strategies
+from benchmarks import assignment, assignment_example, train_strategies
 from models.build_targets import STRATEGIES, AssignmentOptions
 from models.heads import decode_map
 from utils.boxes import box_iou, cxcywh_to_xyxy
+from utils.config import REPOSITORY
 
 
 def document():
@@ -64,5 +68,37 @@ def test_a_table_of_results_is_put_in_once_and_then_replaced():
     once = train_strategies.document_with("| one |", "cfg/shapes.data", text)
     both = train_strategies.document_with("| two |", "bccd.data", once)
     again = train_strategies.document_with("| three |", "shapes.data", both)
+    empty = "<!-- training results -->\n\nNot run yet.\n\n<!-- end of training results -->\n"
+    assert "Not run yet" not in train_strategies.document_with("| one |", "shapes.data", empty)
     assert "| one |" in both and "| two |" in both
     assert "| one |" not in again and again.count("| three |") == 1 and again.count("| two |") == 1
+
+
+def test_the_benchmark_says_median_and_best_and_whether_a_limit_fails(capsys):
+    times = {"standard": (2.5, 1.5), "fast": (4.0, 3.0), "split on the map": (10.0, 10.0)}
+    assert assignment.print_verdicts(times, {"fast": 100.0})
+    out = capsys.readouterr().out
+    assert "holds: standard at 16 x 7: 1.50 ms at best, 2.50 in the median" in out and "FAILS" not in out
+    assert not assignment.print_verdicts({"standard": (2.5, 2.1)}, {})
+    assert not assignment.print_verdicts({}, {"fast": 1025.0})
+    assert "FAILS: 64 x 100: at most 1025 MiB (fast)" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", assignment.VARIANTS)
+def test_matching_64_images_with_100_objects_takes_less_than_1_gib(name):
+    """A process of its own, for the peak of the memory; split on the map builds every pair, so 16 x 100 must do."""
+    images = 16 if name == "split on the map" else 64
+    code = f"""
+import torch
+from benchmarks.assignment import VARIANTS, peak_mib, random_batch, yolov3_heads
+from models.build_targets import AssignmentOptions, build_assigner
+torch.set_num_threads(1)
+values = VARIANTS[{name!r}] | {{"match": VARIANTS[{name!r}].get("match", {name!r})}}
+heads, device = yolov3_heads(), torch.device("cpu")
+raws, targets = random_batch({images}, 100, heads, device)
+assigner = build_assigner(AssignmentOptions(**values), heads)
+print(peak_mib(lambda: assigner(targets, raws), device))
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
+    assert 0 < float(done.stdout.split()[-1]) < assignment.MEMORY_LIMIT

@@ -244,7 +244,7 @@ def test_balance_is_finest_head_first_whatever_the_order_of_the_cfg():
         LossOptions(gains="yolov5"), AssignmentOptions(), (*heads, dataclasses.replace(heads[1], stride=8))
     )
     assert three.balance == (0.4, 1.0, 4.0)
-    with pytest.raises(UserError, match="^--balance has 3 numbers, but the network has 2 heads$"):
+    with pytest.raises(UserError, match=r"^--balance has 3 numbers, but the network has 2 heads$"):
         build_loss(LossOptions(balance=(1.0, 1.0, 1.0)), AssignmentOptions(), heads)
 
 
