@@ -20,7 +20,7 @@ from models.heads import Head, decode_boxes
 from utils.boxes import cxcywh_to_xyxy
 from utils.records import Matches, Targets
 
-PAIRS_AT_ONCE = 1_000_000  # pairs looked at in one go: bounds the memory of every strategy to about 200 MB
+PAIRS_AT_ONCE = 400_000  # pairs looked at in one go: bounds the memory of every strategy
 
 
 @dataclass(frozen=True, eq=False)
