@@ -270,6 +270,19 @@ def test_a_batch_says_what_its_images_say_alone():
             assert alone.images[name].tolist() == together.images[name][image : image + 1].tolist()
 
 
+@pytest.mark.parametrize("at_once", [1, 150])
+def test_looking_at_a_few_objects_at_a_time_changes_nothing(monkeypatch, at_once):
+    heads, raws, targets, _ = random_scene(12)
+    settings = {"candidates": "map", "score_candidates": "map"}
+    strategies, kinds = {"standard": None, "fast": None}, ("iou", "giou")
+    whole = measured(heads, raws, targets, strategies, kinds, **settings)
+    monkeypatch.setattr("analysis.match_records.NUMBERS_AT_ONCE", at_once)
+    monkeypatch.setattr("analysis.score_mismatch.PAIRS_AT_ONCE", at_once)
+    parts = measured(heads, raws, targets, strategies, kinds, **settings)
+    for name, values in whole.objects.items():
+        np.testing.assert_array_equal(parts.objects[name], values, err_msg=name)
+
+
 def test_without_any_object_every_figure_is_there_and_undefined():
     raws = quiet_maps(ONE_HEAD, 2, (64, 64))
     result = figures(measured(ONE_HEAD, raws, Targets.empty(), {"standard": None, "fast": None}), ["standard", "fast"],
