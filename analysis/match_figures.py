@@ -21,6 +21,7 @@ from models.heads import Head
 ELONGATION_NAMES, ELONGATION_LIMITS = ("below 2", "2 to 4", "4 and more"), (2.0, 4.0)
 OCCLUSION_NAMES = ("below 0.3", "0.3 to 0.5", "0.5 to 0.7", "0.7 and more")
 OCCLUSION_LIMITS = (0.3, 0.5, 0.7)
+MATCHES_NAMES, MATCHES_LIMITS = ("0", "1", "2", "3 to 4", "5 and more"), (1, 2, 3, 5)
 SCORE_MOMENTS = (
     "best_q", "q_of_objectness", "q_of_score", "best_objectness", "objectness_of_best", "area_best", "area_confident",
     "area_ratio", "offset_best", "offset_confident",
@@ -66,13 +67,19 @@ def all_figures(subject: Subject, groups: Mapping[str, tuple[Sequence[str], np.n
 
 
 def groups_of(
-    annotations: Annotations, rows: np.ndarray, by: Sequence[str]
+    annotations: Annotations, objects: Mapping[str, np.ndarray], by: Sequence[str]
 ) -> dict[str, tuple[Sequence[str], np.ndarray]]:
-    """Return the groups that objects at ``rows`` of the annotations belong to, for every chosen breakdown."""
+    """Return the groups that measured objects belong to, for every chosen breakdown.
+
+    Args:
+        annotations: of the data set.
+        objects: the columns ``row``, of the annotations, and ``matched``; the first strategy's matches are counted.
+        by: breakdowns.
+    """
     everything = select_objects(annotations, crowd=True)  # crowd regions occlude, too
     place = np.empty(len(everything), dtype=np.int64)
     place[everything.source_row] = np.arange(len(everything))
-    place = place[rows]
+    place = place[objects["row"]]
     makers = {
         "class": lambda: (everything.names, everything.labels[place]),
         "size": lambda: (SIZE_NAMES, everything.sizes[place]),
@@ -81,6 +88,9 @@ def groups_of(
         ),
         "occlusion": lambda: (
             OCCLUSION_NAMES, np.searchsorted(OCCLUSION_LIMITS, object_occlusion(everything)[place], side="right")
+        ),
+        "matches": lambda: (
+            MATCHES_NAMES, np.searchsorted(MATCHES_LIMITS, objects["matched"][:, 0].sum(axis=1), side="right")
         ),
     }  # fmt: skip
     return {name: makers[name]() for name in by}

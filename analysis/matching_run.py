@@ -79,7 +79,7 @@ def matching_stats(opened: Opened, options: MatchingOptions, folder: Path, repor
         return None
     subject = Subject(measured, tuple(opened.strategies), opened.kinds, opened.plan.detector.heads)
     by = [name for name in options.by.split(",") if name]
-    figures = settings_of(opened) | all_figures(subject, groups_of(opened.annotations, measured.objects["row"], by))
+    figures = settings_of(opened) | all_figures(subject, groups_of(opened.annotations, measured.objects, by))
     net_hw = (opened.img_size, opened.img_size)
     pictures = Pictures(opened.annotations, opened.plan, net_hw, measured, folder)
     hard = pictures.draw_hard(options.hard)

@@ -33,7 +33,7 @@ from utils.config import option
 from utils.records import Batch
 
 BATCHES_PER_BLOCK = 32
-BREAKDOWNS = ("class", "size", "elongation", "occlusion")
+BREAKDOWNS = ("class", "size", "elongation", "occlusion", "matches")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class MatchingOptions:
     """What --matching-stats measures."""
 
     weights: str = option("", "checkpoint, Darknet .weights or official yolov5 .pt; default: the newest run's best.pt")
-    by: str = option(",".join(BREAKDOWNS), "what the figures are broken down by, separated by commas")
+    by: str = option(",".join(BREAKDOWNS[:4]), f"what the figures are broken down by: some of {','.join(BREAKDOWNS)}")
     least_q: float = option(0.1, "scores are looked at over the slots whose prediction has at least this IoU")
     hard: int = option(0, "measure the training loss of every image and draw the N hardest")
     draw_lost: int = option(16, "draw at most so many images with merged or suppressed objects")

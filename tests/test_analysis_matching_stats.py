@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from analysis.match_figures import Subject, all_figures, figures_of, groups_of
+from analysis.matching_stats import BREAKDOWNS
 from models.build_targets import AssignmentOptions
 from models.heads import Head
 from tests.analysis_scenes import (
@@ -323,7 +324,7 @@ def _at(figures, path):
     return figures
 
 
-def test_groups_of_objects_by_size_elongation_and_occlusion():
+def test_groups_of_objects():
     from data.annotations import Annotations
 
     # 20x20 (small), 40x40 inside 100x100 (all of it covered), 100x100 (0.16 of it covered: 1600/10000), 10x50 (5:1).
@@ -335,7 +336,10 @@ def test_groups_of_objects_by_size_elongation_and_occlusion():
         np.array([0, 0, 1, 1, 0], dtype=np.int32), np.array([True, False, False, False, False]),
         (boxes[:, 2:] - boxes[:, :2]).prod(axis=1), np.arange(1, 6), ("a", "b"), (1, 2),
     )  # fmt: skip
-    groups = groups_of(annotations, np.array([1, 2, 3, 4]), ["class", "size", "elongation", "occlusion"])
+    # Matches of two strategies at three anchors: those of the first one count, 0, 2, 3 and 1 + 4.
+    matched = np.array([[0, 0, 0], [1, 0, 1], [1, 1, 1], [1, 0, 4]])
+    objects = {"row": np.array([1, 2, 3, 4]), "matched": np.stack((matched, np.ones_like(matched)), axis=1)}
+    groups = groups_of(annotations, objects, BREAKDOWNS)
 
     def named(breakdown):
         return [groups[breakdown][0][index] for index in groups[breakdown][1]]
@@ -344,3 +348,4 @@ def test_groups_of_objects_by_size_elongation_and_occlusion():
     assert named("size") == ["small", "medium", "large", "small"]  # areas 400, 1600, 10000 (above 96²), 500
     assert named("elongation") == ["below 2", "below 2", "below 2", "4 and more"]
     assert named("occlusion") == ["below 0.3", "0.7 and more", "below 0.3", "below 0.3"]
+    assert named("matches") == ["0", "2", "3 to 4", "5 and more"]

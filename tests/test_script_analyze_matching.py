@@ -189,7 +189,7 @@ def test_report_alone_writes_one_file(project, run):
         (("--match", "standrd"), "did you mean 'standard'"),
         (("--match", "standard", "--iou-new", "0.5"), "--iou-new"),
         (("--match-iou", "uio"), "invalid choice"),
-        (("--by", "colour"), "--by knows class, size, elongation, occlusion, not 'colour'"),
+        (("--by", "colour"), "--by knows class, size, elongation, occlusion, matches, not 'colour'"),
         (("--least-q", "0"), "--least-q must be above 0"),
         (("--batch-size", "0"), "--batch-size must be at least 1"),
         (("--hard", "-1"), "--hard"),
