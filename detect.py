@@ -79,9 +79,9 @@ def main() -> None:
 
     weights = options.weights or str(find_newest_checkpoint())
     loaded = load_network(weights, options.cfg)
-    options = replace(options, weights=weights, data=options.data or loaded.options.get("data", ""))
     size = input_size(options, loaded)
-    names = class_names(options, loaded)
+    names = class_names(options, loaded, weights)
+    options = replace(options, weights=weights, data=options.data or loaded.options.get("data", ""))
     sources, shown = choose_sources(options)
     detector = Detector(
         loaded.network.to(device),
@@ -110,6 +110,16 @@ def main() -> None:
     speed = detector.speed()
     print(f"Speed: {speed.inference_ms:.1f}/{speed.nms_ms:.1f}/{speed.total_ms:.1f} ms inference/NMS/total per image")
     print(f"{speed.images} pictures, {keeper.num_detections} detections. {keeper.written()}")
+    refuse_unreadable(sources)
+
+
+def refuse_unreadable(sources: Sequence[ImageFiles | VideoFrames]) -> None:
+    """Let the run fail, now that all other images are done, if some could not be read."""
+    problems = [problem for source in sources if not source.is_video for problem in source.problems]
+    for problem in problems[1:]:
+        print(f"passed over: {problem}")
+    if problems:
+        raise UserError(problems[0] + f" (and {len(problems) - 1} more, listed above)" * (len(problems) > 1))
 
 
 def input_size(options: DetectOptions, loaded: LoadedNetwork) -> int:
@@ -120,23 +130,23 @@ def input_size(options: DetectOptions, loaded: LoadedNetwork) -> int:
     return size
 
 
-def class_names(options: DetectOptions, loaded: LoadedNetwork) -> tuple[str, ...]:
-    """Return the names of the network's classes: of --names, of the weights, of --data, COCO's for 80, or numbers.
+def class_names(options: DetectOptions, loaded: LoadedNetwork, weights: str) -> tuple[str, ...]:
+    """Return the names of the network's classes: of --names, of --data, of the weights, COCO's for 80, or numbers.
 
     Raises:
         UserError: the file of names has another number of them.
     """
     count = loaded.network.num_classes
-    names, origin = loaded.names, options.weights
+    names, origin = loaded.names, weights
     if options.names:
         names, origin = read_names(find_file(options.names, "names file")), options.names
-    elif not names and options.data:
+    elif options.data:
         names, origin = open_data(options.data).names, options.data
     elif not names and count == 80:
         names, origin = read_names(find_file("coco.names", "names file")), "coco.names"
     names = names or tuple(f"class {number}" for number in range(count))
     if len(names) != count:
-        raise UserError(f"{origin}: has {len(names)} class names, but {options.weights} detects {count} classes")
+        raise UserError(f"{origin}: has {len(names)} class names, but {weights} detects {count} classes")
     return names
 
 

@@ -57,7 +57,7 @@ class RowTable:
         self.drop((inside[:, 2:] - inside[:, :2] <= 0).any(1), "box outside the image", self._box)
         limit = np.tile(image_wh, 2)[self["image"]]
         beyond = (self["xyxy"][:, :2] < -OUTSIDE_TOLERANCE) | (self["xyxy"][:, 2:] > limit[:, 2:] + OUTSIDE_TOLERANCE)
-        self.note(beyond.any(1), "box reaches over the edge of the image, only its inside is used", self._box)
+        self.note(beyond.any(1), "box reaches over the edge of the image; training uses its inside", self._box)
 
     def duplicates(self) -> np.ndarray:
         """Return [M] bool: an earlier row has the same image, label and box."""

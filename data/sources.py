@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import cv2
@@ -27,11 +27,12 @@ class Picture:
     frame: int  # number of the frame from 0; 0 for an image
 
 
-@dataclass(frozen=True)
+@dataclass
 class ImageFiles:
-    """Image files, in order."""
+    """Image files, in order; those that cannot be read are passed over and listed in ``problems``."""
 
     paths: tuple[str, ...]
+    problems: list[str] = field(default_factory=list)  # a line each, filled while iterating
     is_video = False
     is_live = False
     fps = 0.0
@@ -41,7 +42,11 @@ class ImageFiles:
 
     def __iter__(self) -> Iterator[Picture]:
         for path in self.paths:
-            image = upright(decode_image(path), image_header(path)[2])
+            try:
+                image = upright(decode_image(path), image_header(path)[2])
+            except UserError as error:
+                self.problems.append(str(error))
+                continue
             yield Picture(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), path, 0)
 
 

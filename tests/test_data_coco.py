@@ -83,7 +83,7 @@ def test_notes_that_drop_nothing(tmp_path):
     assert notes.annotation_ids.tolist() == [1, 2, 3]  # pycocotools takes id 0 for "no match"
     assert {problem.kind for problem in notes.problems} == {
         "annotation ids are not unique and positive",
-        "box reaches over the edge of the image, only its inside is used",
+        "box reaches over the edge of the image; training uses its inside",
         "box stands twice (kept, as COCO's evaluation does)",
     }
 

@@ -95,7 +95,7 @@ def test_a_box_over_the_edge_is_cut_and_noted(tmp_path):
     notes = read_dataset(yolo_set(tmp_path, {"a": "0 0.975 0.5 0.2 0.2\n"}), "train")
     np.testing.assert_allclose(notes.boxes_xyxy, [[175, 40, 200, 60]])
     assert [problem.kind for problem in notes.problems] == [
-        "box reaches over the edge of the image, only its inside is used"
+        "box reaches over the edge of the image; training uses its inside"
     ]
 
 

@@ -145,6 +145,27 @@ def test_a_mistake_is_one_line_and_status_two(project, script, monkeypatch, caps
     assert error.startswith("error: ") and error.count("\n") == 1 and words in error
 
 
+def test_images_that_cannot_be_read_do_not_end_the_run(project, script, monkeypatch, capsys):
+    (project / "images/001.png").write_bytes(b"no picture")
+    (project / "images/003.png").write_bytes(b"")
+    assert run_script(script, monkeypatch, "--source", "images") == 2
+    printed = capsys.readouterr()
+    assert sorted(path.name for path in (project / "runs/detect/exp").iterdir()) == [
+        f"00{n}.png" for n in (0, 2, 4, 5, 6)
+    ]
+    assert "5 pictures" in printed.out and "003.png" in printed.out
+    assert printed.err.count("\n") == 1 and "001.png" in printed.err and "1 more" in printed.err
+
+
+def test_names_of_the_data_that_the_user_names_come_before_those_of_the_weights(project, script, monkeypatch, capsys):
+    data = (project / "tiny.data").read_text()
+    (project / "other.names").write_text("alpha\nbeta\ngamma\n")
+    (project / "other.data").write_text(data.replace("tiny.names", "other.names"))
+    assert run_script(script, monkeypatch, "--source", "images", "--nosave", "--data", "other.data") == 0
+    printed = capsys.readouterr().out
+    assert "alpha" in printed and NAMES[0] not in printed
+
+
 def test_a_folder_that_cannot_be_written(project, script, monkeypatch, capsys):
     (project / "runs/detect").write_text("a file where a folder is needed")
     assert run_script(script, monkeypatch, "--source", "images") == 2
