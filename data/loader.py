@@ -38,7 +38,7 @@ SHUFFLE, SIZES = 1, 2
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """How batches are made; plain values, the flags belong to the scripts."""
+    """How batches are made; plain values, whose flags the scripts have checked."""
 
     image_hw: tuple[int, int]  # of the network input, pixels
     batch_size: int = 16  # per process
@@ -54,17 +54,10 @@ class LoaderSettings:
     cache_images: bool = False  # decode all images once, into memory (training)
 
     def __post_init__(self) -> None:
-        for side in self.image_hw:
-            if side < self.stride or side % self.stride:
-                below = max(side // self.stride, 1) * self.stride
-                raise UserError(
-                    f"image size {side} does not fit the network's stride of {self.stride}; "
-                    f"{below} or {below + self.stride} would"
-                )
-        if self.batch_size < 1:
-            raise UserError(f"batch size {self.batch_size} is not positive")
-        if self.resize not in RESIZES:
-            raise UserError(f"resize '{self.resize}' is none of {', '.join(RESIZES)}")
+        if any(side < 1 or side % self.stride for side in self.image_hw):
+            raise ValueError(f"{self.image_hw} are no multiples of the stride {self.stride}")
+        if self.batch_size < 1 or self.resize not in RESIZES:
+            raise ValueError(f"batch size {self.batch_size}, resize '{self.resize}'; known: {', '.join(RESIZES)}")
 
 
 class Batches:
