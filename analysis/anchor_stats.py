@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from analysis.anchor_fit import one_thread, side_ratio
 from analysis.objects import SIZE_NAMES, Objects, letterboxed, select_objects
-from analysis.plots import anchor_scatter, bars
+from analysis.plots import anchor_scatter, bars, cumulative_counts
 from analysis.tables import Result, Table, share
 from models.build_targets import Assigner, AssignmentOptions, build_assigner
 from models.heads import Head
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 OBJECTS_PER_BLOCK = 16_384
 IMAGES_PER_BLOCK = 4_096
 DEFAULT_IOU_T, DEFAULT_ANCHOR_T = 0.2, 4.0  # of standard and ratio, docs/assignment.md
-MAX_HISTOGRAM_ROWS = 40
 
 
 @dataclass(frozen=True)
@@ -288,14 +287,13 @@ def _plots(figures: Mapping[str, Any], boxes_wh: np.ndarray, anchors_wh: np.ndar
     first = next(iter(strategies.values()))["anchors"]
     labels = [f"stride {row['stride']}: {row['width']:g} x {row['height']:g}" for row in first]
     per_anchor = {name: [row["objects"] for row in one["anchors"]] for name, one in strategies.items()}
-    table = _positives_table(strategies)
-    shown = table.rows[:MAX_HISTOGRAM_ROWS]
-    positives = {name: [row[i + 1] for row in shown] for i, name in enumerate(strategies)}
     return {
         "anchors": anchor_scatter(boxes_wh, {"anchors": anchors_wh}, "Objects and anchors"),
         "objects_per_anchor": bars(labels, per_anchor, "Objects that each anchor matches", "objects"),
-        "positives_per_object": bars(
-            [str(row[0]) for row in shown], positives, "Objects by their number of positives", "objects"
+        "positives_per_object": cumulative_counts(
+            {name: one["positives_per_object"]["counts"] for name, one in strategies.items()},
+            "Positives per object",
+            "positives",
         ),
     }
 

@@ -27,7 +27,7 @@ from utils.records import Batch, Detections, Frame
 GAP = 8  # pixels between the panels of a picture
 PANEL_PIXELS = 640  # longest side of a panel
 CAPTION_PIXELS = 26
-LOST_COLOR = (40, 40, 255)  # B G R
+LOST_COLOR, OTHER_COLOR = (40, 40, 255), (170, 170, 170)  # B G R
 
 
 @dataclass(frozen=True)
@@ -164,16 +164,16 @@ def picture(view: ImageView, names: Sequence[str], strategies: Sequence[str]) ->
 
 
 def lost_picture(view: ImageView, names: Sequence[str]) -> np.ndarray:
-    """Draw an image twice: the objects that NMS lost, in red and with the reason, and the detections."""
+    """Draw an image twice: the objects that NMS lost, in red and with the reason, others grey; and the detections."""
     truth, found = (view.pixels.copy() for _ in range(2))
     draw_detections(found, view.detections, names)
     lost = view.remarks.get("lost", {})
-    for number, (box, label) in enumerate(zip(view.boxes_xyxy, view.labels, strict=True)):
+    for number, box in enumerate(view.boxes_xyxy):
         if number not in lost:
-            draw_box(truth, box, "", class_color(label))
+            draw_box(truth, box, "", OTHER_COLOR)
     for number, why in lost.items():
         draw_box(truth, view.boxes_xyxy[number], f"{class_name(view.labels[number], names)} {why}", LOST_COLOR)
-    return _side_by_side((truth, found), (f"{view.image_id}: truth, lost objects in red", "detections"))
+    return _side_by_side((truth, found), (f"{view.image_id}: lost objects in red, others grey", "detections"))
 
 
 def _draw_truth(image: np.ndarray, view: ImageView, names: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis.plots import bars
+from analysis.plots import bars, cumulative_counts
 from analysis.tables import Table
 
 LONG_BREAKDOWN = 12  # groups: beyond it, only those with the most objects are drawn
@@ -232,7 +232,11 @@ def all_plots(figures: Mapping[str, Any]) -> dict[str, Figure]:
             "Best unmatched candidate beats every matched one",
             "objects",
         ),
-        "match_positives_per_object": _positives_plot(strategies),
+        "match_positives_per_object": cumulative_counts(
+            {name: one["positives_per_object"]["counts"] for name, one in strategies.items()},
+            "Positives per object",
+            "positives",
+        ),
     }
     for breakdown, groups in figures["by"].items():
         names = sorted(groups, key=lambda name: -groups[name]["objects"])[:LONG_BREAKDOWN]
@@ -248,13 +252,6 @@ def all_plots(figures: Mapping[str, Any]) -> dict[str, Figure]:
             names, shares, f"Unmatched candidate beats the worst matched one, by {breakdown}", "share of objects"
         )
     return plots
-
-
-def _positives_plot(strategies: Mapping[str, Any]) -> Figure:
-    counts = {name: one["positives_per_object"]["counts"] for name, one in strategies.items()}
-    longest = max(map(len, counts.values()), default=0)
-    padded = {name: [*values, *[0] * (longest - len(values))] for name, values in counts.items()}
-    return bars([str(n) for n in range(longest)], padded, "Objects by their number of positives", "objects")
 
 
 def notes_of(figures: Mapping[str, Any]) -> tuple[str, ...]:

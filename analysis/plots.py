@@ -49,6 +49,23 @@ def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], title: st
     return figure
 
 
+def cumulative_counts(counts: Mapping[str, Sequence[int]], title: str, x_label: str) -> Figure:
+    """Draw, for each series whose entry ``n`` counts the objects with exactly ``n``, the share with at most ``n``."""
+    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    axes = figure.subplots()
+    longest = max(map(len, counts.values()), default=1)
+    for name, values in counts.items():
+        padded = np.pad(np.asarray(values, dtype=float), (0, longest - len(values)))
+        axes.step(np.arange(longest), padded.cumsum() / max(padded.sum(), 1), where="post", alpha=0.85, label=name)
+    axes.set_xlabel(x_label)
+    axes.set_ylabel("share of objects with at most so many")
+    axes.set_ylim(0, 1.02)
+    axes.set_title(title, fontsize=10)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=8, loc="lower right")
+    return figure
+
+
 def anchor_scatter(boxes_wh: np.ndarray, anchors: Mapping[str, np.ndarray], title: str, seed: int = 0) -> Figure:
     """Draw box sizes [K 2] as points and each named anchor set [A 2] as crosses, both axes logarithmic, in pixels."""
     figure = Figure(figsize=(7, 6.5), layout="constrained")
