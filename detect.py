@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from data.annotations import category_ids_for
-from data.data_file import open_data, read_names
+from data.data_file import open_data
 from data.letterbox import letterbox_frame, letterbox_images, smallest_input
 from data.sources import ImageFiles, Picture, VideoFrames, open_source
 from data.splits import open_split
@@ -27,6 +27,7 @@ from models.detector import Detector
 from models.evaluate import coco_results
 from models.load_detector import LoadedNetwork, find_newest_checkpoint, load_network
 from models.network import check_image_size
+from utils.class_names import read_names
 from utils.config import find_file, option, parse_options
 from utils.devices import choose_device, describe_device, use_threads
 from utils.draw import draw_detections, write_image
@@ -102,11 +103,13 @@ def main() -> None:
 
     window = Window(options.view_img)
     keeper = Keeper(folder, options, names)
-    for number, source in enumerate(sources, start=1):
-        place = f"video {number}/{len(sources)}" if source.is_video else "image"
-        if not look_at(source, place, detector, size, loaded.network.max_stride, keeper, window):
-            break
-    keeper.finish()
+    try:
+        for number, source in enumerate(sources, start=1):
+            place = f"video {number}/{len(sources)}" if source.is_video else "image"
+            if not look_at(source, place, detector, size, loaded.network.max_stride, keeper, window):
+                break
+    finally:  # what was found is kept, whatever happened to the next picture
+        keeper.finish()
     speed = detector.speed()
     print(f"Speed: {speed.inference_ms:.1f}/{speed.nms_ms:.1f}/{speed.total_ms:.1f} ms inference/NMS/total per image")
     print(f"{speed.images} pictures, {keeper.num_detections} detections. {keeper.written()}")
@@ -187,7 +190,7 @@ def look_at(
 ) -> bool:
     """Detect in all pictures of one source; return False when the user closed the window or ended a live source."""
     interrupted = closed = False
-    with Film(keeper.folder, source) as film:
+    with Film(keeper.folder, keeper.film_stem(source) if source.is_video else "", source) as film:
         try:
             for number, picture in enumerate(source, start=1):
                 found, milliseconds = detect_one(detector, picture, size, stride)
@@ -225,12 +228,14 @@ class Keeper:
         self.category_ids = category_ids_for(names)
         self.results: list[dict] = []
         self.num_detections = 0
-        self._taken: Counter[str] = Counter()
+        self._pictures: set[str] = set()  # stems of what was written
+        self._films: set[str] = set()
 
     def keep(self, picture: Picture, found: Detections, film: Film, is_video: bool, draw_anyway: bool) -> np.ndarray:
         """Keep one picture's detections; return the picture, drawn on where it is kept or shown, as BGR."""
         self.num_detections += len(found)
-        name = Path(self._file_name(picture, is_video))
+        stem = f"{film.stem}_{picture.frame}" if is_video else Path(picture.path).stem
+        stem = free_stem(stem, self._pictures)
         image = cv2.cvtColor(picture.image_rgb, cv2.COLOR_RGB2BGR)
         if not self.options.nosave or draw_anyway:
             draw_detections(image, found, self.names)
@@ -238,9 +243,10 @@ class Keeper:
             if is_video:
                 film.add(image)
             else:
-                write_image(self.folder / name, image)
+                suffix = Path(picture.path).suffix
+                write_image(self.folder / f"{stem}{suffix if suffix.lower() in WRITABLE else '.jpg'}", image)
         if self.options.save_txt:
-            write_text_atomically(self.folder / "labels" / f"{name.stem}.txt", self._label_lines(found, image))
+            write_text_atomically(self.folder / "labels" / f"{stem}.txt", self._label_lines(found, image))
         if self.options.save_json:
             self._add_results(picture, found, image, is_video)
         return image
@@ -260,15 +266,9 @@ class Keeper:
         counts = Counter(found.labels.tolist())
         return "".join(f"{n} {self.names[label]}{'s' * (n > 1)}, " for label, n in sorted(counts.items()))
 
-    def _file_name(self, picture: Picture, is_video: bool) -> str:
-        """Return a file name of one's own for each picture, even if folders hold files of one name."""
-        path = Path(picture.path)
-        if is_video:
-            return f"{safe_stem(picture.path)}_{picture.frame}.jpg"
-        suffix = path.suffix if path.suffix.lower() in WRITABLE else ".jpg"
-        self._taken[path.stem + suffix] += 1
-        number = self._taken[path.stem + suffix]
-        return f"{path.stem}{f'_{number}' if number > 1 else ''}{suffix}"
+    def film_stem(self, source: VideoFrames) -> str:
+        """Return the file name, without suffix, of a video's film."""
+        return free_stem(safe_stem(source.name), self._films)
 
     def _label_lines(self, found: Detections, image: np.ndarray) -> str:
         height, width = image.shape[:2]
@@ -296,8 +296,9 @@ class Keeper:
 class Film:
     """The drawn video of one video source: opened with its first picture, whole or absent on the disk."""
 
-    def __init__(self, folder: Path, source: ImageFiles | VideoFrames) -> None:
+    def __init__(self, folder: Path, stem: str, source: ImageFiles | VideoFrames) -> None:
         self.folder = folder
+        self.stem = stem
         self.source = source
         self._stack = ExitStack()
         self._writer: cv2.VideoWriter | None = None
@@ -317,7 +318,7 @@ class Film:
             UserError: OpenCV has no encoder here.
         """
         if self._writer is None:
-            path = self._stack.enter_context(atomic_path(self._free_path()))
+            path = self._stack.enter_context(atomic_path(self.folder / f"{self.stem}.mp4"))
             height, width = image.shape[:2]
             self._writer = cv2.VideoWriter(
                 str(path), cv2.VideoWriter.fourcc(*"mp4v"), self.source.fps or 30.0, (width, height)
@@ -329,12 +330,15 @@ class Film:
                 )
         self._writer.write(image)
 
-    def _free_path(self) -> Path:
-        stem = safe_stem(self.source.name)
-        number = 1
-        while (path := self.folder / f"{stem}{f'_{number}' if number > 1 else ''}.mp4").exists():
-            number += 1
-        return path
+
+def free_stem(wanted: str, taken: set[str]) -> str:
+    """Return a file name without suffix that is not taken, not even where a system ignores case; take it."""
+    stem, number = wanted, 1
+    while stem.casefold() in taken:
+        number += 1
+        stem = f"{wanted}_{number}"
+    taken.add(stem.casefold())
+    return stem
 
 
 def safe_stem(name: str) -> str:

@@ -118,11 +118,40 @@ def test_interrupt_keeps_the_film_so_far(project, script, monkeypatch):
     assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 3
 
 
-def test_files_of_one_name_in_two_folders_are_both_kept(project, script, monkeypatch):
-    (project / "images/more").mkdir()
-    (project / "images/more/000.png").write_bytes((project / "images/000.png").read_bytes())
-    assert run_script(script, monkeypatch, "--source", "images/**/000.png") == 0
-    assert sorted(path.name for path in (project / "runs/detect/exp").iterdir()) == ["000.png", "000_2.png"]
+def test_files_of_one_name_are_all_kept(project, script, monkeypatch):
+    picture = (project / "images/000.png").read_bytes()
+    for name in ("p/a.png", "p/A.bmp", "q/a.png", "q/a_2.png"):
+        (project / name).parent.mkdir(exist_ok=True)
+        (project / name).write_bytes(picture)
+    assert run_script(script, monkeypatch, "--source", "[pq]/*", "--save-txt") == 0
+    folder = project / "runs/detect/exp"
+    names = {"A", "a_2", "a_3", "a_2_2"}
+    assert {path.stem for path in folder.glob("*.*")} == names == {path.stem for path in (folder / "labels").iterdir()}
+
+
+def test_films_of_one_name_are_both_kept(project, script, monkeypatch):
+    for name in ("p", "q"):
+        (project / name).mkdir()
+        write_video(project / name / "film.avi")
+    assert run_script(script, monkeypatch, "--source", "[pq]/film.avi", "--save-txt") == 0
+    folder = project / "runs/detect/exp"
+    assert {path.name for path in folder.glob("*.mp4")} == {"film.mp4", "film_2.mp4"}
+    assert len(list((folder / "labels").iterdir())) == 10 and (folder / "labels/film_2_4.txt").is_file()
+
+
+def test_an_interrupt_keeps_what_was_found_so_far(project, script, monkeypatch):
+    real, seen = script.detect_one, []
+
+    def interrupted(*arguments):
+        seen.append(1)
+        if len(seen) == 3:
+            raise KeyboardInterrupt
+        return real(*arguments)
+
+    monkeypatch.setattr(script, "detect_one", interrupted)
+    assert run_script(script, monkeypatch, "--source", "images", "--save-json", "--nosave", "--conf-thres", 0.2) == 130
+    results = json.loads((project / "runs/detect/exp/detections.json").read_text())
+    assert {result["image_id"] for result in results} == {0, 1}
 
 
 @pytest.mark.parametrize(
