@@ -42,7 +42,7 @@ from utils.ema import AveragedModel
 from utils.errors import UserError, run_command
 from utils.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
 from utils.run_log import plot_labels
-from utils.seeding import seed_everything
+from utils.seeding import seed_epoch, seed_everything
 
 RUNS = "runs/train"
 MAY_CHANGE_ON_RESUME = {"resume", "device", "workers", "cache_images"}
@@ -145,6 +145,7 @@ def main() -> None:
     with run.interruptible():
         while state.epoch < options.train.epochs:
             train_batches.set_epoch(state.epoch)
+            seed_epoch(options.train.seed, state.epoch, distributed.rank())
             with EpochBar(run, state.epoch, len(train_batches)) as bar:
                 losses, counts = train_one_epoch(
                     state, wrapped, train_batches, loss_function, schedule, precision, bar.update
@@ -228,9 +229,9 @@ def new_network(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
 
 
 def freeze_layers(network: Network, count: int) -> None:
-    """Keep the first layers of the cfg as they are."""
-    for layer in network.layers[:count]:
-        layer.requires_grad_(False)
+    """Keep the first layers of the cfg as they are, and those that no loss reaches; processes would wait for these."""
+    for index in (*range(min(count, len(network.layers))), *network.layers_without_effect()):
+        network.layers[index].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in network.parameters()):
         raise UserError(f"--freeze {count} leaves nothing to learn: the cfg has {len(network.layers)} layers")
 

@@ -41,9 +41,10 @@ class Convolution(nn.Module):
             return
         bn, old = self.bn, self.conv
         scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
-        self.conv = nn.Conv2d(
-            old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation, old.groups
-        ).to(device=old.weight.device, dtype=old.weight.dtype)
+        self.conv = nn.utils.skip_init(  # random numbers would be thrown away here, and the next ones be others
+            nn.Conv2d, old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation,
+            old.groups, device=old.weight.device, dtype=old.weight.dtype,
+        )  # fmt: skip
         self.conv.weight.copy_(old.weight.double() * scale[:, None, None, None])
         self.conv.bias.copy_(bn.bias.double() - bn.running_mean.double() * scale)
         self.conv.train(old.training).requires_grad_(old.weight.requires_grad)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -15,7 +16,8 @@ from utils.ema import AveragedModel
 from utils.errors import UserError
 from utils.optimizer import Schedule
 from utils.records import Batch
-from utils.seeding import random_state, restore_random_state
+
+SMALLEST_LOSS_SCALE = 1.0  # float16's gradients are looked for at ever smaller scales, down to this one
 
 
 @dataclass
@@ -41,7 +43,6 @@ class TrainState:
             "epoch": self.epoch,
             "best_fitness": self.best_fitness,
             "history": self.history,
-            "random": random_state(),
         }
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
@@ -50,17 +51,17 @@ class TrainState:
         self.average.model.load_state_dict(content["ema"])
         self.average.updates = content["ema_updates"]
         self.optimizer.load_state_dict(content["optimizer"])
-        self.scaler.load_state_dict(content["scaler"])
+        if content["scaler"]:  # empty where the run had no float16, as on a CPU
+            self.scaler.load_state_dict(content["scaler"])
         self.epoch = content["epoch"]
         self.best_fitness = content["best_fitness"]
         self.history = content["history"]
-        restore_random_state(content["random"])
 
 
 def train_one_epoch(
     state: TrainState,
     network: nn.Module,
-    batches: Any,
+    batches: Collection[Batch],
     loss_function: Callable,
     schedule: Schedule,
     amp_dtype: torch.dtype | None,
@@ -71,7 +72,7 @@ def train_one_epoch(
     Args:
         state: model, average, optimizer and scaler, all changed in place.
         network: ``state.model``, wrapped for several processes where there are several.
-        batches: an iterable with a length over :class:`Batch`.
+        batches: of one epoch.
         loss_function: ``(raws, targets, crowd) -> LossResult``.
         schedule: rates and accumulation of every step.
         amp_dtype: the type of mixed precision, None for float32 throughout.
@@ -93,30 +94,42 @@ def train_one_epoch(
         schedule.set_rates(state.optimizer, position)
 
         batch = batch.to(device)
-        images = batch.images.contiguous(memory_format=torch.channels_last).float() / 255
-        with torch.autocast(device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-            raws = network(images)
-        result = loss_function(raws, batch.targets, batch.crowd)
-        loss = sum(result.parts.values())
-        values = torch.stack([part.detach().double() for part in result.parts.values()]).tolist()  # one wait for a GPU
-        parts = dict(zip(result.parts, values, strict=True))
-        if not all(map(math.isfinite, values)):
-            _refuse_batch(batch, f"the loss is not finite ({parts})", state)
-
-        # DistributedDataParallel averages over processes; the loss is a sum over images, so undo that.
-        state.scaler.scale(loss * distributed.world_size()).backward()
         waiting += 1
-        if waiting >= schedule.accumulation(position) or number == len(batches) - 1:
+        is_step = waiting >= schedule.accumulation(position) or number == len(batches) - 1
+        with exchange_gradients(network, is_step):
+            parts, batch_counts = add_gradients(state, network, batch, loss_function, amp_dtype)
+        if is_step:
             if not optimizer_step(state, schedule.options.clip_norm):
                 _refuse_batch(batch, f"the gradient is not finite (the loss is: {parts})", state)
             waiting = 0
 
-        images_seen += len(images)
+        images_seen += len(batch.images)
         for name, value in parts.items():
             totals[name] = totals.get(name, 0.0) + value
-        counts = result.counts if counts is None else counts + result.counts
+        counts = batch_counts if counts is None else counts + batch_counts
         report({name: total / images_seen for name, total in totals.items()}, batch)
     return _mean_over_processes(totals, images_seen, device), _sum_over_processes(counts)
+
+
+def add_gradients(
+    state: TrainState, network: nn.Module, batch: Batch, loss_function: Callable, amp_dtype: torch.dtype | None
+) -> tuple[dict[str, float], Any]:
+    """Add a batch's gradients to those that wait for the next step; return its loss parts and match counts.
+
+    Raises:
+        UserError: the loss is not finite.
+    """
+    images = batch.images.contiguous(memory_format=torch.channels_last).float() / 255
+    with torch.autocast(images.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
+        raws = network(images)
+    result = loss_function(raws, batch.targets, batch.crowd)
+    values = torch.stack([part.detach().double() for part in result.parts.values()]).tolist()  # one wait for a GPU
+    parts = dict(zip(result.parts, values, strict=True))
+    if not all(map(math.isfinite, values)):
+        _refuse_batch(batch, f"the loss is not finite ({parts})", state)
+    # DistributedDataParallel averages over processes; the loss is a sum over images, so undo that.
+    state.scaler.scale(sum(result.parts.values()) * distributed.world_size()).backward()
+    return parts, result.counts
 
 
 def set_training_mode(model: nn.Module) -> None:
@@ -131,18 +144,19 @@ def optimizer_step(state: TrainState, clip_norm: float) -> bool:
     """Clip the gradients, take one optimizer step and move the average.
 
     Returns:
-        False, with nothing changed, if the gradients are not finite. Under a gradient scaler always True: it meets such
-        steps while it looks for its scale, and skips them.
+        False, with nothing changed, if the gradients are not finite. A gradient scaler meets such steps while it looks
+        for its scale: then the step is left out, and only a scale below SMALLEST_LOSS_SCALE counts as failure.
     """
     state.scaler.unscale_(state.optimizer)
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm or math.inf)
-    if not state.scaler.is_enabled() and not torch.isfinite(norm):
-        return False
-    state.scaler.step(state.optimizer)
-    state.scaler.update()
-    state.optimizer.zero_grad(set_to_none=True)
-    state.average.update(state.model)
-    return True
+    is_finite = bool(torch.isfinite(norm))
+    if is_finite or state.scaler.is_enabled():
+        state.scaler.step(state.optimizer)  # which leaves out a step that is not finite
+        state.scaler.update()
+        state.optimizer.zero_grad(set_to_none=True)
+    if is_finite:
+        state.average.update(state.model)
+    return is_finite or (state.scaler.is_enabled() and state.scaler.get_scale() >= SMALLEST_LOSS_SCALE)
 
 
 def wrap_for_processes(model: nn.Module, device: torch.device) -> nn.Module:
@@ -151,6 +165,12 @@ def wrap_for_processes(model: nn.Module, device: torch.device) -> nn.Module:
         return model
     ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=ids)
+
+
+def exchange_gradients(network: nn.Module, is_step: bool) -> AbstractContextManager[None]:
+    """Within this block a backward pass sums the gradients of all processes, if a step follows; else they wait."""
+    wrapped = isinstance(network, nn.parallel.DistributedDataParallel)
+    return network.no_sync() if wrapped and not is_step else nullcontext()
 
 
 def _mean_over_processes(totals: dict[str, float], images: int, device: torch.device) -> dict[str, float]:

@@ -30,7 +30,7 @@ from utils.run_log import (
 )
 
 PICTURED_BATCHES = 3  # training batches of the first epoch, and testing batches after the last, that are drawn
-NEEDED_TO_RESUME_ONLY = ("optimizer", "scaler", "random", "model")  # best.pt goes without: a third of the size
+NEEDED_TO_RESUME_ONLY = ("optimizer", "scaler", "model")  # best.pt goes without: a third of the size
 
 
 @dataclass

@@ -1,6 +1,11 @@
 """The loop of one epoch on a network small enough to follow by hand."""
 
+import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -30,16 +35,15 @@ def batch_of(value: int, size: int = 2) -> Batch:
     )
 
 
-def new_state(options: OptimizerOptions) -> TrainState:
+def new_state(options: OptimizerOptions, scaled: bool = False) -> TrainState:
     model = nn.Conv2d(3, 1, 4, bias=False)
     nn.init.constant_(model.weight, 0.1)
-    return TrainState(
-        model, AveragedModel(model), build_optimizer(model, options, 64), torch.amp.GradScaler("cpu", enabled=False)
-    )
+    scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+    return TrainState(model, AveragedModel(model), build_optimizer(model, options, 64), scaler)
 
 
-def run_epoch(options, batches, accumulate=1, loss=mean_brightness):
-    state = new_state(options)
+def run_epoch(options, batches, accumulate=1, loss=mean_brightness, scaled=False):
+    state = new_state(options, scaled)
     schedule = Schedule(options, epochs=1, batches_per_epoch=len(batches), accumulate=accumulate)
     losses, counts = train_one_epoch(state, state.model, batches, loss, schedule, None, lambda *_: None)
     return state, losses, counts
@@ -66,9 +70,10 @@ def test_accumulation_sums_gradients_and_the_rest_is_not_lost():
     assert state.average.updates == 2 and counts == 3
 
 
-def test_large_gradients_are_clipped():
+@pytest.mark.parametrize("scaled", [False, True])
+def test_large_gradients_are_clipped(scaled):
     clipped = OptimizerOptions(**{**PLAIN.__dict__, "clip_norm": 1.0})
-    state, _, _ = run_epoch(clipped, [batch_of(255)])
+    state, _, _ = run_epoch(clipped, [batch_of(255)], scaled=scaled)
     # The gradient has norm 6 * sqrt(48); clipped to 1 each of 48 equal parts is 1 / sqrt(48).
     assert torch.allclose(state.model.weight, torch.full((1, 3, 4, 4), 0.1 - 0.01 / 48**0.5), atol=1e-6)
 
@@ -90,6 +95,34 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_names_the_images():
     assert torch.equal(state.model.weight, before)
 
 
+def without_a_slope(raws, targets, crowd):
+    return Result({"box": raws.sum() * 0 + (raws.sum() * 0).sqrt()})
+
+
+def test_a_step_that_the_scaler_leaves_out_does_not_move_the_average():
+    calls = []
+
+    def loss(raws, targets, crowd):
+        calls.append(1)
+        return (without_a_slope if len(calls) == 1 else mean_brightness)(raws, targets, crowd)
+
+    state, _, _ = run_epoch(PLAIN, [batch_of(255)] * 2, loss=loss, scaled=True)
+    # Of two steps one is taken, from 0.1 to 0.04; the scale of 65536 is halved.
+    assert torch.allclose(state.model.weight, torch.full((1, 3, 4, 4), 0.04), atol=1e-6)
+    assert state.average.updates == 1 and state.scaler.get_scale() == 2**15
+
+
+def test_a_scaler_that_finds_no_scale_ends_the_run():
+    state = new_state(PLAIN, scaled=True)
+    schedule = Schedule(PLAIN, epochs=1, batches_per_epoch=40, accumulate=1)
+    seen = []
+    with pytest.raises(UserError, match=r"gradient is not finite.*--no-amp"):
+        train_one_epoch(state, state.model, [batch_of(255)] * 40, without_a_slope, schedule, None,
+                        lambda *_: seen.append(1))  # fmt: skip
+    assert len(seen) == 16  # 2^16 is halved 16 times to 1, and once more
+    assert state.average.updates == 0 and torch.equal(state.model.weight, torch.full((1, 3, 4, 4), 0.1))
+
+
 def test_frozen_batch_norms_keep_their_statistics():
     model = nn.Sequential(nn.BatchNorm2d(1), nn.BatchNorm2d(1))
     model[0].requires_grad_(False)
@@ -102,11 +135,42 @@ def test_state_round_trip_is_exact(tmp_path):
     state, _, _ = run_epoch(options, [batch_of(200)] * 3)
     state.epoch, state.best_fitness, state.history = 1, 0.25, [{"epoch": 1, "lr": 0.1}]
     torch.save(state.state_dict(), tmp_path / "state.pt")
-    wanted = torch.rand(3)
 
     other = new_state(options)
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert torch.equal(other.model.weight, state.model.weight)
     assert torch.equal(other.average.model.weight, state.average.model.weight)
     assert (other.epoch, other.best_fitness, other.history, other.average.updates) == (1, 0.25, state.history, 3)
-    assert torch.equal(torch.rand(3), wanted)  # the generator goes on where it was
+
+
+@pytest.mark.parametrize("first, second", [(False, True), (True, False), (True, True)])
+def test_a_run_goes_on_with_and_without_float16(tmp_path, first, second):
+    state, _, _ = run_epoch(PLAIN, [batch_of(200)], loss=without_a_slope if first else mean_brightness, scaled=first)
+    other = new_state(PLAIN, scaled=second)
+    other.load_state_dict(state.state_dict())
+    assert torch.equal(other.model.weight, state.model.weight)
+    assert other.scaler.get_scale() == (2**15 if first and second else 2**16 if second else 1)
+
+
+def test_two_processes_train_as_one_with_all_images(tmp_path):
+    script = Path(__file__).with_name("share_batch.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(script.parent.parent)}
+    for start, name in (([sys.executable], "alone"), (launcher, "shared")):
+        (tmp_path / name).mkdir()
+        done = subprocess.run([*start, str(script), str(tmp_path / name)], capture_output=True, text=True, timeout=120,
+                              env=environment)  # fmt: skip
+        assert done.returncode == 0, done.stderr[-3000:]
+    alone, *shared = (
+        json.loads((tmp_path / name / f"process{rank}.json").read_text())
+        for name, rank in (("alone", 0), ("shared", 0), ("shared", 1))
+    )
+    # By hand: raw = s * w of 48 equal weights, s = value / 255, so the loss is sum((48 w s)^2) and each weight's
+    # gradient sum(2 * 48 w s * s); one step with all eight images.
+    squares = sum((value / 255) ** 2 for value in (10, 60, 120, 250, 200, 30, 90, 5))
+    assert alone["weight"] == pytest.approx([0.1 - 1e-4 * 2 * 48 * 0.1 * squares] * 48, rel=1e-5)
+    assert alone["losses"]["box"] == pytest.approx((48 * 0.1) ** 2 * squares / 8, rel=1e-5) and alone["images"] == 8
+    for one in shared:
+        for key in ("weight", "average", "losses", "images"):
+            assert one[key] == pytest.approx(alone[key], rel=1e-6), key
+        assert one["exchanges"] == 1  # the gradients of two accumulated batches travel once

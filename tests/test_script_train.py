@@ -126,6 +126,13 @@ def test_the_written_configuration_repeats_the_run(project):
     assert all(torch.equal(first["model"][key], second["model"][key]) for key in first["model"])
 
 
+def test_testing_less_often_trains_the_same(project):
+    for name, flags in (("often", ()), ("once", ("--notest",))):
+        train(project, *BASIC, "--epochs", "2", "--workers", "0", "--name", name, *flags)
+    often, once = (torch.load(project / f"runs/train/{name}/last.pt", weights_only=True) for name in ("often", "once"))
+    assert all(torch.equal(often["model"][key], once["model"][key]) for key in often["model"])  # there is dropout
+
+
 def epochs_done(path: Path) -> int:
     return torch.load(path, weights_only=True)["epoch"] if path.exists() else -1
 

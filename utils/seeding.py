@@ -1,12 +1,11 @@
-"""Seeds, and the state of the random generators that a resumed run needs.
+"""Seeds. Nothing random depends on what happened before: everything is a function of (seed, epoch, and a number).
 
-Data loading draws nothing from these global generators: it derives every choice from (seed, epoch, index).
+Data loading draws nothing from the global generators seeded here: it derives every choice from (seed, epoch, index).
 """
 
 from __future__ import annotations
 
 import random
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,19 +20,10 @@ def seed_everything(seed: int) -> None:
     torch.backends.cudnn.deterministic = True
 
 
-def random_state() -> dict[str, Any]:
-    """Return the state of torch's generators, as tensors that load with ``weights_only=True``.
+def seed_epoch(seed: int, epoch: int, process: int) -> None:
+    """Seed torch's generators for one epoch in one process: what a layer draws while it is trained, as dropout does.
 
-    Only torch's are kept: nothing that runs inside the training loop uses Python's or NumPy's global generator.
+    So a resumed run draws what the whole run would have drawn, a run that is tested less often draws the same, and no
+    two processes draw the same masks.
     """
-    state: dict[str, Any] = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state_all()
-    return state
-
-
-def restore_random_state(state: dict[str, Any]) -> None:
-    """Continue from a state of :func:`random_state`; a CUDA state needs as many GPUs as it was saved with."""
-    torch.set_rng_state(state["torch"])
-    if torch.cuda.is_available() and len(state.get("cuda", ())) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
+    torch.manual_seed(int(np.random.SeedSequence((seed, epoch, process)).generate_state(1, np.uint64)[0]))
