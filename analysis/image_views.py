@@ -22,7 +22,7 @@ from data.dataset import BatchPlan, DetectionDataset
 from models.build_targets import build_assigner
 from models.slots import SlotGrid
 from utils.draw import class_color, class_name, draw_box, draw_detections, line_width
-from utils.records import Batch, Detections, Frame
+from utils.records import Batch, Detections
 
 GAP = 8  # pixels between the panels of a picture
 PANEL_PIXELS = 640  # longest side of a panel
@@ -116,21 +116,16 @@ def matched_slots(batch: Batch, raws: list[Tensor], plan: Plan) -> tuple[Matched
         return ()
     pairs = sorted(found)
     target, slot = torch.tensor(pairs, device=predictions.boxes_xyxy.device).T.contiguous()
-    boxes = to_image(predictions.boxes_xyxy[0, slot], batch.frames[0]).tolist()
+    frame = batch.frames[0]
+    boxes = frame.to_original(predictions.boxes_xyxy[0, slot], clip=False).tolist()
     q = predictions.ious(target, slot, plan.kinds[:1])[:, 0].tolist()
     objectness = predictions.objectness[0, slot].sigmoid().tolist()
     places, cells = _places(slot, predictions.grid)
-    cells_xyxy = to_image(cells, batch.frames[0]).tolist()
+    cells_xyxy = frame.to_original(cells, clip=False).tolist()
     return tuple(
         MatchedSlot(pair[0], *place, tuple(cell), tuple(box), fit, sure, tuple(found[pair][0]), tuple(found[pair][1]))
         for pair, place, cell, box, fit, sure in zip(pairs, places, cells_xyxy, boxes, q, objectness, strict=True)
     )
-
-
-def to_image(boxes_xyxy_net: Tensor, frame: Frame) -> Tensor:
-    """Map boxes from network pixels to original pixels without clipping them: predictions may stand out."""
-    offset, scale = (boxes_xyxy_net.new_tensor(pair * 2) for pair in (frame.offset_xy, frame.scale_xy))
-    return (boxes_xyxy_net - offset) / scale
 
 
 def _places(slot: Tensor, grid: SlotGrid) -> tuple[list[list[int]], Tensor]:

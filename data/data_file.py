@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from utils.class_names import read_names
 from utils.config import REPOSITORY, find_file
 from utils.errors import UserError, suggestion
 
@@ -121,24 +122,6 @@ def read_data_file(path: str | Path) -> DataDescription:
 
 
 _REST = ("splits", "image_folders", "download", "draw")
-
-
-def read_names(path: Path) -> tuple[str, ...]:
-    """Read a names file: one class name per line, blank lines at the end ignored.
-
-    Raises:
-        UserError: not a text file, or a name stands twice.
-    """
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not a UTF-8 text file") from error
-    for line, name in enumerate(names, 1):
-        if not name:
-            raise UserError(f"{path}:{line}: an empty line where a class name is expected")
-        if names.index(name) != line - 1:
-            raise UserError(f"{path}:{line}: the class name '{name}' stands twice")
-    return tuple(names)
 
 
 def _key_values(path: Path) -> tuple[dict[str, str], dict[str, int]]:

@@ -16,14 +16,10 @@ from torch.utils.data import Dataset
 
 from data.annotations import Annotations
 from data.augment import AugmentOptions, Sample, SourceImage, training_sample
-from data.data_file import DataDescription, open_data, read_data_file
 from data.image_files import read_image
-from data.label_files import read_dataset
 from data.letterbox import RESIZES, images_to_tensor, place_image
 from utils.errors import UserError
 from utils.records import Batch, Frame, Targets
-
-__all__ = ["BatchPlan", "DataDescription", "DetectionDataset", "Failure", "open_data", "read_data_file", "read_dataset"]
 
 RECENT_IMAGES, RECENT_BYTES = 96, 256 << 20  # decoded, that each process keeps for the mosaics of a block
 
@@ -170,7 +166,7 @@ def _targets(samples: Sequence[Sample], net_hw: tuple[int, int], which: Callable
     masks = [which(sample) for sample in samples]
     xyxy = np.concatenate([sample.boxes_xyxy[mask] for sample, mask in zip(samples, masks, strict=True)])
     labels = np.concatenate([sample.labels[mask] for sample, mask in zip(samples, masks, strict=True)])
-    image = np.repeat(np.arange(len(samples)), [int(mask.sum()) for mask in masks])
+    image = np.repeat(np.arange(len(samples), dtype=np.int64), [int(mask.sum()) for mask in masks])
     size = xyxy[:, 2:] - xyxy[:, :2]
     cxcywh = np.concatenate((xyxy[:, :2] + size / 2, size), axis=1) / np.tile((net_hw[1], net_hw[0]), 2)
     return Targets(

@@ -216,7 +216,7 @@ def cache_images(dataset: DetectionDataset) -> int:
     reduce = np.array([dataset.reduction(index) for index in range(len(sizes))])
     needed = int((np.ceil(sizes / reduce[:, None]).prod(axis=1) * 3).sum()) * distributed.world_size()
     free = _free_memory()
-    if needed > free * 0.9:
+    if distributed.broadcast(needed > free * 0.9):  # the main process looks, before any other one takes memory
         raise UserError(f"--cache-images needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:
         dataset.cached = list(threads.map(dataset.decode, range(len(sizes))))

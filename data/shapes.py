@@ -100,10 +100,10 @@ def _is_current(folder: Path) -> bool:
 def _swap_in(fresh: Path, folder: Path) -> None:
     """Put the new folder in the place of the old one; two processes may do this at once."""
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    if folder.exists() and not _is_current(folder):
-        folder.rename(old)
-        shutil.rmtree(old, ignore_errors=True)
     try:
+        if folder.exists() and not _is_current(folder):
+            folder.rename(old)
+            shutil.rmtree(old, ignore_errors=True)
         fresh.rename(folder)
     except OSError:
         if not _is_current(folder):  # otherwise another process was faster and drew the same

@@ -6,7 +6,6 @@ Training and the analyses both go through :func:`build_assigner`; there is no se
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
@@ -25,8 +24,6 @@ from utils.boxes import IOU_KINDS
 from utils.config import option
 from utils.errors import suggestion
 from utils.records import Assignment, Targets
-
-log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -159,8 +156,6 @@ class Assigner:
         self.make_std = parts[0].std(options)
         self.make_new = _new_part(parts, options)
         self.ignore_thresholds, self.ignore_crowd = _ignore_rules(options, self.heads)
-        if options.alpha and self.make_new is None:
-            log.warning("--alpha %g has no effect: --match %s makes no new matches", options.alpha, options.match)
 
     @torch.no_grad()
     def __call__(

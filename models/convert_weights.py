@@ -18,6 +18,7 @@ from models.darknet_weights import VERSION, save_darknet_weights
 from models.load_detector import LoadedNetwork, load_network
 from models.network import DARKNET_BN_EPS, Network
 from utils.checkpoint import save_checkpoint
+from utils.class_names import read_names
 from utils.config import REPOSITORY, Parser
 from utils.errors import UserError, run_command
 from utils.files import write_text_atomically
@@ -43,7 +44,7 @@ def main() -> None:
     print(loaded.report)
     target = Path(options.target)
     if target.suffix == ".pt":
-        names = read_class_names(options.names) if options.names else default_names(loaded)
+        names = read_names(Path(options.names)) if options.names else default_names(loaded)
         write_checkpoint(loaded.network, names, target)
         print(f"Written: {target}, for test.py, detect.py, analyze.py and train.py --weights")
         return
@@ -94,7 +95,7 @@ def write_darknet(loaded: LoadedNetwork, target: Path, seen: int) -> None:
     save_darknet_weights(network, target, seen, version)
     print(f"Written: {target}, {target.stat().st_size:,} bytes")
     cfg, text = target.with_suffix(".cfg"), cfg_for_darknet(network)
-    if cfg.exists() and cfg.read_text() != text:
+    if cfg.exists() and cfg.read_text(encoding="utf-8") != text:
         print(f"Left as it is: {cfg}, which may differ from the cfg of these weights")
     else:
         write_text_atomically(cfg, text)
@@ -136,16 +137,7 @@ def default_names(loaded: LoadedNetwork) -> tuple[str, ...]:
     classes = loaded.network.num_classes
     if loaded.names or classes != COCO_CLASSES:
         return loaded.names or tuple(f"class {index}" for index in range(classes))
-    return read_class_names(REPOSITORY / "cfg" / "coco.names")
-
-
-def read_class_names(path: str | Path) -> tuple[str, ...]:
-    """Return the names in a file, one per line."""
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not a text file of class names") from error
-    return tuple(line.strip() for line in text.splitlines() if line.strip())
+    return read_names(REPOSITORY / "cfg" / "coco.names")
 
 
 if __name__ == "__main__":

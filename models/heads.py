@@ -1,6 +1,6 @@
 """Detection heads: what a slot's raw numbers mean as a box.
 
-The one decode for training, inference, matching and export.
+The one decode for training, inference and matching.
 
 Shape letters: B images, A anchors per cell, H W grid rows and columns, C classes, M gathered slots.
 """

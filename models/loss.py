@@ -8,6 +8,7 @@ Shape letters: B images, A anchors per cell, H W grid rows and columns, C classe
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +20,13 @@ from models.heads import Head, decode_boxes
 from models.match_counts import MatchCounts, all_slots, count_matches, size_of
 from models.raw_reads import read_raw
 from models.slots import constant
+from utils import distributed
 from utils.boxes import IOU_KINDS, box_iou, cxcywh_to_xyxy
 from utils.config import option
 from utils.errors import UserError
 from utils.records import Assignment, Matches, Targets
+
+log = logging.getLogger(__name__)
 
 LEAST_WRONG = 1e-7  # of the focal factor's base: below a gamma of 1 its slope at 0 is infinite
 FOCAL_ALPHA = 0.25  # weight of the positives in the focal loss, 1 - 0.25 of the negatives (arXiv 1708.02002)
@@ -93,6 +97,8 @@ def build_loss(
     Raises:
         UserError: ``--balance`` has not one number per head.
     """
+    if assignment.alpha and not makes_new_matches(assignment.match) and distributed.is_main():
+        log.warning("--alpha %g has no effect: --match %s makes no new matches", assignment.alpha, assignment.match)
     return DetectionLoss(options, assignment, tuple(heads), img_size)
 
 

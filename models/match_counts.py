@@ -1,6 +1,6 @@
 """What an epoch's matches amount to: objects without a match, collisions, the share of new matches.
 
-All sums stay tensors on the device until somebody asks for the summary, so that counting never waits for a GPU.
+All sums stay tensors on the device until somebody asks for the summary, so that counting does not wait for a GPU.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class MatchCounts:
     std_iou: Tensor  # [] sum of the plain IoU of the std matches' predictions, whatever the box loss
     new_iou: Tensor  # []
     collisions: Tensor  # [] slots wanted by several objects
-    lost: Tensor  # [3] objects that lost a slot to another object, counted once per slot
-    homeless: Tensor  # [3] matched objects that lost every slot they wanted
+    lost_slots: Tensor  # [3] slots that an object lost to another one, by the size of the loser
+    lost_all_slots: Tensor  # [3] matched objects that lost every slot they wanted
 
     def __add__(self, other: MatchCounts) -> MatchCounts:
         return MatchCounts(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
@@ -53,10 +53,10 @@ class MatchCounts:
             "objects": objects,
             "unmatched": sum(value["unmatched"]),
             "collisions": value["collisions"][0],
-            "lost": sum(value["lost"]),
-            "homeless": sum(value["homeless"]),
+            "lost_slots": sum(value["lost_slots"]),
+            "lost_all_slots": sum(value["lost_all_slots"]),
         }
-        for name in ("objects", "unmatched", "lost", "homeless"):
+        for name in ("objects", "unmatched", "lost_slots", "lost_all_slots"):
             figures |= {f"{name}_{size}": number for size, number in zip(SIZES, value[name], strict=True)}
         return figures
 
@@ -68,7 +68,8 @@ class MatchCounts:
             f"matches: {figures['positives_per_object']:.2f} per object, {figures['new_share']:.0%} new, "
             f"mean IoU {figures['std_iou']:.3f} std {figures['new_iou']:.3f} new; "
             f"{figures['unmatched']:.0f} of {figures['objects']:.0f} objects without a match (S/M/L {sizes}); "
-            f"{figures['collisions']:.0f} slots wanted by several, {figures['homeless']:.0f} objects lost all of theirs"
+            f"{figures['collisions']:.0f} slots wanted by several, "
+            f"{figures['lost_all_slots']:.0f} objects lost all of theirs"
         )
 
 
@@ -102,18 +103,22 @@ def count_matches(
     has_any = has_std | _marked(new_target, len(targets))
     target = torch.cat((std_target, new_target))
     loses, repeated, collisions = losing_matches(torch.cat(slots), target, torch.cat(quality))
-    keeps_one = _marked(target[~loses], len(targets))
+    keeps_one = torch.zeros_like(size).index_add_(0, target, (~loses).long()) > 0
+
+    def by_size(flags: Tensor, values: Tensor = per_size) -> Tensor:
+        return (values * flags[:, None]).sum(0)
+
     return MatchCounts(
         objects=per_size.sum(0),
-        unmatched=per_size[~has_any].sum(0),
-        unmatched_std=per_size[~has_std].sum(0),
-        std=quality[0].new_tensor(len(std_target), dtype=torch.float64),
-        new=quality[0].new_tensor(len(new_target), dtype=torch.float64),
+        unmatched=by_size(~has_any),
+        unmatched_std=by_size(~has_std),
+        std=quality[0].new_full((), len(std_target), dtype=torch.float64),
+        new=quality[0].new_full((), len(new_target), dtype=torch.float64),
         std_iou=quality[0].sum(dtype=torch.float64),
         new_iou=quality[1].sum(dtype=torch.float64),
         collisions=collisions,
-        lost=per_size[target[loses & ~repeated]].sum(0),
-        homeless=per_size[has_any & ~keeps_one].sum(0),
+        lost_slots=by_size(loses & ~repeated, per_size[target]),
+        lost_all_slots=by_size(has_any & ~keeps_one),
     )
 
 

@@ -76,6 +76,14 @@ class Network(nn.Module):
         """Return the convolution whose filters are the head's predictions."""
         return self.layers[_convolution_before(self.config.sections, self.head_layers[head])]
 
+    def layers_without_effect(self) -> list[int]:
+        """Return the layers that no head depends on: they run, but no loss reaches them."""
+        needed = set(self.head_layers)
+        for index in reversed(range(len(self.layers))):
+            if index in needed:
+                needed.update(self.sources[index])
+        return [index for index in range(len(self.layers)) if index not in needed]
+
     def fuse(self) -> Network:
         """Return a copy for inference in which every batch norm is folded into its convolution."""
         fused = copy.deepcopy(self).eval()

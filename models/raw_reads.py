@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.slots import flat_rows, is_dense
+from models.slots import flat_rows, is_dense, row_numbers
 from utils.records import Matches
 
 
@@ -25,8 +25,7 @@ def read_raw(raw: Tensor, std: Matches, new: Matches) -> tuple[Tensor, Tensor, T
     if not is_dense(raw):
         raw = raw.contiguous()
     steps = flat_rows(raw)[1]
-    rows = [matches.image * steps[0] + matches.anchor * steps[1] + matches.row * steps[2] + matches.col * steps[3]
-            for matches in (std, new)]  # fmt: skip
+    rows = [row_numbers(steps, half.image, half.anchor, half.row, half.col) for half in (std, new)]
     objectness, std_rows, new_rows = _ReadRaw.apply(raw, *rows)
     return objectness.as_strided(raw.shape[:4], steps), std_rows, new_rows
 

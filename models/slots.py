@@ -251,18 +251,21 @@ def is_dense(raw: Tensor) -> bool:
     return raw.stride(-1) == 1
 
 
+def row_numbers(steps: tuple[int, ...], image: Tensor, anchor: Tensor, row: Tensor, col: Tensor) -> Tensor:
+    """Return the place of each slot among the rows of :func:`flat_rows`, [P] int64."""
+    return image * steps[0] + anchor * steps[1] + row * steps[2] + col * steps[3]
+
+
 def gather_rows(raw: Tensor, image: Tensor, anchor: Tensor, row: Tensor, col: Tensor, columns: slice) -> Tensor:
     """Return some columns of a raw map [B A H W 5+C] at the given slots, [P columns]."""
     rows, steps = flat_rows(raw)
-    where = image * steps[0] + anchor * steps[1] + row * steps[2] + col * steps[3]
-    return rows[:, columns].index_select(0, where)
+    return rows[:, columns].index_select(0, row_numbers(steps, image, anchor, row, col))
 
 
 def gather_numbers(raw: Tensor, column: Tensor, image: Tensor, anchor: Tensor, row: Tensor, col: Tensor) -> Tensor:
     """Return one number of a raw map [B A H W 5+C] per slot, [P] float32, each from a column of its own."""
     rows, steps = flat_rows(raw)
-    where = image * steps[0] + anchor * steps[1] + row * steps[2] + col * steps[3]
-    return rows.view(-1)[where * raw.shape[-1] + column].float()
+    return rows.view(-1)[row_numbers(steps, image, anchor, row, col) * raw.shape[-1] + column].float()
 
 
 def window_pairs(scene: Scene, low: Tensor, high: Tensor, at_once: int = PAIRS_AT_ONCE) -> Iterator[Pairs]:

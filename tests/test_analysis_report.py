@@ -13,7 +13,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from analysis.image_views import ImageView, MatchedSlot, lost_picture, matched_slots, picture, to_image
+from analysis.image_views import ImageView, MatchedSlot, lost_picture, matched_slots, picture
 from analysis.report import as_html, bits, browser_data, write_report
 from analysis.tables import Result, Table
 from models.build_targets import AssignmentOptions
@@ -129,12 +129,6 @@ def test_views_show_the_matches_of_training(monkeypatch):
         assert s.q == pytest.approx(plain_iou(box, rows[s.target][2:], "iou"), abs=1e-5)
         stride = 2 * heads[s.head].stride
         assert s.cell_xyxy == (s.col * stride, s.row * stride, (s.col + 1) * stride, (s.row + 1) * stride)
-
-
-def test_boxes_beyond_the_image_are_not_clipped():
-    frame = Frame(0, "", (100, 50), (2.0, 2.0), (0.0, 10.0))
-    # Half of it, after the border of 10 pixels at the top is taken off.
-    assert to_image(torch.tensor([[-20.0, 0.0, 300.0, 130.0]]), frame).tolist() == [[-10.0, -5.0, 150.0, 60.0]]
 
 
 def test_pictures_have_a_panel_for_each_view():

@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-from data.data_file import open_data, read_data_file, read_names
+from data.data_file import open_data, read_data_file
 from data.label_files import read_dataset
+from utils.class_names import read_names
 from utils.errors import UserError
 
 GOOD = "classes = 2\ntrain = a.txt\nvalid=b.txt # a comment\n\n; another\nnames = x.names\nbackup = backup/\n"

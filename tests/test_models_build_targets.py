@@ -365,11 +365,6 @@ def test_options_as_flags():
         parse_options("test", AssignmentOptions, argv=["--match-iou", "bilinear"])
 
 
-def test_alpha_without_new_matches_is_said_once(caplog):
-    build_assigner(AssignmentOptions(match="standard", alpha=0.3), two_heads())
-    assert len(caplog.records) == 1 and "no effect" in caplog.text
-
-
 def test_options_carry_over_to_another_strategy():
     options = AssignmentOptions(match="fast", iou_t=0.3, linear_reweight=0.5, ignore_thresh=0.7)
     assert with_strategy(options, "standard") == AssignmentOptions(match="standard", iou_t=0.3, ignore_thresh=0.7)

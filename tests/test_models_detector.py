@@ -161,6 +161,10 @@ def test_boxes_are_not_clamped_but_clipped_to_the_image():
     frame = Frame(0, "", (100, 50))
     assert frame.to_original(boxes).tolist() == [[0, 0, 100, 50]]
     assert (frame.to_original(boxes, clip=False) != frame.to_original(boxes)).any()
+    # Half the size, after the border of 10 pixels at the top is taken off.
+    bordered = Frame(0, "", (100, 50), (2.0, 2.0), (0.0, 10.0))
+    beyond = torch.tensor([[-20.0, 0.0, 300.0, 130.0]])
+    assert bordered.to_original(beyond, clip=False).tolist() == [[-10.0, -5.0, 150.0, 60.0]]
 
 
 def test_broken_weights_give_no_detections_instead_of_nan():

@@ -164,6 +164,13 @@ def test_the_gradient_is_that_of_the_formula_in_double_precision():
         assert raws[head].grad[(*slot, column)].item() == pytest.approx(slope, rel=1e-3, abs=1e-7)
 
 
+def test_alpha_without_new_matches_is_said_once_and_by_one_process(caplog, monkeypatch):
+    build_loss(LossOptions(), AssignmentOptions(match="standard", alpha=0.3), two_heads())
+    monkeypatch.setenv("RANK", "1")
+    build_loss(LossOptions(), AssignmentOptions(match="standard", alpha=0.3), two_heads())
+    assert len(caplog.records) == 1 and "no effect" in caplog.text
+
+
 # --- objectness
 
 
@@ -453,8 +460,8 @@ def test_counts_by_hand_and_their_sum():
     figures = counts.summary()
     expected = {
         "objects": 3, "objects_small": 2, "objects_large": 1, "unmatched": 1, "unmatched_large": 1,
-        "std_per_object": 4 / 3, "positives_per_object": 4 / 3, "new_share": 0, "collisions": 2, "lost": 2,
-        "lost_small": 2, "homeless": 1, "homeless_small": 1,
+        "std_per_object": 4 / 3, "positives_per_object": 4 / 3, "new_share": 0, "collisions": 2, "lost_slots": 2,
+        "lost_slots_small": 2, "lost_all_slots": 1, "lost_all_slots_small": 1,
     }  # fmt: skip
     assert {name: figures[name] for name in expected} == pytest.approx(expected)
     # IoU of the predictions (16 x 16 at the centre): 1 with the first, 12/16 with the second; four matches.

@@ -166,6 +166,13 @@ def test_a_network_without_heads_gives_its_last_layer_and_is_no_detector():
         require_heads(build(SMALL.replace("[convolutional]", "channels=1\n[convolutional]", 1)))
 
 
+def test_layers_that_no_head_depends_on():
+    side_branch = "[convolutional]\nfilters=4\nsize=1\nactivation=linear\n[maxpool]\nsize=2\n[route]\nlayers=-3\n"
+    network = build(SMALL.replace("[convolutional]", "[convolutional]\nfilters=4\nsize=1\nactivation=linear\n"
+                                  + side_branch + "[convolutional]", 1))  # fmt: skip
+    assert network.layers_without_effect() == [1, 2] and build(SMALL).layers_without_effect() == []
+
+
 # ---- graph rules
 
 

@@ -26,7 +26,18 @@ def test_with_two_gpus(two_gpus, name, expected):
 
 def test_each_process_takes_its_gpu(two_gpus, monkeypatch):
     monkeypatch.setenv("LOCAL_RANK", "1")
-    assert choose_device("") == torch.device("cuda:1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for name in ("", "cuda", "gpu"):
+        assert choose_device(name) == torch.device("cuda:1")
+    assert choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match="--device cuda"):
+        choose_device("0")
+
+
+def test_more_processes_than_gpus(two_gpus, monkeypatch):
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    with pytest.raises(UserError, match="3 processes here, but there are 2 GPUs"):
+        choose_device("")
 
 
 @pytest.mark.parametrize("name, words", [("2", "0..1"), ("0,1", "nproc_per_node=2"), ("tpu", "cuda:0")])

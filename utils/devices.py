@@ -17,17 +17,22 @@ def choose_device(name: str = "") -> torch.device:
 
     Args:
         name: ``""`` for the first GPU if there is one, else the CPU; ``cpu``; ``0``, ``1``, … or ``cuda:0`` for one
-            GPU; ``cuda`` or ``gpu`` for the first. Under ``torchrun`` a process without a number takes its own GPU.
+            GPU; ``cuda`` or ``gpu`` for the first. Under ``torchrun`` each process takes a GPU of its own.
 
     Raises:
-        UserError: no such device on this machine; the message says what there is.
+        UserError: no such device on this machine, or not one for each process; the message says what there is.
     """
     text = name.strip().lower()
     if text == "cpu":
         return torch.device("cpu")
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    processes = distributed.local_world_size()
     if text in ("", "cuda", "gpu") and available:
-        return torch.device("cuda", distributed.local_rank() % available)
+        if processes > available:
+            raise UserError(
+                f"torchrun started {processes} processes here, but there are {available} GPUs; lower --nproc_per_node"
+            )
+        return torch.device("cuda", distributed.local_rank())
     if text == "":
         return torch.device("cpu")
     if "," in text:
@@ -42,6 +47,8 @@ def choose_device(name: str = "") -> torch.device:
     if number >= available:
         there = f"GPUs 0..{available - 1}" if available else "no GPU that torch can use; --device cpu works"
         raise UserError(f"--device {name}: this machine has {there}")
+    if processes > 1:
+        raise UserError(f"--device {name}: under torchrun each process takes a GPU of its own; use --device cuda")
     return torch.device("cuda", number)
 
 
@@ -73,7 +80,7 @@ def use_threads(count: int | None = None) -> None:
         count: threads; None leaves torch's choice of one per core, except under ``torchrun``, which asks for a single
             one per process: there the cores are shared out among the processes of this machine.
     """
-    processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    processes = distributed.local_world_size()
     if count is None and processes > 1:
         count = max(1, (os.cpu_count() or 1) // processes)
     if count is not None:

@@ -34,6 +34,11 @@ def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
+def local_world_size() -> int:
+    """Return how many processes ``torchrun`` started on this machine, 1 without it."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
 def world_size() -> int:
     """Return how many processes ``torchrun`` started, 1 without it."""
     return int(os.environ.get("WORLD_SIZE", 1))

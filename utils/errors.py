@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import io
 import os
 import sys
 from collections.abc import Callable, Iterable
@@ -22,7 +23,11 @@ def run_command(main: Callable[[], None]) -> None:
     """Run a script's ``main`` and turn a :class:`UserError` or a file-system error into one line and exit status 2.
 
     A reader that went away (``| head``) ends the program quietly; Ctrl-C ends it with status 130, as shells expect.
+    Where the console cannot show a letter, a question mark stands for it.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # not so in a notebook
+            stream.reconfigure(errors="replace")
     try:
         main()
     except UserError as error:
@@ -47,7 +52,7 @@ def _is_out_of_memory(error: Exception) -> bool:
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
+        or "DefaultCPUAllocator" in str(error)
     )
 
 
