@@ -23,7 +23,7 @@ from analysis.matching_run import Source, matching_stats, open_everything, resum
 from analysis.matching_stats import MatchingOptions
 from analysis.report import ReportOptions, write_report
 from analysis.strategies import StrategyOptions, needs_predictions, prior_strategies
-from analysis.tables import Result, print_result, write_result
+from analysis.tables import Result, print_result, with_problems, write_result
 from data.annotations import Annotations
 from data.data_file import SPLITS, open_data
 from data.label_files import read_dataset
@@ -36,6 +36,7 @@ from utils.run_log import new_run_folder
 
 TRAINING_RUNS = Path("runs/train")
 ANALYSES = Path("runs/analyze")
+OF_ANNOTATIONS = ("dataset_stats", "anchor_stats")
 
 
 @dataclass(frozen=True)
@@ -116,14 +117,22 @@ def choose(given: dict[str, Any]) -> tuple[Options, list[str]]:
             and name not in ("name", "report")
             and not any(name in MODES[mode].reads for mode in modes)
         ):
-            readers = ", ".join(flag(mode) for mode in MODES if name in MODES[mode].reads)
-            raise UserError(f"{flag(name)} is read by {readers} only; add one of them or leave it out")
+            readers = [flag(mode) for mode in MODES if name in MODES[mode].reads]
+            remedy = "add it" if len(readers) == 1 else "add one of them"
+            raise UserError(f"{flag(name)} is read by {', '.join(readers)} only; {remedy}, or leave {flag(name)} out")
     options = replace(options, analyze=with_defaults(options.analyze), asked=options.analyze)
-    if chosen:
-        analyze = options.analyze
-        what = " ".join(flag(mode) for mode in modes)
-        print(f"analyze: {what} of the {analyze.split} split of {analyze.data} with the anchors of {analyze.cfg}\n")
+    if "anchor_stats" in modes:
+        find_file(options.analyze.cfg, "cfg")  # before a long analysis that comes first
+    announce(options.analyze, modes if chosen else [mode for mode in modes if mode in OF_ANNOTATIONS])
     return options, modes
+
+
+def announce(options: AnalyzeOptions, modes: list[str]) -> None:
+    """Say in one line what is analysed; the other analyses say it themselves."""
+    if modes and distributed.is_main():
+        anchors = f" with the anchors of {options.cfg}" if "anchor_stats" in modes else ""
+        what = " ".join(flag(mode) for mode in modes)
+        print(f"analyze: {what} of {options.data} ({options.split}){anchors}\n")
 
 
 def default_modes(given: dict[str, Any]) -> list[str]:
@@ -169,7 +178,7 @@ def run_anchor_stats(options: Options) -> Result:
         raise UserError(str(error)) from error
     annotations = read_annotations(options.analyze)
     heads, img_size = read_heads(options.analyze, len(annotations.names))
-    result = anchor_stats(annotations, heads, strategies, img_size)
+    result = with_problems(anchor_stats(annotations, heads, strategies, img_size), annotations)
     return described(result, options.analyze, cfg=options.analyze.cfg, img_size=img_size)
 
 

@@ -28,7 +28,7 @@ from analysis.anchor_fit import (
 )
 from analysis.objects import Objects, letterboxed, select_objects
 from analysis.plots import anchor_scatter
-from analysis.tables import Result, Table, print_result, write_result
+from analysis.tables import Result, Table, print_result, with_problems, write_result
 from data.data_file import SPLITS, open_data
 from data.label_files import read_dataset
 from models.network import Network, build_network, build_network_from_text, check_image_size, require_heads
@@ -63,7 +63,8 @@ def main() -> None:
     given = parse_flags(__doc__.splitlines()[0], KmeansOptions, AnchorFitOptions)
     options, fit_options = build_options(given, (KmeansOptions, AnchorFitOptions))
     refuse_unused(given, fit_options.method)
-    objects = select_objects(read_dataset(open_data(options.data), options.split, need_images=False), crowd=False)
+    annotations = read_dataset(open_data(options.data), options.split, need_images=False)
+    objects = select_objects(annotations, crowd=False)
     network = read_network(options, len(objects.names))
     refuse_own_anchors(network)
     present = np.array(network.heads[0].all_anchors_wh)
@@ -80,7 +81,7 @@ def main() -> None:
     )
     found = fit_anchors(sizes, num, fit_options)
 
-    result = describe(found, present, sizes, boxes_wh, options, fit_options)
+    result = with_problems(describe(found, present, sizes, boxes_wh, options, fit_options), annotations)
     folder = new_run_folder("runs/analyze", options.name)
     write_result(result, folder, f"python {shlex.join(sys.argv)}")
     print_result(result)

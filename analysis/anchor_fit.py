@@ -144,7 +144,7 @@ def fit_anchors(sizes: BoxSizes, num: int, options: AnchorFitOptions) -> np.ndar
         UserError: there are no boxes, fewer distinct sizes than anchors, or ``num`` does not suit the method.
     """
     if not len(sizes):
-        raise UserError("the data set has no box to fit anchors to; check --data and its labels")
+        raise UserError("there is no box to fit anchors to; look at the labels of --data")
     if len(sizes) < num:
         raise UserError(
             f"{int(sizes.total)} boxes have only {len(sizes)} distinct sizes, too few for {num} anchors; "

@@ -231,7 +231,7 @@ def _tables(figures: Mapping[str, Any]) -> tuple[Table, ...]:
         (f"ratio of sides < {recall['anchor_t']:g}", recall["by_ratio"]),
     )
     columns = ("strategy", "objects", "without a match", "share without", "positives per object", "slots")
-    columns += ("slots of several objects", "share of slots", "share of positives too many")
+    columns += ("slots of several objects", "share of slots", "share of surplus matches")
     anchors = tuple((name, *row.values()) for name, one in strategies.items() for row in one["anchors"])
     anchor_columns = ("strategy", "head", "stride", "anchor", "width", "height", "objects", "share of objects")
     anchor_columns += ("positives", "mean prior IoU")

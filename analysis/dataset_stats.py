@@ -6,6 +6,7 @@ share of the annotated images, those with at least one counted object.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,11 +29,11 @@ RELATIVE_SIZE_EDGES = np.linspace(0, 1, 21)
 ASPECT_EDGES = 2.0 ** np.arange(-4, 4.5, 0.5)  # w/h; what lies outside counts in the first or last bin
 COUNT_EDGES = np.array((0, 1, 2, 3, 4, 5, 6, 8, 11, 16, 21, 31, 51, 101, 1001))  # objects per image
 PAIR_KINDS = ("near", "overlapping", "contained", "coincident")
-HISTOGRAM_TITLES = {
-    "relative_size": "size: sqrt(wh / WH)",
-    "aspect": "aspect ratio w/h",
-    "occlusion": "occlusion: largest share covered by one box",
-    "objects_per_image": "objects per image (all images)",
+HISTOGRAMS = {  # title and what is counted
+    "relative_size": ("size: sqrt(wh / WH)", "objects"),
+    "aspect": ("aspect ratio w/h", "objects"),
+    "occlusion": ("occlusion: largest share covered by one box", "objects"),
+    "objects_per_image": ("objects per image", "images"),
 }
 
 
@@ -47,6 +48,15 @@ class DatasetStatsOptions:
     crowded_pairs: int = option(7, "an image is crowded with at least so many coincident pairs")
     elongation: float = option(4.0, "an object is elongated when max(w/h, h/w) is at least this")
     crowd: bool = option(True, "count crowd regions as objects")
+
+    def __post_init__(self) -> None:
+        for name in ("near_gap", "coincident"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"--{name.replace('_', '-')} is a distance in pixels, not {getattr(self, name)}")
+        if not 0 <= self.overlap_iou <= 1 or not 0 <= self.containment <= 1:
+            raise ValueError("--overlap-iou and --containment must lie between 0 and 1")
+        if self.crowded_pairs < 1 or not 1 <= self.elongation < math.inf:
+            raise ValueError("--crowded-pairs and --elongation must be at least 1")
 
 
 def dataset_stats(annotations: Annotations, options: DatasetStatsOptions) -> Result:
@@ -265,11 +275,11 @@ def _columns(figure: Mapping[str, Any], what: str) -> tuple[Any, ...]:
 
 
 def _plots(figures: Mapping[str, Any]) -> dict[str, Any]:
-    histograms = {name: figures[name]["histogram"] for name in HISTOGRAM_TITLES}
+    histograms = {name: figures[name]["histogram"] for name in HISTOGRAMS}
     classes = sorted(figures["classes"], key=lambda row: -row["objects"])
     by_size = {size: [row[size] for row in classes] for size in SIZE_NAMES}
     return {
-        "histograms": histogram_grid(histograms, HISTOGRAM_TITLES),
+        "histograms": histogram_grid(histograms, HISTOGRAMS),
         "classes": bars([row["name"] for row in classes], by_size, "Objects per class and size", "objects"),
     }
 

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 from analysis.plots import bars, cumulative_counts
 from analysis.tables import Table
 
+IOU_NAMES = {"iou": "IoU", "giou": "GIoU", "diou": "DIoU", "ciou": "CIoU"}
 LONG_BREAKDOWN = 12  # groups: beyond it, only those with the most objects are drawn
 MOMENT_TEXTS = {
     "best_q": "best q of all slots",
@@ -137,7 +138,12 @@ def _moments(figures: Mapping[str, Any]) -> Table:
         for name, kind, moments in rows
         for key, values in moments.items()
     )
-    return Table("moments", "Moments over objects", ("strategy", "IoU", "quantity", "mean", "std", "objects"), cells)
+    return Table(
+        "moments",
+        "Moments over objects (q: IoU of a slot's prediction with the object)",
+        ("strategy", "IoU", "quantity", "mean", "std", "objects"),
+        cells,
+    )
 
 
 def _anchors(strategies: Mapping[str, Any]) -> Table:
@@ -190,7 +196,7 @@ def _breakdown(figures: Mapping[str, Any], breakdown: str) -> list[Table]:
             one["positives_per_object"]["mean"],
             one["collisions"]["contested_share"],
             *(of_kind["mean_q_of_positives"] for of_kind in one["iou"].values()),
-            *(group["scores"][kind]["score"]["object_share"] for kind in one["iou"]),
+            *(group["scores"][kind]["objectness"]["object_share"] for kind in one["iou"]),
             group["suppression"]["suppressed"]["object_share"],
         )
         for head, group in pairs
@@ -199,7 +205,7 @@ def _breakdown(figures: Mapping[str, Any], breakdown: str) -> list[Table]:
     kinds = list(figures["scores"])
     columns = (breakdown, "objects", "strategy", "share without a match", "positives per object",
                "share of positives contested", *(f"mean {kind} of positives" for kind in kinds),
-               *(f"share best {kind} not most confident" for kind in kinds), "share suppressed")  # fmt: skip
+               *(f"share best {kind} not highest objectness" for kind in kinds), "share suppressed")  # fmt: skip
     return [
         Table(f"by_{breakdown}", f"By {breakdown}", columns, overview),
         _contradictions(
@@ -214,7 +220,8 @@ def all_plots(figures: Mapping[str, Any]) -> dict[str, Figure]:
     strategies = figures["strategies"]
     kind = next(iter(figures["scores"]))
     first = next(iter(strategies.values()))
-    labels = [f"{row['stride']}: {row['width']:g} x {row['height']:g}" for row in first["iou"][kind]["anchors"]]
+    iou = IOU_NAMES[kind]
+    labels = [f"stride {row['stride']}: {row['width']:g} x {row['height']:g}" for row in first["iou"][kind]["anchors"]]
 
     def of_anchors(table: str, key: str) -> dict[str, list[float]]:
         return {name: [row[key] or 0 for row in one["iou"][kind][table]] for name, one in strategies.items()}
@@ -224,12 +231,12 @@ def all_plots(figures: Mapping[str, Any]) -> dict[str, Figure]:
             labels, of_anchors("anchors", "objects"), "Objects that each anchor matches", "objects"
         ),
         "match_q_per_anchor": bars(
-            labels, of_anchors("anchors", "mean_matched_q"), f"Mean {kind} of the matched predictions, per anchor", kind
+            labels, of_anchors("anchors", "mean_matched_q"), f"Mean {iou} of the matched predictions, per anchor", iou
         ),
         "culprits": bars(
             labels,
             of_anchors("culprits", "best_unmatched"),
-            "Best unmatched candidate beats every matched one",
+            f"Best unmatched candidate beats every matched one, by {iou}",
             "objects",
         ),
         "match_positives_per_object": cumulative_counts(
@@ -249,7 +256,10 @@ def all_plots(figures: Mapping[str, Any]) -> dict[str, Figure]:
             for name in strategies
         }
         plots[f"unmatched_by_{breakdown}"] = bars(
-            names, shares, f"Unmatched candidate beats the worst matched one, by {breakdown}", "share of objects"
+            names,
+            shares,
+            f"Unmatched candidate beats the worst matched one by {iou}, by {breakdown}",
+            "share of objects",
         )
     return plots
 
@@ -260,15 +270,15 @@ def notes_of(figures: Mapping[str, Any]) -> tuple[str, ...]:
         return ("there is no object to match: shares and means are undefined",)
     notes = []
     for name, one in figures["strategies"].items():
-        for kind, of_kind in one["iou"].items():
+        for kind, of_kind in list(one["iou"].items())[:1]:  # the tables have the other kinds
             low, high = of_kind["unmatched_over_min"], of_kind["unmatched_over_max"]
             if of_kind["objects_with_both"]:
                 notes.append(
-                    f"{name}, {kind}: an anchor that training leaves out predicts better than the worst matched one "
-                    f"for {low['object_share']:.1%} of the objects that have both, better than every matched one for "
+                    f"{name}, {kind}: an anchor that it leaves unmatched predicts better than the worst one it matches "
+                    f"for {low['object_share']:.1%} of the objects that have both, better than all it matches for "
                     f"{high['object_share']:.1%}"
                 )
-    for kind, one in figures["scores"].items():
+    for kind, one in list(figures["scores"].items())[:1]:
         if one["objects"]:
             notes.append(
                 f"{kind}: the best box is not the most confident one for {one['objectness']['object_share']:.1%} of "

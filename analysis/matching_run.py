@@ -18,7 +18,7 @@ from analysis.partial_results import remove_blocks
 from analysis.report import browser_data
 from analysis.strategies import READ_BY_MATCHING_STATS, StrategyOptions
 from analysis.suppression import SuppressionRule
-from analysis.tables import Result
+from analysis.tables import Result, with_problems
 from data.annotations import Annotations
 from data.loader import LoaderSettings
 from data.splits import open_split
@@ -89,6 +89,7 @@ def matching_stats(opened: Opened, options: MatchingOptions, folder: Path, repor
     views = pictures.views(spread(len(opened.annotations), report_images))
     browser = browser_data(views, opened.annotations.names, opened.plan) if views else None
     result = Result("matching-stats", description(opened), figures, tables, all_plots(figures), notes_of(figures))
+    result = with_problems(result, opened.annotations)
     remove_blocks(partial)
     return replace(result, folder=folder, browser=browser)
 
@@ -116,7 +117,7 @@ def open_everything(source: Source, options: MatchingOptions, strategies: Strate
     if loaded.network.num_classes != len(annotations.names):
         raise UserError(
             f"{weights}: detects {loaded.network.num_classes} classes, {data} has {len(annotations.names)}; name the "
-            "data set of these weights with --data"
+            "data set of these weights with --data, or other weights with --weights"
         )
     chosen = chosen_strategies(strategies, trained)
     kinds = strategies.match_iou or DEFAULT_KINDS
@@ -219,6 +220,8 @@ def resumed_options(given: dict[str, Any]) -> dict[str, Any]:
     if others:
         raise UserError(f"--resume takes all options from its folder; leave --{others[0].replace('_', '-')} out")
     folder = Path(given["resume"])
+    if (folder / "results.json").is_file():
+        raise UserError(f"--resume {folder}: this run is finished, its results.json is there")
     if not (folder / "config.yaml").is_file() or not (folder / "partial").is_dir():
         raise UserError(f"--resume {folder}: no interrupted --matching-stats run is here (config.yaml and partial/)")
     saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))

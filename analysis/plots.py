@@ -12,20 +12,28 @@ MAX_POINTS = 20_000  # of a scatter plot: more only makes it slow
 MAX_BARS = 40
 
 
-def histogram_grid(histograms: Mapping[str, Mapping[str, Sequence[float]]], titles: Mapping[str, str]) -> Figure:
-    """Draw one bar chart per histogram ``{"edges": [n + 1], "counts": [n]}``, three to a row."""
-    columns = min(3, len(histograms))
+def histogram_grid(
+    histograms: Mapping[str, Mapping[str, Sequence[float]]], words: Mapping[str, tuple[str, str]]
+) -> Figure:
+    """Draw one bar chart per histogram ``{"edges": [n + 1], "counts": [n]}``, two to a row; bins are drawn alike.
+
+    Args:
+        histograms: by name.
+        words: title and what is counted, by the same names.
+    """
+    columns = min(2, len(histograms))
     rows = -(-len(histograms) // columns)
-    figure = Figure(figsize=(4.6 * columns, 3.2 * rows), layout="constrained")
+    figure = Figure(figsize=(5.6 * columns, 3.2 * rows), layout="constrained")
     all_axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axes, (name, histogram) in zip(all_axes, histograms.items(), strict=False):
         edges, counts = np.asarray(histogram["edges"], dtype=float), histogram["counts"]
         place = np.arange(len(counts))
         axes.bar(place + 0.5, counts, width=0.95, color="tab:blue")
         every = max(1, len(edges) // 8)
-        axes.set_xticks(np.arange(len(edges))[::every], [f"{edge:g}" for edge in edges[::every].round(3)], fontsize=7)
-        axes.set_title(titles.get(name, name), fontsize=9)
-        axes.set_ylabel("count", fontsize=8)
+        axes.set_xticks(np.arange(len(edges))[::every], [f"{edge:.3g}" for edge in edges[::every]], fontsize=7)
+        title, counted = words[name]
+        axes.set_title(title, fontsize=9)
+        axes.set_ylabel(counted, fontsize=8)
         axes.tick_params(axis="y", labelsize=7)
     for axes in all_axes[len(histograms) :]:
         axes.set_visible(False)
@@ -34,6 +42,8 @@ def histogram_grid(histograms: Mapping[str, Mapping[str, Sequence[float]]], titl
 
 def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], title: str, unit: str) -> Figure:
     """Draw grouped horizontal bars, one group per label and one colour per series; the first MAX_BARS labels."""
+    if len(labels) > MAX_BARS:
+        title = f"{title} (the first {MAX_BARS} of {len(labels)})"
     labels = list(labels)[:MAX_BARS]
     figure = Figure(figsize=(8, 1.5 + 0.22 * len(labels) * max(1, len(series) * 0.6)), layout="constrained")
     axes = figure.subplots()
@@ -41,11 +51,11 @@ def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], title: st
     for number, (name, values) in enumerate(series.items()):
         axes.barh(np.arange(len(labels)) + number * height, list(values)[: len(labels)], height=height, label=name)
     axes.set_yticks(np.arange(len(labels)) + 0.425 - height / 2, labels, fontsize=7)
-    axes.invert_yaxis()
+    axes.set_ylim(len(labels), -height)
     axes.set_xlabel(unit)
     axes.set_title(title, fontsize=10)
     if len(series) > 1:
-        axes.legend(fontsize=8)
+        figure.legend(fontsize=8, loc="outside right upper")
     return figure
 
 

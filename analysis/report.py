@@ -72,7 +72,7 @@ def section(result: Result) -> str:
     )
     notes = "".join(f"<li>{html.escape(note)}</li>" for note in result.notes)
     figures = "".join(
-        f'<figure><img alt="{html.escape(name)}" src="{png_uri(figure)}" loading="lazy"></figure>'
+        f'<figure><img alt="{html.escape(name)}" src="{png_uri(figure)}" loading="lazy" tabindex="0"></figure>'
         for name, figure in result.plots.items()
     )
     tables = "\n".join(as_html(table) for table in result.tables)

@@ -24,6 +24,9 @@ class StrategyOptions(AssignmentOptions):
     )
 
     def __post_init__(self) -> None:
+        names = self.match.split(",")
+        if len(set(names)) < len(names):
+            raise ValueError(f"--match {self.match}: names a strategy twice")
         if self.match:
             self.for_strategies(self.match.split(","), READ_BY_MATCHING_STATS)
 

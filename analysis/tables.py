@@ -9,13 +9,14 @@ import csv
 import io
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from data.annotations import Annotations, summarise_problems
 from utils.files import atomic_path, write_json_atomically, write_text_atomically
 
 SCHEMA = "yolo-lab-analysis-1"
@@ -46,6 +47,12 @@ class Result:
     notes: tuple[str, ...] = ()  # sentences for the reader, warnings first
     folder: Path | None = None  # of an analysis that keeps files there while it runs; None: one is made afterwards
     browser: dict[str, Any] | None = None  # single images for --report
+
+
+def with_problems(result: Result, annotations: Annotations) -> Result:
+    """Return the result with a note for each kind of label problem, how often it occurs and where first."""
+    lines = [f"labels: {line}" for line in summarise_problems(annotations.problems)]
+    return replace(result, notes=(*lines, *result.notes))
 
 
 def plain(value: Any) -> Any:

@@ -29,6 +29,9 @@ INTEGERS, REALS = 4, 5  # per annotation: id, image_id, category_id, iscrowd; x,
 POLYGONS = re.compile(rb'"segmentation"\s*:\s*\[[\[\]\d\s.,eE+-]*\]\s*,')
 
 
+SWALLOWED = object()  # stands in the parsed JSON for an annotation whose numbers are kept
+
+
 class _Columns:
     """Collects annotations while the JSON is parsed; used as ``object_hook``."""
 
@@ -37,8 +40,8 @@ class _Columns:
         self.reals = array("d")
         self.count = 0
 
-    def __call__(self, item: dict) -> dict | tuple | None:
-        """Swallow an annotation (None), pack an image (tuple), pass anything else on."""
+    def __call__(self, item: dict) -> dict | tuple | object:
+        """Swallow an annotation, pack an image (tuple), pass anything else on."""
         if "bbox" in item:
             try:
                 x, y, w, h = item["bbox"]
@@ -49,7 +52,7 @@ class _Columns:
                 del self.integers[INTEGERS * self.count :], self.reals[REALS * self.count :]
                 return {key: item.get(key) for key in ("id", "bbox")}
             self.count += 1
-            return None
+            return SWALLOWED
         if "file_name" in item and "id" in item:
             return (item["id"], item.get("width") or 0, item.get("height") or 0, item["file_name"])
         return item
@@ -79,7 +82,8 @@ def read_coco(json_path: Path, description: DataDescription, split: str, need_im
     table.drop_bad_boxes(image_wh)
     _mend_areas(table)
     if table.duplicates().any():
-        table.note(table.duplicates(), "box stands twice (kept, as COCO's evaluation does)", lambda row: "")
+        kind = "box stands twice (kept, as COCO's evaluation does)"
+        table.note(table.duplicates(), kind, lambda row: f"annotation {table['id'][row]}")
     annotation_ids = table["id"]
     if len(table) and (annotation_ids.min() < 1 or len(np.unique(annotation_ids)) < len(table)):
         problems.append(Problem(str(json_path), 0, "annotation ids are not unique and positive", "counted anew from 1"))
@@ -148,7 +152,8 @@ def _categories(top: dict, path: Path, description: DataDescription) -> tuple[tu
         raise UserError(f"{path}: 'categories' is empty")
     ids, names = tuple(id_ for id_, _ in pairs), tuple(name for _, name in pairs)
     if len(set(ids)) < len(ids):
-        raise UserError(f"{path}: a category id stands twice")
+        twice = next(id_ for id_ in ids if ids.count(id_) > 1)
+        raise UserError(f"{path}: the category id {twice} stands twice")
     if description.num_classes and description.num_classes != len(ids):
         said = f"{description.path} says classes = {description.num_classes}"
         raise UserError(f"{path}: has {len(ids)} categories, but {said}")
@@ -189,15 +194,15 @@ def _good_image(item: tuple) -> bool:
 
 def _table(items: list, columns: _Columns, path: Path, problems: list[Problem]) -> RowTable:
     """Turn the collected numbers into columns; ``line`` holds the position in the list of annotations."""
-    position = np.array([i for i, item in enumerate(items) if item is None], dtype=np.int64)
+    position = np.array([i for i, item in enumerate(items) if item is SWALLOWED], dtype=np.int64)
     integers = np.frombuffer(columns.integers, dtype=np.int64).reshape(-1, INTEGERS)
     reals = np.frombuffer(columns.reals, dtype=np.float64).reshape(-1, REALS)
     if len(position) != len(integers):
         raise UserError(f"{path}: has a 'bbox' outside of 'annotations'; not a COCO annotation file")
     problems += [
-        Problem(str(path), 0, "annotation without usable ids and bbox", f"annotations[{i}] {str(item)[:80]}")
+        Problem(str(path), 0, "annotation without usable ids or bbox", f"annotations[{i}] {str(item)[:80]}")
         for i, item in enumerate(items)
-        if item is not None
+        if item is not SWALLOWED
     ]
     xywh = reals[:, :4].copy()
     with np.errstate(over="ignore", invalid="ignore"):  # such rows are dropped next

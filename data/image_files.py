@@ -92,7 +92,9 @@ def read_image(path: str, expected_wh: tuple[int, int], orientation: int | None,
         full = upright(decode_image(path, 1), orientation) if reduce > 1 else image
         if (full.shape[1], full.shape[0]) != (width, height):
             found = f"{full.shape[1]}x{full.shape[0]}"
-            raise UserError(f"{path}: the image is {found}, but its annotation says {width}x{height}")
+            raise UserError(
+                f"{path}: the image is {found}, but its annotation says {width}x{height}; correct the one or the other"
+            )
     return image
 
 

@@ -73,4 +73,5 @@ class RowTable:
         return repeated
 
     def _box(self, row: int) -> str:
-        return "box x1 y1 x2 y2 = " + " ".join(f"{value:g}" for value in self["xyxy"][row])
+        which = f"annotation {self['id'][row]}, " if "id" in self.columns else ""
+        return f"{which}box x1 y1 x2 y2 = " + " ".join(f"{value:g}" for value in self["xyxy"][row])

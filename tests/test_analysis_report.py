@@ -184,6 +184,16 @@ def test_an_error_in_the_console_would_be_seen(report):
 
 
 @needs_browser
+def test_a_figure_is_enlarged_by_a_click_and_by_a_key(report):
+    press = "new KeyboardEvent('keydown', {key: 'Enter', bubbles: true})"
+    enlarge = "const image = document.querySelector('figure img'); image.click();"
+    text, console = browse(report, extra=enlarge)
+    assert console == [] and text.count('<figure class="large">') == 1
+    text, _ = browse(report, extra=f"{enlarge} image.dispatchEvent({press});")
+    assert '<figure class="large">' not in text
+
+
+@needs_browser
 @pytest.mark.parametrize(
     ("fragment", "expected"),
     [

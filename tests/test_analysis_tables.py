@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from analysis.plots import anchor_scatter, bars, curves, histogram_grid
+from analysis.plots import anchor_scatter, bars, cumulative_counts, curves, histogram_grid
 from analysis.tables import Result, Table, as_csv, as_markdown, plain, print_result, share, write_result
 
 TABLE = Table(
@@ -60,9 +60,11 @@ def test_write_and_print(tmp_path, capsys):
     histogram = {"edges": [0, 1, 2], "counts": [3, 4]}
     figures = {
         "bars": bars(["a", "b"], {"x": [1, 2], "y": [3, 4]}, "title", "unit"),
-        "histograms": histogram_grid({"one": histogram, "two": histogram}, {"one": "One"}),
+        "histograms": histogram_grid({"one": histogram, "two": histogram}, {"one": ("One", "a"), "two": ("Two", "b")}),
         "scatter": anchor_scatter(np.ones((30000, 2)), {"anchors": np.ones((3, 2))}, "title"),
         "curves": curves({"mAP": {"a": [(np.arange(3), np.arange(3))], "b": []}, "AP": {}}, "epoch"),
+        "cumulative": cumulative_counts({"a": [1, 2], "b": [0, 0, 3]}, "title", "positives"),
+        "nothing": cumulative_counts({"a": []}, "title", "positives"),
         "empty": bars([], {"x": []}, "title", "unit"),
     }
     result = Result("mode", {"data": "d"}, {"x": np.float64(1.5), "y": float("nan")}, (TABLE,), figures, ("note",))
@@ -98,3 +100,15 @@ def test_listings_are_short_in_markdown_and_whole_in_csv(tmp_path):
 @pytest.mark.parametrize("value", [0.0, 1e-9, -3.25, 999.99])
 def test_numbers_survive_the_csv(value):
     assert float(as_csv(Table("t", "T", ("v",), ((value,),))).splitlines()[1]) == value
+
+
+def test_cumulative_counts_by_hand():
+    # Of four objects one has none, one has one and two have three: 1/4, 2/4, 2/4, 4/4.
+    axes = cumulative_counts({"a": [1, 1, 0, 2], "b": [5]}, "title", "positives").axes[0]
+    assert axes.lines[0].get_ydata().tolist() == [0.25, 0.5, 0.5, 1.0]
+    assert axes.lines[1].get_ydata().tolist() == [1.0] * 4
+
+
+def test_bars_say_what_they_leave_out():
+    axes = bars([str(n) for n in range(50)], {"x": list(range(50))}, "Classes", "objects").axes[0]
+    assert axes.get_title() == "Classes (the first 40 of 50)" and len(axes.patches) == 40

@@ -53,12 +53,12 @@ def test_categories_are_indexed_by_ascending_id_and_boxes_are_kept_exactly(tmp_p
 @pytest.mark.parametrize(
     "row, kind",
     [
-        (note(bbox=[1, 2, 3]), "annotation without usable ids and bbox"),
-        (note(bbox=[1, 2, 3, "x"]), "annotation without usable ids and bbox"),
-        (note(bbox=None), "annotation without usable ids and bbox"),
-        ({"id": 3, "image_id": 1}, "annotation without usable ids and bbox"),
-        (note(image_id="one"), "annotation without usable ids and bbox"),
-        (note(id=2**70), "annotation without usable ids and bbox"),
+        (note(bbox=[1, 2, 3]), "annotation without usable ids or bbox"),
+        (note(bbox=[1, 2, 3, "x"]), "annotation without usable ids or bbox"),
+        (note(bbox=None), "annotation without usable ids or bbox"),
+        ({"id": 3, "image_id": 1}, "annotation without usable ids or bbox"),
+        (note(image_id="one"), "annotation without usable ids or bbox"),
+        (note(id=2**70), "annotation without usable ids or bbox"),
         (note(image_id=9), "annotation of an unknown image id"),
         (note(category_id=4), "annotation of an unknown category id"),
         (note(bbox=[float("nan"), 2, 3, 4]), "not a finite number"),
@@ -74,6 +74,22 @@ def test_a_bad_annotation_is_counted_and_only_it_is_dropped(tmp_path, row, kind)
     assert notes.annotation_ids.tolist() == [11, 12]
     assert notes.problems[0].kind == kind
     assert notes.boxes_xyxy.tolist() == [[10, 5, 30, 35]] * 2
+
+
+@pytest.mark.parametrize("entry", [None, 5, "x", [1], True])
+def test_an_annotation_that_is_no_object_is_counted_like_the_others(tmp_path, entry):
+    notes = read(write(tmp_path, annotations=[note(id=11), entry, note(id=12)]))
+    assert notes.annotation_ids.tolist() == [11, 12]
+    (problem,) = [one for one in notes.problems if one.kind == "annotation without usable ids or bbox"]
+    assert problem.what.startswith("annotations[1]")
+
+
+def test_a_problem_names_its_annotation(tmp_path):
+    rows = [note(id=11, bbox=[1, 2, 0, 4]), note(id=12), note(id=13), note(id=14, bbox=[95, 5, 20, 10])]
+    said = {problem.kind.split(" (")[0]: problem.what for problem in read(write(tmp_path, annotations=rows)).problems}
+    assert said["zero or negative size"].startswith("annotation 11, box")
+    assert said["box stands twice"] == "annotation 13"
+    assert said["box reaches over the edge of the image; training uses its inside"].startswith("annotation 14, box")
 
 
 def test_notes_that_drop_nothing(tmp_path):

@@ -99,6 +99,39 @@ def test_a_second_run_does_not_overwrite_the_first(run, no_drawing, tmp_path):
     assert document("mine")["figures"]["objects"]["total"] == 4
 
 
+@pytest.mark.parametrize(
+    "option, value", [("--near-gap", "-3"), ("--near-gap", "nan"), ("--coincident", "inf"), ("--overlap-iou", "1.5"),
+                      ("--containment", "-0.1"), ("--crowded-pairs", "0"), ("--elongation", "0.5")],
+)  # fmt: skip
+def test_thresholds_without_sense_are_refused(run, tmp_path, option, value):
+    status, _, err = run("--dataset-stats", "--data", write_coco(tmp_path, coco_dict()), option, value)
+    assert status == 2 and option in err and err.count("\n") == 1
+
+
+def test_label_problems_are_told_by_every_analysis(run, no_drawing, tmp_path, monkeypatch):
+    content = coco_dict()
+    content["annotations"][0]["bbox"] = [10, 10, 0, 20]
+    path = write_coco(tmp_path, content)
+    status, out, _ = run("--anchor-stats", "--data", path)
+    said = f"labels: 1 x zero or negative size; first: {path} (annotation 1, box"
+    assert status == 0 and said in out
+    assert document("anchor-stats")["notes"][0].startswith(said)
+
+
+def test_the_first_line_says_what_is_analysed(run, no_drawing, tmp_path):
+    path = write_coco(tmp_path, coco_dict())
+    _, out, _ = run("--dataset-stats", "--anchor-stats", "--data", path)
+    assert out.splitlines()[0] == (
+        f"analyze: --dataset-stats --anchor-stats of {path} (train) with the anchors of yolov3-nano.cfg"
+    )
+
+
+def test_a_cfg_that_is_not_there_is_refused_before_anything_is_done(run, tmp_path):
+    status, _, err = run("--dataset-stats", "--anchor-stats", "--data", write_coco(tmp_path, coco_dict()),
+                         "--cfg", "nope.cfg")  # fmt: skip
+    assert status == 2 and "nope.cfg" in err and not Path("runs").exists()
+
+
 def test_anchor_stats_of_chosen_strategies(run, tmp_path):
     path = write_coco(tmp_path, coco_dict())
     arguments = ("--anchor-stats", "--data", path, "--cfg", "yolov3-tiny.cfg", "--img-size", 320)

@@ -188,6 +188,8 @@ def test_report_alone_writes_one_file(project, run):
     [
         (("--match", "standrd"), "did you mean 'standard'"),
         (("--match", "standard", "--iou-new", "0.5"), "--iou-new"),
+        (("--match", "standard,ratio,standard"), "names a strategy twice"),
+        (("--name", "../elsewhere"), "must be the name of a folder inside runs/analyze"),
         (("--match-iou", "uio"), "invalid choice"),
         (("--by", "colour"), "--by knows class, size, elongation, occlusion, matches, not 'colour'"),
         (("--least-q", "0"), "--least-q must be above 0"),
@@ -200,7 +202,7 @@ def test_report_alone_writes_one_file(project, run):
         (("--device", "cuda:77"), "cuda:77"),
         (("--resume", "runs/train/exp"), "no interrupted --matching-stats run"),
         (("--resume", "runs/train/exp", "--batch-size", "2"), "leave --batch-size out"),
-        (("--near-gap", "3"), "--near-gap is read by --dataset-stats only"),
+        (("--near-gap", "3"), "--near-gap is read by --dataset-stats only; add it, or"),
     ],
 )
 def test_a_mistake_is_one_line(project, run, arguments, says):

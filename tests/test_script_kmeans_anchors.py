@@ -210,3 +210,12 @@ def test_no_box_one_box_and_fewer_sizes_than_anchors(run, tmp_path, count):
     status, _, error = run("--data", write(tmp_path, rows), "--num", 3)
     assert (status, len(error.strip().splitlines())) == (2, 1)
     assert ("no box" if count == 0 else "too few for 3 anchors") in error
+
+
+def test_label_problems_are_told(run, tmp_path, data):
+    content = json.loads(data.read_text())
+    content["annotations"][0]["bbox"] = [5, 5, 0, 10]
+    data.write_text(json.dumps(content))
+    status, out, _ = run("--data", data, "--method", "iou", "--num", 3, "--cfg", "yolov3.cfg")
+    assert status == 0 and "labels: 1 x zero or negative size" in out
+    assert any("zero or negative size" in note for note in document()["notes"])

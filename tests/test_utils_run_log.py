@@ -53,3 +53,10 @@ def test_pictures_are_written_without_a_screen(tmp_path, monkeypatch):
     plot_labels(tmp_path / "labels.png", [0, 1], [[0.5, 0.5], [0.1, 0.2]], [[0.2, 0.2], [0.9, 0.1]], ["a", "b"])
     plot_labels(tmp_path / "none.png", [], [], [], ["a"])
     assert all((tmp_path / name).stat().st_size > 1000 for name in ("results.png", "labels.png", "none.png"))
+
+
+@pytest.mark.parametrize("name", ["../out", "a/../../out", "/tmp/out", ""])
+def test_a_name_that_leads_out_of_the_runs_is_refused(tmp_path, name):
+    with pytest.raises(UserError, match="inside"):
+        new_run_folder(tmp_path / "runs", name)
+    assert not list(tmp_path.iterdir())

@@ -47,9 +47,8 @@ def find_file(name: str, what: str) -> Path:
     known = sorted(
         {p.name for folder in SEARCH_FOLDERS[1:] for p in (REPOSITORY / folder).glob(f"*{Path(name).suffix}")}
     )
-    raise UserError(
-        f"{what} '{name}' does not exist here or in cfg/{suggestion(name, known)} (shipped: {', '.join(known)})"
-    )
+    shipped = f" (shipped: {', '.join(known)})" if known else ""
+    raise UserError(f"{what} '{name}' does not exist here or in cfg/{suggestion(name, known)}{shipped}")
 
 
 def parse_options(description: str, *groups: type, argv: Sequence[str] | None = None) -> tuple[Any, ...]:

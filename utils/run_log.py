@@ -21,9 +21,11 @@ def new_run_folder(parent: str | Path, name: str) -> Path:
     """Create and return ``parent/name``, or ``parent/name2``, ``name3``, … if that is taken.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: the name leads out of ``parent``, or the folder cannot be written.
     """
     parent = Path(parent)
+    if not name or Path(name).is_absolute() or ".." in Path(name).parts:
+        raise UserError(f"--name {name}: must be the name of a folder inside {parent}")
     number = 1
     while True:
         folder = parent / (name if number == 1 else f"{name}{number}")
