@@ -30,7 +30,7 @@ def histogram_grid(
         place = np.arange(len(counts))
         axes.bar(place + 0.5, counts, width=0.95, color="tab:blue")
         every = max(1, len(edges) // 8)
-        axes.set_xticks(np.arange(len(edges))[::every], [f"{edge:.3g}" for edge in edges[::every]], fontsize=7)
+        axes.set_xticks(np.arange(len(edges))[::every], [f"{edge:.4g}" for edge in edges[::every]], fontsize=7)
         title, counted = words[name]
         axes.set_title(title, fontsize=9)
         axes.set_ylabel(counted, fontsize=8)
