@@ -274,23 +274,34 @@ def test_transfer_to_other_classes_keeps_the_backbone_and_frozen_layers(project)
 
 
 @pytest.mark.slow
-def test_two_processes_share_the_batches(project):
-    launcher = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        str(ROOT / "train.py"),
-    ]
-    given = (*BASIC, "--epochs", "2", "--workers", "0", "--name", "shared")
-    done = subprocess.run(
-        [*launcher, *given], cwd=project, capture_output=True, text=True, timeout=300, env=environment()
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    runs = [path.name for path in (project / "runs/train").iterdir()]
-    assert runs == ["shared"]  # one folder, written by one process
-    rows = list(csv.DictReader((project / "runs/train/shared/results.csv").read_text().splitlines()))
-    assert [row["epoch"] for row in rows] == ["1", "2"]
-    assert 0 <= float(rows[1]["metrics/mAP_0.5"]) <= 1
-    assert done.stdout.count("over the tested epochs") == 1
+def test_two_processes_share_the_batches_and_resume_bit_for_bit(project):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+
+    def start(*arguments):
+        return subprocess.Popen(
+            [*launcher, str(ROOT / "train.py"), *arguments], cwd=project, env=environment(), text=True,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+
+    given = (*BASIC, "--epochs", "5", "--workers", "0")
+    process = start(*given, "--name", "whole")
+    printed, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    assert [path.name for path in (project / "runs/train").iterdir()] == ["whole"]  # one folder, written by one process
+    rows = list(csv.DictReader((project / "runs/train/whole/results.csv").read_text().splitlines()))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4", "5"] and 0 <= float(rows[-1]["metrics/mAP_0.5"]) <= 1
+    assert printed.count("over the tested epochs") == 1
+
+    process, last = start(*given, "--name", "cut"), project / "runs/train/cut/last.pt"
+    deadline = time.time() + 200
+    while epochs_done(last) < 2 and time.time() < deadline and process.poll() is None:
+        time.sleep(0.01)
+    process.terminate()  # torchrun ends its processes
+    process.communicate(timeout=60)
+    assert 2 <= epochs_done(last) < 5
+    process = start("--resume", str(last))
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors[-3000:]
+    whole, cut = (torch.load(project / f"runs/train/{name}/last.pt", weights_only=True) for name in ("whole", "cut"))
+    assert all(torch.equal(whole[part][key], cut[part][key]) for part in ("model", "ema") for key in whole[part])
+    assert whole["history"] == cut["history"]
