@@ -25,7 +25,7 @@ from analysis.report import ReportOptions, write_report
 from analysis.strategies import StrategyOptions, needs_predictions, prior_strategies
 from analysis.tables import Result, print_result, with_problems, write_result
 from data.annotations import Annotations
-from data.data_file import SPLITS, open_data
+from data.data_file import SPLITS, open_data, split_shown
 from data.label_files import read_dataset
 from models.heads import Head
 from models.network import build_network, check_image_size, require_heads
@@ -132,7 +132,7 @@ def announce(options: AnalyzeOptions, modes: list[str]) -> None:
     if modes and distributed.is_main():
         anchors = f" with the anchors of {options.cfg}" if "anchor_stats" in modes else ""
         what = " ".join(flag(mode) for mode in modes)
-        print(f"analyze: {what} of {options.data} ({options.split}){anchors}\n")
+        print(f"analyze: {what} of {options.data} ({split_shown(options.data, options.split)}){anchors}\n")
 
 
 def default_modes(given: dict[str, Any]) -> list[str]:
@@ -219,7 +219,9 @@ def read_heads(options: AnalyzeOptions, num_classes: int) -> tuple[tuple[Head, .
 
 def described(result: Result, options: AnalyzeOptions, **more: Any) -> Result:
     """Return the result with the files it is about."""
-    return replace(result, data={"data": options.data, "split": options.split, **more, **result.data})
+    return replace(
+        result, data={"data": options.data, "split": split_shown(options.data, options.split), **more, **result.data}
+    )
 
 
 def run_name(name: str, mode: str, num_modes: int) -> str:

@@ -29,7 +29,7 @@ from analysis.anchor_fit import (
 from analysis.objects import Objects, letterboxed, select_objects
 from analysis.plots import anchor_scatter
 from analysis.tables import Result, Table, print_result, with_problems, write_result
-from data.data_file import SPLITS, open_data
+from data.data_file import SPLITS, open_data, split_shown
 from data.label_files import read_dataset
 from models.network import Network, build_network, build_network_from_text, check_image_size, require_heads
 from utils.config import build_options, find_file, option, parse_flags
@@ -76,8 +76,9 @@ def main() -> None:
     boxes_wh = sizes_at(objects, img_sizes)
     sizes = count_sizes(boxes_wh)
     print(
-        f"kmeans_anchors: {num} anchors for {len(objects):,} objects of {options.data} ({options.split}) "
-        f"at {' '.join(map(str, img_sizes))} px by --method {fit_options.method}, beside those of {options.cfg}\n"
+        f"kmeans_anchors: {num} anchors for {len(objects):,} objects of {options.data} "
+        f"({split_shown(options.data, options.split)}) at {' '.join(map(str, img_sizes))} px by --method "
+        f"{fit_options.method}, beside those of {options.cfg}\n"
     )
     found = fit_anchors(sizes, num, fit_options)
 
@@ -183,7 +184,7 @@ def describe(
            for name in sets},
     }  # fmt: skip
     settings = {"img_sizes": options.img_size, "cfg": options.cfg, **asdict(fit_options), "num": len(found)}
-    data = {"data": options.data, "split": options.split, **settings}
+    data = {"data": options.data, "split": split_shown(options.data, options.split), **settings}
     plot = anchor_scatter(
         boxes_wh, {"found": found, f"present ({Path(options.cfg).name})": present}, "Boxes and anchors"
     )

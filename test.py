@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from data.annotations import Annotations
+from data.data_file import split_shown
 from data.letterbox import RESIZES
 from data.loader import LoaderSettings, evaluation_batches
 from data.splits import open_split
@@ -162,9 +163,9 @@ def announce(options: EvaluationOptions, loaded: LoadedNetwork, dataset: Annotat
     if distributed.is_main():
         width, height = options.img_size
         print(
-            f"test: {options.weights} ({loaded.network.cfg_path}) on {options.data}, {SPLITS[options.task]} split of "
-            f"{len(dataset)} images, {options.resize} to {width}x{height}{', rectangular batches' * options.rect} "
-            f"({describe_device(device)})"
+            f"test: {options.weights} ({loaded.network.cfg_path}) on {options.data} "
+            f"({split_shown(options.data, SPLITS[options.task])}), {len(dataset)} images, {options.resize} to "
+            f"{width}x{height}{', rectangular batches' * options.rect} ({describe_device(device)})"
         )
         if options.half and device.type != "cuda":
             print("--half means nothing on this device: computing in float32")

@@ -20,6 +20,7 @@ from analysis.strategies import READ_BY_MATCHING_STATS, StrategyOptions
 from analysis.suppression import SuppressionRule
 from analysis.tables import Result, with_problems
 from data.annotations import Annotations
+from data.data_file import split_shown
 from data.loader import LoaderSettings
 from data.splits import open_split
 from models.build_targets import AssignmentOptions
@@ -131,7 +132,7 @@ def open_everything(source: Source, options: MatchingOptions, strategies: Strate
     opened = Opened(weights, loaded, annotations, data, source.split, img_size, chosen, kinds, plan)
     if distributed.is_main():
         print(
-            f"analyze: {weights} ({loaded.network.cfg_path}) on the {source.split} split of {data}, "
+            f"analyze: {weights} ({loaded.network.cfg_path}) on {data} ({split_shown(data, source.split)}), "
             f"{len(annotations)} images at {img_size}x{img_size}, --match {','.join(chosen)}, "
             f"--match-iou {' '.join(kinds)} ({describe_device(device)})"
         )
@@ -190,7 +191,7 @@ def description(opened: Opened) -> dict[str, Any]:
         "weights": opened.weights,
         "cfg": str(opened.loaded.network.cfg_path),
         "data": opened.data,
-        "split": opened.split,
+        "split": split_shown(opened.data, opened.split),
         "images": len(annotations),
         "annotations": len(annotations.box_image),
         "names": annotations.names,

@@ -84,6 +84,11 @@ def open_data(name: str) -> DataDescription:
     return read_data_file(name)
 
 
+def split_shown(data: str, split: str) -> str:
+    """Return how to call a split: ``all`` where the data set, not being a ``.data`` file, has a single one."""
+    return split if data.endswith(".data") else "all"
+
+
 def read_data_file(path: str | Path) -> DataDescription:
     """Read a ``.data`` file, looked up as given and then in ``cfg/``.
 

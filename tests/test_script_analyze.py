@@ -122,7 +122,7 @@ def test_the_first_line_says_what_is_analysed(run, no_drawing, tmp_path):
     path = write_coco(tmp_path, coco_dict())
     _, out, _ = run("--dataset-stats", "--anchor-stats", "--data", path)
     assert out.splitlines()[0] == (
-        f"analyze: --dataset-stats --anchor-stats of {path} (train) with the anchors of yolov3-nano.cfg"
+        f"analyze: --dataset-stats --anchor-stats of {path} (all) with the anchors of yolov3-nano.cfg"
     )
 
 
