@@ -60,10 +60,10 @@ def image_header(path: str) -> tuple[int, int, int]:
             width, height = image.size
             orientation = image.getexif().get(EXIF_ORIENTATION, 1) if "exif" in image.info else 1
     except OSError as error:  # Pillow's UnidentifiedImageError is one
-        reason = error.strerror if error.errno else "not an image that can be read"
+        reason = error.strerror if error.errno else "not an image that can be read; replace or remove it"
         raise UserError(f"{path}: {reason}") from error
     except (Image.DecompressionBombError, ValueError, SyntaxError, TypeError) as error:
-        raise UserError(f"{path}: not an image that can be read ({error})") from error
+        raise UserError(f"{path}: not an image that can be read ({error}); replace or remove it") from error
     if orientation not in UPRIGHT:
         orientation = 1
     return (height, width, orientation) if UPRIGHT[orientation][0] else (width, height, orientation)
@@ -111,16 +111,16 @@ def decode_image(path: str, reduce: int = 1) -> np.ndarray:
         raise UserError(f"{path}: {error.strerror}") from error
     is_jpeg = data[:2] == b"\xff\xd8"
     if is_jpeg and data.rfind(b"\xff\xd9") < 0:
-        raise UserError(f"{path}: the JPEG file is cut off")
+        raise UserError(f"{path}: the JPEG file is cut off; replace or remove it")
     image = None
     if data:
         flags = REDUCED[reduce if is_jpeg else 1] | cv2.IMREAD_IGNORE_ORIENTATION
         try:
             image = cv2.imdecode(np.frombuffer(data, dtype=np.uint8), flags)
         except cv2.error as error:
-            raise UserError(f"{path}: not an image that can be read ({error.err})") from error
+            raise UserError(f"{path}: not an image that can be read ({error.err}); replace or remove it") from error
     if image is None:
-        raise UserError(f"{path}: not an image that can be read")
+        raise UserError(f"{path}: not an image that can be read; replace or remove it")
     if reduce > 1 and not is_jpeg:
         size = (-(-image.shape[1] // reduce), -(-image.shape[0] // reduce))
         image = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
