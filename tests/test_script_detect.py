@@ -193,6 +193,8 @@ def test_names_of_the_data_that_the_user_names_come_before_those_of_the_weights(
     assert run_script(script, monkeypatch, "--source", "images", "--nosave", "--data", "other.data") == 0
     printed = capsys.readouterr().out
     assert "alpha" in printed and NAMES[0] not in printed
+    assert run_script(script, monkeypatch, "--source", "images", "--nosave", "--data", "images") == 0
+    assert NAMES[0] in capsys.readouterr().out  # a folder has no names: those of the weights
 
 
 def test_a_folder_that_cannot_be_written(project, script, monkeypatch, capsys):
