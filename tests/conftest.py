@@ -1,9 +1,12 @@
 """Fixtures shared by all tests."""
 
+import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from utils.errors import run_command
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -22,6 +25,22 @@ def device(request) -> torch.device:
     if request.param == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     return torch.device(request.param)
+
+
+@pytest.fixture
+def run_main(monkeypatch, capfd):
+    """Run the main of a script, given as a module; return exit status, standard output and error output."""
+
+    def call(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [f"{script.__name__}.py", *map(str, arguments)])
+        status = 0
+        try:
+            run_command(script.main)
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capfd.readouterr()
+
+    return call
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import analyze
-from utils.errors import run_command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -28,20 +27,10 @@ def no_drawing(monkeypatch):
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capfd):
-    """Run analyze.py's main in an empty folder; return exit status, standard output and error output."""
+def run(tmp_path, monkeypatch, run_main):
+    """Run analyze.py's main in an empty folder."""
     monkeypatch.chdir(tmp_path)
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["analyze.py", *map(str, arguments)])
-        status = 0
-        try:
-            run_command(analyze.main)
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capfd.readouterr()
-
-    return call
+    return lambda *arguments: run_main(analyze, *arguments)
 
 
 def coco_dict():

@@ -13,7 +13,7 @@ import analyze
 from analysis import matching_stats
 from data.annotations import Annotations
 from tests.tiny_project import CFG, REPOSITORY, make_project, random_network
-from utils.errors import UserError, run_command
+from utils.errors import UserError
 
 
 @pytest.fixture
@@ -26,19 +26,9 @@ def project(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def run(monkeypatch, capfd):
-    """Run analyze.py's main; return exit status, standard output and error output."""
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["analyze.py", *map(str, arguments)])
-        status = 0
-        try:
-            run_command(analyze.main)
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capfd.readouterr()
-
-    return call
+def run(run_main):
+    """Run analyze.py's main."""
+    return lambda *arguments: run_main(analyze, *arguments)
 
 
 @pytest.fixture

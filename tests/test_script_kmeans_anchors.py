@@ -1,7 +1,6 @@
 """kmeans_anchors.py as a user types it: the line for the cfg, the written cfg, and what it refuses."""
 
 import json
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,25 +10,14 @@ import torch
 import kmeans_anchors
 from models.network import build_network
 from utils.config import REPOSITORY
-from utils.errors import run_command
 
 
 @pytest.fixture
-def run(tmp_path, monkeypatch, capfd):
-    """Run kmeans_anchors.py's main in an empty folder; return exit status, standard output and error output."""
+def run(tmp_path, monkeypatch, run_main):
+    """Run kmeans_anchors.py's main in an empty folder, without drawing."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: path.touch())
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["kmeans_anchors.py", *map(str, arguments)])
-        status = 0
-        try:
-            run_command(kmeans_anchors.main)
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capfd.readouterr()
-
-    return call
+    return lambda *arguments: run_main(kmeans_anchors, *arguments)
 
 
 @pytest.fixture
