@@ -143,8 +143,8 @@ def class_names(options: DetectOptions, loaded: LoadedNetwork, weights: str) -> 
     names, origin = loaded.names, weights
     if options.names:
         names, origin = read_names(find_file(options.names, "names file")), options.names
-    elif options.data and open_data(options.data).names:  # a folder has none
-        names, origin = open_data(options.data).names, options.data
+    elif options.data and (of_data := open_data(options.data).names):  # a folder has none
+        names, origin = of_data, options.data
     elif not names and count == 80:
         names, origin = read_names(find_file("coco.names", "names file")), "coco.names"
     names = names or tuple(f"class {number}" for number in range(count))

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from analysis.anchor_fit import one_thread, side_ratio
 from analysis.objects import SIZE_NAMES, Objects, letterboxed, select_objects
-from analysis.plots import anchor_scatter, bars, cumulative_counts
+from analysis.plots import anchor_scatter, bars, positives_per_object
 from analysis.tables import Result, Table, share
 from models.build_targets import Assigner, AssignmentOptions, build_assigner
 from models.heads import Head
@@ -290,11 +290,7 @@ def _plots(figures: Mapping[str, Any], boxes_wh: np.ndarray, anchors_wh: np.ndar
     return {
         "anchors": anchor_scatter(boxes_wh, {"anchors": anchors_wh}, "Objects and anchors"),
         "objects_per_anchor": bars(labels, per_anchor, "Objects that each anchor matches", "objects"),
-        "positives_per_object": cumulative_counts(
-            {name: one["positives_per_object"]["counts"] for name, one in strategies.items()},
-            "Positives per object",
-            "positives",
-        ),
+        "positives_per_object": positives_per_object(strategies),
     }
 
 

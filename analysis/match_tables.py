@@ -7,7 +7,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis.plots import bars, cumulative_counts
+from analysis.plots import bars, positives_per_object
 from analysis.tables import Table
 
 IOU_NAMES = {"iou": "IoU", "giou": "GIoU", "diou": "DIoU", "ciou": "CIoU"}
@@ -239,11 +239,7 @@ def all_plots(figures: Mapping[str, Any]) -> dict[str, Figure]:
             f"Best unmatched candidate beats every matched one, by {iou}",
             "objects",
         ),
-        "match_positives_per_object": cumulative_counts(
-            {name: one["positives_per_object"]["counts"] for name, one in strategies.items()},
-            "Positives per object",
-            "positives",
-        ),
+        "match_positives_per_object": positives_per_object(strategies),
     }
     for breakdown, groups in figures["by"].items():
         names = sorted(groups, key=lambda name: -groups[name]["objects"])[:LONG_BREAKDOWN]

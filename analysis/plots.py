@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -74,6 +75,12 @@ def cumulative_counts(counts: Mapping[str, Sequence[int]], title: str, x_label: 
     axes.grid(alpha=0.25)
     axes.legend(fontsize=8, loc="lower right")
     return figure
+
+
+def positives_per_object(strategies: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Draw :func:`cumulative_counts` of the positives, from the figures of each strategy."""
+    counts = {name: one["positives_per_object"]["counts"] for name, one in strategies.items()}
+    return cumulative_counts(counts, "Positives per object", "positives")
 
 
 def anchor_scatter(boxes_wh: np.ndarray, anchors: Mapping[str, np.ndarray], title: str, seed: int = 0) -> Figure:

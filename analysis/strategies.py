@@ -28,7 +28,7 @@ class StrategyOptions(AssignmentOptions):
         if len(set(names)) < len(names):
             raise ValueError(f"--match {self.match}: names a strategy twice")
         if self.match:
-            self.for_strategies(self.match.split(","), READ_BY_MATCHING_STATS)
+            self.for_strategies(names, READ_BY_MATCHING_STATS)
 
     def for_strategies(self, names: list[str], also_read: frozenset[str] = frozenset()) -> dict[str, AssignmentOptions]:
         """Return the options of each strategy: those it uses as given, the others at their defaults.

@@ -81,9 +81,8 @@ def read_coco(json_path: Path, description: DataDescription, split: str, need_im
     _keep_known(table, image_ids, category_ids)
     table.drop_bad_boxes(image_wh)
     _mend_areas(table)
-    if table.duplicates().any():
-        kind = "box stands twice (kept, as COCO's evaluation does)"
-        table.note(table.duplicates(), kind, lambda row: f"annotation {table['id'][row]}")
+    kind = "box stands twice (kept, as COCO's evaluation does)"
+    table.note(table.duplicates(), kind, lambda row: f"annotation {table['id'][row]}")
     annotation_ids = table["id"]
     if len(table) and (annotation_ids.min() < 1 or len(np.unique(annotation_ids)) < len(table)):
         problems.append(Problem(str(json_path), 0, "annotation ids are not unique and positive", "counted anew from 1"))

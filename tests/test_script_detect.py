@@ -102,17 +102,22 @@ def test_video_is_drawn_frame_by_frame(project, script, monkeypatch, capsys):
     assert not list(folder.glob(".*"))
 
 
-def test_interrupt_keeps_the_film_so_far(project, script, monkeypatch):
-    write_video(project / "film.avi")
+def interrupt_at(number, script, monkeypatch):
+    """Press Ctrl-C, as it were, at the picture of this number, from 1."""
     real, seen = script.detect_one, []
 
     def interrupted(*arguments):
         seen.append(1)
-        if len(seen) == 4:
+        if len(seen) == number:
             raise KeyboardInterrupt
         return real(*arguments)
 
     monkeypatch.setattr(script, "detect_one", interrupted)
+
+
+def test_interrupt_keeps_the_film_so_far(project, script, monkeypatch):
+    write_video(project / "film.avi")
+    interrupt_at(4, script, monkeypatch)
     assert run_script(script, monkeypatch, "--source", "film.avi") == 130
     drawn = cv2.VideoCapture(str(project / "runs/detect/exp/film.mp4"))
     assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 3
@@ -140,15 +145,7 @@ def test_films_of_one_name_are_both_kept(project, script, monkeypatch):
 
 
 def test_an_interrupt_keeps_what_was_found_so_far(project, script, monkeypatch):
-    real, seen = script.detect_one, []
-
-    def interrupted(*arguments):
-        seen.append(1)
-        if len(seen) == 3:
-            raise KeyboardInterrupt
-        return real(*arguments)
-
-    monkeypatch.setattr(script, "detect_one", interrupted)
+    interrupt_at(3, script, monkeypatch)
     assert run_script(script, monkeypatch, "--source", "images", "--save-json", "--nosave", "--conf-thres", 0.2) == 130
     results = json.loads((project / "runs/detect/exp/detections.json").read_text())
     assert {result["image_id"] for result in results} == {0, 1}
