@@ -158,6 +158,7 @@ def main() -> None:
             run.finish_epoch(state, epoch_row(losses, counts, metrics, state), fitness(metrics))
             report_epoch(counts, metrics)
     run.finish(state, test_batches)
+    del wrapped  # it holds the process group, which would outlive the interpreter
     distributed.stop()
 
 

@@ -67,8 +67,16 @@ def main() -> None:
         "images": float(counts.images),
         "exchanges": len(exchanges),
     }
-    Path(sys.argv[1], f"process{distributed.rank()}.json").write_text(json.dumps(content))
+    before = group_threads()
+    del wrapped
     distributed.stop()
+    content |= {"threads": before, "threads_after_stop": group_threads()}
+    Path(sys.argv[1], f"process{distributed.rank()}.json").write_text(json.dumps(content))
+
+
+def group_threads() -> int:
+    """Return how many threads of the process group run in this process; 0 where the system has no /proc."""
+    return sum(path.read_text().startswith("pt_gloo") for path in Path("/proc/self/task").glob("*/comm"))
 
 
 def exchange(exchanges: list, bucket: dist.GradBucket) -> torch.futures.Future[torch.Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from typing import Any
 
@@ -15,11 +16,18 @@ def start(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # NCCL's collectives of objects use the current device
     if world_size() > 1 and not dist.is_initialized():
+        # DistributedDataParallel imports this module, whose functions take the group of that moment as a default
+        # argument and so keep it for ever. Imported before there is a group, they keep none, and stop() can end it.
+        importlib.import_module("torch.distributed.nn")
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
 def stop() -> None:
-    """Leave the process group, if there is one."""
+    """Leave the process group, if there is one, and end its threads.
+
+    A thread that outlives the interpreter aborts the process when it lets go of a Python object. They all end with the
+    last reference to the group, so whatever holds one, such as DistributedDataParallel, must be deleted before.
+    """
     if dist.is_initialized():
         dist.destroy_process_group()
 
