@@ -1,7 +1,7 @@
 """Seconds of COCO's evaluation: hotcoco against pycocotools on made-up results, which must agree to the last bit.
 
 Like COCO val2017 with ``--images 5000``: 7.3 objects per image, 1.2 % of them crowds, 100 detections per image; there
-pycocotools needs minutes. Run: ``python -m benchmarks.evaluation [--images 500]``
+pycocotools needs minutes. Run: ``python -m benchmarks.coco_evaluation [--images 500]``
 """
 
 from __future__ import annotations
