@@ -1,4 +1,4 @@
-"""How long the analyses take and how much memory at the size of COCO train2017: ``python benchmarks/coco_size_analysis.py``.
+"""How long the analyses take at the size of COCO train2017, and how much memory: ``benchmarks/coco_size_analysis.py``.
 
 Makes up a COCO JSON with 860,000 boxes in 118,000 images, whose objects per image are distributed as in train2017
 (about 5.9 million pairs), and runs the scripts on it, each in a process of its own.
