@@ -24,9 +24,9 @@ from analysis.matching_stats import MatchingOptions
 from analysis.report import ReportOptions, write_report
 from analysis.strategies import StrategyOptions, needs_predictions, prior_strategies
 from analysis.tables import Result, print_result, with_problems, write_result
-from data.annotations import Annotations
 from data.data_file import SPLITS, open_data, split_shown
-from data.label_files import read_dataset
+from data.labels.annotations import Annotations
+from data.labels.read import read_dataset
 from models.heads import Head
 from models.network import build_network, check_image_size, require_heads
 from utils import distributed

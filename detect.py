@@ -18,8 +18,8 @@ from types import TracebackType
 import cv2
 import numpy as np
 
-from data.annotations import category_ids_for
 from data.data_file import open_data
+from data.labels.annotations import category_ids_for
 from data.letterbox import letterbox_frame, letterbox_images, smallest_input
 from data.sources import ImageFiles, Picture, VideoFrames, open_source
 from data.splits import open_split

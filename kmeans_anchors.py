@@ -30,7 +30,7 @@ from analysis.objects import Objects, letterboxed, select_objects
 from analysis.plots import anchor_scatter
 from analysis.tables import Result, Table, print_result, with_problems, write_result
 from data.data_file import SPLITS, open_data, split_shown
-from data.label_files import read_dataset
+from data.labels.read import read_dataset
 from models.network import Network, build_network, build_network_from_text, check_image_size, require_heads
 from utils.config import build_options, find_file, option, parse_flags
 from utils.errors import UserError, run_command

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import torch
 
-from data.annotations import Annotations
 from data.data_file import split_shown
+from data.labels.annotations import Annotations
 from data.letterbox import RESIZES
 from data.loader import LoaderSettings, evaluation_batches
 from data.splits import open_split

@@ -12,8 +12,8 @@ from typing import Any
 
 import torch
 
-from data.annotations import Annotations
 from data.augment import AugmentOptions
+from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches, training_batches
 from data.splits import open_split
 from models.build_targets import AssignmentOptions

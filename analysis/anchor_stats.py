@@ -26,7 +26,7 @@ from utils.boxes import wh_iou
 from utils.records import Matches, Targets
 
 if TYPE_CHECKING:
-    from data.label_files import Annotations
+    from data.labels.read import Annotations
 
 OBJECTS_PER_BLOCK = 16_384
 IMAGES_PER_BLOCK = 4_096

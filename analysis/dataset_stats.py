@@ -21,7 +21,7 @@ from analysis.tables import Result, Table, mean, share
 from utils.config import option
 
 if TYPE_CHECKING:
-    from data.label_files import Annotations
+    from data.labels.read import Annotations
 
 OCCLUSION_LIMITS = (0.3, 0.5, 0.7)
 OCCLUSION_EDGES = np.linspace(0, 1, 21)

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from analysis.match_records import Predictions, slot_numbers
 from analysis.matching_stats import Plan, to_device
-from data.annotations import Annotations
 from data.dataset import BatchPlan, DetectionDataset
+from data.labels.annotations import Annotations
 from models.build_targets import build_assigner
 from models.slots import SlotGrid
 from utils.draw import class_color, class_name, draw_box, draw_detections, line_width

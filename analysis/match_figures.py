@@ -15,7 +15,7 @@ import numpy as np
 from analysis.matching_stats import Measured
 from analysis.objects import SIZE_NAMES, object_occlusion, select_objects
 from analysis.tables import mean, share
-from data.annotations import Annotations
+from data.labels.annotations import Annotations
 from models.heads import Head
 
 ELONGATION_NAMES, ELONGATION_LIMITS = ("below 2", "2 to 4", "4 and more"), (2.0, 4.0)

@@ -13,7 +13,7 @@ from analysis.hard_examples import PARTS, hardest
 from analysis.image_views import ImageView, lost_picture, picture, view_images
 from analysis.matching_stats import Measured, Plan
 from analysis.tables import Table
-from data.annotations import Annotations
+from data.labels.annotations import Annotations
 from utils.draw import write_image
 
 LOST_REASONS = (("suppressed", "suppressed"), ("merged", "merged"))  # column of the objects -> word on the picture

@@ -19,8 +19,8 @@ from analysis.report import browser_data
 from analysis.strategies import READ_BY_MATCHING_STATS, StrategyOptions
 from analysis.suppression import SuppressionRule
 from analysis.tables import Result, with_problems
-from data.annotations import Annotations
 from data.data_file import split_shown
+from data.labels.annotations import Annotations
 from data.loader import LoaderSettings
 from data.splits import open_split
 from models.build_targets import AssignmentOptions

@@ -22,8 +22,8 @@ from analysis.match_records import CANDIDATES, Predictions, match, measure, slot
 from analysis.partial_results import Block, Columns, concatenate, in_order_of, read_blocks
 from analysis.score_mismatch import score_columns
 from analysis.suppression import SuppressionRule, suppression_columns
-from data.annotations import Annotations
 from data.dataset import BatchPlan, DetectionDataset
+from data.labels.annotations import Annotations
 from data.loader import Batches, LoaderSettings, evaluation_plans
 from models.build_targets import AssignmentOptions, build_assigner
 from models.detector import Detector

@@ -15,7 +15,7 @@ import numpy as np
 from data.letterbox import letterbox_frame
 
 if TYPE_CHECKING:
-    from data.label_files import Annotations
+    from data.labels.read import Annotations
 
 SIZE_NAMES = ("small", "medium", "large")
 SIZE_LIMITS = (32.0**2, 96.0**2)  # COCO's areas, square pixels: small is below the first, large from the second on

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
-from data.annotations import Annotations, summarise_problems
+from data.labels.annotations import Annotations, summarise_problems
 from utils.files import atomic_path, write_json_atomically, write_text_atomically
 
 SCHEMA = "yolo-lab-analysis-1"

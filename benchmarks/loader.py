@@ -17,7 +17,7 @@ import numpy as np
 
 from data.augment import AugmentOptions
 from data.data_file import open_data
-from data.label_files import read_dataset
+from data.labels.read import read_dataset
 from data.loader import LoaderSettings, training_batches
 
 NUM_IMAGES, IMAGE_WH, SIZE, BATCH, EPOCHS = 200, (640, 480), 640, 16, 4

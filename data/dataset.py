@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data.annotations import Annotations
 from data.augment import AugmentOptions, Sample, SourceImage, training_sample
 from data.image_files import read_image
+from data.labels.annotations import Annotations
 from data.letterbox import RESIZES, images_to_tensor, place_image
 from utils.errors import UserError
 from utils.records import Batch, Frame, Targets

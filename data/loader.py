@@ -21,9 +21,9 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from data.annotations import Annotations
 from data.augment import AugmentOptions
 from data.dataset import BatchPlan, DetectionDataset, Failure
+from data.labels.annotations import Annotations
 from data.letterbox import RESIZES, smallest_input
 from utils import distributed
 from utils.errors import UserError

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from data.annotations import Annotations, summarise_problems
 from data.data_file import open_data
-from data.label_files import read_dataset
+from data.labels.annotations import Annotations, summarise_problems
+from data.labels.read import read_dataset
 from utils import distributed
 
 
@@ -18,7 +18,7 @@ def open_split(data: str, split: str, single_cls: bool = False, need_images: boo
         need_images: False where annotations are enough.
 
     Raises:
-        UserError: as :func:`data.label_files.read_dataset`.
+        UserError: as :func:`data.labels.read.read_dataset`.
     """
     annotations = read_dataset(open_data(data), split, need_images)
     if distributed.is_main():

@@ -97,8 +97,14 @@ def environment() -> dict[str, str]:
 def interrupted_and_resumed(folder: Path) -> None:
     """Train two epochs, interrupt after the first, and go on."""
     arguments = f"train.py --epochs 2 {TRAIN} --name resumed"
-    process = subprocess.Popen(command_line(arguments), cwd=folder, env=environment(),
-                               stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+    process = subprocess.Popen(
+        command_line(arguments),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
+    )
     results = folder / "runs/train/resumed/results.csv"
     while process.poll() is None and not (results.is_file() and results.read_text().count("\n") > 1):
         time.sleep(0.2)

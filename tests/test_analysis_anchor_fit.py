@@ -9,7 +9,7 @@ from scipy.cluster import vq
 from analysis.anchor_fit import METHODS, AnchorFitOptions, count_sizes, fit_anchors, iou_lloyd, measure, recall_rule
 from analysis.objects import letterboxed, select_objects
 from data.data_file import DataDescription
-from data.label_files import read_dataset
+from data.labels.read import read_dataset
 from utils.errors import UserError
 
 YOLOV3 = np.array([10, 13, 16, 30, 33, 23, 30, 61, 62, 45, 59, 119, 116, 90, 156, 198, 373, 326], float).reshape(-1, 2)

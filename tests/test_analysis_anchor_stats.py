@@ -7,7 +7,7 @@ import torch
 from analysis.anchor_stats import anchor_stats
 from analysis.objects import letterboxed, select_objects
 from analysis.strategies import PRIOR_STRATEGIES, StrategyOptions, prior_strategies
-from data.annotations import Annotations
+from data.labels.annotations import Annotations
 from models.build_targets import STRATEGIES, AssignmentOptions, build_assigner
 from models.heads import Head
 from utils.records import Targets
@@ -190,7 +190,7 @@ def test_recall_equals_the_share_of_matched_objects():
 def test_boxes_lie_where_the_loader_puts_them(shared):
     from data.data_file import open_data
     from data.dataset import BatchPlan, DetectionDataset
-    from data.label_files import read_dataset
+    from data.labels.read import read_dataset
 
     path = shared / "data/coco/annotations/instances_val2017.json"
     annotations = read_dataset(open_data(str(path)), "valid").select_images(np.arange(12))

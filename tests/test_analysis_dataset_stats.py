@@ -8,7 +8,7 @@ import pytest
 
 from analysis.dataset_stats import ASPECT_EDGES, DatasetStatsOptions, dataset_stats, histogram
 from analysis.objects import object_occlusion, pair_blocks, select_objects
-from data.annotations import Annotations, Problem
+from data.labels.annotations import Annotations, Problem
 
 NAMES = ("cat", "dog", "none")
 

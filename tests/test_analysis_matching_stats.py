@@ -325,7 +325,7 @@ def _at(figures, path):
 
 
 def test_groups_of_objects():
-    from data.annotations import Annotations
+    from data.labels.annotations import Annotations
 
     # 20x20 (small), 40x40 inside 100x100 (all of it covered), 100x100 (0.16 of it covered: 1600/10000), 10x50 (5:1).
     boxes = np.array([[200, 0, 220, 20], [30, 30, 70, 70], [0, 0, 100, 100], [150, 50, 160, 100]], dtype=np.float64)

@@ -6,6 +6,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {"utils": set(), "data": {"utils"}, "models": {"utils"}, "analysis": {"utils", "data", "models"}}
+INSIDE = {  # what a folder may import from its own package, besides itself
+    "data/labels": {"data.data_file", "data.image_files", "data.shapes"},
+}
 SCRIPTS = {"train", "test", "detect", "analyze", "kmeans_anchors", "export"}
 SINKS = {"utils", "misc", "general", "common", "helpers"}
 MAX_LINES = 400
@@ -32,6 +35,13 @@ def forbidden_imports(root: Path) -> list[str]:
                 top = name.split(".")[0]
                 if top in ALLOWED.keys() | SCRIPTS and top != package and top not in allowed:
                     found.append(f"{path.relative_to(root)} imports {name}")
+    for folder, allowed in INSIDE.items():
+        own = folder.replace("/", ".")
+        for path in sorted((root / folder).rglob("*.py")):
+            for name in imported_modules(path):
+                is_of_package = name.split(".")[0] == own.split(".")[0]
+                if is_of_package and not f"{name}.".startswith(f"{own}.") and name not in allowed:
+                    found.append(f"{path.relative_to(root)} imports {name}")
     return found
 
 
@@ -49,7 +59,14 @@ def test_a_wrong_import_would_be_found(tmp_path):
         (tmp_path / package).mkdir()
     (tmp_path / "models" / "bad.py").write_text("def f():\n    from data.loader import x\n")
     (tmp_path / "utils" / "bad.py").write_text("import train\n")
-    assert forbidden_imports(tmp_path) == ["utils/bad.py imports train", "models/bad.py imports data.loader"]
+    (tmp_path / "data" / "labels").mkdir()
+    text = "import data.data_file\nimport data.labels.find\nimport data.loader\n"
+    (tmp_path / "data" / "labels" / "bad.py").write_text(text)
+    assert forbidden_imports(tmp_path) == [
+        "utils/bad.py imports train",
+        "models/bad.py imports data.loader",
+        "data/labels/bad.py imports data.loader",
+    ]
 
 
 def test_no_file_is_a_sink_by_name():

@@ -8,7 +8,7 @@ import pytest
 
 from data.coco_convert import write_coco, write_yolo
 from data.data_file import DataDescription, open_data
-from data.label_files import read_dataset
+from data.labels.read import read_dataset
 from utils.errors import UserError
 
 

@@ -5,7 +5,7 @@ import os
 import pytest
 
 from data.data_file import open_data, read_data_file
-from data.label_files import read_dataset
+from data.labels.read import read_dataset
 from utils.class_names import read_names
 from utils.errors import UserError
 

@@ -9,9 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from data.data_file import open_data
-from data.label_files import read_dataset
-from data.voc_labels import parse_voc
-from data.yolo_labels import parse_yolo_text
+from data.labels.read import read_dataset
+from data.labels.voc import parse_voc
+from data.labels.yolo import parse_yolo_text
 from utils.errors import UserError
 
 NUMBERS = st.sampled_from(
@@ -91,7 +91,7 @@ def test_no_coco_json_gives_a_traceback(tmp_path, images, notes, categories, cha
 
 
 def test_no_voc_file_gives_anything_but_a_value_error():
-    text = Path(__file__).parent.joinpath("test_data_labels.py").read_text().split('VOC = """')[1].split('"""')[0]
+    text = Path(__file__).parent.joinpath("test_data_labels_read.py").read_text().split('VOC = """')[1].split('"""')[0]
     chance = random.Random(0)
     for _ in range(500):
         data = bytearray(text.format(w=20, h=10).encode())

@@ -13,7 +13,7 @@ from PIL import Image
 from data.augment import NO_AUGMENTATION, AugmentOptions
 from data.data_file import open_data
 from data.dataset import BatchPlan, DetectionDataset
-from data.label_files import read_dataset
+from data.labels.read import read_dataset
 from data.loader import (
     LoaderSettings,
     evaluation_batches,

@@ -7,7 +7,7 @@ import pytest
 
 from data import shapes
 from data.data_file import DataDescription
-from data.label_files import read_dataset
+from data.labels.read import read_dataset
 from utils.errors import UserError
 
 

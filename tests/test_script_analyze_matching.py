@@ -11,7 +11,7 @@ import pytest
 
 import analyze
 from analysis import matching_stats
-from data.annotations import Annotations
+from data.labels.annotations import Annotations
 from tests.tiny_project import CFG, REPOSITORY, make_project, random_network
 from utils.errors import UserError
 

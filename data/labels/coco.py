@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import re
 from array import array
 from collections.abc import Sequence
@@ -17,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
-from data.annotations import Annotations, Problem
 from data.data_file import DataDescription
 from data.image_files import image_header
-from data.row_table import RowTable
+from data.labels.annotations import Annotations, Problem
+from data.labels.find import find_images
+from data.labels.row_table import RowTable
 from utils.errors import UserError
 
 INTEGERS, REALS = 4, 5  # per annotation: id, image_id, category_id, iscrowd; x, y, w, h, area
@@ -75,7 +75,7 @@ def read_coco(json_path: Path, description: DataDescription, split: str, need_im
     problems: list[Problem] = []
     image_ids, image_wh, file_names = _images(top["images"], json_path, problems)
 
-    image_paths = _find_images(json_path, file_names, description.image_folder(split), need_images)
+    image_paths = find_images(json_path, file_names, description.image_folder(split), need_images)
     image_wh = _complete_sizes(image_wh, image_paths)
     table = _table(top["annotations"], columns, json_path, problems)
     _keep_known(table, image_ids, category_ids)
@@ -237,47 +237,6 @@ def _mend_areas(table: RowTable) -> None:
     bad = ~(np.isfinite(table["area"]) & (table["area"] >= 0))
     table.note(bad, "area is not a number, that of the box is taken", lambda row: f"annotation {table['id'][row]}")
     table["area"][bad] = table["xywh"][bad, 2:].prod(axis=1)
-
-
-def _find_images(json_path: Path, file_names: list[str], folder: Path | None, need_images: bool) -> list[str]:
-    """Return the path of each image; "" for those that are not on the disk."""
-    folders = [folder] if folder else image_folder_candidates(json_path)
-    for candidate in folders:
-        listings: dict[str, frozenset[str]] = {}
-        root = str(candidate)
-        if candidate.is_dir():
-            paths = [_existing(root, name, listings) for name in file_names]
-            if any(paths):
-                return paths
-    if need_images:
-        places = ", ".join(str(candidate) for candidate in folders)
-        raise UserError(
-            f"{json_path}: none of its {len(file_names)} images is on the disk (looked in {places}); "
-            "name their folder with train_images=, valid_images= or test_images= in the .data file"
-        )
-    return [""] * len(file_names)
-
-
-def image_folder_candidates(json_path: Path) -> list[Path]:
-    """Return where COCO's layout, and other usual ones, keep the images of an annotation file."""
-    split = json_path.stem.removeprefix("instances_")
-    near = json_path.parent
-    root = near.parent if near.name == "annotations" else near
-    return [root / "images" / split, root / split, root / "images", near / "images", root, near]
-
-
-def _existing(root: str, name: str, listings: dict[str, frozenset[str]]) -> str:
-    """Return the path of the image if it exists, asking the disk once per folder."""
-    if not name:
-        return ""
-    path = f"{root}/{name}"
-    parent, base = path.rsplit("/", 1)
-    if parent not in listings:
-        try:
-            listings[parent] = frozenset(os.listdir(parent))
-        except OSError:
-            listings[parent] = frozenset()
-    return path if base in listings[parent] else ""
 
 
 def _complete_sizes(image_wh: np.ndarray, image_paths: list[str]) -> np.ndarray:

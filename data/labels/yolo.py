@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from data.annotations import Problem
+from data.labels.annotations import Problem
 
 RANGE_TOLERANCE = 1e-3  # files are written with few decimals
 

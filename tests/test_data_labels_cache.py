@@ -6,15 +6,15 @@ import cv2
 import numpy as np
 import pytest
 
-from data import label_cache, label_files
-from data.annotations import Annotations
 from data.data_file import DataDescription
-from data.label_files import read_dataset
+from data.labels import cache, read
+from data.labels.annotations import Annotations
+from data.labels.read import read_dataset
 
 
 @pytest.fixture
 def data(tmp_path, monkeypatch):
-    monkeypatch.setattr(label_cache, "MIN_IMAGES", 1)
+    monkeypatch.setattr(cache, "MIN_IMAGES", 1)
     for index in range(3):
         for folder in ("images", "labels"):
             (tmp_path / folder).mkdir(exist_ok=True)
@@ -37,7 +37,7 @@ def equal(first: Annotations, second: Annotations) -> bool:
 def test_a_second_reading_parses_nothing_and_gives_the_same(data, tmp_path, monkeypatch):
     first = read_dataset(data, "train")
     assert (tmp_path / "images.cache.npz").is_file() and len(first.problems) == 3
-    monkeypatch.setattr(label_files, "_read_pairs", None)
+    monkeypatch.setattr(read, "_read_pairs", None)
     assert equal(first, read_dataset(data, "train"))
 
 
@@ -77,12 +77,12 @@ def test_a_folder_that_cannot_be_written_to_is_no_error(data, tmp_path, monkeypa
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(label_cache, "atomic_path", refuse)
+    monkeypatch.setattr(cache, "atomic_path", refuse)
     assert len(read_dataset(data, "train").labels) == 3
     assert not (tmp_path / "images.cache.npz").exists()
 
 
 def test_small_sets_leave_nothing_behind(data, tmp_path, monkeypatch):
-    monkeypatch.setattr(label_cache, "MIN_IMAGES", 1000)
+    monkeypatch.setattr(cache, "MIN_IMAGES", 1000)
     read_dataset(data, "train")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "labels"]

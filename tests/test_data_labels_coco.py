@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from data.annotations import COCO_CATEGORY_IDS
-from data.coco_labels import image_folder_candidates
 from data.data_file import DataDescription, open_data, read_data_file
-from data.label_files import read_dataset
+from data.labels.annotations import COCO_CATEGORY_IDS
+from data.labels.find import image_folder_candidates
+from data.labels.read import read_dataset
 from utils.errors import UserError
 
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from data.annotations import Problem
+from data.labels.annotations import Problem
 
 OUTSIDE_TOLERANCE = 1.0  # pixels by which rounding may carry a box over the image's edge
 

@@ -18,10 +18,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.annotations import Annotations, Problem
+from data.labels.annotations import Annotations, Problem
 from utils.files import atomic_path
 
-MAGIC = "label cache of data/label_cache.py, 1"  # change the number when the parsing changes
+MAGIC = "label cache of data/labels/cache.py, 1"  # change the number when the parsing changes
 MIN_IMAGES = 1000  # below, parsing takes less than a second and leaves nothing behind in the user's folders
 
 

@@ -8,23 +8,22 @@ Images come from a list, a folder or a VOC ``ImageSets/Main`` list; each image's
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from data import label_cache
-from data.annotations import Annotations, Problem, category_ids_for
-from data.coco_labels import read_coco
 from data.data_file import DataDescription
-from data.image_files import IMAGE_SUFFIXES, image_header, list_images
-from data.row_table import RowTable
+from data.image_files import image_header
+from data.labels import cache
+from data.labels.annotations import Annotations, Problem, category_ids_for
+from data.labels.coco import read_coco
+from data.labels.find import image_and_label_files, label_candidates
+from data.labels.row_table import RowTable
+from data.labels.voc import parse_voc
+from data.labels.yolo import parse_yolo_text, yolo_to_xyxy
 from data.shapes import ensure_drawn
-from data.voc_labels import parse_voc
-from data.yolo_labels import parse_yolo_text, yolo_to_xyxy
-from utils.config import REPOSITORY
 from utils.errors import UserError, suggestion
 
 DRAWINGS = {"shapes": ensure_drawn}  # built-in sets, the values of ``draw =`` in a .data file
@@ -59,7 +58,7 @@ def read_dataset(description: DataDescription, split: str, need_images: bool = T
     if source.suffix.lower() == ".json":
         return read_coco(source, description, split, need_images)
     problems: list[Problem] = []
-    images, labels = _image_and_label_files(source, description, problems, need_images)
+    images, labels = image_and_label_files(source, description, problems, need_images)
     if not any(labels):
         raise UserError(
             f"{source}: none of its {len(images)} images has a label file "
@@ -76,107 +75,15 @@ def read_dataset(description: DataDescription, split: str, need_images: bool = T
 
 def _read_or_recall(source: Path, images: list[str], labels: list[str], description: DataDescription) -> Annotations:
     """Parse the label files, or take what an earlier run parsed of the very same files."""
-    if len(images) < label_cache.MIN_IMAGES:
+    if len(images) < cache.MIN_IMAGES:
         return _read_pairs(images, labels, description)
-    path = label_cache.cache_path(source)
-    key = label_cache.content_key(images, labels, (str(description.num_classes), *description.names))
-    annotations = label_cache.load(path, key)
+    path = cache.cache_path(source)
+    key = cache.content_key(images, labels, (str(description.num_classes), *description.names))
+    annotations = cache.load(path, key)
     if annotations is None:
         annotations = _read_pairs(images, labels, description)
-        label_cache.store(path, key, annotations)
+        cache.store(path, key, annotations)
     return annotations
-
-
-# ---- which files -------------------------------------------------------------------------------------------------
-
-
-class Listing:
-    """Answers whether a file exists, reading each folder once."""
-
-    def __init__(self) -> None:
-        self.names: dict[str, frozenset[str]] = {}
-
-    def has(self, path: str) -> bool:
-        """Whether the file or folder exists."""
-        folder, name = os.path.split(path)
-        if folder not in self.names:
-            try:
-                self.names[folder] = frozenset(os.listdir(folder or "."))
-            except OSError:
-                self.names[folder] = frozenset()
-        return name in self.names[folder]
-
-    def first(self, paths: Sequence[str]) -> str:
-        """Return the first path that exists, or ""."""
-        return next((path for path in paths if self.has(path)), "")
-
-
-def label_candidates(image_path: str) -> list[str]:
-    """Return where the label of an image may lie, in the order of preference."""
-    stem = os.path.splitext(image_path)[0]
-    parts = Path(stem).parts
-    found = []
-    for folders, replacement, suffix in (
-        (("images", "JPEGImages"), "labels", ".txt"),
-        ((), "", ".txt"),
-        (("JPEGImages", "images"), "Annotations", ".xml"),
-        ((), "", ".xml"),
-    ):
-        if not folders:
-            found.append(stem + suffix)
-            continue
-        last = max((i for i, part in enumerate(parts[:-1]) if part in folders), default=None)
-        if last is not None:
-            found.append(os.path.join(*parts[:last], replacement, *parts[last + 1 :]) + suffix)
-    return found
-
-
-def _image_and_label_files(
-    source: Path, description: DataDescription, problems: list[Problem], need_images: bool
-) -> tuple[list[str], list[str]]:
-    """Return the images of a list or folder and the label file of each ("" where there is none)."""
-    listing = Listing()
-    if source.is_dir():
-        images = list_images(source)
-        if not images:
-            raise UserError(f"{source}: has no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        return images, [listing.first(label_candidates(image)) for image in images]
-    try:
-        lines = source.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source}: is not a list of images (a text file, one path per line)") from error
-    entries = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    if not entries:
-        raise UserError(f"{source}: the list of images is empty")
-    is_voc = source.parent.parts[-2:] == ("ImageSets", "Main")
-    resolve = _voc_files if is_voc else _listed_files
-    images, labels = [], []
-    for number, text in entries:
-        image, label = resolve(text, source, description, listing)
-        if listing.has(image) or (label.endswith(".xml") and not need_images):
-            images.append(image if listing.has(image) else "")
-            labels.append(label)
-        else:
-            problems.append(Problem(str(source), number, "image is not on the disk, left out", text))
-    if not images:
-        raise UserError(f"{source}: none of its {len(entries)} images is on the disk (first: {entries[0][1]})")
-    return images, labels
-
-
-def _voc_files(text: str, source: Path, description: DataDescription, listing: Listing) -> tuple[str, str]:
-    name, root = text.split()[0], source.parents[2]
-    stem = str(root / "JPEGImages" / name)
-    image = listing.first([stem + suffix for suffix in (".jpg", ".jpeg", ".png", ".JPG", ".bmp")]) or stem + ".jpg"
-    return image, listing.first([str(root / "Annotations" / f"{name}.xml")])
-
-
-def _listed_files(text: str, source: Path, description: DataDescription, listing: Listing) -> tuple[str, str]:
-    roots = (Path(), source.parent, description.path.parent, REPOSITORY)
-    image = listing.first([os.path.normpath(root / text) for root in roots]) or text
-    return image, listing.first(label_candidates(image))
-
-
-# ---- what they say -----------------------------------------------------------------------------------------------
 
 
 def _read_yolo(path: str) -> LabelRows:

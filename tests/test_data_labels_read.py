@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from data.annotations import summarise_problems
 from data.data_file import DataDescription, open_data, read_data_file
-from data.label_files import label_candidates, read_dataset
-from data.voc_labels import parse_voc
-from data.yolo_labels import parse_yolo_text
+from data.labels.annotations import summarise_problems
+from data.labels.find import label_candidates
+from data.labels.read import read_dataset
+from data.labels.voc import parse_voc
+from data.labels.yolo import parse_yolo_text
 from utils.errors import UserError
 
 
@@ -265,7 +266,7 @@ def test_bccd_reads_all_but_the_two_boxes_without_area(shared):
 
 def test_coco_names_give_coco_category_ids():
     data = read_data_file("coco2017.data")
-    from data.annotations import category_ids_for
+    from data.labels.annotations import category_ids_for
 
     assert len(data.names) == 80
     ids = category_ids_for(data.names)
