@@ -17,7 +17,7 @@ from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches, training_batches
 from data.splits import open_split
 from models.build_targets import AssignmentOptions
-from models.darknet_cfg import parse_cfg
+from models.darknet.cfg import parse_cfg
 from models.detector import Detector
 from models.evaluate import evaluate
 from models.load_detector import cfg_of_weights, load_weights

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from models.darknet_cfg import parse_cfg_text
+from models.darknet.cfg import parse_cfg_text
 from models.darknet_weights import VERSION, save_darknet_weights
 from models.load_detector import LoadedNetwork, load_network
 from models.network import DARKNET_BN_EPS, Network

@@ -12,11 +12,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.build_sections import BUILDERS
-from models.darknet_cfg import DarknetConfig, Section, parse_cfg, parse_cfg_text
+from models.darknet.cfg import DarknetConfig, Section, parse_cfg, parse_cfg_text
+from models.darknet.graph import Built, SectionBuilder, sources_of
+from models.darknet.sections import BUILDERS
 from models.heads import Head
 from models.layers import Convolution
-from models.section_graph import Built, SectionBuilder, sources_of
 from utils.errors import UserError, run_command
 
 DARKNET_BN_EPS = 1e-5

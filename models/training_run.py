@@ -20,14 +20,7 @@ from utils import distributed
 from utils.checkpoint import save_checkpoint
 from utils.draw import draw_batch, draw_predictions
 from utils.records import Batch
-from utils.run_log import (
-    TensorBoardLog,
-    epoch_summary,
-    new_run_folder,
-    plot_results,
-    save_config,
-    save_results_csv,
-)
+from utils.run_log import TensorBoardLog, epoch_summary, new_run_folder, plot_results, save_config, save_results_csv
 
 PICTURED_BATCHES = 3  # training batches of the first epoch, and testing batches after the last, that are drawn
 NEEDED_TO_RESUME_ONLY = ("optimizer", "scaler", "model")  # best.pt goes without: a third of the size

@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.darknet_cfg import MAX_BYTES, parse_cfg, parse_cfg_text
+from models.darknet.cfg import MAX_BYTES, parse_cfg, parse_cfg_text
 from utils.errors import UserError
 
 NET = "[net]\nwidth=64\nheight=32\n"  # three lines: the first line after it is line 4

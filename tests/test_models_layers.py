@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from models.activations import build_activation
-from models.cfg_schema import ACTIVATION_ALIASES, ACTIVATION_NAMES
+from models.darknet.schema import ACTIVATION_ALIASES, ACTIVATION_NAMES
 from models.layers import (
     Blur,
     Convolution,

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from models.cfg_schema import (
+from models.darknet.schema import (
     ACTIVATION_ALIASES,
     COMMON,
     IGNORED,

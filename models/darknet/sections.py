@@ -11,11 +11,12 @@ from fractions import Fraction
 
 from torch import nn
 
-from models.build_blocks import BLOCK_BUILDERS
-from models.darknet_cfg import Section
+from models.activations import build_activation
+from models.darknet.cfg import Section
+from models.darknet.graph import Builder, Built, SectionBuilder, Shape, made, sources_of
+from models.darknet.joins import JOIN_BUILDERS
 from models.heads import Head
-from models.layers import Blur, Convolution, DropBlock, MaxDepth, Pool, Route, Shortcut, Upsample, YoloMap
-from models.section_graph import Builder, Built, SectionBuilder, Shape, made, sources_of
+from models.layers import Blur, Convolution, DropBlock, GlobalAverage, MaxDepth, Pool, Reorg, Softmax, Upsample, YoloMap
 
 
 def _strides(section: Section) -> tuple[int, int]:
@@ -123,40 +124,6 @@ def _upsample(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]
     return made(section, Upsample(stride, section["scale"]), output, f"{stride}x")
 
 
-def _route(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
-    groups, group_id = section["groups"], section["group_id"]
-    if group_id >= groups:
-        raise section.error(f"group_id={group_id} is not below groups={groups}", "group_id")
-    for index, source in zip(sources_of(section), inputs, strict=True):
-        if not source.fits(inputs[0]):
-            raise section.error(f"joins maps of different sizes: {inputs[0].unlike(source, index)}", "layers")
-        if source.channels % groups:
-            raise section.error(f"groups={groups} must divide layer {index}'s {source.channels} channels", "groups")
-    output = replace(inputs[0], channels=sum(source.channels for source in inputs) // groups)
-    builder.reserve(section, 0, output)
-    numbers = " ".join(str(index) for index in sources_of(section))
-    return made(section, Route(groups, group_id), output, numbers + (f" {group_id}/{groups}" if groups > 1 else ""))
-
-
-def _shortcut(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
-    output = inputs[0]
-    for index, source in zip(sources_of(section)[1:], inputs[1:], strict=True):
-        if not source.fits(output):
-            raise section.error(f"adds maps of different sizes: {output.unlike(source, index)}", "from")
-    weights_shape: tuple[int, ...] = ()
-    if section["weights_type"] in ("per_feature", "per_layer"):
-        weights_shape = (len(inputs),)
-    elif section["weights_type"] == "per_channel":
-        weights_shape = (len(inputs), output.channels)
-    if weights_shape:
-        builder.reserve(section, len(inputs) * output.channels, output)
-    key = "weights_normalizion" if "weights_normalizion" in section else "weights_normalization"
-    normalization = section[key].removeprefix("avg_")
-    module = Shortcut(section["activation"], weights_shape, normalization)
-    operations = output.channels * output.rows * output.cols * (len(inputs) - 1)
-    return made(section, module, output, " ".join(str(index) for index in sources_of(section)[1:]), operations)
-
-
 def _dropout(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
     probability = section["probability"]
     if not section["dropblock"]:
@@ -218,14 +185,67 @@ def _head(section: Section, source: Shape) -> Head:
     )
 
 
+def _avgpool(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+    return made(section, GlobalAverage(), inputs[0].scaled(1, 1, 0, 0))
+
+
+def _batchnorm(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+    (source,) = inputs
+    builder.reserve(section, 2 * source.channels, source)
+    return made(section, builder.batch_norm(source.channels), source)
+
+
+def _activation(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+    return made(section, build_activation(section["activation"], inplace=False), inputs[0], section["activation"])
+
+
+def _unchanged(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+    return made(section, nn.Identity(), inputs[0])
+
+
+def _softmax(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+    (source,) = inputs
+    groups = section["groups"]
+    if source.channels * source.rows * source.cols % groups:
+        raise section.error(f"groups={groups} must divide its {source} inputs", "groups")
+    return made(section, Softmax(groups, section["temperature"], bool(section["spatial"])), source)
+
+
+def _reorg(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+    (source,) = inputs
+    stride = section["stride"]
+    flat = section.kind == "reorg"
+    square = stride * stride
+    if section["reverse"]:
+        if source.channels % square or (not flat and source.channels % square**2):
+            raise section.error(f"stride={stride} must divide its {source.channels} channels", "stride")
+        by = Fraction(1, stride)
+        output = source.scaled(source.rows * stride, source.cols * stride, by, by)
+        output = replace(output, channels=source.channels // square)
+    else:
+        if source.rows % stride or source.cols % stride or (flat and source.channels % square):
+            what = f"{square} its channels and {stride} its sides" if flat else f"{stride} its sides"
+            raise section.error(f"stride={stride} does not fit {source}: {what} must be multiples", "stride")
+        output = source.scaled(source.rows // stride, source.cols // stride, stride, stride)
+        output = replace(output, channels=source.channels * square)
+    builder.reserve(section, 0, output)
+    return made(section, Reorg(stride, bool(section["reverse"]), flat), output, f"/ {stride}")
+
+
 BUILDERS: dict[str, Builder] = {
-    **BLOCK_BUILDERS,
+    **JOIN_BUILDERS,
+    "activation": _activation,
+    "avgpool": _avgpool,
+    "batchnorm": _batchnorm,
     "convolutional": _convolutional,
+    "cost": _unchanged,
     "dropout": _dropout,
     "local_avgpool": _local_avgpool,
     "maxpool": _maxpool,
-    "route": _route,
-    "shortcut": _shortcut,
+    "reorg": _reorg,
+    "reorg3d": _reorg,
+    "silence": _unchanged,
+    "softmax": _softmax,
     "upsample": _upsample,
     "yolo": _yolo,
 }

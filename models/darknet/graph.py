@@ -11,7 +11,7 @@ from fractions import Fraction
 
 from torch import nn
 
-from models.darknet_cfg import DarknetConfig, Section
+from models.darknet.cfg import DarknetConfig, Section
 from models.heads import Head
 
 MAX_PARAMETERS = 300_000_000  # the largest published cfg, yolov4-p7, has 287 million
