@@ -23,9 +23,9 @@ from data.labels.annotations import category_ids_for
 from data.letterbox import letterbox_frame, letterbox_images, smallest_input
 from data.sources import ImageFiles, Picture, VideoFrames, open_source
 from data.splits import open_split
+from models.checkpoints.load import LoadedNetwork, find_newest_checkpoint, load_network
 from models.detector import Detector
 from models.evaluate import coco_results
-from models.load_detector import LoadedNetwork, find_newest_checkpoint, load_network
 from models.network import check_image_size
 from utils.class_names import read_names
 from utils.config import find_file, option, parse_options

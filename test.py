@@ -15,9 +15,9 @@ from data.labels.annotations import Annotations
 from data.letterbox import RESIZES
 from data.loader import LoaderSettings, evaluation_batches
 from data.splits import open_split
+from models.checkpoints.load import LoadedNetwork, find_newest_checkpoint, load_network
 from models.detector import Detector, Speed
 from models.evaluate import collect_results
-from models.load_detector import LoadedNetwork, find_newest_checkpoint, load_network
 from models.network import check_image_size
 from utils import distributed
 from utils.coco_eval import BACKENDS, Metrics, clean_ground_truth, evaluate_coco

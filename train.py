@@ -17,10 +17,11 @@ from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches, training_batches
 from data.splits import open_split
 from models.build_targets import AssignmentOptions
+from models.checkpoints.format import read_checkpoint
+from models.checkpoints.load import cfg_of_weights, load_weights
 from models.darknet.cfg import parse_cfg
 from models.detector import Detector
 from models.evaluate import evaluate
-from models.load_detector import cfg_of_weights, load_weights
 from models.loss import LossOptions, build_loss
 from models.match_counts import MatchCounts
 from models.network import (
@@ -34,7 +35,6 @@ from models.network import (
 from models.train_loop import TrainState, train_one_epoch, wrap_for_processes
 from models.training_run import EpochBar, TrainingRun
 from utils import distributed
-from utils.checkpoint import read_checkpoint
 from utils.coco_eval import Metrics
 from utils.config import REPOSITORY, build_options, find_file, flat_dict, option, parse_flags, read_recipe
 from utils.devices import amp_dtype, choose_device, describe_device, use_threads

@@ -24,8 +24,8 @@ from data.labels.annotations import Annotations
 from data.loader import LoaderSettings
 from data.splits import open_split
 from models.build_targets import AssignmentOptions
+from models.checkpoints.load import LoadedNetwork, find_newest_checkpoint, load_network
 from models.detector import Detector
-from models.load_detector import LoadedNetwork, find_newest_checkpoint, load_network
 from models.loss import build_loss
 from models.network import check_image_size
 from utils import distributed

@@ -13,11 +13,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from models.checkpoints.darknet_weights import VERSION, save_darknet_weights
+from models.checkpoints.format import save_checkpoint
+from models.checkpoints.load import LoadedNetwork, load_network
 from models.darknet.cfg import parse_cfg_text
-from models.darknet_weights import VERSION, save_darknet_weights
-from models.load_detector import LoadedNetwork, load_network
 from models.network import DARKNET_BN_EPS, Network
-from utils.checkpoint import save_checkpoint
 from utils.class_names import read_names
 from utils.config import REPOSITORY, Parser
 from utils.errors import UserError, run_command

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from models.checkpoints.format import save_checkpoint
 from models.detector import Detector
 from models.train_loop import TrainState
 from utils import distributed
-from utils.checkpoint import save_checkpoint
 from utils.draw import draw_batch, draw_predictions
 from utils.records import Batch
 from utils.run_log import TensorBoardLog, epoch_summary, new_run_folder, plot_results, save_config, save_results_csv

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from models import convert_weights
-from models.darknet_weights import load_darknet_weights, save_darknet_weights
-from models.load_detector import load_network
+from models.checkpoints.darknet_weights import load_darknet_weights, save_darknet_weights
+from models.checkpoints.load import load_network
 from models.network import build_network, build_network_from_text
 from utils.config import REPOSITORY
 from utils.errors import UserError

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.darknet_weights import load_darknet_weights
+from models.checkpoints.darknet_weights import load_darknet_weights
 from models.network import build_network
 from utils.coco_eval import clean_ground_truth, evaluate_coco
 from utils.config import REPOSITORY

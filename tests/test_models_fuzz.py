@@ -115,7 +115,7 @@ def cfg_case(seed, folder):
 
 def weights_case(seed, folder):
     """Load a mutated weight file."""
-    from models.darknet_weights import load_darknet_weights, save_darknet_weights
+    from models.checkpoints.darknet_weights import load_darknet_weights, save_darknet_weights
     from models.network import build_network
 
     network = build_network(REPOSITORY / "cfg" / CFGS[0])
@@ -141,7 +141,7 @@ def rezip(path, change):
 
 def pt_case(seed, folder, source):
     """Load a checkpoint whose pickle, or whose archive, is mutated."""
-    from models.load_detector import load_network
+    from models.checkpoints.load import load_network
 
     rng = random.Random(seed)
     content = rezip(source, lambda raw: mutate_bytes(raw, rng)) if seed % 3 else mutate_bytes(source.read_bytes(), rng)
@@ -182,7 +182,7 @@ def run_cases(kind, count, folder):
     """Run the cases and print one JSON line with what came of them."""
     import torch
 
-    import models.load_detector  # noqa: F401  (its memory belongs to the imports)
+    import models.checkpoints.load  # noqa: F401  (its memory belongs to the imports)
     from utils.errors import UserError
 
     warnings.simplefilter("ignore")

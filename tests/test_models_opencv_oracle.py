@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from models.darknet_weights import load_darknet_weights, save_darknet_weights
+from models.checkpoints.darknet_weights import load_darknet_weights, save_darknet_weights
 from models.heads import decode_map
 from models.network import build_network, build_network_from_text
 from utils.config import REPOSITORY

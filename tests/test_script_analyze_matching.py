@@ -265,7 +265,7 @@ def test_a_data_set_without_images(project, run):
 
 
 def test_darknet_weights_without_a_run(project, run, no_drawing):
-    from models.darknet_weights import save_darknet_weights
+    from models.checkpoints.darknet_weights import save_darknet_weights
 
     Path("foreign").mkdir()
     Path("foreign/net.cfg").write_text(CFG)

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 
 from data.letterbox import letterbox_frame, letterbox_images
+from models.checkpoints.format import save_checkpoint
 from models.detector import Detector
 from models.network import build_network_from_text
-from utils.checkpoint import save_checkpoint
 from utils.errors import run_command
 
 REPOSITORY = Path(__file__).resolve().parent.parent

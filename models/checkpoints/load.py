@@ -10,10 +10,11 @@ from typing import Any
 
 from torch import Tensor
 
-from models.darknet_weights import LoadReport, is_darknet_weights, load_darknet_weights
+from models.checkpoints.darknet_weights import is_darknet_weights, load_darknet_weights
+from models.checkpoints.format import FORMAT, check_network_content, read_checkpoint
+from models.checkpoints.report import LoadReport
+from models.checkpoints.yolov5 import load_yolov5_checkpoint, read_yolov5_checkpoint
 from models.network import Network, build_network, build_network_from_text, require_heads
-from models.yolov5_checkpoint import load_yolov5_checkpoint, read_yolov5_checkpoint
-from utils.checkpoint import FORMAT, check_network_content, read_checkpoint
 from utils.config import REPOSITORY, find_file
 from utils.errors import UserError
 

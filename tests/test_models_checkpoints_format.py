@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from utils.checkpoint import read_checkpoint, save_checkpoint
+from models.checkpoints.format import read_checkpoint, save_checkpoint
 from utils.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +63,7 @@ def test_a_foreign_checkpoint_and_a_missing_one(tmp_path):
 KILLED_WHILE_WRITING = """
 import os, signal, sys, torch
 from pathlib import Path
-from utils.checkpoint import save_checkpoint
+from models.checkpoints.format import save_checkpoint
 path = Path(sys.argv[1])
 save_checkpoint(path, {"epoch": 1})
 real_save = torch.save

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.darknet_weights import LoadReport, is_darknet_weights, load_darknet_weights, save_darknet_weights
+from models.checkpoints.darknet_weights import is_darknet_weights, load_darknet_weights, save_darknet_weights
+from models.checkpoints.report import LoadReport
 from models.network import build_network, build_network_from_text
 from utils.config import REPOSITORY
 from utils.errors import UserError

@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from models.load_detector import load_network
+from models.checkpoints.load import load_network
+from models.checkpoints.torch_zip import Record, read_torch_zip
+from models.checkpoints.yolov5 import load_yolov5_checkpoint, read_yolov5_checkpoint
 from models.network import build_network, build_network_from_text
-from models.yolov5_checkpoint import load_yolov5_checkpoint, read_yolov5_checkpoint
 from utils.config import REPOSITORY
 from utils.errors import UserError
-from utils.inert_pickle import Record, read_torch_zip
 
 # The second road: YOLOv5's architecture written down as torch modules, to be run on the same tensors.
 

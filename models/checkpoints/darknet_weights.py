@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from models.checkpoints.report import LoadReport
 from models.layers import Convolution
 from models.network import Network, build_network_from_text
 from utils.errors import UserError
@@ -27,30 +28,6 @@ from utils.files import atomic_path
 VERSION = (0, 2, 5)  # what AlexeyAB's Darknet writes
 LAST_MAJOR, LAST_MINOR = 9, 99  # above 1000, ancient files meant transposed matrices; in between there were none
 FLOAT = np.dtype("<f4")
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What a weight file filled; ``str()`` is one line for the user."""
-
-    source: str
-    filled: int  # layers with weights that got theirs from the file
-    total: int  # layers with weights
-    seen: int = 0  # images trained on, by the file's header
-    version: tuple[int, int, int] | None = None  # of the header; None where the format has none
-    skipped: tuple[int, ...] = ()  # cfg layers left as they were because the file's have another number of classes
-
-    @property
-    def complete(self) -> bool:
-        """Whether nothing was left at its initial values."""
-        return self.filled == self.total
-
-    def __str__(self) -> str:
-        rest = "" if self.complete else f"; the other {self.total - self.filled} start fresh"
-        if self.skipped:
-            rest += f" (layers {', '.join(map(str, self.skipped))}: another number of classes)"
-        origin = f" (Darknet {'.'.join(map(str, self.version))}, {self.seen:,} images seen)" if self.version else ""
-        return f"{self.source}: {self.filled} of {self.total} layers with weights filled{origin}{rest}"
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ import zipfile
 import pytest
 import torch
 
-from models.darknet_weights import save_darknet_weights
-from models.load_detector import find_newest_checkpoint, load_network, load_weights
+from models.checkpoints.darknet_weights import save_darknet_weights
+from models.checkpoints.format import save_checkpoint
+from models.checkpoints.load import find_newest_checkpoint, load_network, load_weights
 from models.network import build_network_from_text
 from tests.tiny_project import CFG, NAMES, random_network, save_run
-from utils.checkpoint import save_checkpoint
 from utils.errors import UserError
 
 

@@ -1,6 +1,6 @@
 """The module tree of a YOLOv5 checkpoint, executed with symbols instead of images: which convolution feeds which.
 
-The result is a graph of :class:`Node`; ``models/yolov5_checkpoint.py`` lays it over the graph of a cfg, so that a
+The result is a graph of :class:`Node`; ``models/checkpoints/yolov5.py`` lays it over the graph of a cfg, so that a
 tensor finds its layer by what it is connected to and not by counting.
 """
 
@@ -12,8 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
+from models.checkpoints.torch_zip import Record
 from utils.errors import UserError
-from utils.inert_pickle import Record
 
 MODULES_LIMIT = 5_000  # yolov5x6 has about 1,000 modules
 ACTIVATIONS = {"SiLU": "swish", "Hardswish": "hard_swish", "ReLU": "relu", "Mish": "mish", "Identity": "linear"}

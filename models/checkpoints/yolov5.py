@@ -1,6 +1,6 @@
 """Official ``yolov5*.pt`` checkpoints into a network built from a cfg, without executing their pickle.
 
-The file is read by ``utils/inert_pickle.py``, which builds nothing but tensors. Its modules are laid over the cfg as
+The file is read by ``torch_zip.py``, which builds nothing but tensors. Its modules are laid over the cfg as
 graphs, from the heads to the image: a tensor goes to the layer that is connected as its own module was, whatever the
 order in the cfg, and a cfg that computes something else is refused at the first difference.
 """
@@ -14,12 +14,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from models.darknet_weights import LoadReport
+from models.checkpoints.report import LoadReport
+from models.checkpoints.torch_zip import Record, read_torch_zip
+from models.checkpoints.yolov5_modules import ConvTensors, ModuleGraph, Node, children, concat, trace_modules
 from models.layers import Convolution
 from models.network import Network
-from models.yolov5_modules import ConvTensors, ModuleGraph, Node, children, concat, trace_modules
 from utils.errors import UserError
-from utils.inert_pickle import Record, read_torch_zip
 
 # Filters of the first convolution and bottlenecks of the first C3 tell the official sizes apart.
 SIZES = {(16, 1): "yolov5n", (32, 1): "yolov5s", (48, 2): "yolov5m", (64, 3): "yolov5l", (80, 4): "yolov5x"}

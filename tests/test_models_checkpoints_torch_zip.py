@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import nn
 
-from utils.checkpoint import read_checkpoint
+from models.checkpoints.format import read_checkpoint
+from models.checkpoints.torch_zip import Record, read_torch_zip
 from utils.errors import UserError
-from utils.inert_pickle import Record, read_torch_zip
 
 
 @pytest.fixture

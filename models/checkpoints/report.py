@@ -1,0 +1,29 @@
+"""What a file of weights filled of a network, and what it left as it was."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What a weight file filled; ``str()`` is one line for the user."""
+
+    source: str
+    filled: int  # layers with weights that got theirs from the file
+    total: int  # layers with weights
+    seen: int = 0  # images trained on, by the file's header
+    version: tuple[int, int, int] | None = None  # of the header; None where the format has none
+    skipped: tuple[int, ...] = ()  # cfg layers left as they were because the file's have another number of classes
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing was left at its initial values."""
+        return self.filled == self.total
+
+    def __str__(self) -> str:
+        rest = "" if self.complete else f"; the other {self.total - self.filled} start fresh"
+        if self.skipped:
+            rest += f" (layers {', '.join(map(str, self.skipped))}: another number of classes)"
+        origin = f" (Darknet {'.'.join(map(str, self.version))}, {self.seen:,} images seen)" if self.version else ""
+        return f"{self.source}: {self.filled} of {self.total} layers with weights filled{origin}{rest}"
