@@ -16,14 +16,14 @@ from data.augment import AugmentOptions
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches, training_batches
 from data.splits import open_split
-from models.build_targets import AssignmentOptions
+from models.assignment.counts import MatchCounts
+from models.assignment.options import AssignmentOptions
 from models.checkpoints.format import read_checkpoint
 from models.checkpoints.load import cfg_of_weights, load_weights
 from models.darknet.cfg import parse_cfg
 from models.detector import Detector
 from models.evaluate import evaluate
 from models.loss import LossOptions, build_loss
-from models.match_counts import MatchCounts
 from models.network import (
     Network,
     build_network,

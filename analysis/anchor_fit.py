@@ -19,7 +19,7 @@ from scipy.cluster import vq
 from torch import Tensor
 from tqdm import tqdm
 
-from models.build_targets import strategies_of
+from models.assignment.strategies import strategies_of
 from utils.boxes import wh_iou
 from utils.config import option
 from utils.errors import UserError
@@ -47,7 +47,7 @@ class AnchorFitOptions:
     )
     iou_t: float = option(0.2, "an anchor recalls a box when their wh-IoU is above this")
     anchor_t: float = option(4.0, "an anchor recalls a box when no ratio of their sides reaches this")
-    match: str = option("standard", "the strategy of models/build_targets.py whose recall rule evolve maximises")
+    match: str = option("standard", "the strategy of models/assignment/assigner.py whose recall rule evolve maximises")
     restarts: int = option(20, "starting points of kmeans and iou, the best is kept")
     generations: int = option(2000, "mutations that evolve tries")
     iou_slack: float = option(0.01, "mean best IoU that evolve may give up for recall")

@@ -1,7 +1,7 @@
 """``analyze.py --anchor-stats``: which anchors match which objects; needs annotations and anchors only.
 
-The matches are those of ``models/build_targets.py``, the code that training uses, on letterboxed boxes. Crowd regions
-are no objects here. Letters: M objects, T those of one block, K anchors of all heads together.
+The matches are those of ``models/assignment``, the code that training uses, on letterboxed boxes. Crowd regions are no
+objects here. Letters: M objects, T those of one block, K anchors of all heads together.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ from analysis.anchor_fit import one_thread, side_ratio
 from analysis.objects import SIZE_NAMES, Objects, letterboxed, select_objects
 from analysis.plots import anchor_scatter, bars, positives_per_object
 from analysis.tables import Result, Table, share
-from models.build_targets import Assigner, AssignmentOptions, build_assigner
+from models.assignment.assigner import Assigner, build_assigner
+from models.assignment.counts import all_slots
+from models.assignment.options import AssignmentOptions
 from models.heads import Head
-from models.match_counts import all_slots
 from utils.boxes import wh_iou
 from utils.records import Matches, Targets
 

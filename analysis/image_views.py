@@ -19,8 +19,8 @@ from analysis.match_records import Predictions, slot_numbers
 from analysis.matching_stats import Plan, to_device
 from data.dataset import BatchPlan, DetectionDataset
 from data.labels.annotations import Annotations
-from models.build_targets import build_assigner
-from models.slots import SlotGrid
+from models.assignment.assigner import build_assigner
+from models.assignment.grid import SlotGrid
 from utils.draw import class_color, class_name, draw_box, draw_detections, line_width
 from utils.records import Batch, Detections
 

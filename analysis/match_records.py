@@ -17,9 +17,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.build_targets import Assigner
+from models.assignment.assigner import Assigner
+from models.assignment.grid import SlotGrid
+from models.assignment.inputs import Scene
 from models.heads import Head, decode_map
-from models.slots import Scene, SlotGrid
 from utils.boxes import box_iou, cxcywh_to_xyxy, wh_iou
 from utils.records import Assignment, Batch, Matches, Targets
 
@@ -33,7 +34,7 @@ class Predictions:
     """A batch's predictions, decoded once for everything that is measured."""
 
     scene: Scene
-    boxes_xyxy: Tensor  # [B S 4] float32, network pixels; slots are numbered as in models.slots
+    boxes_xyxy: Tensor  # [B S 4] float32, network pixels; slots are numbered as in models.assignment.inputs
     objectness: Tensor  # [B S] logits
 
     @property

@@ -23,7 +23,7 @@ from data.data_file import split_shown
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings
 from data.splits import open_split
-from models.build_targets import AssignmentOptions
+from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import LoadedNetwork, find_newest_checkpoint, load_network
 from models.detector import Detector
 from models.loss import build_loss

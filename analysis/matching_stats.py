@@ -25,7 +25,8 @@ from analysis.suppression import SuppressionRule, suppression_columns
 from data.dataset import BatchPlan, DetectionDataset
 from data.labels.annotations import Annotations
 from data.loader import Batches, LoaderSettings, evaluation_plans
-from models.build_targets import AssignmentOptions, build_assigner
+from models.assignment.assigner import build_assigner
+from models.assignment.options import AssignmentOptions
 from models.detector import Detector
 from models.loss import DetectionLoss
 from utils import distributed

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from analysis.match_records import Candidates, Predictions, centre_cell, neighbourhood
-from models.slots import gather_numbers
+from models.raw_maps import gather_numbers
 from utils.boxes import xyxy_to_cxcywh
 
 PAIRS_AT_ONCE = 300_000  # objects x slots that are compared at once: what a processor's cache holds

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from models.build_targets import STRATEGIES, AssignmentOptions, options_used
+from models.assignment.options import AssignmentOptions
+from models.assignment.strategies import STRATEGIES, options_used
 from utils.boxes import IOU_KINDS
 from utils.config import option
 

@@ -23,7 +23,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.build_targets import STRATEGIES, AssignmentOptions, build_assigner
+from models.assignment.assigner import build_assigner
+from models.assignment.options import AssignmentOptions
+from models.assignment.strategies import STRATEGIES
 from models.heads import Head
 from models.loss import LossOptions, build_loss
 from models.network import build_network

@@ -13,7 +13,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.build_targets import AssignmentOptions, build_assigner
+from models.assignment.assigner import build_assigner
+from models.assignment.options import AssignmentOptions
 from models.heads import Head
 from models.loss import LossOptions, build_loss
 from utils.config import REPOSITORY

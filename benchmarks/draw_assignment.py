@@ -22,7 +22,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
-from models.build_targets import AssignmentOptions, build_assigner
+from models.assignment.assigner import build_assigner
+from models.assignment.options import AssignmentOptions
 from models.heads import Head, cell_grid, priors_wh
 from utils.boxes import box_iou, cxcywh_to_xyxy
 from utils.config import option, parse_options

@@ -21,7 +21,7 @@ from analysis.matching_run import Source, loader_settings, open_everything
 from analysis.matching_stats import MatchingOptions, measure_raws, to_device
 from analysis.strategies import StrategyOptions
 from data.loader import evaluation_batches
-from models.build_targets import build_assigner
+from models.assignment.assigner import build_assigner
 from utils.records import Batch
 
 LIMIT = 1.15

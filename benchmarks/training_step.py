@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.build_targets import AssignmentOptions
+from models.assignment.options import AssignmentOptions
 from models.loss import DetectionLoss, LossOptions, build_loss
 from models.network import Network, build_network, initialise_head_biases
 from utils.config import find_file, option, parse_options

@@ -15,11 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from models.build_targets import AssignmentOptions, build_assigner, makes_new_matches
+from models.assignment.assigner import build_assigner
+from models.assignment.counts import MatchCounts, all_slots, count_matches, size_of
+from models.assignment.grid import constant
+from models.assignment.options import AssignmentOptions
+from models.assignment.strategies import makes_new_matches
 from models.heads import Head, decode_boxes
-from models.match_counts import MatchCounts, all_slots, count_matches, size_of
-from models.raw_reads import read_raw
-from models.slots import constant
+from models.raw_maps import read_raw
 from utils import distributed
 from utils.boxes import IOU_KINDS, box_iou, cxcywh_to_xyxy
 from utils.config import option

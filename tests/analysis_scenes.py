@@ -11,7 +11,8 @@ import torch
 
 from analysis.matching_stats import Measured, Plan, measure_raws
 from analysis.suppression import SuppressionRule
-from models.build_targets import AssignmentOptions, build_assigner
+from models.assignment.assigner import build_assigner
+from models.assignment.options import AssignmentOptions
 from models.heads import Head
 from utils.records import Batch, Frame, Targets
 

@@ -8,7 +8,9 @@ from analysis.anchor_stats import anchor_stats
 from analysis.objects import letterboxed, select_objects
 from analysis.strategies import PRIOR_STRATEGIES, StrategyOptions, prior_strategies
 from data.labels.annotations import Annotations
-from models.build_targets import STRATEGIES, AssignmentOptions, build_assigner
+from models.assignment.assigner import build_assigner
+from models.assignment.options import AssignmentOptions
+from models.assignment.strategies import STRATEGIES
 from models.heads import Head
 from utils.records import Targets
 

@@ -9,7 +9,7 @@ import torch
 
 from analysis.match_figures import Subject, all_figures, figures_of, groups_of
 from analysis.matching_stats import BREAKDOWNS
-from models.build_targets import AssignmentOptions
+from models.assignment.options import AssignmentOptions
 from models.heads import Head
 from tests.analysis_scenes import (
     candidate_slots,

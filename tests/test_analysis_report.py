@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from analysis.image_views import ImageView, MatchedSlot, lost_picture, matched_slots, picture
 from analysis.report import as_html, bits, browser_data, write_report
 from analysis.tables import Result, Table
-from models.build_targets import AssignmentOptions
+from models.assignment.options import AssignmentOptions
 from models.heads import Head
 from tests.analysis_scenes import match_sets, plain_iou, random_scene, read_slots
 from utils.records import Batch, Detections, Frame, Targets

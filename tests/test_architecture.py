@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 ALLOWED = {"utils": set(), "data": {"utils"}, "models": {"utils"}, "analysis": {"utils", "data", "models"}}
 INSIDE = {  # what a folder may import from its own package, besides itself
+    "models/assignment": {"models.heads", "models.raw_maps"},
     "models/checkpoints": {"models.layers", "models.network"},
     "models/darknet": {"models.activations", "models.heads", "models.layers"},
     "data/labels": {"data.data_file", "data.image_files", "data.shapes"},

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from benchmarks import assignment, assignment_example, train_strategies
-from models.build_targets import STRATEGIES, AssignmentOptions
+from models.assignment.options import AssignmentOptions
+from models.assignment.strategies import STRATEGIES
 from models.heads import decode_map
 from utils.boxes import box_iou, cxcywh_to_xyxy
 from utils.config import REPOSITORY
@@ -92,7 +93,7 @@ def test_matching_64_images_with_100_objects_takes_less_than_1_gib(name):
     code = f"""
 import torch
 from benchmarks.assignment import VARIANTS, peak_mib, random_batch, yolov3_heads
-from models.build_targets import AssignmentOptions, build_assigner
+from models.assignment.assigner import AssignmentOptions, build_assigner
 torch.set_num_threads(1)
 values = VARIANTS[{name!r}] | {{"match": VARIANTS[{name!r}].get("match", {name!r})}}
 heads, device = yolov3_heads(), torch.device("cpu")

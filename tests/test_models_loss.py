@@ -8,11 +8,11 @@ import torch
 from assignment_cases import CLASSES, random_raws, targets_of, two_heads
 from assignment_oracle import Oracle, sigmoid
 
-from models.build_targets import AssignmentOptions
+from models.assignment.counts import losing_matches
+from models.assignment.options import AssignmentOptions
 from models.heads import Head, priors_wh
 from models.loss import LossOptions, build_loss, write_largest
-from models.match_counts import losing_matches
-from models.raw_reads import read_raw
+from models.raw_maps import read_raw
 from utils.boxes import IOU_KINDS
 from utils.config import REPOSITORY, build_options, read_recipe
 from utils.errors import UserError

@@ -8,7 +8,9 @@ import torch
 
 from analysis.matching_stats import Plan, measure_raws
 from analysis.suppression import SuppressionRule
-from models.build_targets import STRATEGIES, AssignmentOptions, build_assigner
+from models.assignment.assigner import build_assigner
+from models.assignment.options import AssignmentOptions
+from models.assignment.strategies import STRATEGIES
 from models.loss import LossOptions, build_loss
 from models.network import build_network_from_text
 from models.train_loop import TrainState, train_one_epoch

@@ -81,7 +81,7 @@ def test_without_weights_it_takes_the_newest_run_as_a_user_types_it(project):
 def test_the_loss_of_an_image_is_that_of_training(project, run, no_drawing):
     from data.loader import LoaderSettings, evaluation_batches
     from data.splits import open_split
-    from models.build_targets import AssignmentOptions
+    from models.assignment.options import AssignmentOptions
     from models.loss import LossOptions, build_loss
 
     assert run(*QUICK, "--hard", 1)[0] == 0

@@ -154,7 +154,7 @@ def test_heads_with_anchors_of_their_own_are_refused(run, data, tmp_path):
 @pytest.mark.slow
 def test_written_cfg_trains(run, data, monkeypatch):
     """One step of the loss on the found anchors gives gradients to every head."""
-    from models.build_targets import AssignmentOptions
+    from models.assignment.options import AssignmentOptions
     from models.loss import LossOptions, build_loss
     from utils.records import Targets
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from models.assignment.grid import constant
+from models.assignment.inputs import Pairs, Scene
 from models.heads import Head
-from models.slots import Pairs, Scene, constant
 from utils.boxes import wh_iou
 
 OFFSETS = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (-0.5, 0.0), (0.0, -0.5))  # own, left, up, right, down, as (x, y)

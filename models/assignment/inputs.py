@@ -11,76 +11,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from models.assignment.grid import SlotGrid, slot_grid
 from models.heads import Head, decode_boxes
+from models.raw_maps import gather_numbers, gather_rows
 from utils.boxes import cxcywh_to_xyxy
 from utils.records import Matches, Targets
 
 PAIRS_AT_ONCE = 400_000  # pairs looked at in one go: bounds the memory of every strategy
-
-
-@dataclass(frozen=True, eq=False)
-class SlotGrid:
-    """The constants of some heads at one input size on one device, built once and kept."""
-
-    heads: tuple[Head, ...]
-    shapes: tuple[tuple[int, int], ...]  # rows and columns of each head
-    head: Tensor  # [K] int64, head of each anchor
-    anchor: Tensor  # [K] int64, its index among the head's anchors
-    prior_wh: Tensor  # [K 2] network pixels
-    stride: Tensor  # [K] network pixels per cell
-    cols: Tensor  # [K] int64, grid columns of the anchor's head
-    first_slot: Tensor  # [K] int64, slot of the anchor at row 0, column 0 of image 0
-    head_wh: Tensor  # [L 2] float32, columns and rows of each head
-    head_start: Tensor  # [L] int64, first anchor of each head
-    input_wh: Tensor  # [2] float32, network pixels
-    slots_per_image: int
-
-    @property
-    def num_anchors(self) -> int:
-        """Anchors of all heads together."""
-        return len(self.head)
-
-
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)  # a constant that an evaluation made first must still serve a gradient
-def constant(values: tuple, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Return a tuple of numbers, nested or not, as a tensor that is kept on its device."""
-    return torch.tensor(values, dtype=dtype, device=device)
-
-
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
-def slot_grid(heads: tuple[Head, ...], shapes: tuple[tuple[int, int], ...], device: torch.device) -> SlotGrid:
-    """Return the constants of ``heads`` whose maps have ``shapes`` (rows, columns), as tensors on ``device``."""
-    anchors = [(index, number) for index, head in enumerate(heads) for number in range(head.num_anchors)]
-    sizes = torch.tensor([shapes[index][0] * shapes[index][1] for index, _ in anchors])
-    counts = torch.tensor([head.num_anchors for head in heads])
-
-    def whole(values: list[int]) -> Tensor:
-        return torch.tensor(values, dtype=torch.int64, device=device)
-
-    def real(values: list) -> Tensor:
-        return torch.tensor(values, dtype=torch.float32, device=device)
-
-    return SlotGrid(
-        heads=heads,
-        shapes=shapes,
-        head=whole([index for index, _ in anchors]),
-        anchor=whole([number for _, number in anchors]),
-        prior_wh=real([heads[index].anchors_wh[number] for index, number in anchors]),
-        stride=real([heads[index].stride for index, _ in anchors]),
-        cols=whole([shapes[index][1] for index, _ in anchors]),
-        first_slot=(sizes.cumsum(0) - sizes).to(device),
-        head_wh=real([(cols, rows) for rows, cols in shapes]),
-        head_start=(counts.cumsum(0) - counts).to(device),
-        input_wh=real([shapes[0][1] * heads[0].stride, shapes[0][0] * heads[0].stride]),
-        slots_per_image=int(sizes.sum()),
-    )
 
 
 @dataclass(frozen=True)
@@ -226,46 +168,6 @@ class Scene:
         image, anchor = self.targets.image[pairs.target], self.grid.anchor[pairs.anchor]
         columns = (pairs.target, image, anchor, pairs.row, pairs.col, pairs.iou, weight)
         return tuple(Matches(*parts) for parts in zip(*(column.split(sizes) for column in columns), strict=True))
-
-
-def flat_rows(raw: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-    """View a raw map [B A H W 5+C] as rows [N 5+C] in memory order.
-
-    Returns:
-        The rows, and how many rows one step in image, anchor, row and column is. A map that is not dense is copied.
-    """
-    if not is_dense(raw):
-        raw = raw.contiguous()
-    width = raw.shape[-1]
-    steps = tuple(step // width for step in raw.stride()[:4])
-    return raw.as_strided((raw.numel() // width, width), (width, 1)), steps
-
-
-def is_dense(raw: Tensor) -> bool:
-    """Whether a raw map [B A H W 5+C] is rows of 5+C numbers without gaps, in any order of the other dimensions."""
-    expected = raw.shape[-1]
-    for step, size in sorted(zip(raw.stride()[:4], raw.shape[:4], strict=True)):
-        if size > 1 and step != expected:
-            return False
-        expected *= size
-    return raw.stride(-1) == 1
-
-
-def row_numbers(steps: tuple[int, ...], image: Tensor, anchor: Tensor, row: Tensor, col: Tensor) -> Tensor:
-    """Return the place of each slot among the rows of :func:`flat_rows`, [P] int64."""
-    return image * steps[0] + anchor * steps[1] + row * steps[2] + col * steps[3]
-
-
-def gather_rows(raw: Tensor, image: Tensor, anchor: Tensor, row: Tensor, col: Tensor, columns: slice) -> Tensor:
-    """Return some columns of a raw map [B A H W 5+C] at the given slots, [P columns]."""
-    rows, steps = flat_rows(raw)
-    return rows[:, columns].index_select(0, row_numbers(steps, image, anchor, row, col))
-
-
-def gather_numbers(raw: Tensor, column: Tensor, image: Tensor, anchor: Tensor, row: Tensor, col: Tensor) -> Tensor:
-    """Return one number of a raw map [B A H W 5+C] per slot, [P] float32, each from a column of its own."""
-    rows, steps = flat_rows(raw)
-    return rows.view(-1)[row_numbers(steps, image, anchor, row, col) * raw.shape[-1] + column].float()
 
 
 def window_pairs(scene: Scene, low: Tensor, high: Tensor, at_once: int = PAIRS_AT_ONCE) -> Iterator[Pairs]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from models.candidates import cell_centers_inside
-from models.slots import Pairs, Scene, best_target_of_slot, ranks, window_pairs
+from models.assignment.candidates import cell_centers_inside
+from models.assignment.inputs import Pairs, Scene, best_target_of_slot, ranks, window_pairs
 from utils.boxes import box_iou
 
 

@@ -10,7 +10,9 @@ from assignment_oracle import Oracle
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from models.build_targets import STRATEGIES, AssignmentOptions, build_assigner, with_strategy
+from models.assignment.assigner import build_assigner
+from models.assignment.options import AssignmentOptions, with_strategy
+from models.assignment.strategies import STRATEGIES
 from models.heads import Head
 from utils.config import build_options, parse_options
 from utils.errors import UserError

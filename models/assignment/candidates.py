@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from models.slots import Pairs, Scene, constant, window_pairs
+from models.assignment.grid import constant
+from models.assignment.inputs import Pairs, Scene, window_pairs
 
 EVERY_CELL = 1e6  # more cells than any map has in a row
 SLACK = 0.01  # cells by which a rectangle is widened, so that rounding never loses a slot

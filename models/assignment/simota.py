@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.candidates import cell_centers_within
-from models.slots import Pairs, Scene, best_target_of_slot, ranks, window_pairs
+from models.assignment.candidates import cell_centers_within
+from models.assignment.inputs import Pairs, Scene, best_target_of_slot, ranks, window_pairs
 from utils.boxes import box_iou
 
 NUMBERS_AT_ONCE = 8_000_000  # raw numbers gathered in one go: bounds the memory

@@ -9,12 +9,13 @@ from assignment_oracle import Oracle
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-import models.slots
-from models.build_targets import AssignmentOptions, build_assigner
-from models.candidates import cells_that_can_reach, whole_map
+import models.assignment.inputs
+from models.assignment.assigner import build_assigner
+from models.assignment.candidates import cells_that_can_reach, whole_map
+from models.assignment.inputs import Scene, window_pairs
+from models.assignment.options import AssignmentOptions
+from models.assignment.predicted import predicted_iou
 from models.heads import Head
-from models.prediction_matching import predicted_iou
-from models.slots import Scene, window_pairs
 
 CLEAR = 1e-5
 THRESHOLDS = st.sampled_from([0.15, 0.3, 0.5, 0.7])
@@ -239,8 +240,8 @@ def test_chunks_change_nothing(match, monkeypatch):
     whole = assigner(targets, raws)
     for limit in (1, 100, 1000):
         monkeypatch.setattr(window_pairs, "__defaults__", (limit,))
-        monkeypatch.setattr("models.simota.NUMBERS_AT_ONCE", limit * (5 + CLASSES))
+        monkeypatch.setattr("models.assignment.simota.NUMBERS_AT_ONCE", limit * (5 + CLASSES))
         parts = assigner(targets, raws)
         assert as_dict(parts.std) == pytest.approx(as_dict(whole.std))
         assert as_dict(parts.new) == pytest.approx(as_dict(whole.new))
-    assert models.slots.PAIRS_AT_ONCE >= 100_000
+    assert models.assignment.inputs.PAIRS_AT_ONCE >= 100_000

@@ -8,9 +8,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from models.candidates import cells_that_can_predict_inside, cells_that_can_reach
-from models.prediction_matching import predicted_iou
-from models.slots import Scene, constant, window_pairs
+from models.assignment.candidates import cells_that_can_predict_inside, cells_that_can_reach
+from models.assignment.grid import constant
+from models.assignment.inputs import Scene, window_pairs
+from models.assignment.predicted import predicted_iou
 from utils.boxes import intersection_over_first
 from utils.records import Targets
 

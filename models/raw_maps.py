@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from models.slots import flat_rows, is_dense, row_numbers
 from utils.records import Matches
 
 
@@ -60,3 +59,43 @@ def _sum_of_repeated(where: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     if values.is_cuda:  # index_add_ adds in any order there, index_put_ sorts first; on a CPU it is the other way round
         return places, total.index_put_((group,), values[order], accumulate=True)
     return places, total.index_add_(0, group, values[order])
+
+
+def flat_rows(raw: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    """View a raw map [B A H W 5+C] as rows [N 5+C] in memory order.
+
+    Returns:
+        The rows, and how many rows one step in image, anchor, row and column is. A map that is not dense is copied.
+    """
+    if not is_dense(raw):
+        raw = raw.contiguous()
+    width = raw.shape[-1]
+    steps = tuple(step // width for step in raw.stride()[:4])
+    return raw.as_strided((raw.numel() // width, width), (width, 1)), steps
+
+
+def is_dense(raw: Tensor) -> bool:
+    """Whether a raw map [B A H W 5+C] is rows of 5+C numbers without gaps, in any order of the other dimensions."""
+    expected = raw.shape[-1]
+    for step, size in sorted(zip(raw.stride()[:4], raw.shape[:4], strict=True)):
+        if size > 1 and step != expected:
+            return False
+        expected *= size
+    return raw.stride(-1) == 1
+
+
+def row_numbers(steps: tuple[int, ...], image: Tensor, anchor: Tensor, row: Tensor, col: Tensor) -> Tensor:
+    """Return the place of each slot among the rows of :func:`flat_rows`, [P] int64."""
+    return image * steps[0] + anchor * steps[1] + row * steps[2] + col * steps[3]
+
+
+def gather_rows(raw: Tensor, image: Tensor, anchor: Tensor, row: Tensor, col: Tensor, columns: slice) -> Tensor:
+    """Return some columns of a raw map [B A H W 5+C] at the given slots, [P columns]."""
+    rows, steps = flat_rows(raw)
+    return rows[:, columns].index_select(0, row_numbers(steps, image, anchor, row, col))
+
+
+def gather_numbers(raw: Tensor, column: Tensor, image: Tensor, anchor: Tensor, row: Tensor, col: Tensor) -> Tensor:
+    """Return one number of a raw map [B A H W 5+C] per slot, [P] float32, each from a column of its own."""
+    rows, steps = flat_rows(raw)
+    return rows.view(-1)[row_numbers(steps, image, anchor, row, col) * raw.shape[-1] + column].float()

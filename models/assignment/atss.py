@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.slots import Pairs, Scene, best_target_of_slot
+from models.assignment.inputs import Pairs, Scene, best_target_of_slot
 from utils.boxes import box_iou
 
 

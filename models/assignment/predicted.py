@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.candidates import candidate_pairs, cells_that_can_reach
-from models.slots import Pairs, Scene, best_target_of_slot, ranks, window_pairs
+from models.assignment.candidates import candidate_pairs, cells_that_can_reach
+from models.assignment.inputs import Pairs, Scene, best_target_of_slot, ranks, window_pairs
 from utils.boxes import box_iou
 
 EPSILON = 1e-6  # so that 0.29 of 100 matches are 29, though 0.29 * 100 is 28.999999999999996

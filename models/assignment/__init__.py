@@ -1,0 +1,1 @@
+"""Which slot learns from which object."""

@@ -1,0 +1,87 @@
+"""Which slots learn from which objects: the one way to ask a strategy.
+
+Training and the analyses both go through :func:`build_assigner`; there is no second implementation of a rule.
+``docs/assignment.md`` explains every strategy with a worked example.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from models.assignment.ignored import ignored_slots
+from models.assignment.inputs import Pairs, Scene
+from models.assignment.options import AssignmentOptions
+from models.assignment.predicted import without
+from models.assignment.prior import with_fallback
+from models.assignment.strategies import strategies_of
+from models.assignment.strategy import Strategy
+from models.heads import Head
+from utils.records import Assignment, Targets
+
+
+class Assigner:
+    """The strategy of some options: targets and raw maps in, :class:`Assignment` out, without gradient."""
+
+    def __init__(self, options: AssignmentOptions, heads: tuple[Head, ...]) -> None:
+        parts = strategies_of(options.match)
+        self.options, self.heads = options, tuple(heads)
+        self.make_std = parts[0].std(options)
+        self.make_new = _new_part(parts, options)
+        self.ignore_thresholds, self.ignore_crowd = _ignore_rules(options, self.heads)
+
+    @torch.no_grad()
+    def __call__(
+        self, targets: Targets, raws: list[Tensor] | tuple[Tensor, ...], crowd: Targets | None = None
+    ) -> Assignment:
+        """Match a batch.
+
+        Args:
+            targets: the objects, on the device of the maps.
+            raws: one raw map [B A H W 5+C] per head; strategies that look at priors only use nothing but their shapes.
+            crowd: crowd regions, used where they are ignored.
+        """
+        scene = Scene.of(targets, raws, self.heads)
+        std = new = Pairs.none(raws[0].device)
+        if len(targets):
+            std = self.make_std(scene)
+            if self.options.match_fallback:
+                std = with_fallback(scene, std)
+            if self.make_new is not None:
+                new = self.make_new(scene, std)
+        ignore = (None,) * len(raws)
+        if self.ignore_thresholds is not None or self.ignore_crowd:
+            ignore = ignored_slots(scene, self.ignore_thresholds, crowd if self.ignore_crowd else None)
+        return Assignment(scene.matches(std), scene.matches(new), ignore)
+
+
+def _ignore_rules(options: AssignmentOptions, heads: tuple[Head, ...]) -> tuple[tuple[float, ...] | None, bool]:
+    """Return the IoU of each head above which a prediction is no negative, if any, and whether crowds are ignored."""
+    as_darknet = options.match.split("+")[0] == "darknet"
+    thresholds = None
+    if options.ignore_thresh is not None:
+        thresholds = (options.ignore_thresh,) * len(heads)
+    elif as_darknet:
+        thresholds = tuple(head.ignore_thresh for head in heads)
+    return thresholds, as_darknet if options.ignore_crowd is None else options.ignore_crowd
+
+
+def _new_part(parts: list[Strategy], options: AssignmentOptions) -> Callable[[Scene, Pairs], Pairs] | None:
+    last = parts[-1]
+    if last.new is not None:
+        return last.new(options)
+    if len(parts) == 1:
+        return None
+    make_pairs = last.std(options)
+
+    def unlike_std(scene: Scene, std: Pairs) -> Pairs:
+        return without(scene, make_pairs(scene), std)
+
+    return unlike_std
+
+
+def build_assigner(options: AssignmentOptions, heads: tuple[Head, ...]) -> Assigner:
+    """Return the assigner of ``--match`` and its options for a network's heads."""
+    return Assigner(options, heads)

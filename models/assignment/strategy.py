@@ -1,0 +1,22 @@
+"""One strategy: how to build its parts from the options, and which options each part uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from models.assignment.inputs import Pairs, Scene
+
+if TYPE_CHECKING:
+    from models.assignment.options import AssignmentOptions
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """One entry of :data:`STRATEGIES`: how to build its parts from the options, and which options each part uses."""
+
+    std: Callable[[AssignmentOptions], Callable[[Scene], Pairs]]  # builds what makes the std pairs of a scene
+    std_uses: tuple[str, ...] = ()
+    new: Callable[[AssignmentOptions], Callable[[Scene, Pairs], Pairs]] | None = None  # likewise, given the std pairs
+    new_uses: tuple[str, ...] = ()
