@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from analysis.anchor_stats import anchor_stats
 from analysis.compare_runs import CompareOptions, compare_runs, read_run
@@ -27,12 +26,12 @@ from analysis.tables import Result, print_result, with_problems, write_result
 from data.data_file import SPLITS, open_data, split_shown
 from data.labels.annotations import Annotations
 from data.labels.read import read_dataset
+from engine.run_folder import new_run_folder, newest_run
 from models.heads import Head
 from models.network import build_network, check_image_size, require_heads
 from utils import distributed
 from utils.config import build_options, find_file, flat_dict, option, parse_flags
 from utils.errors import UserError, run_command
-from utils.run_log import new_run_folder
 
 TRAINING_RUNS = Path("runs/train")
 ANALYSES = Path("runs/analyze")
@@ -148,13 +147,6 @@ def with_defaults(options: AnalyzeOptions) -> AnalyzeOptions:
     newest = {} if options.data and options.cfg else newest_run()
     data = options.data or newest.get("data") or "shapes.data"
     return replace(options, data=data, cfg=options.cfg or newest.get("cfg") or "yolov3-nano.cfg")
-
-
-def newest_run() -> dict[str, Any]:
-    """Return the options of the newest run in runs/train, or nothing where there is none."""
-    configs = sorted(TRAINING_RUNS.glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
-    values = yaml.safe_load(configs[-1].read_text(encoding="utf-8")) if configs else None
-    return values if isinstance(values, dict) else {}
 
 
 def run_dataset_stats(options: Options) -> Result:

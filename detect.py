@@ -23,9 +23,10 @@ from data.labels.annotations import category_ids_for
 from data.letterbox import letterbox_frame, letterbox_images, smallest_input
 from data.sources import ImageFiles, Picture, VideoFrames, open_source
 from data.splits import open_split
-from models.checkpoints.load import LoadedNetwork, find_newest_checkpoint, load_network
+from engine.evaluate import coco_results
+from engine.run_folder import find_newest_checkpoint, new_run_folder
+from models.checkpoints.load import LoadedNetwork, load_network
 from models.detector import Detector
-from models.evaluate import coco_results
 from models.network import check_image_size
 from utils.class_names import read_names
 from utils.config import find_file, option, parse_options
@@ -34,7 +35,6 @@ from utils.draw import draw_detections, write_image
 from utils.errors import UserError, run_command, suggestion
 from utils.files import atomic_path, write_json_atomically, write_text_atomically
 from utils.records import Detections
-from utils.run_log import new_run_folder
 
 RUNS = "runs/detect"
 WITHOUT_SOURCE = 100  # images of the training's data, at most

@@ -31,11 +31,11 @@ from analysis.plots import anchor_scatter
 from analysis.tables import Result, Table, print_result, with_problems, write_result
 from data.data_file import SPLITS, open_data, split_shown
 from data.labels.read import read_dataset
+from engine.run_folder import new_run_folder
 from models.network import Network, build_network, build_network_from_text, check_image_size, require_heads
 from utils.config import build_options, find_file, option, parse_flags
 from utils.errors import UserError, run_command
 from utils.files import write_text_atomically
-from utils.run_log import new_run_folder
 
 ANCHORS_LINE = re.compile(r"^(\s*anchors\s*=\s*)[^#;\r\n]*?(\s*(?:[#;].*)?)$", re.IGNORECASE)
 

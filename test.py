@@ -15,9 +15,10 @@ from data.labels.annotations import Annotations
 from data.letterbox import RESIZES
 from data.loader import LoaderSettings, evaluation_batches
 from data.splits import open_split
-from models.checkpoints.load import LoadedNetwork, find_newest_checkpoint, load_network
+from engine.evaluate import collect_results
+from engine.run_folder import find_newest_checkpoint, new_run_folder
+from models.checkpoints.load import LoadedNetwork, load_network
 from models.detector import Detector, Speed
-from models.evaluate import collect_results
 from models.network import check_image_size
 from utils import distributed
 from utils.coco_eval import BACKENDS, Metrics, clean_ground_truth, evaluate_coco
@@ -27,7 +28,6 @@ from utils.draw import draw_predictions
 from utils.errors import UserError, run_command
 from utils.files import write_json_atomically
 from utils.records import Batch, Detections
-from utils.run_log import new_run_folder
 
 RUNS = "runs/test"
 SPLITS = {"val": "valid", "test": "test", "speed": "valid"}  # --task -> the key of the .data file

@@ -16,13 +16,18 @@ from data.augment import AugmentOptions
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches, training_batches
 from data.splits import open_split
+from engine.ema import AveragedModel
+from engine.evaluate import evaluate
+from engine.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
+from engine.run_folder import plot_labels
+from engine.train_loop import TrainState, train_one_epoch, wrap_for_processes
+from engine.training_run import EpochBar, TrainingRun
 from models.assignment.counts import MatchCounts
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.format import read_checkpoint
 from models.checkpoints.load import cfg_of_weights, load_weights
 from models.darknet.cfg import parse_cfg
 from models.detector import Detector
-from models.evaluate import evaluate
 from models.loss import LossOptions, build_loss
 from models.network import (
     Network,
@@ -32,16 +37,11 @@ from models.network import (
     initialise_head_biases,
     require_heads,
 )
-from models.train_loop import TrainState, train_one_epoch, wrap_for_processes
-from models.training_run import EpochBar, TrainingRun
 from utils import distributed
 from utils.coco_eval import Metrics
 from utils.config import REPOSITORY, build_options, find_file, flat_dict, option, parse_flags, read_recipe
 from utils.devices import amp_dtype, choose_device, describe_device, use_threads
-from utils.ema import AveragedModel
 from utils.errors import UserError, run_command
-from utils.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
-from utils.run_log import plot_labels
 from utils.seeding import seed_epoch, seed_everything
 
 RUNS = "runs/train"

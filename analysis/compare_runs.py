@@ -19,9 +19,9 @@ from scipy.special import stdtrit
 
 from analysis.plots import curves
 from analysis.tables import Result, Table, mean, share
+from engine.run_folder import Row, epoch_summary
 from utils.config import option
 from utils.errors import UserError
-from utils.run_log import Row, epoch_summary
 
 MAP50, MAP = "metrics/mAP_0.5", "metrics/mAP_0.5:0.95"
 POSITIVES, UNMATCHED, OBJECTS = "match/positives_per_object", "match/unmatched", "match/objects"

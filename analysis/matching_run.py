@@ -23,15 +23,15 @@ from data.data_file import split_shown
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings
 from data.splits import open_split
+from engine.run_folder import find_newest_checkpoint, new_run_folder, save_config
 from models.assignment.options import AssignmentOptions
-from models.checkpoints.load import LoadedNetwork, find_newest_checkpoint, load_network
+from models.checkpoints.load import LoadedNetwork, load_network
 from models.detector import Detector
 from models.loss import build_loss
 from models.network import check_image_size
 from utils import distributed
 from utils.devices import choose_device, describe_device, use_threads
 from utils.errors import UserError
-from utils.run_log import new_run_folder, save_config
 
 DEFAULT_KINDS = ("iou",)
 HARD_LISTED = 1000  # images in results.json; the CSV has all

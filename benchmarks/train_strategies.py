@@ -17,10 +17,10 @@ from pathlib import Path
 import yaml
 
 from analysis.compare_runs import MAP50, POSITIVES, Run, confidence_interval, read_run
+from engine.run_folder import epoch_summary
 from utils.config import REPOSITORY, option, parse_options
 from utils.errors import UserError, run_command
 from utils.files import write_text_atomically
-from utils.run_log import epoch_summary
 
 DOCUMENT = REPOSITORY / "docs" / "assignment.md"
 NOT_RUN = "Not run yet.\n\n"  # stands in the document until the first table

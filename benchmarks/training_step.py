@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from engine.optimizer import OptimizerOptions, build_optimizer
 from models.assignment.options import AssignmentOptions
 from models.loss import DetectionLoss, LossOptions, build_loss
 from models.network import Network, build_network, initialise_head_biases
@@ -22,7 +23,6 @@ from utils.config import find_file, option, parse_options
 from utils.devices import amp_dtype, choose_device, describe_device, use_threads
 from utils.errors import run_command
 from utils.files import write_json_atomically
-from utils.optimizer import OptimizerOptions, build_optimizer
 from utils.records import Targets
 
 CASES = (("yolov3-tiny.cfg", 416), ("yolov3-spp.cfg", 320), ("yolov3-nano.cfg", 320))

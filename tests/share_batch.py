@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from models.train_loop import TrainState, train_one_epoch, wrap_for_processes
+from engine.ema import AveragedModel
+from engine.optimizer import OptimizerOptions, Schedule, build_optimizer
+from engine.train_loop import TrainState, train_one_epoch, wrap_for_processes
 from utils import distributed
-from utils.ema import AveragedModel
-from utils.optimizer import OptimizerOptions, Schedule, build_optimizer
 from utils.records import Batch, Frame, Targets
 
 OPTIONS = OptimizerOptions(

@@ -14,8 +14,8 @@ from analysis.compare_runs import (
     read_run,
     varying_options,
 )
+from engine.run_folder import save_results_csv
 from utils.errors import UserError
-from utils.run_log import save_results_csv
 
 BASE = {"match": "standard", "alpha": 0.0, "epochs": 3, "seed": 0, "name": "a", "workers": 2, "box_loss": "giou"}
 

@@ -5,7 +5,13 @@ import subprocess
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-ALLOWED = {"utils": set(), "data": {"utils"}, "models": {"utils"}, "analysis": {"utils", "data", "models"}}
+ALLOWED = {
+    "utils": set(),
+    "data": {"utils"},
+    "models": {"utils"},
+    "engine": {"utils", "data", "models"},
+    "analysis": {"utils", "data", "models", "engine"},
+}
 INSIDE = {  # what a folder may import from its own package, besides itself
     "models/assignment": {"models.heads", "models.raw_maps"},
     "models/checkpoints": {"models.layers", "models.network"},

@@ -5,9 +5,10 @@ import zipfile
 import pytest
 import torch
 
+from engine.run_folder import find_newest_checkpoint
 from models.checkpoints.darknet_weights import save_darknet_weights
 from models.checkpoints.format import save_checkpoint
-from models.checkpoints.load import find_newest_checkpoint, load_network, load_weights
+from models.checkpoints.load import load_network, load_weights
 from models.network import build_network_from_text
 from tests.tiny_project import CFG, NAMES, random_network, save_run
 from utils.errors import UserError

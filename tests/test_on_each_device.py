@@ -8,16 +8,16 @@ import torch
 
 from analysis.matching_stats import Plan, measure_raws
 from analysis.suppression import SuppressionRule
+from engine.ema import AveragedModel
+from engine.optimizer import OptimizerOptions, Schedule, build_optimizer
+from engine.train_loop import TrainState, train_one_epoch
 from models.assignment.assigner import build_assigner
 from models.assignment.options import AssignmentOptions
 from models.assignment.strategies import STRATEGIES
 from models.loss import LossOptions, build_loss
 from models.network import build_network_from_text
-from models.train_loop import TrainState, train_one_epoch
 from tests.analysis_scenes import random_scene
 from tests.tiny_project import CFG
-from utils.ema import AveragedModel
-from utils.optimizer import OptimizerOptions, Schedule, build_optimizer
 from utils.records import Batch, Frame, Targets
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")

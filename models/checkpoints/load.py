@@ -18,8 +18,6 @@ from models.network import Network, build_network, build_network_from_text, requ
 from utils.config import REPOSITORY, find_file
 from utils.errors import UserError
 
-RUNS = "runs/train"
-
 
 @dataclass(frozen=True)
 class LoadedNetwork:
@@ -29,19 +27,6 @@ class LoadedNetwork:
     report: LoadReport
     names: tuple[str, ...] = ()  # of the classes; empty where the file does not say
     options: dict[str, Any] = field(default_factory=dict)  # of the run that trained it; empty for foreign weights
-
-
-def find_newest_checkpoint(runs: str | Path = RUNS) -> Path:
-    """Return ``best.pt`` of the run that wrote last, ``last.pt`` where it has no best one.
-
-    Raises:
-        UserError: there is no run; says to train one.
-    """
-    found = [path for pattern in ("best.pt", "last.pt") for path in Path(runs).glob(f"*/{pattern}")]
-    if not found:
-        raise UserError(f"no trained network in {runs}/; run train.py first, or name one with --weights")
-    folder = max(found, key=lambda path: path.stat().st_mtime).parent
-    return folder / "best.pt" if (folder / "best.pt").is_file() else folder / "last.pt"
 
 
 def load_network(weights: str | Path, cfg: str | Path = "", num_classes: int | None = None) -> LoadedNetwork:

@@ -11,10 +11,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.train_loop import TrainState, set_training_mode, train_one_epoch
-from utils.ema import AveragedModel
+from engine.ema import AveragedModel
+from engine.optimizer import OptimizerOptions, Schedule, build_optimizer
+from engine.train_loop import TrainState, set_training_mode, train_one_epoch
 from utils.errors import UserError
-from utils.optimizer import OptimizerOptions, Schedule, build_optimizer
 from utils.records import Batch, Frame, Targets
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
-from models.evaluate import coco_results, collect_results, evaluate
+from engine.evaluate import coco_results, collect_results, evaluate
 from models.heads import Head
 from utils.records import Batch, Detections, Frame, Targets
 
@@ -100,8 +100,8 @@ def test_pycocotools_reads_the_results(tmp_path):
 
 SCRIPT = """
 import torch, torch.distributed as dist
-from tests.test_models_evaluate import GROUND_TRUTH, TABLE, FixedDetector, batch_of
-from models.evaluate import collect_results, evaluate
+from tests.test_engine_evaluate import GROUND_TRUTH, TABLE, FixedDetector, batch_of
+from engine.evaluate import collect_results, evaluate
 from utils import distributed
 distributed.start(torch.device("cpu"))
 mine = [[batch_of(3, 8)], [batch_of(5, 3)]][distributed.rank()]  # image 3 pads the second share

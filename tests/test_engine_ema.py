@@ -3,7 +3,7 @@ import math
 import torch
 from torch import nn
 
-from utils.ema import AveragedModel
+from engine.ema import AveragedModel
 
 
 def test_average_by_hand():

@@ -14,6 +14,7 @@ import yaml
 from utils.errors import UserError
 from utils.files import atomic_path, write_text_atomically
 
+RUNS = "runs/train"
 Row = dict[str, float]
 
 
@@ -165,3 +166,23 @@ def plot_labels(path: Path, labels: Sequence[int], centers_xy: Any, sizes_wh: An
     sizes.set_ylabel("height")
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100)
+
+
+def find_newest_checkpoint(runs: str | Path = RUNS) -> Path:
+    """Return ``best.pt`` of the run that wrote last, ``last.pt`` where it has no best one.
+
+    Raises:
+        UserError: there is no run; says to train one.
+    """
+    found = [path for pattern in ("best.pt", "last.pt") for path in Path(runs).glob(f"*/{pattern}")]
+    if not found:
+        raise UserError(f"no trained network in {runs}/; run train.py first, or name one with --weights")
+    folder = max(found, key=lambda path: path.stat().st_mtime).parent
+    return folder / "best.pt" if (folder / "best.pt").is_file() else folder / "last.pt"
+
+
+def newest_run() -> dict[str, Any]:
+    """Return the options of the newest run in runs/train, or nothing where there is none."""
+    configs = sorted(Path(RUNS).glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
+    values = yaml.safe_load(configs[-1].read_text(encoding="utf-8")) if configs else None
+    return values if isinstance(values, dict) else {}

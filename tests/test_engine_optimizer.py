@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from utils.optimizer import OptimizerOptions, Schedule, build_optimizer
+from engine.optimizer import OptimizerOptions, Schedule, build_optimizer
 
 
 def small_network() -> nn.Module:

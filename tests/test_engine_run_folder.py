@@ -3,8 +3,8 @@ import csv
 import pytest
 import yaml
 
+from engine.run_folder import epoch_summary, new_run_folder, plot_labels, plot_results, save_config, save_results_csv
 from utils.errors import UserError
-from utils.run_log import epoch_summary, new_run_folder, plot_labels, plot_results, save_config, save_results_csv
 
 HISTORY = [
     {"epoch": 1, "train/box": 2.0, "metrics/mAP_0.5": 0.1},

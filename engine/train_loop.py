@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from engine.ema import AveragedModel
+from engine.optimizer import Schedule
 from utils import distributed
-from utils.ema import AveragedModel
 from utils.errors import UserError
-from utils.optimizer import Schedule
 from utils.records import Batch
 
 SMALLEST_LOSS_SCALE = 1.0  # float16's gradients are looked for at ever smaller scales, down to this one

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from engine.run_folder import TensorBoardLog, epoch_summary, new_run_folder, plot_results, save_config, save_results_csv
+from engine.train_loop import TrainState
 from models.checkpoints.format import save_checkpoint
 from models.detector import Detector
-from models.train_loop import TrainState
 from utils import distributed
 from utils.draw import draw_batch, draw_predictions
 from utils.records import Batch
-from utils.run_log import TensorBoardLog, epoch_summary, new_run_folder, plot_results, save_config, save_results_csv
 
 PICTURED_BATCHES = 3  # training batches of the first epoch, and testing batches after the last, that are drawn
 NEEDED_TO_RESUME_ONLY = ("optimizer", "scaler", "model")  # best.pt goes without: a third of the size
