@@ -23,8 +23,8 @@ from data.labels.annotations import category_ids_for
 from data.letterbox import letterbox_frame, letterbox_images, smallest_input
 from data.sources import ImageFiles, Picture, VideoFrames, open_source
 from data.splits import open_split
-from engine.evaluate import coco_results
 from engine.run_folder import find_newest_checkpoint, new_run_folder
+from evaluation.results import coco_results
 from models.checkpoints.load import LoadedNetwork, load_network
 from models.detector import Detector
 from models.network import check_image_size

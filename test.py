@@ -17,11 +17,12 @@ from data.loader import LoaderSettings, evaluation_batches
 from data.splits import open_split
 from engine.evaluate import collect_results
 from engine.run_folder import find_newest_checkpoint, new_run_folder
+from evaluation.coco import BACKENDS, Metrics, evaluate_coco
+from evaluation.results import clean_ground_truth
 from models.checkpoints.load import LoadedNetwork, load_network
 from models.detector import Detector, Speed
 from models.network import check_image_size
 from utils import distributed
-from utils.coco_eval import BACKENDS, Metrics, clean_ground_truth, evaluate_coco
 from utils.config import option, parse_options
 from utils.devices import choose_device, describe_device, use_threads
 from utils.draw import draw_predictions

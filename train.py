@@ -22,6 +22,7 @@ from engine.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_op
 from engine.run_folder import plot_labels
 from engine.train_loop import TrainState, train_one_epoch, wrap_for_processes
 from engine.training_run import EpochBar, TrainingRun
+from evaluation.coco import Metrics
 from models.assignment.counts import MatchCounts
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.format import read_checkpoint
@@ -38,7 +39,6 @@ from models.network import (
     require_heads,
 )
 from utils import distributed
-from utils.coco_eval import Metrics
 from utils.config import REPOSITORY, build_options, find_file, flat_dict, option, parse_flags, read_recipe
 from utils.devices import amp_dtype, choose_device, describe_device, use_threads
 from utils.errors import UserError, run_command

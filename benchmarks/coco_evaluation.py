@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from utils.coco_eval import BACKENDS, evaluate_coco
+from evaluation.coco import BACKENDS, evaluate_coco
 from utils.config import option, parse_options
 from utils.errors import UserError, run_command
 

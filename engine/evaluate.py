@@ -4,18 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
-import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
+from evaluation.coco import Metrics, evaluate_coco
+from evaluation.results import coco_results
 from models.detector import Detector
 from utils import distributed
-from utils.coco_eval import Metrics, evaluate_coco
-from utils.records import Batch, Detections, Frame
-
-BOX_DECIMALS = 3  # of a pixel; with these and no others a result is evaluated and written
-SCORE_DECIMALS = 8
+from utils.records import Batch, Detections
 
 OnBatch = Callable[[Batch, Sequence[Detections]], None]
 
@@ -29,7 +25,7 @@ def evaluate(detector: Detector, batches: Iterable[Batch], ground_truth: dict, e
         detector: with a low confidence (0.001), so that the precision-recall curve is whole.
         batches: iterable with a length; what padding repeats is counted once.
         ground_truth: in COCO's format; its category ``i`` is the network's class ``i``.
-        evaluator: a backend of :mod:`utils.coco_eval`.
+        evaluator: a backend of :mod:`evaluation.coco`.
 
     Raises:
         UserError: the evaluator is not installed.
@@ -75,23 +71,6 @@ def collect_results(
 
 
 BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
-
-
-def coco_results(detections: Detections, frame: Frame, category_ids: Sequence[int]) -> list[dict]:
-    """Return the detections of one image as COCO results, rounded once so that a file holds exactly these numbers.
-
-    Args:
-        detections: of the image.
-        frame: names the image.
-        category_ids: class index -> COCO category id.
-    """
-    boxes = detections.boxes_xyxy.to(device="cpu", dtype=torch.float64).numpy()
-    boxes_xywh = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1).round(BOX_DECIMALS).tolist()
-    scores = detections.scores.to(device="cpu", dtype=torch.float64).numpy().round(SCORE_DECIMALS).tolist()
-    return [
-        {"image_id": frame.image_id, "category_id": category_ids[label], "bbox": box, "score": score}
-        for box, score, label in zip(boxes_xywh, scores, detections.labels.tolist(), strict=True)
-    ]
 
 
 def _gather(by_image: dict[int, list[dict]]) -> dict[int, list[dict]]:

@@ -9,8 +9,9 @@ ALLOWED = {
     "utils": set(),
     "data": {"utils"},
     "models": {"utils"},
-    "engine": {"utils", "data", "models"},
-    "analysis": {"utils", "data", "models", "engine"},
+    "evaluation": {"utils"},
+    "engine": {"utils", "data", "models", "evaluation"},
+    "analysis": {"utils", "data", "models", "evaluation", "engine"},
 }
 INSIDE = {  # what a folder may import from its own package, besides itself
     "models/assignment": {"models.heads", "models.raw_maps"},

@@ -10,7 +10,8 @@ import pytest
 import torch
 from pycocotools.coco import COCO
 
-from engine.evaluate import coco_results, collect_results, evaluate
+from engine.evaluate import collect_results, evaluate
+from evaluation.results import coco_results
 from models.heads import Head
 from utils.records import Batch, Detections, Frame, Targets
 

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 import torch
 
+from evaluation.coco import evaluate_coco
+from evaluation.results import clean_ground_truth
 from models.checkpoints.darknet_weights import load_darknet_weights
 from models.network import build_network
-from utils.coco_eval import clean_ground_truth, evaluate_coco
 from utils.config import REPOSITORY
 
 MODELS = ("yolo-fastest-1.1", "yolo-fastest-1.1-xl")

@@ -10,8 +10,8 @@ import pytest
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from evaluation.coco import TWELVE
 from tests.tiny_project import NAMES, REPOSITORY, load_script, make_project, random_network, run_script, save_run
-from utils.coco_eval import TWELVE
 
 
 @pytest.fixture

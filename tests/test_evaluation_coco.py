@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from utils.coco_eval import TWELVE, clean_ground_truth, evaluate_coco
+from evaluation.coco import TWELVE, evaluate_coco
+from evaluation.operating_point import match_at_half, precision_recall_at_best_f1
+from evaluation.results import clean_ground_truth
 from utils.errors import UserError
-from utils.precision_recall import match_at_half, precision_recall_at_best_f1
 
 TWELVE_NAMES = [row[0] for row in TWELVE]
 

@@ -18,8 +18,9 @@ from typing import Any
 
 import numpy as np
 
+from evaluation.operating_point import precision_recall_at_best_f1
+from evaluation.results import check_results, clean_ground_truth
 from utils.errors import UserError
-from utils.precision_recall import precision_recall_at_best_f1
 
 Numbers = tuple[float, ...]
 
@@ -107,7 +108,7 @@ def evaluate_coco(ground_truth: dict, results: Sequence[dict], backend: str = "a
     """
     truth = clean_ground_truth(ground_truth)
     results = list(results)
-    _check_results(truth, results)
+    check_results(truth, results)
     names = tuple(str(category["name"]) for category in truth["categories"])
     objects = [annotation for annotation in truth["annotations"] if not annotation["iscrowd"]]
     name, compute = _backend(backend)
@@ -145,43 +146,6 @@ def evaluate_coco(ground_truth: dict, results: Sequence[dict], backend: str = "a
         class_instances=tuple(instances.tolist()),
         evaluator=name,
     )
-
-
-def clean_ground_truth(ground_truth: dict) -> dict:
-    """Return the part of a COCO ground truth that box evaluation reads.
-
-    Annotations get ids from 1 on unless theirs are distinct and positive: pycocotools takes id 0 for "no match" and
-    loses that object.
-    """
-    annotations = [
-        {
-            "id": annotation.get("id", 0),
-            "image_id": annotation["image_id"],
-            "category_id": annotation["category_id"],
-            "bbox": list(annotation["bbox"]),
-            "area": annotation["area"] if "area" in annotation else annotation["bbox"][2] * annotation["bbox"][3],
-            "iscrowd": int(annotation.get("iscrowd", 0)),
-        }
-        for annotation in ground_truth.get("annotations", ())
-    ]
-    ids = {annotation["id"] for annotation in annotations}
-    if len(ids) < len(annotations) or (ids and min(ids) < 1):
-        for number, annotation in enumerate(annotations, start=1):
-            annotation["id"] = number
-    kept = ("id", "file_name", "width", "height")
-    return {
-        "info": {},
-        "images": [{key: image[key] for key in kept if key in image} for image in ground_truth["images"]],
-        "categories": [{"id": category["id"], "name": category["name"]} for category in ground_truth["categories"]],
-        "annotations": annotations,
-    }
-
-
-def _check_results(truth: dict, results: Sequence[dict]) -> None:
-    for key, where in (("image_id", "images"), ("category_id", "categories")):
-        unknown = {result[key] for result in results} - {item["id"] for item in truth[where]}
-        if unknown:
-            raise UserError(f"results name {key} {min(unknown)}, which the ground truth's '{where}' does not have")
 
 
 def _mean(values: np.ndarray) -> float:

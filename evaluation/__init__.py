@@ -1,0 +1,1 @@
+"""Results and truth to numbers: no network, no loader."""

@@ -1,0 +1,70 @@
+"""Detections and ground truth in COCO's formats: written with a fixed rounding, checked when they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from utils.errors import UserError
+from utils.records import Detections, Frame
+
+
+def clean_ground_truth(ground_truth: dict) -> dict:
+    """Return the part of a COCO ground truth that box evaluation reads.
+
+    Annotations get ids from 1 on unless theirs are distinct and positive: pycocotools takes id 0 for "no match" and
+    loses that object.
+    """
+    annotations = [
+        {
+            "id": annotation.get("id", 0),
+            "image_id": annotation["image_id"],
+            "category_id": annotation["category_id"],
+            "bbox": list(annotation["bbox"]),
+            "area": annotation["area"] if "area" in annotation else annotation["bbox"][2] * annotation["bbox"][3],
+            "iscrowd": int(annotation.get("iscrowd", 0)),
+        }
+        for annotation in ground_truth.get("annotations", ())
+    ]
+    ids = {annotation["id"] for annotation in annotations}
+    if len(ids) < len(annotations) or (ids and min(ids) < 1):
+        for number, annotation in enumerate(annotations, start=1):
+            annotation["id"] = number
+    kept = ("id", "file_name", "width", "height")
+    return {
+        "info": {},
+        "images": [{key: image[key] for key in kept if key in image} for image in ground_truth["images"]],
+        "categories": [{"id": category["id"], "name": category["name"]} for category in ground_truth["categories"]],
+        "annotations": annotations,
+    }
+
+
+def check_results(truth: dict, results: Sequence[dict]) -> None:
+    """Refuse results that name an image or a category which the ground truth does not have."""
+    for key, where in (("image_id", "images"), ("category_id", "categories")):
+        unknown = {result[key] for result in results} - {item["id"] for item in truth[where]}
+        if unknown:
+            raise UserError(f"results name {key} {min(unknown)}, which the ground truth's '{where}' does not have")
+
+
+BOX_DECIMALS = 3  # of a pixel; with these and no others a result is evaluated and written
+SCORE_DECIMALS = 8
+
+
+def coco_results(detections: Detections, frame: Frame, category_ids: Sequence[int]) -> list[dict]:
+    """Return the detections of one image as COCO results, rounded once so that a file holds exactly these numbers.
+
+    Args:
+        detections: of the image.
+        frame: names the image.
+        category_ids: class index -> COCO category id.
+    """
+    boxes = detections.boxes_xyxy.to(device="cpu", dtype=torch.float64).numpy()
+    boxes_xywh = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1).round(BOX_DECIMALS).tolist()
+    scores = detections.scores.to(device="cpu", dtype=torch.float64).numpy().round(SCORE_DECIMALS).tolist()
+    return [
+        {"image_id": frame.image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        for box, score, label in zip(boxes_xywh, scores, detections.labels.tolist(), strict=True)
+    ]
