@@ -20,9 +20,9 @@ from analysis.compare_runs import CompareOptions, compare_runs, read_run
 from analysis.dataset_stats import DatasetStatsOptions, dataset_stats
 from analysis.matching_run import Source, matching_stats, open_everything, resumed_options, start_folder
 from analysis.matching_stats import MatchingOptions
-from analysis.report import ReportOptions, write_report
+from analysis.output.report import ReportOptions, write_report
+from analysis.output.result import Result, print_result, with_problems, write_result
 from analysis.strategies import StrategyOptions, needs_predictions, prior_strategies
-from analysis.tables import Result, print_result, with_problems, write_result
 from data.data_file import SPLITS, open_data, split_shown
 from data.labels.annotations import Annotations
 from data.labels.read import read_dataset

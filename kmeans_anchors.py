@@ -27,8 +27,8 @@ from analysis.anchor_fit import (
     recall_rule,
 )
 from analysis.objects import Objects, letterboxed, select_objects
-from analysis.plots import anchor_scatter
-from analysis.tables import Result, Table, print_result, with_problems, write_result
+from analysis.output.plots import anchor_scatter
+from analysis.output.result import Result, Table, print_result, with_problems, write_result
 from data.data_file import SPLITS, open_data, split_shown
 from data.labels.read import read_dataset
 from engine.run_folder import new_run_folder

@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from analysis.anchor_fit import one_thread, side_ratio
 from analysis.objects import SIZE_NAMES, Objects, letterboxed, select_objects
-from analysis.plots import anchor_scatter, bars, positives_per_object
-from analysis.tables import Result, Table, share
+from analysis.output.plots import anchor_scatter, bars, positives_per_object
+from analysis.output.result import Result, Table, share
 from models.assignment.assigner import Assigner, build_assigner
 from models.assignment.counts import all_slots
 from models.assignment.options import AssignmentOptions

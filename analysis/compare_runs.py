@@ -17,8 +17,8 @@ import numpy as np
 import yaml
 from scipy.special import stdtrit
 
-from analysis.plots import curves
-from analysis.tables import Result, Table, mean, share
+from analysis.output.plots import curves
+from analysis.output.result import Result, Table, mean, share
 from engine.run_folder import Row, epoch_summary
 from utils.config import option
 from utils.errors import UserError

@@ -16,8 +16,8 @@ import numpy as np
 from tqdm import tqdm
 
 from analysis.objects import SIZE_NAMES, Objects, add_occlusion, pair_blocks, pair_geometry, select_objects
-from analysis.plots import bars, histogram_grid
-from analysis.tables import Result, Table, mean, share
+from analysis.output.plots import bars, histogram_grid
+from analysis.output.result import Result, Table, mean, share
 from utils.config import option
 
 if TYPE_CHECKING:

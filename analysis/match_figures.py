@@ -14,7 +14,7 @@ import numpy as np
 
 from analysis.matching_stats import Measured
 from analysis.objects import SIZE_NAMES, object_occlusion, select_objects
-from analysis.tables import mean, share
+from analysis.output.result import mean, share
 from data.labels.annotations import Annotations
 from models.heads import Head
 

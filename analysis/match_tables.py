@@ -7,8 +7,8 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis.plots import bars, positives_per_object
-from analysis.tables import Table
+from analysis.output.plots import bars, positives_per_object
+from analysis.output.result import Table
 
 IOU_NAMES = {"iou": "IoU", "giou": "GIoU", "diou": "DIoU", "ciou": "CIoU"}
 LONG_BREAKDOWN = 12  # groups: beyond it, only those with the most objects are drawn

@@ -156,7 +156,7 @@ def test_several_processes_find_what_one_finds(project):
 
 
 def test_a_name_is_shared_by_all_folders_of_a_run(project, run, no_drawing, monkeypatch):
-    monkeypatch.setattr("analysis.report.png_uri", lambda figure: "data:,")
+    monkeypatch.setattr("analysis.output.report.png_uri", lambda figure: "data:,")
     assert run("--report", "--workers", 0, "--report-images", 0, "--draw-lost", 0, "--name", "mine")[0] == 0
     assert {path.name for path in Path("runs/analyze").iterdir()} == {"mine-dataset-stats", "mine-matching-stats",
                                                                       "mine-report"}  # fmt: skip

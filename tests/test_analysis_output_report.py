@@ -13,9 +13,10 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from analysis.browser import bits, browser_data
 from analysis.image_views import ImageView, MatchedSlot, lost_picture, matched_slots, picture
-from analysis.report import as_html, bits, browser_data, write_report
-from analysis.tables import Result, Table
+from analysis.output.report import as_html, write_report
+from analysis.output.result import Result, Table
 from models.assignment.options import AssignmentOptions
 from models.heads import Head
 from tests.analysis_scenes import match_sets, plain_iou, random_scene, read_slots

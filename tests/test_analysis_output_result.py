@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from analysis.plots import anchor_scatter, bars, cumulative_counts, curves, histogram_grid
-from analysis.tables import Result, Table, as_csv, as_markdown, plain, print_result, share, write_result
+from analysis.output.plots import anchor_scatter, bars, cumulative_counts, curves, histogram_grid
+from analysis.output.result import Result, Table, as_csv, as_markdown, plain, print_result, share, write_result
 
 TABLE = Table(
     "things",

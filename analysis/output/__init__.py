@@ -1,0 +1,1 @@
+"""The result of any analysis as JSON, Markdown, CSV, pictures and HTML."""
