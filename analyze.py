@@ -18,8 +18,8 @@ import torch
 from analysis.anchor_stats import anchor_stats
 from analysis.compare_runs import CompareOptions, compare_runs, read_run
 from analysis.dataset_stats import DatasetStatsOptions, dataset_stats
-from analysis.matching_run import Source, matching_stats, open_everything, resumed_options, start_folder
-from analysis.matching_stats import MatchingOptions
+from analysis.matching.command import Source, matching_stats, open_everything, resumed_options, start_folder
+from analysis.matching.options import MatchingOptions
 from analysis.output.report import ReportOptions, write_report
 from analysis.output.result import Result, print_result, with_problems, write_result
 from analysis.strategies import StrategyOptions, needs_predictions, prior_strategies

@@ -17,8 +17,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis.matching_run import Source, loader_settings, open_everything
-from analysis.matching_stats import MatchingOptions, measure_raws, to_device
+from analysis.matching.command import Source, loader_settings, open_everything
+from analysis.matching.measure import measure_raws, to_device
+from analysis.matching.options import MatchingOptions
 from analysis.strategies import StrategyOptions
 from data.loader import evaluation_batches
 from models.assignment.assigner import build_assigner

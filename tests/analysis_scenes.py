@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import torch
 
-from analysis.matching_stats import Measured, Plan, measure_raws
-from analysis.suppression import SuppressionRule
+from analysis.matching.measure import Measured, Plan, measure_raws
+from analysis.matching.suppression import SuppressionRule
 from models.assignment.assigner import build_assigner
 from models.assignment.options import AssignmentOptions
 from models.heads import Head

@@ -13,8 +13,8 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from analysis.browser import bits, browser_data
-from analysis.image_views import ImageView, MatchedSlot, lost_picture, matched_slots, picture
+from analysis.matching.browser import bits, browser_data
+from analysis.matching.views import ImageView, MatchedSlot, lost_picture, matched_slots, picture
 from analysis.output.report import as_html, write_report
 from analysis.output.result import Result, Table
 from models.assignment.options import AssignmentOptions

@@ -14,6 +14,7 @@ ALLOWED = {
     "analysis": {"utils", "data", "models", "evaluation", "engine"},
 }
 INSIDE = {  # what a folder may import from its own package, besides itself
+    "analysis/matching": {"analysis.objects", "analysis.strategies", "analysis.output.plots", "analysis.output.result"},
     "analysis/output": set(),
     "models/assignment": {"models.heads", "models.raw_maps"},
     "models/checkpoints": {"models.layers", "models.network"},

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.matching_stats import Plan, measure_raws
-from analysis.suppression import SuppressionRule
+from analysis.matching.measure import Plan, measure_raws
+from analysis.matching.suppression import SuppressionRule
 from engine.ema import AveragedModel
 from engine.optimizer import OptimizerOptions, Schedule, build_optimizer
 from engine.train_loop import TrainState, train_one_epoch

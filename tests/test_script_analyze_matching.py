@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import analyze
-from analysis import matching_stats
+from analysis.matching import measure
 from data.labels.annotations import Annotations
 from tests.tiny_project import CFG, REPOSITORY, make_project, random_network
 from utils.errors import UserError
@@ -119,7 +119,7 @@ def assert_close(one, other):
 def test_an_interrupted_run_goes_on_and_equals_a_whole_one(project, run, no_drawing, monkeypatch):
     settings = (*QUICK, "--match", "standard,split", "--batch-size", 2, "--hard", 1, "--least-q", 0.2)
     assert run(*settings, "--name", "whole")[0] == 0
-    original, calls = matching_stats.measure_batch, []
+    original, calls = measure.measure_batch, []
 
     def interrupted(*arguments):
         if len(calls) == 3:
@@ -127,14 +127,14 @@ def test_an_interrupted_run_goes_on_and_equals_a_whole_one(project, run, no_draw
         calls.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(matching_stats, "BATCHES_PER_BLOCK", 2)
-    monkeypatch.setattr(matching_stats, "measure_batch", interrupted)
+    monkeypatch.setattr(measure, "BATCHES_PER_BLOCK", 2)
+    monkeypatch.setattr(measure, "measure_batch", interrupted)
     status, _, err = run(*settings, "--name", "cut")
     assert status == 130 and err.strip().endswith("interrupted; python analyze.py --resume runs/analyze/cut goes on")
     assert not Path("runs/analyze/cut/results.json").exists()
     assert len(list(Path("runs/analyze/cut/partial").glob("block-*.npz"))) == 2  # two batches, and the third
     resumed = []
-    monkeypatch.setattr(matching_stats, "measure_batch", lambda *a: resumed.append(1) or original(*a))
+    monkeypatch.setattr(measure, "measure_batch", lambda *a: resumed.append(1) or original(*a))
     assert run("--resume", "runs/analyze/cut")[0] == 0
     assert len(resumed) == 3  # of six batches
     assert figures("cut") == figures("whole")
@@ -225,7 +225,7 @@ def test_an_unreadable_image_is_one_line_and_the_run_can_go_on(project, run, no_
 
 
 def test_a_damaged_partial_result_is_named(project, run, no_drawing, monkeypatch):
-    monkeypatch.setattr(matching_stats, "measure_batch", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
+    monkeypatch.setattr(measure, "measure_batch", lambda *a: (_ for _ in ()).throw(KeyboardInterrupt))
     assert run(*QUICK)[0] == 130
     block = Path("runs/analyze/matching-stats/partial/block-0000000.npz")
     block.parent.mkdir(exist_ok=True)
@@ -243,7 +243,7 @@ def test_images_without_any_object(project, run, no_drawing):
 
 
 def test_without_match_the_strategy_of_the_training_counts():
-    from analysis.matching_run import chosen_strategies
+    from analysis.matching.command import chosen_strategies
     from analysis.strategies import StrategyOptions
 
     trained = {"match": "split", "iou_t": 0.3, "new_topk": 5, "epochs": 3}
@@ -284,5 +284,5 @@ def test_every_object_is_measured_once_and_crowd_regions_are_none():
         np.zeros(5, np.int32), np.array([False, True, True, False, False]), np.full(5, 81.0), np.arange(1, 6), ("x",),
         (1,),
     )  # fmt: skip
-    rows = matching_stats.rows_without_crowd(annotations)
+    rows = measure.rows_without_crowd(annotations)
     assert [one.tolist() for one in rows] == [[0], [], [3, 4]]

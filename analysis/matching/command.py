@@ -9,16 +9,17 @@ from typing import Any
 
 import yaml
 
-from analysis.browser import browser_data
-from analysis.hard_examples import loss_options_of
-from analysis.match_figures import Subject, all_figures, groups_of
-from analysis.match_pictures import Pictures, hard_tables, spread
-from analysis.match_tables import all_plots, all_tables, notes_of
-from analysis.matching_stats import MatchingOptions, Plan, measure_images
+from analysis.matching.blocks import remove_blocks
+from analysis.matching.browser import browser_data
+from analysis.matching.losses import loss_options_of
+from analysis.matching.measure import Plan, measure_images
+from analysis.matching.options import MatchingOptions
+from analysis.matching.pictures import Pictures, hard_tables, spread
+from analysis.matching.statistics import Subject, all_figures, groups_of
+from analysis.matching.suppression import SuppressionRule
+from analysis.matching.tables import all_plots, all_tables, notes_of
 from analysis.output.result import Result, with_problems
-from analysis.partial_results import remove_blocks
 from analysis.strategies import READ_BY_MATCHING_STATS, StrategyOptions
-from analysis.suppression import SuppressionRule
 from data.data_file import split_shown
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings

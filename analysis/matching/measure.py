@@ -1,8 +1,8 @@
 """``analyze.py --matching-stats``: which slots match which objects, and how well each slot's prediction fits.
 
 One pass over the images: one letterboxed forward pass each, from which every strategy and every kind of IoU is counted.
-``docs/analysis.md`` defines the figures; ``match_records`` and ``score_mismatch`` measure the objects of a batch,
-``match_figures`` makes figures of what was measured.
+``docs/analysis.md`` defines the figures; ``quality``, ``scores`` and ``suppression`` measure the objects of a batch,
+``statistics`` makes figures of what was measured.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.hard_examples import image_losses
-from analysis.match_records import CANDIDATES, Predictions, match, measure, slots_per_image
-from analysis.partial_results import Block, Columns, concatenate, in_order_of, read_blocks
-from analysis.score_mismatch import score_columns
-from analysis.suppression import SuppressionRule, suppression_columns
+from analysis.matching.blocks import Block, Columns, concatenate, in_order_of, read_blocks
+from analysis.matching.losses import image_losses
+from analysis.matching.pairs import Predictions, match, slots_per_image
+from analysis.matching.quality import CANDIDATES, measure
+from analysis.matching.scores import score_columns
+from analysis.matching.suppression import SuppressionRule, suppression_columns
 from data.dataset import BatchPlan, DetectionDataset
 from data.labels.annotations import Annotations
 from data.loader import Batches, LoaderSettings, evaluation_plans
@@ -30,38 +31,9 @@ from models.assignment.options import AssignmentOptions
 from models.detector import Detector
 from models.loss import DetectionLoss
 from utils import distributed
-from utils.config import option
 from utils.records import Batch
 
 BATCHES_PER_BLOCK = 32
-BREAKDOWNS = ("class", "size", "elongation", "occlusion", "matches")
-
-
-@dataclass(frozen=True)
-class MatchingOptions:
-    """What --matching-stats measures."""
-
-    weights: str = option("", "checkpoint, Darknet .weights or official yolov5 .pt; default: the newest run's best.pt")
-    by: str = option(",".join(BREAKDOWNS[:4]), f"what the figures are broken down by: some of {','.join(BREAKDOWNS)}")
-    least_q: float = option(0.1, "scores are looked at over the slots whose prediction has at least this IoU")
-    hard: int = option(0, "measure the training loss of every image and draw the N hardest")
-    draw_lost: int = option(16, "draw at most so many images with merged or suppressed objects")
-    conf_thres: float = option(0.25, "confidence of the detections in which objects are merged or suppressed")
-    iou_thres: float = option(0.6, "NMS of these drops a box that overlaps a stronger one of its class by a higher IoU")
-    batch_size: int = option(16, "images per forward pass")
-    workers: int = option(2, "processes that load images")
-    device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
-    resume: str = option("", "go on with the interrupted run in this folder, with its options")
-
-    def __post_init__(self) -> None:
-        for name in filter(None, self.by.split(",")):
-            if name not in BREAKDOWNS:
-                raise ValueError(f"--by knows {', '.join(BREAKDOWNS)}, not '{name}'")
-        for name in ("least_q", "conf_thres", "iou_thres"):
-            if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be above 0 and at most 1, not {getattr(self, name)}")
-        if self.batch_size < 1 or min(self.workers, self.hard, self.draw_lost) < 0:
-            raise ValueError("--batch-size must be at least 1; --workers, --hard and --draw-lost must not be negative")
 
 
 @dataclass(frozen=True)

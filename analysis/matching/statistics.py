@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.matching_stats import Measured
+from analysis.matching.measure import Measured
 from analysis.objects import SIZE_NAMES, object_occlusion, select_objects
 from analysis.output.result import mean, share
 from data.labels.annotations import Annotations

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.match_figures import Subject, all_figures
-from analysis.suppression import SuppressionRule
+from analysis.matching.statistics import Subject, all_figures
+from analysis.matching.suppression import SuppressionRule
 from models.heads import Head
 from tests.analysis_scenes import (
     candidate_slots,
@@ -203,7 +203,7 @@ def test_one_detection_around_two_neighbours():
 
 
 def suppression_oracle(heads, raws, rows, rule, classes):
-    """Textbook NMS and the definitions of analysis/suppression.py, one box at a time."""
+    """Textbook NMS and the definitions of analysis/matching/suppression.py, one box at a time."""
     wanted = [dict.fromkeys(("found", "detected", "suppressed", "removed_by_none"), False) for _ in rows]
     merged = set()
     for image in range(len(raws[0])):

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.match_records import Predictions, slot_numbers
-from analysis.matching_stats import Plan, to_device
+from analysis.matching.measure import Plan, to_device
+from analysis.matching.pairs import Predictions, slot_numbers
 from data.dataset import BatchPlan, DetectionDataset
 from data.labels.annotations import Annotations
 from models.assignment.assigner import build_assigner

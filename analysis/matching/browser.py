@@ -10,8 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from analysis.image_views import ImageView
-from analysis.matching_stats import Plan
+from analysis.matching.measure import Plan
+from analysis.matching.views import ImageView
 from utils.draw import class_color, class_name
 
 IMAGE_PIXELS = 960  # longest side of an embedded image

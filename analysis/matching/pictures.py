@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from analysis.hard_examples import PARTS, hardest
-from analysis.image_views import ImageView, lost_picture, picture, view_images
-from analysis.matching_stats import Measured, Plan
+from analysis.matching.losses import PARTS, hardest
+from analysis.matching.measure import Measured, Plan
+from analysis.matching.views import ImageView, lost_picture, picture, view_images
 from analysis.output.result import Table
 from data.labels.annotations import Annotations
 from utils.draw import write_image

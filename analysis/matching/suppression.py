@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from analysis.match_records import Predictions
+from analysis.matching.pairs import Predictions
 from models.detector import decode_slots
 from models.heads import Head
 from models.nms import non_max_suppression, select_candidates

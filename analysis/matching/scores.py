@@ -13,7 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from analysis.match_records import Candidates, Predictions, centre_cell, neighbourhood
+from analysis.matching.pairs import Predictions
+from analysis.matching.quality import Candidates, centre_cell, neighbourhood
 from models.raw_maps import gather_numbers
 from utils.boxes import xyxy_to_cxcywh
 
@@ -34,7 +35,7 @@ def score_columns(
         predictions: of the batch.
         raws: the maps they were decoded from.
         kinds: of IoU.
-        candidates: which slots are looked at, one of :data:`analysis.match_records.CANDIDATES`.
+        candidates: which slots are looked at, one of :data:`analysis.matching.quality.CANDIDATES`.
         least_q: slots that fit worse are left out.
     """
     target, slot = overlapping(predictions, candidates, least_q)

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.match_figures import Subject, all_figures, figures_of, groups_of
-from analysis.matching_stats import BREAKDOWNS
+from analysis.matching.options import BREAKDOWNS
+from analysis.matching.statistics import Subject, all_figures, figures_of, groups_of
 from models.assignment.options import AssignmentOptions
 from models.heads import Head
 from tests.analysis_scenes import (
@@ -277,8 +277,8 @@ def test_looking_at_a_few_objects_at_a_time_changes_nothing(monkeypatch, at_once
     settings = {"candidates": "map", "score_candidates": "map"}
     strategies, kinds = {"standard": None, "fast": None}, ("iou", "giou")
     whole = measured(heads, raws, targets, strategies, kinds, **settings)
-    monkeypatch.setattr("analysis.match_records.NUMBERS_AT_ONCE", at_once)
-    monkeypatch.setattr("analysis.score_mismatch.PAIRS_AT_ONCE", at_once)
+    monkeypatch.setattr("analysis.matching.quality.NUMBERS_AT_ONCE", at_once)
+    monkeypatch.setattr("analysis.matching.scores.PAIRS_AT_ONCE", at_once)
     parts = measured(heads, raws, targets, strategies, kinds, **settings)
     for name, values in whole.objects.items():
         np.testing.assert_array_equal(parts.objects[name], values, err_msg=name)

@@ -1,0 +1,123 @@
+"""Which slots every strategy matches to the objects of a batch: pairs of an object and a slot, each once.
+
+Everything is a column: a tensor whose first dimension counts the objects of the batch. Nothing is summed over objects
+here, so the figures made of the columns are the same for any order, number of processes and interruption.
+
+Shape letters: B images, S slots of one image, T objects, Z strategies, Q kinds of IoU, P pairs (object, slot).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from models.assignment.assigner import Assigner
+from models.assignment.grid import SlotGrid
+from models.assignment.inputs import Scene
+from models.heads import Head, decode_map
+from utils.boxes import box_iou, cxcywh_to_xyxy
+from utils.records import Assignment, Batch, Matches, Targets
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """A batch's predictions, decoded once for everything that is measured."""
+
+    scene: Scene
+    boxes_xyxy: Tensor  # [B S 4] float32, network pixels; slots are numbered as in models.assignment.inputs
+    objectness: Tensor  # [B S] logits
+
+    @property
+    def grid(self) -> SlotGrid:
+        """The constants of the heads."""
+        return self.scene.grid
+
+    @staticmethod
+    def of(targets: Targets, raws: Sequence[Tensor], heads: tuple[Head, ...]) -> Predictions:
+        """Decode the raw maps [B A H W 5+C] of a batch; its targets are on the same device."""
+        boxes = [decode_map(raw, head).flatten(1, 3) * head.stride for raw, head in zip(raws, heads, strict=True)]
+        objectness = [raw[..., 4].flatten(1) for raw in raws]
+        boxes_xyxy = cxcywh_to_xyxy(torch.cat(boxes, dim=1))
+        return Predictions(Scene.of(targets, list(raws), heads), boxes_xyxy, torch.cat(objectness, dim=1).float())
+
+    def ious(self, target: Tensor, slot: Tensor, kinds: Sequence[str]) -> Tensor:
+        """IoU of every kind between targets [...] and the predictions of slots [...] of their images, [... Q]."""
+        boxes = self.boxes_xyxy[self.scene.targets.image[target], slot]
+        truth = self.scene.boxes_xyxy[target]
+        return torch.stack([box_iou(boxes, truth, kind, elementwise=True) for kind in kinds], dim=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class MatchedPairs:
+    """The pairs that the strategies match; a pair is here once, whoever matches it and how often."""
+
+    target: Tensor  # [P] int64
+    slot: Tensor  # [P] int64, of the target's image
+    member: Tensor  # [P Z] bool, whether the strategy matches it
+    std: Tensor  # [T Z] int64, std matches of every object
+    new: Tensor  # [T Z] int64, new matches
+
+
+def slot_numbers(matches: tuple[Matches, ...], grid: SlotGrid) -> tuple[Tensor, Tensor]:
+    """Return the (target, slot) of the matches of all heads; slots are numbered within an image."""
+    slots = []
+    for index, part in enumerate(matches):
+        anchor = grid.head_start[index] + part.anchor
+        slots.append(grid.first_slot[anchor] + part.row * grid.cols[anchor] + part.col)
+    return torch.cat([part.target for part in matches]), torch.cat(slots)
+
+
+def match(
+    predictions: Predictions, raws: Sequence[Tensor], batch: Batch, assigners: Mapping[str, Assigner]
+) -> tuple[MatchedPairs, list[float]]:
+    """Let every strategy match a batch; return the pairs, and the seconds that each strategy took."""
+    assignments, seconds = [], []
+    device = raws[0].device
+    for assigner in assigners.values():
+        start = _now(device)
+        assignments.append(assigner(batch.targets, raws, batch.crowd))
+        seconds.append(_now(device) - start)
+    return matched_pairs(assignments, predictions.grid, len(batch.targets)), seconds
+
+
+def matched_pairs(assignments: Sequence[Assignment], grid: SlotGrid, num_targets: int) -> MatchedPairs:
+    """Return the distinct pairs of several strategies."""
+    keys, strategy, counts = [], [], {"std": [], "new": []}
+    for number, assignment in enumerate(assignments):
+        for half, per_strategy in counts.items():
+            target, slot = slot_numbers(getattr(assignment, half), grid)
+            per_strategy.append(torch.bincount(target, minlength=num_targets))
+            keys.append(target * grid.slots_per_image + slot)
+            strategy.append(torch.full_like(target, number))
+    distinct, which = torch.unique(torch.cat(keys), return_inverse=True)
+    member = torch.zeros(len(distinct), len(assignments), dtype=torch.bool, device=distinct.device)
+    member[which, torch.cat(strategy)] = True
+    target = torch.div(distinct, grid.slots_per_image, rounding_mode="floor")
+    slot = distinct - target * grid.slots_per_image
+    std, new = (torch.stack(per_strategy, dim=1) for per_strategy in counts.values())
+    return MatchedPairs(target, slot, member, std, new)
+
+
+def slots_per_image(predictions: Predictions, pairs: MatchedPairs) -> dict[str, Tensor]:
+    """Return per image and strategy, [B Z]: slots with a match, and those that several objects claim."""
+    grid = predictions.grid
+    image = predictions.scene.targets.image[pairs.target]
+    distinct, which = torch.unique(image * grid.slots_per_image + pairs.slot, return_inverse=True)
+    member = pairs.member.long()
+    claims = member.new_zeros(len(distinct), member.shape[1]).index_add_(0, which, member)
+    owner = torch.div(distinct, grid.slots_per_image, rounding_mode="floor")
+    zeros = member.new_zeros(predictions.scene.batch_size, member.shape[1])
+    return {
+        "slots": zeros.index_add(0, owner, (claims > 0).long()),
+        "shared_slots": zeros.index_add(0, owner, (claims > 1).long()),
+    }
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
