@@ -1,6 +1,6 @@
 """The worked example of docs/assignment.md: three objects, two heads, a handful of predictions, every strategy.
 
-Run: ``python -m benchmarks.assignment_example`` prints the tables, ``--write`` puts them into the document.
+Run: ``python -m docs.make_example`` prints the tables, ``--write`` puts them into the document.
 """
 
 from __future__ import annotations

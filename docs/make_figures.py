@@ -3,7 +3,7 @@
 The image is matplotlib's sample portrait of Rear Admiral Grace Hopper (James S. Davis, U.S. Navy, public domain), so
 that the figures can be drawn wherever matplotlib is installed; the boxes were drawn by hand. The predictions that some
 strategies look at are made up, as of a half-trained network: every slot's prior, pulled towards the object it overlaps
-best, by a random amount. Run: ``python -m benchmarks.draw_assignment [--folder docs]``
+best, by a random amount. Run: ``python -m docs.make_figures [--folder docs]``
 """
 
 from __future__ import annotations

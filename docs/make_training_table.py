@@ -2,7 +2,7 @@
 
 Each training is a ``train.py`` of its own, one after the other; a run that is already there, complete, is not repeated,
 so the script can be stopped and started again. Run:
-``python -m benchmarks.train_strategies --data shapes.data --epochs 30 [--seeds 0 1 2] [--only fast atss] [--write]``
+``python -m docs.make_training_table --data shapes.data --epochs 30 [--seeds 0 1 2] [--only fast atss] [--write]``
 and then the same with ``--data bccd.data``; the document gets one table per data set.
 """
 

@@ -39,8 +39,8 @@ STRATEGIES = "standard,ratio,darknet,pure,split,fast,atss,simota,tal"
 BREAKDOWNS = "class,size,elongation,occlusion,matches"
 
 
-def commands(names: Any) -> Iterator[tuple[str, str]]:
-    """Yield a name and a command line for every golden output; ``names`` tells where the last commands live."""
+def commands() -> Iterator[tuple[str, str]]:
+    """Yield a name and a command line for every golden output."""
     best = "runs/train/golden/best.pt"
     yield "train", f"train.py --epochs 1 {TRAIN} --name golden"
     yield "test", f"test.py --weights {best} --data shapes.data --save-json --workers 0 --name golden"
@@ -62,17 +62,10 @@ def commands(names: Any) -> Iterator[tuple[str, str]]:
     yield "anchors", "kmeans_anchors.py --data shapes.data --generations 50"
     for cfg in sorted((ROOT / "cfg").glob("*.cfg")):
         yield f"network-{cfg.stem}", f"-m models.network {cfg.name}"
-    yield "example", f"-m {names.example}"
+    yield "example", "-m docs.make_example"
     checkpoint = SHARED / "data/weights/yolov5n.pt"
     if checkpoint.is_file():
         yield "convert", f"-m models.convert_weights {checkpoint} converted/yolov5n.weights"
-
-
-class Names:
-    """Where the commands that were moved live in this version."""
-
-    moved = (ROOT / "docs/make_example.py").is_file()
-    example = "docs.make_example" if moved else "benchmarks.assignment_example"
 
 
 def run(arguments: str, folder: Path) -> str:
@@ -123,7 +116,7 @@ def collect(folder: Path) -> list[str]:
     """Run all commands in a folder; return the lines of everything that they wrote, sorted by command and file."""
     lines = []
     (folder / "converted").mkdir()
-    for name, arguments in commands(Names):
+    for name, arguments in commands():
         begin = time.time()
         printed = run(arguments, folder)
         if name.startswith(("network", "example", "anchors")):
