@@ -86,7 +86,7 @@ def anchor_stats(
             best_ratio[block.rows] = side_ratio(boxes_wh[block.rows], anchors_wh).amin(dim=1)
             raws = [_blank_map(head, block.num_images, img_size) for head in heads]
             for name, assigner in assigners.items():
-                _count(counts[name], assigner(block.targets, raws).std, raws, block, prior_iou)
+                _count(counts[name], assigner(block.targets, raws).base, raws, block, prior_iou)
             bar.update(len(block.targets))
     figures = {
         "img_size": img_size,

@@ -22,6 +22,7 @@ from analysis.output.result import Result, Table, mean, share
 from engine.run_folder import Row, epoch_summary
 from utils.config import option
 from utils.errors import UserError
+from utils.renamed import RENAMED, with_current_names
 
 MAP50, MAP = "metrics/mAP_0.5", "metrics/mAP_0.5:0.95"
 POSITIVES, UNMATCHED, OBJECTS = "match/positives_per_object", "match/unmatched", "match/objects"
@@ -76,7 +77,7 @@ def read_run(folder: str | Path) -> Run:
         raise UserError(f"{config}: not valid YAML; train.py writes this file, restore it") from error
     if not isinstance(options, dict):
         raise UserError(f"{config}: not a list of 'option: value' lines; train.py writes this file, restore it")
-    return Run(folder, options, tuple(_read_history(results)))
+    return Run(folder, with_current_names(options), tuple(_read_history(results)))
 
 
 def compare_runs(runs: Sequence[Run], options: CompareOptions) -> Result:
@@ -134,7 +135,7 @@ def _read_history(path: Path) -> list[Row]:
     by_epoch: dict[float, Row] = {}
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)
-        columns = [name.strip() for name in reader.fieldnames or ()]
+        columns = [RENAMED.get(name.strip(), name.strip()) for name in reader.fieldnames or ()]
         if "epoch" not in columns:
             raise UserError(f"{path}:1: there is no column 'epoch'; train.py writes this file, restore it")
         reader.fieldnames = columns

@@ -19,9 +19,9 @@ READ_BY_MATCHING_STATS = frozenset({"match_iou", "candidates"})  # these also sa
 class StrategyOptions(AssignmentOptions):
     """Which strategies are compared; each takes the options that it uses."""
 
-    match: str = option("", "strategies, separated by commas; A+B: std matches of A with new matches of B")
+    match: str = option("", "strategies, separated by commas; A+B: base matches of A with extra matches of B")
     match_iou: tuple[str, ...] = option(
-        (), "kinds of IoU that are measured; the first decides new matches", tuple(IOU_KINDS)
+        (), "kinds of IoU that are measured; the first decides extra matches", tuple(IOU_KINDS)
     )
 
     def __post_init__(self) -> None:

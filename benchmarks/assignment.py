@@ -220,17 +220,17 @@ def print_case(
     """Print the table of one batch size; return each strategy's median and shortest time in milliseconds."""
     images, objects = case
     raws, targets = random_batch(images, objects, heads, device)
-    print(f"| {images} x {objects} | ms, median | ms, best | std | new | per object | peak MiB | share of a step |")
+    print(f"| {images} x {objects} | ms, median | ms, best | base | extra | per object | peak MiB | share of a step |")
     print("|---|---|---|---|---|---|---|---|")
     times = {}
     for name, values in wanted.items():
         assigner = build_assigner(AssignmentOptions(**values), heads)
         assignment = assigner(targets, raws)
-        std, new = (sum(map(len, half)) for half in (assignment.std, assignment.new))
+        base, extra = (sum(map(len, half)) for half in (assignment.base, assignment.extra))
         median, best = times[name] = time_ms(lambda: assigner(targets, raws), device, options.repeats)  # noqa: B023
         peak = peak_mib(lambda: assigner(targets, raws), device)  # noqa: B023
         share = f"{best / 1e3 / (seconds_per_image * images):.3%}" if seconds_per_image else "-"
-        cells = (name, f"{median:.2f}", f"{best:.2f}", std, new, f"{(std + new) / len(targets):.2f}")
+        cells = (name, f"{median:.2f}", f"{best:.2f}", base, extra, f"{(base + extra) / len(targets):.2f}")
         print(f"| {' | '.join(map(str, cells))} | {peak:.0f} | {share} |", flush=True)
     print()
     return times

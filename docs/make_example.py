@@ -40,8 +40,8 @@ PREDICTIONS = {  # (head, anchor, column, row): centre and size in pixels; every
 }
 RUNS = (
     "standard", "standard match_anchors=best", "standard match_fallback=True", "ratio", "darknet", "pure", "split",
-    "split new_topk=1", "split refilter=True", "split assign_rate=0.5", "fast", "fast iou_new=0.25",
-    "fast iou_new=0.25 remove_duplicate=True", "fast linear_reweight=0.2", "atss", "simota", "tal", "atss+fast",
+    "split extra_topk=1", "split refilter=True", "split assign_rate=0.5", "fast", "fast extra_iou=0.25",
+    "fast extra_iou=0.25 remove_duplicate=True", "fast linear_reweight=0.2", "atss", "simota", "tal", "atss+fast",
 )  # fmt: skip
 
 
@@ -72,7 +72,13 @@ def assign(run: str) -> Assignment:
     """Match the example; ``run`` is a strategy and its options, separated by spaces."""
     match, *words = run.split()
     options = dict(word.split("=") for word in words)
-    kinds = {"new_topk": int, "match_anchors": str, "iou_new": float, "assign_rate": float, "linear_reweight": float}
+    kinds = {
+        "extra_topk": int,
+        "match_anchors": str,
+        "extra_iou": float,
+        "assign_rate": float,
+        "linear_reweight": float,
+    }
     values = {name: kinds.get(name, bool)(value) for name, value in options.items()}
     return build_assigner(AssignmentOptions(match=match, **values), HEADS)(targets(), raw_maps())
 
@@ -93,9 +99,9 @@ def tables() -> str:
     lines = ["| `--match` | set | a | b | c |", "|---|---|---|---|---|"]
     for run in RUNS:
         assignment = assign(run)
-        for name, half in (("std", assignment.std), ("new", assignment.new)):
-            if name == "std" or sum(map(len, half)):
-                row = describe(half, "reweight" in run and name == "new")
+        for name, half in (("base", assignment.base), ("extra", assignment.extra)):
+            if name == "base" or sum(map(len, half)):
+                row = describe(half, "reweight" in run and name == "extra")
                 match, *words = run.split()
                 words = ["--" + word.replace("_", "-").replace("=True", "").replace("=", " ") for word in words]
                 lines.append(f"| {' '.join([match, *words])} | {name} | {row['a']} | {row['b']} | {row['c']} |")

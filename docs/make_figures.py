@@ -124,7 +124,7 @@ def half_trained_maps(heads: tuple[Head, ...], targets: Targets) -> list[Tensor]
 def draw(
     strategies: tuple[str, ...], image: np.ndarray, targets: Targets, heads: tuple[Head, ...], raws: list
 ) -> Figure:
-    """Return one panel per strategy: filled cells are std matches, outlined cells are new ones."""
+    """Return one panel per strategy: filled cells are base matches, outlined cells are extra ones."""
     columns = 2 if len(strategies) <= 4 else 3
     rows = -(-len(strategies) // columns)
     figure = Figure(figsize=(3.3 * columns, 3.6 * rows), layout="constrained")
@@ -133,13 +133,13 @@ def draw(
         axes.imshow(image, alpha=0.75)
         for x1, y1, x2, y2 in (cxcywh_to_xyxy(targets.boxes_cxcywh) * SIZE).tolist():
             axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color="white", linewidth=1.2))
-        for head, std, new, color in zip(heads, assignment.std, assignment.new, COLORS, strict=True):
-            draw_cells(axes, std, head, color, filled=True)
-            draw_cells(axes, new, head, color, filled=False)
-        counts = [sum(map(len, half)) for half in (assignment.std, assignment.new)]
-        found = {int(t) for half in (assignment.std, assignment.new) for part in half for t in part.target}
-        new_text = f" + {counts[1]} new" if counts[1] else ""
-        axes.set_title(f"{match}: {counts[0]} std{new_text}, {len(found)}/{len(targets)} objects", fontsize=9)
+        for head, base, extra, color in zip(heads, assignment.base, assignment.extra, COLORS, strict=True):
+            draw_cells(axes, base, head, color, filled=True)
+            draw_cells(axes, extra, head, color, filled=False)
+        counts = [sum(map(len, half)) for half in (assignment.base, assignment.extra)]
+        found = {int(t) for half in (assignment.base, assignment.extra) for part in half for t in part.target}
+        extra_text = f" + {counts[1]} extra" if counts[1] else ""
+        axes.set_title(f"{match}: {counts[0]} base{extra_text}, {len(found)}/{len(targets)} objects", fontsize=9)
         axes.set_axis_off()
     return figure
 

@@ -113,7 +113,7 @@ PANELS = {
     "precision and recall": ("metrics/precision", "metrics/recall"),
     "mAP": ("metrics/mAP_0.5", "metrics/mAP_0.5:0.95"),
     "positives per object": ("match/positives_per_object",),
-    "mean IoU of positives": ("match/std_iou", "match/new_iou"),
+    "mean IoU of positives": ("match/base_iou", "match/extra_iou"),
     "learning rate": ("lr",),
 }
 

@@ -19,7 +19,7 @@ from models.assignment.assigner import build_assigner
 from models.assignment.counts import MatchCounts, all_slots, count_matches, size_of
 from models.assignment.grid import constant
 from models.assignment.options import AssignmentOptions
-from models.assignment.strategies import makes_new_matches
+from models.assignment.strategies import makes_extra_matches
 from models.heads import Head, decode_boxes
 from models.raw_maps import read_raw
 from utils import distributed
@@ -99,8 +99,8 @@ def build_loss(
     Raises:
         UserError: ``--balance`` has not one number per head.
     """
-    if assignment.alpha and not makes_new_matches(assignment.match) and distributed.is_main():
-        log.warning("--alpha %g has no effect: --match %s makes no new matches", assignment.alpha, assignment.match)
+    if assignment.alpha and not makes_extra_matches(assignment.match) and distributed.is_main():
+        log.warning("--alpha %g has no effect: --match %s makes no extra matches", assignment.alpha, assignment.match)
     return DetectionLoss(options, assignment, tuple(heads), img_size)
 
 
@@ -113,9 +113,9 @@ class DetectionLoss:
         self.options, self.heads, self.img_size = options, heads, img_size
         self.assigner = build_assigner(assignment, heads)
         self.normalise = assignment.normalise
-        self.has_new = makes_new_matches(assignment.match)
-        self.alpha = assignment.alpha if self.has_new else 0.0
-        self.tobj = (assignment.tobj or "std+new").split("+")
+        self.has_extra = makes_extra_matches(assignment.match)
+        self.alpha = assignment.alpha if self.has_extra else 0.0
+        self.tobj = (assignment.tobj or "base+extra").split("+")
         self.gains = GAINS[options.gains]
         self.balance = _balance(options, heads)
 
@@ -127,15 +127,20 @@ class DetectionLoss:
 
     def _loss(self, raws: list[Tensor], targets: Targets, assignment: Assignment) -> LossResult:
         objectness, *rows = zip(
-            *(read_raw(raw, std, new) for raw, std, new in zip(raws, assignment.std, assignment.new, strict=True)),
+            *(
+                read_raw(raw, base, extra)
+                for raw, base, extra in zip(raws, assignment.base, assignment.extra, strict=True)
+            ),
             strict=False,
         )
         halves = {
             name: MatchedHalf.of(matches, torch.cat(half_rows), targets, self.heads, raws, self.options)
-            for name, matches, half_rows in zip(("std", "new"), (assignment.std, assignment.new), rows, strict=True)
+            for name, matches, half_rows in zip(
+                ("base", "extra"), (assignment.base, assignment.extra), rows, strict=True
+            )
         }
         box = cls = objectness[0].new_zeros(())
-        for name, share in (("std", 1 - self.alpha), ("new", self.alpha)):
+        for name, share in (("base", 1 - self.alpha), ("extra", self.alpha)):
             if share > 0 and len(halves[name].iou):
                 box = box + share * halves[name].mean(1 - halves[name].iou, self.normalise)
                 if self.heads[0].num_classes > 1:
@@ -144,8 +149,8 @@ class DetectionLoss:
 
         shapes = [raw.shape[:4] for raw in raws]
         size = size_of(targets, self.heads, [shape[2:] for shape in shapes])
-        quality = (halves["std"].plain_iou, halves["new"].plain_iou)
-        slots = (all_slots(assignment.std, shapes), all_slots(assignment.new, shapes))
+        quality = (halves["base"].plain_iou, halves["extra"].plain_iou)
+        slots = (all_slots(assignment.base, shapes), all_slots(assignment.extra, shapes))
         counts = count_matches(assignment, targets, size, quality, slots)
         return LossResult(self._scaled({"box": box, "obj": obj, "cls": cls}, raws), assignment, counts)
 
@@ -204,7 +209,7 @@ class DetectionLoss:
 
 @dataclass(frozen=True)
 class MatchedHalf:
-    """The std or the new matches of all heads, with what the network says at their slots."""
+    """The base or the extra matches of all heads, with what the network says at their slots."""
 
     iou: Tensor  # [M] of the predicted box with the object, of the kind of the box loss, with gradient
     plain_iou: Tensor  # [M] the same as plain IoU, without gradient: for the counts, alike for every box loss

@@ -15,18 +15,18 @@ from torch.autograd.function import once_differentiable
 from utils.records import Matches
 
 
-def read_raw(raw: Tensor, std: Matches, new: Matches) -> tuple[Tensor, Tensor, Tensor]:
+def read_raw(raw: Tensor, base: Matches, extra: Matches) -> tuple[Tensor, Tensor, Tensor]:
     """Read what the loss needs from a raw map [B A H W 5+C], in float32.
 
     Returns:
-        Objectness logits [B A H W], and the rows [M 5+C] of the std and of the new matches.
+        Objectness logits [B A H W], and the rows [M 5+C] of the base and of the extra matches.
     """
     if not is_dense(raw):
         raw = raw.contiguous()
     steps = flat_rows(raw)[1]
-    rows = [row_numbers(steps, half.image, half.anchor, half.row, half.col) for half in (std, new)]
-    objectness, std_rows, new_rows = _ReadRaw.apply(raw, *rows)
-    return objectness.as_strided(raw.shape[:4], steps), std_rows, new_rows
+    rows = [row_numbers(steps, half.image, half.anchor, half.row, half.col) for half in (base, extra)]
+    objectness, base_rows, extra_rows = _ReadRaw.apply(raw, *rows)
+    return objectness.as_strided(raw.shape[:4], steps), base_rows, extra_rows
 
 
 class _ReadRaw(torch.autograd.Function):

@@ -96,7 +96,7 @@ def match_sets(heads, raws, targets, options):
     """The set of (target, slot) that a strategy matches, slots as (image, head, anchor, row, col)."""
     assignment = build_assigner(options, heads)(targets, raws, Targets.empty())
     pairs = set()
-    for half in (assignment.std, assignment.new):
+    for half in (assignment.base, assignment.extra):
         for index, matches in enumerate(half):
             columns = (matches.target, matches.image, matches.anchor, matches.row, matches.col)
             for target, image, anchor, row, col in zip(*(one.tolist() for one in columns), strict=True):

@@ -58,7 +58,7 @@ def rows(max_size=6, batch_size=3):
 
 
 def as_dict(matches):
-    """{(target, head, anchor, row, col): iou} of an assignment's std or new matches; a pair must not repeat."""
+    """{(target, head, anchor, row, col): iou} of an assignment's base or extra matches; a pair must not repeat."""
     found = {}
     for head, part in enumerate(matches):
         places = zip(*(column.tolist() for column in (part.target, part.anchor, part.row, part.col)), strict=True)

@@ -133,10 +133,10 @@ class Oracle:
                         found[(t, number, a, *self.cell(t, number))] = value
         return found
 
-    def fallback(self, std):
-        found = dict(std)
+    def fallback(self, base):
+        found = dict(base)
         for t in range(len(self.rows)):
-            if not any(key[0] == t for key in std):
+            if not any(key[0] == t for key in base):
                 everyone = [(n, a) for n, head in enumerate(self.heads) for a in range(head.num_anchors)]
                 values = [self.shape_iou(t, self.heads[n].anchors_wh[a]) for n, a in everyone]
                 number, a = everyone[self.first_largest(values)]
@@ -177,12 +177,12 @@ class Oracle:
 
     # --- strategies that look at predictions
 
-    def pure(self, candidates="cell", iou_new=0.5, match_iou="iou"):
+    def pure(self, candidates="cell", extra_iou=0.5, match_iou="iou"):
         found = {}
         for t in range(len(self.rows)):
             for slot in self.candidates(t, candidates):
                 value = self.quality(t, slot, match_iou)
-                if self.above(value, iou_new):
+                if self.above(value, extra_iou):
                     found[(t, *slot)] = value
         return found
 
@@ -199,25 +199,25 @@ class Oracle:
             kept |= {key: found[key] for key in keys[:count]}
         return kept
 
-    def split(self, std, candidates="neighbours", iou_new=0.5, match_iou="iou", **options):
-        found = {key: v for key, v in self.pure(candidates, iou_new, match_iou).items() if key not in std}
+    def split(self, base, candidates="neighbours", extra_iou=0.5, match_iou="iou", **options):
+        found = {key: v for key, v in self.pure(candidates, extra_iou, match_iou).items() if key not in base}
         if options.get("refilter"):
             worst = {}
-            for key in std:
+            for key in base:
                 worst[key[0]] = min(worst.get(key[0], math.inf), self.quality(key[0], key[1:], match_iou))
             found = {k: v for k, v in found.items() if k[0] not in worst or self.above(v, worst[k[0]])}
         if options.get("reduce_anchor"):
             found = self.best_of(found, lambda k: (k[0], k[1], k[3], k[4]), 1)
-        if options.get("new_topk") is not None:
-            found = self.best_of(found, lambda k: k[0], options["new_topk"])
+        if options.get("extra_topk") is not None:
+            found = self.best_of(found, lambda k: k[0], options["extra_topk"])
         if options.get("assign_rate") is not None:
-            found = self.best_of(found, lambda k: 0, math.floor(options["assign_rate"] * len(std) + 1e-6))
+            found = self.best_of(found, lambda k: 0, math.floor(options["assign_rate"] * len(base) + 1e-6))
         return found
 
-    def fast(self, std, candidates="map", iou_new=0.5, match_iou="iou", **options):
-        found = {key: v for key, v in self.pure(candidates, iou_new, match_iou).items() if key not in std}
+    def fast(self, base, candidates="map", extra_iou=0.5, match_iou="iou", **options):
+        found = {key: v for key, v in self.pure(candidates, extra_iou, match_iou).items() if key not in base}
         if options.get("remove_duplicate"):
-            taken = {self.slot(key) for key in std}
+            taken = {self.slot(key) for key in base}
             found = self.best_of(found, self.slot, 1)
             found = {key: v for key, v in found.items() if self.slot(key) not in taken}
         if options.get("reduce_anchor"):

@@ -149,7 +149,7 @@ def test_agrees_with_plain_python_counts(seed, monkeypatch):
             rows, boxes = targets_of(objects, image, size)
             raws = [torch.randn(1, head.num_anchors, size // head.stride, size // head.stride, 7) for head in HEADS]
             targets = Targets(torch.zeros(len(rows), dtype=torch.int64), torch.tensor(objects.labels[rows]), boxes)
-            for head, part in enumerate(assigner(targets, raws).std):
+            for head, part in enumerate(assigner(targets, raws).base):
                 slots = torch.stack((part.target, part.anchor, part.row, part.col), dim=1)
                 for t, a, j, i in slots.tolist():
                     owners.setdefault((image, head, a, j, i), set()).add(rows[t])
@@ -246,7 +246,7 @@ def test_prior_strategies_are_those_that_do_not_look_at_predictions(name):
         raws = [torch.randn(4, head.num_anchors, 96 // head.stride, 96 // head.stride, 7) for head in HEADS]
         assignment = assigner(targets, raws)
         found.append(
-            [torch.stack((m.target, m.anchor, m.row, m.col)).tolist() for m in assignment.std + assignment.new]
+            [torch.stack((m.target, m.anchor, m.row, m.col)).tolist() for m in assignment.base + assignment.extra]
         )
     assert (found[0] == found[1]) == (name in PRIOR_STRATEGIES)
 
@@ -256,7 +256,7 @@ def test_each_strategy_takes_the_options_it_uses():
     each = options.for_strategies(["standard", "ratio"])
     assert (each["standard"].iou_t, each["standard"].anchor_t) == (0.3, None)
     assert (each["ratio"].iou_t, each["ratio"].anchor_t) == (None, 3.0)
-    with pytest.raises(ValueError, match="--iou-new is used by none of --match standard,ratio"):
-        StrategyOptions(match="standard,ratio", iou_new=0.6)
+    with pytest.raises(ValueError, match="--extra-iou is used by none of --match standard,ratio"):
+        StrategyOptions(match="standard,ratio", extra_iou=0.6)
     with pytest.raises(ValueError, match="did you mean 'ratio'"):
         StrategyOptions(match="standard,ratoi")

@@ -49,7 +49,7 @@ def test_an_unmatched_anchor_that_predicts_better_than_every_matched_one():
     raws, targets, strategies = hand_scene()
     one = figures(measured(ONE_HEAD, raws, targets, strategies), strategies, ONE_HEAD)["strategies"]["standard"]
     of_iou = one["iou"]["iou"]
-    assert one["positives"] == one["std"] == 1 and one["new"] == 0
+    assert one["positives"] == one["base"] == 1 and one["extra"] == 0
     assert one["without_match"] == {"objects": 0, "object_share": 0.0}
     assert one["collisions"] == {"contested_positives": 0, "contested_share": 0.0, "slots": 1, "shared_slots": 0,
                                  "shared_slot_share": 0.0}  # fmt: skip
@@ -119,7 +119,7 @@ def test_the_best_prediction_comes_from_a_neighbouring_cell():
 
 def test_collisions_and_agreement_by_hand():
     # Two equal 32x32 objects in the first cell: with iou_t 0.3 both want the slot of the first anchor.
-    # fast: that slot predicts both with IoU 1/2 (std already), the second anchor's 32x24 with 3/4 (new, for both).
+    # fast: that slot predicts both with IoU 1/2 (base already), the second anchor's 32x24 with 3/4 (extra, for both).
     raws, _, strategies = hand_scene()
     targets = targets_of([(0, 0, 0, 0, 32, 32)] * 2, (64, 64))
     strategies |= {"fast": AssignmentOptions(match="fast", iou_t=0.3)}
@@ -127,7 +127,7 @@ def test_collisions_and_agreement_by_hand():
     standard, fast = result["strategies"].values()
     assert (standard["positives"], standard["collisions"]["slots"], standard["collisions"]["shared_slots"]) == (2, 1, 1)
     assert standard["collisions"]["contested_positives"] == 2
-    assert (fast["std"], fast["new"], fast["positives"], fast["collisions"]["slots"]) == (2, 2, 4, 2)
+    assert (fast["base"], fast["extra"], fast["positives"], fast["collisions"]["slots"]) == (2, 2, 4, 2)
     assert fast["positives_per_object"] == {"mean": 2.0, "max": 2, "counts": [0, 0, 2]}
     assert fast["iou"]["iou"]["mean_q_of_positives"] == pytest.approx((1 / 2 + 3 / 4) / 2)
     # Two pairs in common out of four: 1/2.
@@ -208,7 +208,7 @@ def add_comparison(f, anchor_names, inside, own, q):
 @pytest.mark.parametrize("seed", range(3))
 def test_every_figure_equals_a_plain_python_implementation(seed, candidates):
     heads, raws, targets, rows = random_scene(seed)
-    options = {name: AssignmentOptions(match=name, **({"iou_new": 0.3} if name in ("pure", "split", "fast") else {}))
+    options = {name: AssignmentOptions(match=name, **({"extra_iou": 0.3} if name in ("pure", "split", "fast") else {}))
                for name in STRATEGIES}  # fmt: skip
     kinds = tuple(IOU_KINDS)
     result = figures(measured(heads, raws, targets, options, kinds, candidates=candidates), options, heads, kinds)

@@ -29,7 +29,7 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 
 
 def view(number):
-    """An image with two objects; standard matches one slot of each, fast (new) one more of the first."""
+    """An image with two objects; standard matches one slot of each, fast (extra) one more of the first."""
     slots = (
         MatchedSlot(0, 0, 0, 1, 2, (32, 16, 48, 32), (30.0, 10.0, 60.0, 40.0), 0.5, 0.9, (True, True), (False, False)),
         MatchedSlot(0, 1, 1, 0, 1, (32, 0, 64, 32), (35.0, 12.0, 61.0, 39.0), 0.8, 0.4, (False, False), (False, True)),
@@ -101,7 +101,7 @@ def test_browser_data_by_hand():
     assert (image["id"], image["name"], image["width"], image["height"]) == (101, "1.jpg", 160, 80)
     assert image["objects"][0] == {"box": [30.0, 10.0, 62.0, 42.0], "name": "cat", "id": 7}
     assert image["detections"][0]["score"] == 0.75 and image["detections"][0]["name"] == "dog"
-    # The second slot: object 0, head 1, anchor 1, row 0, column 1; not std; new by the second strategy: bit 1 = 2.
+    # The second slot: object 0, head 1, anchor 1, row 0, column 1; not base; extra by the second strategy: bit 1 = 2.
     assert image["slots"][1] == [0, 1, 1, 0, 1, [32.0, 0.0, 64.0, 32.0], [35.0, 12.0, 61.0, 39.0], 0.8, 0.4, 0, 2]
     assert bits((True, False, True)) == 5
 
@@ -114,16 +114,16 @@ def test_a_long_table_is_cut_and_says_so():
 
 def test_views_show_the_matches_of_training(monkeypatch):
     heads, raws, targets, rows = random_scene(5, images=1, objects=9)
-    options = {"standard": AssignmentOptions(), "fast": AssignmentOptions(match="fast", iou_new=0.15)}
+    options = {"standard": AssignmentOptions(), "fast": AssignmentOptions(match="fast", extra_iou=0.15)}
     plan = SimpleNamespace(strategies=options, kinds=("iou",), detector=SimpleNamespace(heads=heads))
     frame = Frame(1, "", (192, 128), (0.5, 0.5), (0.0, 0.0))  # the original is twice as large
     batch = Batch(torch.zeros(1, 3, 64, 96, dtype=torch.uint8), targets, Targets.empty(), (frame,))
     found = matched_slots(batch, raws, plan)
     slots = read_slots(heads, raws, 0)
     for number, one in enumerate(options.values()):
-        shown = {(s.target, (0, s.head, s.anchor, s.row, s.col)) for s in found if s.std[number] or s.new[number]}
+        shown = {(s.target, (0, s.head, s.anchor, s.row, s.col)) for s in found if s.base[number] or s.extra[number]}
         assert shown == match_sets(heads, raws, targets, one)
-    assert any(s.new[1] and not s.std[1] for s in found)
+    assert any(s.extra[1] and not s.base[1] for s in found)
     for s in found:
         box = slots[0, s.head, s.anchor, s.row, s.col][0]
         assert s.box_xyxy == pytest.approx([2 * value for value in box], rel=1e-4, abs=1e-3)

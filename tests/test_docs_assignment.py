@@ -21,7 +21,7 @@ def document():
 
 def test_the_tables_of_the_document_are_what_the_script_prints():
     text = document()
-    assert "| tal | std |" in text
+    assert "| tal | base |" in text
     assert make_example.document_with(make_example.tables(), text) == text, "run: python -m docs.make_example --write"
 
 
@@ -47,11 +47,11 @@ def test_the_predictions_are_those_of_the_document():
 
 
 def test_the_alpha_weighted_example():
-    std = (0.75 + 0.2 + 0) / 3 + (1 - 640 / 1200)
-    new = ((1 - 930 / 1470) + (1 - 36 / 64)) / 2 + (1 - 1200 / 1320)
+    base = (0.75 + 0.2 + 0) / 3 + (1 - 640 / 1200)
+    extra = ((1 - 930 / 1470) + (1 - 36 / 64)) / 2 + (1 - 1200 / 1320)
     rows = [line.split("|") for line in make_example.tables().splitlines() if line.startswith("| α = ")]
     found = {float(cells[1].split("=")[1]): float(cells[2]) for cells in rows}
-    assert found == pytest.approx({alpha: (1 - alpha) * std + alpha * new for alpha in (0, 0.3, 0.5, 1)}, abs=6e-5)
+    assert found == pytest.approx({alpha: (1 - alpha) * base + alpha * extra for alpha in (0, 0.3, 0.5, 1)}, abs=6e-5)
 
 
 def test_the_document_names_every_strategy_and_option():

@@ -46,8 +46,8 @@ def test_standard_equals_the_oracle(rows_, iou_t, only_best, fallback):
 
     options = {"iou_t": iou_t, "match_anchors": "best" if only_best else "all", "match_fallback": fallback}
     assignment = assign(rows_, heads, raws, **options)
-    assert_same(as_dict(assignment.std), expected)
-    assert as_dict(assignment.new) == {}
+    assert_same(as_dict(assignment.base), expected)
+    assert as_dict(assignment.extra) == {}
     assert assignment.ignore == (None, None)
 
 
@@ -59,7 +59,7 @@ def test_ratio_equals_the_oracle(rows_, anchor_t):
     oracle = Oracle(rows_, raws, heads)
     expected = oracle.ratio(anchor_t)
     assume(oracle.margin > CLEAR)
-    assert_same(as_dict(assign(rows_, heads, raws, match="ratio", anchor_t=anchor_t).std), expected)
+    assert_same(as_dict(assign(rows_, heads, raws, match="ratio", anchor_t=anchor_t).base), expected)
 
 
 @settings(max_examples=120, deadline=None)
@@ -73,7 +73,7 @@ def test_darknet_equals_the_oracle(rows_, iou_t, of_cfg, own_lists):
     oracle = Oracle(rows_, raws, heads)
     expected = oracle.darknet(iou_t)
     assume(oracle.margin > CLEAR)
-    assert_same(as_dict(assign(rows_, heads, raws, match="darknet", iou_t=iou_t).std), expected)
+    assert_same(as_dict(assign(rows_, heads, raws, match="darknet", iou_t=iou_t).base), expected)
 
 
 @settings(max_examples=100, deadline=None)
@@ -84,7 +84,7 @@ def test_atss_equals_the_oracle(rows_):
     oracle = Oracle(rows_, raws, heads)
     expected = oracle.atss()
     assume(oracle.margin > CLEAR)
-    assert_same(as_dict(assign(rows_, heads, raws, match="atss").std), expected)
+    assert_same(as_dict(assign(rows_, heads, raws, match="atss").base), expected)
 
 
 @pytest.mark.parametrize("shapes", [((1, 1), (2, 2)), ((1, 12), (2, 24)), ((3, 3), (6, 6)), ((20, 4), (40, 8))])
@@ -92,7 +92,7 @@ def test_atss_on_strips_and_small_grids(shapes):
     heads = two_heads()
     raws = random_raws(heads, 1, 0, shapes=shapes)
     rows_ = [(0, 0, 0.503, 0.271, 0.9, 0.8), (0, 1, 0.004, 0.998, 0.33, 0.61)]
-    assert_same(as_dict(assign(rows_, heads, raws, match="atss").std), Oracle(rows_, raws, heads).atss())
+    assert_same(as_dict(assign(rows_, heads, raws, match="atss").base), Oracle(rows_, raws, heads).atss())
 
 
 @settings(max_examples=60, deadline=None)
@@ -103,7 +103,7 @@ def test_simota_equals_the_oracle(rows_, seed):
     oracle = Oracle(rows_, raws, heads)
     expected = oracle.simota()
     assume(oracle.margin > CLEAR)
-    assert_same(as_dict(assign(rows_, heads, raws, match="simota").std), expected)
+    assert_same(as_dict(assign(rows_, heads, raws, match="simota").base), expected)
 
 
 @settings(max_examples=60, deadline=None)
@@ -114,7 +114,7 @@ def test_tal_equals_the_oracle(rows_, seed):
     oracle = Oracle(rows_, raws, heads)
     expected = oracle.tal()
     assume(oracle.margin > 1e-4)
-    assert_same(as_dict(assign(rows_, heads, raws, match="tal").std), expected)
+    assert_same(as_dict(assign(rows_, heads, raws, match="tal").base), expected)
 
 
 @settings(max_examples=60, deadline=None)
@@ -143,10 +143,10 @@ def test_threshold_is_strict_and_a_tie_takes_the_first_anchor():
     heads = (Head(((16.0, 16.0), (16.0, 16.0)), 16, 3),)
     raws = [torch.zeros(1, 2, 4, 4, 8)]
     rows_ = [(0, 0, 0.5, 0.5, 8 / 64, 8 / 64)]
-    assert as_dict(assign(rows_, heads, raws, iou_t=0.25).std) == {}
-    assert as_dict(assign(rows_, heads, raws, iou_t=0.24).std) == {(0, 0, 0, 2, 2): 0.25, (0, 0, 1, 2, 2): 0.25}
-    assert as_dict(assign(rows_, heads, raws, iou_t=0.24, match_anchors="best").std) == {(0, 0, 0, 2, 2): 0.25}
-    assert as_dict(assign(rows_, heads, raws, match="darknet").std) == {(0, 0, 0, 2, 2): 0.25}
+    assert as_dict(assign(rows_, heads, raws, iou_t=0.25).base) == {}
+    assert as_dict(assign(rows_, heads, raws, iou_t=0.24).base) == {(0, 0, 0, 2, 2): 0.25, (0, 0, 1, 2, 2): 0.25}
+    assert as_dict(assign(rows_, heads, raws, iou_t=0.24, match_anchors="best").base) == {(0, 0, 0, 2, 2): 0.25}
+    assert as_dict(assign(rows_, heads, raws, match="darknet").base) == {(0, 0, 0, 2, 2): 0.25}
 
 
 def test_ratio_neighbours_by_hand():
@@ -163,7 +163,7 @@ def test_ratio_neighbours_by_hand():
         4.0: {3},  # on the border of the image: clamped, and its left neighbour is the own cell
     }
     for x, expected in columns.items():
-        found = as_dict(assign([(0, 0, x / 4, 1.5 / 4, 0.25, 0.25)], heads, raws, match="ratio").std)
+        found = as_dict(assign([(0, 0, x / 4, 1.5 / 4, 0.25, 0.25)], heads, raws, match="ratio").base)
         assert {col for *_, col in found} == expected, x
         assert {row for _, _, _, row, _ in found} == {1}
 
@@ -174,9 +174,9 @@ def test_centre_at_zero_and_at_one_stays_in_the_grid():
     corners = [(0, 0, 0.0, 0.0, 0.3, 0.3), (0, 0, 1.0, 1.0, 0.3, 0.3)]
     for match in STRATEGIES:
         assignment = assign(corners, heads, raws, match=match)
-        for part, (rows_, cols) in zip(assignment.std, ((3, 5), (6, 10)), strict=True):
+        for part, (rows_, cols) in zip(assignment.base, ((3, 5), (6, 10)), strict=True):
             assert ((part.row >= 0) & (part.row < rows_) & (part.col >= 0) & (part.col < cols)).all()
-    standard = as_dict(assign(corners, heads, raws).std)
+    standard = as_dict(assign(corners, heads, raws).base)
     assert {(t, h, j, i) for t, h, _, j, i in standard} == {(0, 0, 0, 0), (0, 1, 0, 0), (1, 0, 2, 4), (1, 1, 5, 9)}
 
 
@@ -186,8 +186,8 @@ def test_darknet_anchor_in_no_mask_matches_nothing_unless_asked_to():
     heads = (Head((anchors[1],), 32, 3, all_anchors_wh=anchors, mask=(1,)),)
     raws = [torch.zeros(1, 1, 3, 3, 8)]
     rows_ = [(0, 0, 0.5, 0.5, 10 / 96, 14 / 96)]
-    assert as_dict(assign(rows_, heads, raws, match="darknet").std) == {}
-    assert list(as_dict(assign(rows_, heads, raws, match="darknet", match_fallback=True).std)) == [(0, 0, 0, 1, 1)]
+    assert as_dict(assign(rows_, heads, raws, match="darknet").base) == {}
+    assert list(as_dict(assign(rows_, heads, raws, match="darknet", match_fallback=True).base)) == [(0, 0, 0, 1, 1)]
 
 
 def test_darknet_takes_the_best_of_each_heads_own_anchors():
@@ -198,7 +198,7 @@ def test_darknet_takes_the_best_of_each_heads_own_anchors():
         Head(((16.0, 16.0),), 16, 3, all_anchors_wh=((80.0, 80.0), (16.0, 16.0)), mask=(1,)),
     )
     raws = [torch.zeros(1, 2, 3, 3, 8), torch.zeros(1, 1, 6, 6, 8)]
-    found = as_dict(assign([(0, 0, 0.5, 0.5, 30 / 96, 20 / 96)], heads, raws, match="darknet").std)
+    found = as_dict(assign([(0, 0, 0.5, 0.5, 30 / 96, 20 / 96)], heads, raws, match="darknet").base)
     assert found == pytest.approx({(0, 0, 0, 1, 1): 600 / 1024, (0, 1, 0, 3, 3): 256 / 600})
 
 
@@ -242,30 +242,30 @@ def test_order_of_targets_and_images_and_padding_change_nothing(match, seed):
     label = torch.randint(0, 3, (14,), generator=generator)
     label[3], label[9] = 0, 2  # ... but of two classes
     targets = Targets(image, label, boxes)
-    extra = {"remove_duplicate": True, "reduce_anchor": True, "iou_new": 0.3} if match.endswith("fast") else {}
-    extra |= {"new_topk": 3, "assign_rate": 0.5, "iou_new": 0.3} if match == "split" else {}
+    extra = {"remove_duplicate": True, "reduce_anchor": True, "extra_iou": 0.3} if match.endswith("fast") else {}
+    extra |= {"extra_topk": 3, "assign_rate": 0.5, "extra_iou": 0.3} if match == "split" else {}
     assigner = build_assigner(AssignmentOptions(match=match, ignore_thresh=0.5, **extra), heads)
     before = assigner(targets, raws)
 
     order = torch.randperm(14, generator=generator)
     image_map = torch.tensor([3, 0, 1])  # image 2 of the new batch is empty padding
-    new_raws = [torch.stack((raw[1], raw[2], torch.randn_like(raw[0]), raw[0])) for raw in raws]
-    after = assigner(shuffled(targets, order, image_map), new_raws)
+    extra_raws = [torch.stack((raw[1], raw[2], torch.randn_like(raw[0]), raw[0])) for raw in raws]
+    after = assigner(shuffled(targets, order, image_map), extra_raws)
 
-    for name in ("std", "new"):
+    for name in ("base", "extra"):
         old = {(t, *key): v for (t, *key), v in as_dict(getattr(before, name)).items()}
-        new = {(int(order[t]), *key): v for (t, *key), v in as_dict(getattr(after, name)).items()}
-        assert new.keys() == old.keys()
-        assert new == pytest.approx(old, abs=1e-6)
-    for old, new in zip(before.ignore, after.ignore, strict=True):
-        assert torch.equal(new[torch.tensor([3, 0, 1])], old) and not new[2].any()
+        extra = {(int(order[t]), *key): v for (t, *key), v in as_dict(getattr(after, name)).items()}
+        assert extra.keys() == old.keys()
+        assert extra == pytest.approx(old, abs=1e-6)
+    for old, extra in zip(before.ignore, after.ignore, strict=True):
+        assert torch.equal(extra[torch.tensor([3, 0, 1])], old) and not extra[2].any()
 
 
 @pytest.mark.parametrize("match", STRATEGIES)
 def test_no_targets(match):
     heads = two_heads()
     assignment = assign([], heads, random_raws(heads, 2, 0), match=match)
-    assert [len(part) for part in (*assignment.std, *assignment.new)] == [0, 0, 0, 0]
+    assert [len(part) for part in (*assignment.base, *assignment.extra)] == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize("match", STRATEGIES)
@@ -274,7 +274,7 @@ def test_degenerate_targets_break_nothing(match, wh):
     heads = two_heads()
     raws = random_raws(heads, 1, 0)
     assignment = assign([(0, 0, 0.4, 0.6, *wh), (0, 1, 0.5, 0.5, 0.3, 0.3)], heads, raws, match=match)
-    for part in (*assignment.std, *assignment.new):
+    for part in (*assignment.base, *assignment.extra):
         assert part.iou.isfinite().all() and part.weight.isfinite().all()
 
 
@@ -285,7 +285,7 @@ def test_broken_predictions_break_nothing_here(match, value):
     heads = two_heads()
     raws = [torch.full_like(raw, value) for raw in random_raws(heads, 2, 0)]
     assignment = assign([(0, 0, 0.4, 0.6, 0.2, 0.2), (1, 1, 0.5, 0.5, 0.3, 0.3)], heads, raws, match=match)
-    for part, (rows_, cols) in zip(assignment.std, ((3, 5), (6, 10)), strict=True):
+    for part, (rows_, cols) in zip(assignment.base, ((3, 5), (6, 10)), strict=True):
         assert ((part.row < rows_) & (part.col < cols)).all()
 
 
@@ -299,7 +299,7 @@ def test_the_same_batch_gives_the_same_matches_and_layouts_do_not_matter():
         first = assign(rows_, heads, raws, match=match)
         for other in (raws, contiguous, strided):
             again = assign(rows_, heads, other, match=match)
-            for one, two in zip((*first.std, *first.new), (*again.std, *again.new), strict=True):
+            for one, two in zip((*first.base, *first.extra), (*again.base, *again.extra), strict=True):
                 assert all(torch.equal(getattr(one, f.name), getattr(two, f.name)) for f in dataclasses.fields(one))
 
 
@@ -311,25 +311,25 @@ def test_half_precision_maps_are_decoded_in_float32():
     for match in STRATEGIES:
         low = assign(rows_, heads, half, match=match)
         high = assign(rows_, heads, [raw.float() for raw in half], match=match)
-        for one, two in zip((*low.std, *low.new), (*high.std, *high.new), strict=True):
+        for one, two in zip((*low.base, *low.extra), (*high.base, *high.extra), strict=True):
             assert torch.equal(one.row, two.row) and one.iou.dtype == torch.float32
 
 
 # --- combinations and options
 
 
-def test_a_combination_takes_std_from_one_and_new_from_the_other():
+def test_a_combination_takes_base_from_one_and_extra_from_the_other():
     heads = two_heads()
     raws = random_raws(heads, 2, 1)
     rows_ = [(b, 0, 0.1 + 0.2 * n, 0.5, 0.3, 0.4) for b in range(2) for n in range(4)]
     both = assign(rows_, heads, raws, match="atss+tal")
-    atss, tal = (as_dict(assign(rows_, heads, raws, match=name).std) for name in ("atss", "tal"))
-    assert as_dict(both.std) == atss
-    assert as_dict(both.new) == {key: value for key, value in tal.items() if key not in atss}
+    atss, tal = (as_dict(assign(rows_, heads, raws, match=name).base) for name in ("atss", "tal"))
+    assert as_dict(both.base) == atss
+    assert as_dict(both.extra) == {key: value for key, value in tal.items() if key not in atss}
 
-    fast = assign(rows_, heads, raws, match="atss+fast", iou_new=0.3)
-    reachable = as_dict(assign(rows_, heads, raws, match="pure", candidates="map", iou_new=0.3).new)
-    assert as_dict(fast.new) == {key: value for key, value in reachable.items() if key not in atss}
+    fast = assign(rows_, heads, raws, match="atss+fast", extra_iou=0.3)
+    reachable = as_dict(assign(rows_, heads, raws, match="pure", candidates="map", extra_iou=0.3).extra)
+    assert as_dict(fast.extra) == {key: value for key, value in reachable.items() if key not in atss}
 
 
 @pytest.mark.parametrize(
@@ -340,11 +340,11 @@ def test_a_combination_takes_std_from_one_and_new_from_the_other():
         ({"match": "fast+fast"}, "A+B"),
         ({"match": "standard", "anchor_t": 4.0}, "used by: ratio"),
         ({"match": "ratio", "iou_t": 0.3}, "used by: standard, darknet, pure, split, fast"),
-        ({"match": "pure", "new_topk": 5}, "used by: split"),
+        ({"match": "pure", "extra_topk": 5}, "used by: split"),
         ({"match": "split", "remove_duplicate": True}, "used by: fast"),
-        ({"match": "atss", "tobj": "std"}, "used by: pure, split, fast"),
+        ({"match": "atss", "tobj": "base"}, "used by: pure, split, fast"),
         ({"match": "atss+split", "iou_t": 0.3}, "--iou-t is not used"),
-        ({"match": "fast", "iou_new": 0.0}, "--iou-new must be between"),
+        ({"match": "fast", "extra_iou": 0.0}, "--extra-iou must be between"),
         ({"match": "fast", "alpha": 1.5}, "--alpha must be between"),
     ],
 )
@@ -357,10 +357,10 @@ def test_wrong_options_are_refused_with_a_remedy(options, word):
 
 
 def test_options_as_flags():
-    line = "--match fast --alpha 0.3 --remove-duplicate --linear-reweight 0.5 --no-ignore-crowd --tobj new"
+    line = "--match fast --alpha 0.3 --remove-duplicate --linear-reweight 0.5 --no-ignore-crowd --tobj extra"
     (options,) = parse_options("test", AssignmentOptions, argv=line.split())
     assert options == AssignmentOptions(
-        match="fast", alpha=0.3, remove_duplicate=True, linear_reweight=0.5, ignore_crowd=False, tobj="new"
+        match="fast", alpha=0.3, remove_duplicate=True, linear_reweight=0.5, ignore_crowd=False, tobj="extra"
     )
     assert parse_options("test", AssignmentOptions, argv=["--ignore-crowd"])[0].ignore_crowd is True
     with pytest.raises(UserError, match="invalid choice"):
@@ -407,7 +407,7 @@ def on_coco(shared, match, size):
     heads = yolov3_heads()
     targets, areas = coco_targets(shared, size)
     raws = [torch.zeros(1).expand(128, 3, size // head.stride, size // head.stride, 6) for head in heads]
-    return as_dict(build_assigner(AssignmentOptions(match=match), heads)(targets, raws).std), areas
+    return as_dict(build_assigner(AssignmentOptions(match=match), heads)(targets, raws).base), areas
 
 
 def test_ratio_reproduces_its_origin_on_coco(shared):

@@ -30,14 +30,14 @@ def check(match, rows_, seed, decode, common, extra):
     heads = two_heads(*decode)
     raws = random_raws(heads, 3, seed)
     oracle = Oracle(rows_, raws, heads)
-    std = oracle.standard()
+    base = oracle.standard()
     words = common | {"candidates": common["candidates"] or DEFAULT_CANDIDATES[match]}
-    expected = getattr(oracle, match)(**words) if match == "pure" else getattr(oracle, match)(std, **words, **extra)
+    expected = getattr(oracle, match)(**words) if match == "pure" else getattr(oracle, match)(base, **words, **extra)
     assume(oracle.margin > CLEAR)
 
     assignment = build_assigner(AssignmentOptions(match=match, **common, **extra), heads)(targets_of(rows_), raws)
-    assert as_dict(assignment.std).keys() == std.keys()
-    found = as_dict(assignment.new)
+    assert as_dict(assignment.base).keys() == base.keys()
+    found = as_dict(assignment.extra)
     assert found.keys() == expected.keys()
     for key, value in expected.items():
         assert found[key] == pytest.approx(value, abs=1e-4)
@@ -45,7 +45,7 @@ def check(match, rows_, seed, decode, common, extra):
 
 
 def common_options():
-    return st.fixed_dictionaries({"iou_new": THRESHOLDS, "match_iou": KINDS, "candidates": CANDIDATES})
+    return st.fixed_dictionaries({"extra_iou": THRESHOLDS, "match_iou": KINDS, "candidates": CANDIDATES})
 
 
 @settings(max_examples=60, deadline=None)
@@ -61,7 +61,7 @@ def test_pure_equals_the_oracle(rows_, seed, decode, common):
         {
             "refilter": st.booleans(),
             "reduce_anchor": st.booleans(),
-            "new_topk": st.sampled_from([None, 1, 3, 5]),
+            "extra_topk": st.sampled_from([None, 1, 3, 5]),
             "assign_rate": st.sampled_from([None, 0.0, 0.5, 2.0]),
         }
     ),
@@ -83,24 +83,24 @@ def test_split_equals_the_oracle(rows_, seed, decode, common, extra):
 )  # fmt: skip
 def test_fast_equals_the_oracle(rows_, seed, decode, common, extra):
     assignment = check("fast", rows_, seed, decode, common, extra)
-    low, start = extra["linear_reweight"], common["iou_new"]
-    for part in assignment.new:
+    low, start = extra["linear_reweight"], common["extra_iou"]
+    for part in assignment.extra:
         expected = torch.ones_like(part.iou) if low is None else low + (1 - low) * (part.iou - start) / (1 - start)
         assert torch.allclose(part.weight, expected, atol=1e-5)
 
 
 @settings(max_examples=100, deadline=None)
 @given(rows(max_size=8), st.integers(0, 10_000), DECODES, THRESHOLDS, KINDS)
-def test_fast_finds_exactly_the_pairs_that_split_finds_on_the_map(rows_, seed, decode, iou_new, kind):
+def test_fast_finds_exactly_the_pairs_that_split_finds_on_the_map(rows_, seed, decode, extra_iou, kind):
     heads = two_heads(*decode)
     raws = random_raws(heads, 3, seed, spread=1.0)
-    options = {"candidates": "map", "iou_new": iou_new, "match_iou": kind}
+    options = {"candidates": "map", "extra_iou": extra_iou, "match_iou": kind}
     fast, split = (
         build_assigner(AssignmentOptions(match=match, **options), heads)(targets_of(rows_), raws)
         for match in ("fast", "split")
     )
-    found, expected = as_dict(fast.new), as_dict(split.new)
-    clear = {key for key, value in (found | expected).items() if abs(value - iou_new) > 1e-6}
+    found, expected = as_dict(fast.extra), as_dict(split.extra)
+    clear = {key for key, value in (found | expected).items() if abs(value - extra_iou) > 1e-6}
     assert found.keys() & clear == expected.keys() & clear
 
 
@@ -118,18 +118,18 @@ def test_a_match_never_crosses_images_though_a_naive_batched_iou_would():
     assert naive[0] == 1 and naive[1] < 0.1 and torch.equal(scene.boxes_xyxy, boxes)
     for match in ("pure", "split", "fast"):
         assigner = build_assigner(AssignmentOptions(match=match, candidates="map", iou_t=0.99), heads)
-        assert as_dict(assigner(targets_of(rows_), [raw]).new) == {}
+        assert as_dict(assigner(targets_of(rows_), [raw]).extra) == {}
 
 
 def test_sets_may_overlap_in_pure_and_never_do_in_split_and_fast():
-    # A prediction equal to the object, from the anchor that also fits it: std, and predicted IoU 1.
+    # A prediction equal to the object, from the anchor that also fits it: base, and predicted IoU 1.
     heads = (Head(((16.0, 16.0), (64.0, 64.0)), 16, CLASSES),)
     raw = torch.zeros(1, 2, 4, 4, 8)
     rows_ = [(0, 0, 0.375, 0.375, 0.25, 0.25)]
     slot = (0, 0, 0, 1, 1)
-    for match, new in (("pure", {slot: 1.0}), ("split", {}), ("fast", {})):
+    for match, extra in (("pure", {slot: 1.0}), ("split", {}), ("fast", {})):
         assignment = build_assigner(AssignmentOptions(match=match), heads)(targets_of(rows_), [raw])
-        assert as_dict(assignment.std) == {slot: 1.0} and as_dict(assignment.new) == new
+        assert as_dict(assignment.base) == {slot: 1.0} and as_dict(assignment.extra) == extra
 
 
 def test_fast_reaches_a_cell_that_predicts_beyond_its_border():
@@ -142,25 +142,25 @@ def test_fast_reaches_a_cell_that_predicts_beyond_its_border():
     targets = targets_of([(0, 0, 2.2 / 6, 1.5 / 4, 1 / 6, 1 / 4)])
     for match in ("fast", "split"):
         assigner = build_assigner(AssignmentOptions(match=match, candidates="map", iou_t=1.0), heads)
-        assert as_dict(assigner(targets, [raw]).new) == pytest.approx({(0, 0, 0, 1, 3): 0.7 / 1.3}, abs=1e-5)
+        assert as_dict(assigner(targets, [raw]).extra) == pytest.approx({(0, 0, 0, 1, 3): 0.7 / 1.3}, abs=1e-5)
 
 
-def test_refilter_leaves_an_object_without_std_match_its_new_ones():
+def test_refilter_leaves_an_object_without_base_match_its_new_ones():
     heads = (Head(((16.0, 16.0),), 16, CLASSES),)
     raw = torch.zeros(1, 1, 4, 4, 8)
     targets = targets_of([(0, 0, 0.375, 0.375, 0.25, 0.25)])  # predicted exactly, by an anchor of exactly its shape
     assigner = build_assigner(AssignmentOptions(match="split", refilter=True, iou_t=1.0), heads)
     assignment = assigner(targets, [raw])
-    assert as_dict(assignment.std) == {} and as_dict(assignment.new) == {(0, 0, 0, 1, 1): 1.0}
+    assert as_dict(assignment.base) == {} and as_dict(assignment.extra) == {(0, 0, 0, 1, 1): 1.0}
 
 
 def logit(p):
     return math.log(p / (1 - p))
 
 
-def test_refilter_keeps_what_beats_the_worst_std_prediction():
-    # One object of 32 x 32 at the centre of cell (1, 1), cells of 16 pixels. Anchors 32x32 (std) and 80x80 (no std:
-    # shape IoU 0.16). The std slot predicts 32 x 16: IoU 0.5. The other anchor predicts 32 x 24 (IoU 0.75), and in
+def test_refilter_keeps_what_beats_the_worst_base_prediction():
+    # One object of 32 x 32 at the centre of cell (1, 1), cells of 16 pixels. Anchors 32x32 (base) and 80x80 (no base:
+    # shape IoU 0.16). The base slot predicts 32 x 16: IoU 0.5. The other anchor predicts 32 x 24 (IoU 0.75), and in
     # the cell to the right 32 x 32 moved by 8 (its centre pulled left by half a cell): IoU 24/40 = 0.6.
     heads = (Head(((32.0, 32.0), (80.0, 80.0)), 16, CLASSES),)
     raw = torch.zeros(1, 2, 4, 4, 8)
@@ -170,22 +170,22 @@ def test_refilter_keeps_what_beats_the_worst_std_prediction():
     raw[0, 1, 1, 2, :4] = torch.tensor([logit(1e-6), 0.0, math.log(0.4), math.log(0.4)])
     targets = targets_of([(0, 0, 0.375, 0.375, 0.5, 0.5)])
 
-    def new(**options):
-        return as_dict(build_assigner(AssignmentOptions(match="split", **options), heads)(targets, [raw]).new)
+    def extra(**options):
+        return as_dict(build_assigner(AssignmentOptions(match="split", **options), heads)(targets, [raw]).extra)
 
     best, beside = (0, 0, 1, 1, 1), (0, 0, 1, 1, 2)
-    assert new() == pytest.approx({best: 0.75, beside: 0.6}, abs=1e-4)
-    assert new(refilter=True).keys() == {best, beside}
-    assert new(new_topk=1).keys() == {best}
-    assert new(assign_rate=0.99).keys() == set()  # one std match: at most 0.99 new ones
-    assert new(assign_rate=1.0).keys() == {best}
-    raw[0, 0, 1, 1, 3] = math.log(0.7)  # the std prediction now has an IoU of 0.7
-    assert new(refilter=True).keys() == {best}
+    assert extra() == pytest.approx({best: 0.75, beside: 0.6}, abs=1e-4)
+    assert extra(refilter=True).keys() == {best, beside}
+    assert extra(extra_topk=1).keys() == {best}
+    assert extra(assign_rate=0.99).keys() == set()  # one base match: at most 0.99 extra ones
+    assert extra(assign_rate=1.0).keys() == {best}
+    raw[0, 0, 1, 1, 3] = math.log(0.7)  # the base prediction now has an IoU of 0.7
+    assert extra(refilter=True).keys() == {best}
 
 
-def test_assign_rate_of_100_std_matches_is_exact():
-    # 10 x 10 cells, in each an object that its prediction equals and two further anchors that do, too, but are no std
-    # matches (their shape IoU is below 0.2): 100 std matches, 200 candidates; 0.29 * 100 is 28.999999999999996.
+def test_assign_rate_of_100_base_matches_is_exact():
+    # 10 x 10 cells, in each an object that its prediction equals and two further anchors that do, too, but are no base
+    # matches (their shape IoU is below 0.2): 100 base matches, 200 candidates; 0.29 * 100 is 28.999999999999996.
     heads = (Head(((16.0, 16.0), (64.0, 64.0), (80.0, 80.0)), 16, CLASSES),)
     raw = torch.zeros(1, 3, 10, 10, 8)
     raw[:, 1, ..., 2:4], raw[:, 2, ..., 2:4] = math.log(16 / 64), math.log(16 / 80)
@@ -193,10 +193,10 @@ def test_assign_rate_of_100_std_matches_is_exact():
     for rate, number in ((0.29, 29), (0.295, 29), (0.5, 50), (0.0, 0)):
         assigner = build_assigner(AssignmentOptions(match="split", candidates="cell", assign_rate=rate), heads)
         assignment = assigner(targets, [raw])
-        assert (len(assignment.std[0]), len(assignment.new[0])) == (100, number)
+        assert (len(assignment.base[0]), len(assignment.extra[0])) == (100, number)
 
 
-def test_remove_duplicate_gives_a_slot_to_the_better_object_and_never_a_std_slot():
+def test_remove_duplicate_gives_a_slot_to_the_better_object_and_never_a_base_slot():
     # Two objects, 16 x 16 and 16 x 12, in one cell; anchor 0 (16 x 16) fits both, anchor 1 predicts 16 x 13 by itself.
     heads = (Head(((16.0, 16.0), (100.0, 100.0)), 16, CLASSES),)
     raw = torch.zeros(1, 2, 4, 4, 8)
@@ -204,17 +204,17 @@ def test_remove_duplicate_gives_a_slot_to_the_better_object_and_never_a_std_slot
     raw[0, 1, 1, 1, 2:4] = torch.tensor([math.log(0.16), math.log(0.13)])
     targets = targets_of([(0, 0, 0.375, 0.375, 0.25, 0.25), (0, 1, 0.375, 0.375, 0.25, 0.1875)])
 
-    def new(**options):
-        return as_dict(build_assigner(AssignmentOptions(match="fast", **options), heads)(targets, [raw]).new)
+    def extra(**options):
+        return as_dict(build_assigner(AssignmentOptions(match="fast", **options), heads)(targets, [raw]).extra)
 
     # IoU with 16 x 13: 13/16 = 0.8125 for the first, 12/13 = 0.923 for the second.
     both = {(0, 0, 1, 1, 1): 13 / 16, (1, 0, 1, 1, 1): 12 / 13}
-    assert new() == pytest.approx(both, abs=1e-4)
-    assert new(remove_duplicate=True).keys() == {(1, 0, 1, 1, 1)}
-    # A threshold that leaves the second object without std match: anchor 0 is std of the first and offers 12/16 = 0.75
-    # to the second, taken as a new match but not with --remove-duplicate.
-    assert new(iou_t=0.8).keys() == {*both, (1, 0, 0, 1, 1)}
-    assert new(iou_t=0.8, remove_duplicate=True).keys() == {(1, 0, 1, 1, 1)}
+    assert extra() == pytest.approx(both, abs=1e-4)
+    assert extra(remove_duplicate=True).keys() == {(1, 0, 1, 1, 1)}
+    # A threshold that leaves the second object without a base match: anchor 0 is a base match of the first and offers
+    # 12/16 = 0.75 to the second, taken as an extra match but not with --remove-duplicate.
+    assert extra(iou_t=0.8).keys() == {*both, (1, 0, 0, 1, 1)}
+    assert extra(iou_t=0.8, remove_duplicate=True).keys() == {(1, 0, 1, 1, 1)}
 
 
 @pytest.mark.parametrize("at_once", [1, 50, 1000])
@@ -235,13 +235,13 @@ def test_chunks_change_nothing(match, monkeypatch):
     heads = two_heads()
     raws = random_raws(heads, 3, 1)
     targets = targets_of([(b, n % 3, 0.1 + 0.2 * n, 0.5, 0.3, 0.4) for b in (2, 0, 1) for n in range(5)])
-    options = {"candidates": "map", "iou_new": 0.3} if match in DEFAULT_CANDIDATES else {}
+    options = {"candidates": "map", "extra_iou": 0.3} if match in DEFAULT_CANDIDATES else {}
     assigner = build_assigner(AssignmentOptions(match=match, **options), heads)
     whole = assigner(targets, raws)
     for limit in (1, 100, 1000):
         monkeypatch.setattr(window_pairs, "__defaults__", (limit,))
         monkeypatch.setattr("models.assignment.simota.NUMBERS_AT_ONCE", limit * (5 + CLASSES))
         parts = assigner(targets, raws)
-        assert as_dict(parts.std) == pytest.approx(as_dict(whole.std))
-        assert as_dict(parts.new) == pytest.approx(as_dict(whole.new))
+        assert as_dict(parts.base) == pytest.approx(as_dict(whole.base))
+        assert as_dict(parts.extra) == pytest.approx(as_dict(whole.extra))
     assert models.assignment.inputs.PAIRS_AT_ONCE >= 100_000

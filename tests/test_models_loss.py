@@ -52,7 +52,7 @@ def plain_parts(heads, raws, assignment, alpha, tobj, kind="giou", normalise="he
     oracle = Oracle(ROWS, [raw.detach() for raw in raws], heads)
     box = cls = 0.0
     truth = {}
-    for name, share, matches in (("std", 1 - alpha, assignment.std), ("new", alpha, assignment.new)):
+    for name, share, matches in (("base", 1 - alpha, assignment.base), ("extra", alpha, assignment.extra)):
         found = slots_of(matches)
         for t, head, a, j, i, weight in found:
             number = sum(key[1] == head for key in found) if normalise == "head" else len(found)
@@ -81,23 +81,23 @@ def plain_parts(heads, raws, assignment, alpha, tobj, kind="giou", normalise="he
 def test_parts_equal_the_formula(match, alpha):
     heads = two_heads()
     raws = leaf_raws(heads)
-    extra = {"iou_new": 0.3} if match in ("pure", "split", "fast") else {}
+    extra = {"extra_iou": 0.3} if match in ("pure", "split", "fast") else {}
     extra |= {"linear_reweight": 0.5} if match == "fast" else {}
     result = run(heads, raws, AssignmentOptions(match=match, alpha=alpha, **extra))
-    assert match == "standard" or sum(map(len, result.assignment.new)) > 5
-    used = 0.0 if match == "standard" else alpha  # without new matches alpha means nothing
-    expected = plain_parts(heads, raws, result.assignment, used, "std+new")
+    assert match == "standard" or sum(map(len, result.assignment.extra)) > 5
+    used = 0.0 if match == "standard" else alpha  # without extra matches alpha means nothing
+    expected = plain_parts(heads, raws, result.assignment, used, "base+extra")
     for name, value in expected.items():
         assert result.parts[name].item() == pytest.approx(value * IMAGES, rel=1e-4), name
 
 
 @pytest.mark.parametrize("kind", IOU_KINDS)
 @pytest.mark.parametrize("normalise", ["head", "batch"])
-@pytest.mark.parametrize("tobj", ["std", "new", "std+new"])
+@pytest.mark.parametrize("tobj", ["base", "extra", "base+extra"])
 def test_parts_with_every_iou_normalisation_and_objectness(kind, normalise, tobj):
     heads = two_heads(scale_x_y=2.0, new_coords=True)
     raws = leaf_raws(heads)
-    options = AssignmentOptions(match="fast", alpha=0.4, tobj=tobj, normalise=normalise, iou_new=0.25)
+    options = AssignmentOptions(match="fast", alpha=0.4, tobj=tobj, normalise=normalise, extra_iou=0.25)
     result = run(heads, raws, options, dataclasses.replace(PLAIN, box_loss=kind))
     expected = plain_parts(heads, raws, result.assignment, 0.4, tobj, kind, normalise)
     for name, value in expected.items():
@@ -106,12 +106,12 @@ def test_parts_with_every_iou_normalisation_and_objectness(kind, normalise, tobj
 
 @pytest.mark.parametrize("match", ["pure", "split", "fast"])
 @pytest.mark.parametrize("size", [1, 3])
-def test_alpha_zero_and_objectness_of_std_is_standard_to_the_last_bit(match, size):
+def test_alpha_zero_and_objectness_of_base_is_standard_to_the_last_bit(match, size):
     heads = two_heads()
     results = []
     for options in (
         AssignmentOptions(),
-        AssignmentOptions(match=match, alpha=0.0, tobj="std", iou_new=0.2, candidates="map"),
+        AssignmentOptions(match=match, alpha=0.0, tobj="base", extra_iou=0.2, candidates="map"),
     ):
         raws = leaf_raws(heads, size * 3, 7)
         rows = [(b * size, *rest) for b, *rest in ROWS]
@@ -119,18 +119,18 @@ def test_alpha_zero_and_objectness_of_std_is_standard_to_the_last_bit(match, siz
         sum(result.parts.values()).backward()
         results.append((result.parts, [raw.grad for raw in raws], result.assignment))
     (parts, grads, _), (other_parts, other_grads, assignment) = results
-    assert sum(map(len, assignment.new)) > 20
+    assert sum(map(len, assignment.extra)) > 20
     for name in parts:
         assert torch.equal(parts[name], other_parts[name])
     assert all(torch.equal(one, two) for one, two in zip(grads, other_grads, strict=True))
 
 
-@pytest.mark.parametrize("alpha, sets", [(0.0, ("std",)), (0.5, ("std", "new")), (1.0, ("new",))])
+@pytest.mark.parametrize("alpha, sets", [(0.0, ("base",)), (0.5, ("base", "extra")), (1.0, ("extra",))])
 @pytest.mark.parametrize("match", ["pure", "split", "fast"])
 def test_gradients_reach_exactly_the_slots_in_the_sets(match, alpha, sets):
     heads = two_heads()
     raws = leaf_raws(heads)
-    result = run(heads, raws, AssignmentOptions(match=match, alpha=alpha, iou_new=0.3))
+    result = run(heads, raws, AssignmentOptions(match=match, alpha=alpha, extra_iou=0.3))
     sum(result.parts.values()).backward()
     expected = set()
     for name in sets:
@@ -145,26 +145,26 @@ def test_gradients_reach_exactly_the_slots_in_the_sets(match, alpha, sets):
 
 
 def test_the_gradient_is_that_of_the_formula_in_double_precision():
-    """Finite differences of the box and class part with respect to every number of one std slot."""
+    """Finite differences of the box and class part with respect to every number of one base slot."""
     heads = two_heads()
     raws = leaf_raws(heads)
-    options = AssignmentOptions(match="fast", alpha=0.3, iou_new=0.3)
+    options = AssignmentOptions(match="fast", alpha=0.3, extra_iou=0.3)
     result = run(heads, raws, options)
     (result.parts["box"] + result.parts["cls"]).backward()
-    t, head, a, j, i, _ = slots_of(result.assignment.std)[3]
+    t, head, a, j, i, _ = slots_of(result.assignment.base)[3]
     slot = (ROWS[t][0], a, j, i)
     for column in (0, 1, 2, 3, 5, 6, 7):
         values = []
         for step in (1e-4, -1e-4):
             moved = [raw.detach().double().clone() for raw in raws]
             moved[head][(*slot, column)] += step
-            parts = plain_parts(heads, moved, result.assignment, 0.3, "std")
+            parts = plain_parts(heads, moved, result.assignment, 0.3, "base")
             values.append((parts["box"] + parts["cls"]) * IMAGES)
         slope = (values[0] - values[1]) / 2e-4
         assert raws[head].grad[(*slot, column)].item() == pytest.approx(slope, rel=1e-3, abs=1e-7)
 
 
-def test_alpha_without_new_matches_is_said_once_and_by_one_process(caplog, monkeypatch):
+def test_alpha_without_extra_matches_is_said_once_and_by_one_process(caplog, monkeypatch):
     build_loss(LossOptions(), AssignmentOptions(match="standard", alpha=0.3), two_heads())
     monkeypatch.setenv("RANK", "1")
     build_loss(LossOptions(), AssignmentOptions(match="standard", alpha=0.3), two_heads())
@@ -188,7 +188,7 @@ def test_gr_blends_the_iou_with_one():
     raws = leaf_raws(heads)
     one = run(heads, raws, AssignmentOptions(), dataclasses.replace(PLAIN, gr=0.0))
     oracle = Oracle(ROWS, [raw.detach() for raw in raws], heads)
-    positive = {(ROWS[t][0], head, a, j, i) for t, head, a, j, i, _ in slots_of(one.assignment.std)}
+    positive = {(ROWS[t][0], head, a, j, i) for t, head, a, j, i, _ in slots_of(one.assignment.base)}
     total = 0.0
     for number, raw in enumerate(oracle.raws):
         slots = [(b, *slot) for b in range(3) for slot in oracle.slots(number)]
@@ -204,7 +204,7 @@ def test_ignored_slots_get_no_objectness_gradient_unless_matched():
     options = AssignmentOptions(ignore_thresh=0.2, ignore_crowd=True)
     result = run(heads, raws, options, crowd=crowd)
     result.parts["obj"].backward()
-    for raw, mask, part in zip(raws, result.assignment.ignore, result.assignment.std, strict=True):
+    for raw, mask, part in zip(raws, result.assignment.ignore, result.assignment.base, strict=True):
         matched = torch.zeros_like(mask)
         matched[part.image, part.anchor, part.row, part.col] = True
         assert (mask & ~matched).any() and mask[1].any()
@@ -341,9 +341,9 @@ def test_reading_has_the_gradient_of_plain_indexing(layout, dtype):
         leaf = torch.cat((leaf, leaf), dim=-1)
     leaf.requires_grad_()
     reference = leaf.detach().float().requires_grad_()
-    std, new = matches_at([0, 0, 1, 0], [0, 2, 1, 0], [5, 0, 3, 5], [9, 0, 4, 9]), matches_at([0], [0], [5], [9])
-    ours = read_raw(leaf[..., :8], std, new)
-    theirs = (reference[..., 4], *(reference[m.image, m.anchor, m.row, m.col, :8] for m in (std, new)))
+    base, extra = matches_at([0, 0, 1, 0], [0, 2, 1, 0], [5, 0, 3, 5], [9, 0, 4, 9]), matches_at([0], [0], [5], [9])
+    ours = read_raw(leaf[..., :8], base, extra)
+    theirs = (reference[..., 4], *(reference[m.image, m.anchor, m.row, m.col, :8] for m in (base, extra)))
     weights = [torch.randn(part.shape) for part in ours]
     sum((part * weight).sum() for part, weight in zip(ours, weights, strict=True)).backward()
     sum((part * weight).sum() for part, weight in zip(theirs, weights, strict=True)).backward()
@@ -460,14 +460,14 @@ def test_counts_by_hand_and_their_sum():
     figures = counts.summary()
     expected = {
         "objects": 3, "objects_small": 2, "objects_large": 1, "unmatched": 1, "unmatched_large": 1,
-        "std_per_object": 4 / 3, "positives_per_object": 4 / 3, "new_share": 0, "collisions": 2, "lost_slots": 2,
+        "base_per_object": 4 / 3, "positives_per_object": 4 / 3, "extra_share": 0, "collisions": 2, "lost_slots": 2,
         "lost_slots_small": 2, "lost_all_slots": 1, "lost_all_slots_small": 1,
     }  # fmt: skip
     assert {name: figures[name] for name in expected} == pytest.approx(expected)
     # IoU of the predictions (16 x 16 at the centre): 1 with the first, 12/16 with the second; four matches.
-    assert figures["std_iou"] == pytest.approx((1 + 0.75) / 2)
+    assert figures["base_iou"] == pytest.approx((1 + 0.75) / 2)
     double = (counts + counts).summary()
-    assert double["objects"] == 6 and double["std_iou"] == pytest.approx(figures["std_iou"])
+    assert double["objects"] == 6 and double["base_iou"] == pytest.approx(figures["base_iou"])
     assert "1.33 per object" in counts.line() and "1 of 3 objects without a match (S/M/L 0/0/1)" in counts.line()
 
 
@@ -478,16 +478,16 @@ def test_the_counts_are_those_of_plain_iou_whatever_the_box_loss():
         for kind in IOU_KINDS
     ]
     assert all(other.summary() == figures[0].summary() for other in figures[1:])
-    assert figures[0].summary()["std_iou"] > 0
+    assert figures[0].summary()["base_iou"] > 0
 
 
-def test_new_matches_are_counted_apart():
+def test_extra_matches_are_counted_apart():
     heads = two_heads()
-    result = run(heads, leaf_raws(heads), AssignmentOptions(match="pure", iou_new=0.3, candidates="map"))
+    result = run(heads, leaf_raws(heads), AssignmentOptions(match="pure", extra_iou=0.3, candidates="map"))
     figures = result.counts.summary()
-    std, new = (sum(map(len, half)) for half in (result.assignment.std, result.assignment.new))
-    assert figures["new_share"] == pytest.approx(new / (std + new))
-    assert figures["positives_per_object"] == pytest.approx((std + new) / len(ROWS))
+    base, extra = (sum(map(len, half)) for half in (result.assignment.base, result.assignment.extra))
+    assert figures["extra_share"] == pytest.approx(extra / (base + extra))
+    assert figures["positives_per_object"] == pytest.approx((base + extra) / len(ROWS))
 
 
 # --- the recipes

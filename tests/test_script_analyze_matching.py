@@ -177,7 +177,7 @@ def test_report_alone_writes_one_file(project, run):
     ("arguments", "says"),
     [
         (("--match", "standrd"), "did you mean 'standard'"),
-        (("--match", "standard", "--iou-new", "0.5"), "--iou-new"),
+        (("--match", "standard", "--extra-iou", "0.5"), "--extra-iou"),
         (("--match", "standard,ratio,standard"), "names a strategy twice"),
         (("--name", "../elsewhere"), "must be the name of a folder inside runs/analyze"),
         (("--match-iou", "uio"), "invalid choice"),
@@ -246,11 +246,11 @@ def test_without_match_the_strategy_of_the_training_counts():
     from analysis.matching.command import chosen_strategies
     from analysis.strategies import StrategyOptions
 
-    trained = {"match": "split", "iou_t": 0.3, "new_topk": 5, "epochs": 3}
+    trained = {"match": "split", "iou_t": 0.3, "extra_topk": 5, "epochs": 3}
     (options,) = chosen_strategies(StrategyOptions(), trained).values()
-    assert (options.match, options.iou_t, options.new_topk) == ("split", 0.3, 5)
+    assert (options.match, options.iou_t, options.extra_topk) == ("split", 0.3, 5)
     (options,) = chosen_strategies(StrategyOptions(iou_t=0.4, match_iou=("ciou", "iou")), trained).values()
-    assert (options.iou_t, options.new_topk, options.match_iou) == (0.4, 5, "ciou")
+    assert (options.iou_t, options.extra_topk, options.match_iou) == (0.4, 5, "ciou")
     assert list(chosen_strategies(StrategyOptions(match="tal,fast"), trained)) == ["tal", "fast"]
     assert list(chosen_strategies(StrategyOptions(), {})) == ["standard"]
     with pytest.raises(UserError, match="--anchor-t is used by none of --match split"):

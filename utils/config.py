@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 import yaml
 
 from utils.errors import UserError, suggestion
+from utils.renamed import RENAMED, with_current_names
 
 SEARCH_FOLDERS = ("", "cfg", "cfg/hyp")  # below the working directory, then below the repository
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -126,9 +127,9 @@ def read_recipe(path: Path, groups: Sequence[type]) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a list of 'option: value' lines")
     by_name = {item.name: (item, group) for group in groups for item in fields(group)}
-    lines = {key.value: key.start_mark.line + 1 for key, _ in node.value}
+    lines = {RENAMED.get(key.value, key.value): key.start_mark.line + 1 for key, _ in node.value}
     checked = {}
-    for name, value in values.items():
+    for name, value in with_current_names(values).items():
         place = f"{path}:{lines.get(str(name), 1)}"
         if name not in by_name:
             raise UserError(f"{place}: unknown option '{name}'{suggestion(str(name), by_name)}")
@@ -215,5 +216,8 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments:"):
             first = message.split(": ", 1)[1].split()[0].split("=")[0]
+            new_name = RENAMED.get(first.lstrip("-").replace("-", "_"))
+            if new_name:
+                raise UserError(f"{first} is called --{new_name.replace('_', '-')} now")
             message += suggestion(first, [flag for action in self._actions for flag in action.option_strings])
         raise UserError(f"{message} (--help lists the options)")

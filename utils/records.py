@@ -101,12 +101,12 @@ class Matches:
 class Assignment:
     """Which slots learn from which targets, one entry per head in each tuple.
 
-    ``std`` matches were made by the prior (anchor-GT), ``new`` matches by the prediction (pred-GT).
+    ``base`` matches were made by the prior (anchor-GT), ``extra`` matches by the prediction (pred-GT).
     ``ignore`` marks slots that are neither positive nor negative in the objectness loss ([B A H W] bool), or is None.
     """
 
-    std: tuple[Matches, ...]
-    new: tuple[Matches, ...]
+    base: tuple[Matches, ...]
+    extra: tuple[Matches, ...]
     ignore: tuple[Tensor | None, ...]
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from utils.errors import UserError
 from utils.files import atomic_path
+from utils.renamed import with_current_names
 
 Columns = dict[str, np.ndarray]
 DONE = "done_batches"
@@ -50,7 +51,7 @@ def read_blocks(folder: Path) -> tuple[Columns, set[int]]:
     for path in sorted(folder.glob("block-*.npz")):
         try:
             with np.load(path) as stored:
-                part = {name: stored[name] for name in stored.files}
+                part = with_current_names({name: stored[name] for name in stored.files})
             done |= set(part.pop(DONE).tolist())
         except (ValueError, OSError, EOFError, KeyError) as error:
             raise UserError(f"{path}: not a block of a matching-stats run; delete it and run again") from error

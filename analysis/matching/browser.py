@@ -32,7 +32,7 @@ def jpeg_uri(image_bgr: np.ndarray) -> str:
 def browser_data(views: Sequence[ImageView], names: Sequence[str], plan: Plan) -> dict[str, Any]:
     """Return what the browser draws; ``report_template.html`` reads exactly these keys.
 
-    A slot is [object, head, anchor, row, column, cell, box, q, objectness, std, new]; the last two are bit masks of
+    A slot is [object, head, anchor, row, column, cell, box, q, objectness, base, extra]; the last two are bit masks of
     the strategies. Boxes are [x1, y1, x2, y2] in original pixels.
     """
     return {
@@ -63,7 +63,7 @@ def _image_data(view: ImageView, names: Sequence[str]) -> dict[str, Any]:
         ],
         "slots": [
             [slot.target, slot.head, slot.anchor, slot.row, slot.col, rounded(slot.cell_xyxy), rounded(slot.box_xyxy),
-             round(slot.q, 3), round(slot.objectness, 3), bits(slot.std), bits(slot.new)]
+             round(slot.q, 3), round(slot.objectness, 3), bits(slot.base), bits(slot.extra)]
             for slot in view.slots
         ],
     }  # fmt: skip

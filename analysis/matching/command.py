@@ -33,6 +33,7 @@ from models.network import check_image_size
 from utils import distributed
 from utils.devices import choose_device, describe_device, use_threads
 from utils.errors import UserError
+from utils.renamed import with_current_names
 
 DEFAULT_KINDS = ("iou",)
 HARD_LISTED = 1000  # images in results.json; the CSV has all
@@ -227,4 +228,4 @@ def resumed_options(given: dict[str, Any]) -> dict[str, Any]:
     if not (folder / "config.yaml").is_file() or not (folder / "partial").is_dir():
         raise UserError(f"--resume {folder}: no interrupted --matching-stats run is here (config.yaml and partial/)")
     saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return saved | given
+    return with_current_names(saved) | given

@@ -58,8 +58,8 @@ class MatchedPairs:
     target: Tensor  # [P] int64
     slot: Tensor  # [P] int64, of the target's image
     member: Tensor  # [P Z] bool, whether the strategy matches it
-    std: Tensor  # [T Z] int64, std matches of every object
-    new: Tensor  # [T Z] int64, new matches
+    base: Tensor  # [T Z] int64, base matches of every object
+    extra: Tensor  # [T Z] int64, extra matches
 
 
 def slot_numbers(matches: tuple[Matches, ...], grid: SlotGrid) -> tuple[Tensor, Tensor]:
@@ -86,7 +86,7 @@ def match(
 
 def matched_pairs(assignments: Sequence[Assignment], grid: SlotGrid, num_targets: int) -> MatchedPairs:
     """Return the distinct pairs of several strategies."""
-    keys, strategy, counts = [], [], {"std": [], "new": []}
+    keys, strategy, counts = [], [], {"base": [], "extra": []}
     for number, assignment in enumerate(assignments):
         for half, per_strategy in counts.items():
             target, slot = slot_numbers(getattr(assignment, half), grid)
@@ -98,8 +98,8 @@ def matched_pairs(assignments: Sequence[Assignment], grid: SlotGrid, num_targets
     member[which, torch.cat(strategy)] = True
     target = torch.div(distinct, grid.slots_per_image, rounding_mode="floor")
     slot = distinct - target * grid.slots_per_image
-    std, new = (torch.stack(per_strategy, dim=1) for per_strategy in counts.values())
-    return MatchedPairs(target, slot, member, std, new)
+    base, extra = (torch.stack(per_strategy, dim=1) for per_strategy in counts.values())
+    return MatchedPairs(target, slot, member, base, extra)
 
 
 def slots_per_image(predictions: Predictions, pairs: MatchedPairs) -> dict[str, Tensor]:

@@ -98,7 +98,7 @@ def centre_of(near_q: Tensor) -> Tensor:
 
 def positives(predictions: Predictions, pairs: MatchedPairs, kinds: Sequence[str]) -> dict[str, Tensor]:
     """Return the columns about all pairs that a strategy matches, inside C(o) or not."""
-    num_targets, member = len(pairs.std), pairs.member.long()
+    num_targets, member = len(pairs.base), pairs.member.long()
     num_strategies = member.shape[1]
     q = predictions.ious(pairs.target, pairs.slot, kinds)
     image = predictions.scene.targets.image[pairs.target]
@@ -112,8 +112,8 @@ def positives(predictions: Predictions, pairs: MatchedPairs, kinds: Sequence[str
         return values.new_zeros(num_targets, *values.shape[1:]).index_add_(0, pairs.target, values)
 
     return {
-        "std": pairs.std,
-        "new": pairs.new,
+        "base": pairs.base,
+        "extra": pairs.extra,
         "positives": per_object(member),
         "contested": per_object(contested),
         "common": per_object(common),  # T Z Z

@@ -131,8 +131,8 @@ def _strategy_figures(objects: Mapping[str, np.ndarray], number: int, count: int
     total, contested = int(positives.sum()), int(objects["contested"][:, number].sum())
     return {
         "positives": total,
-        "std": int(objects["std"][:, number].sum()),
-        "new": int(objects["new"][:, number].sum()),
+        "base": int(objects["base"][:, number].sum()),
+        "extra": int(objects["extra"][:, number].sum()),
         "positives_per_object": {
             "mean": share(total, count),
             "max": int(positives.max(initial=0)),

@@ -50,7 +50,7 @@ def all_tables(figures: Mapping[str, Any]) -> tuple[Table, ...]:
 def _overview(figures: Mapping[str, Any]) -> Table:
     strategies = figures["strategies"]
     kinds = list(figures["scores"])
-    columns = ("strategy", "objects", "without a match", "share without", "positives per object", "std", "new",
+    columns = ("strategy", "objects", "without a match", "share without", "positives per object", "base", "extra",
                "slots", "slots of several objects", "share of slots")  # fmt: skip
     columns += (*(f"mean {kind} of positives" for kind in kinds), "ms per batch")
     rows = tuple(
@@ -60,8 +60,8 @@ def _overview(figures: Mapping[str, Any]) -> Table:
             one["without_match"]["objects"],
             one["without_match"]["object_share"],
             one["positives_per_object"]["mean"],
-            one["std"],
-            one["new"],
+            one["base"],
+            one["extra"],
             *(one["collisions"][key] for key in ("slots", "shared_slots", "shared_slot_share")),
             *(one["iou"][kind]["mean_q_of_positives"] for kind in kinds),
             one["milliseconds_per_batch"],

@@ -43,8 +43,8 @@ class MatchedSlot:
     box_xyxy: tuple[float, ...]  # what it predicts
     q: float  # IoU of the prediction with the object, of the first kind that was measured
     objectness: float
-    std: tuple[bool, ...]  # of every strategy
-    new: tuple[bool, ...]
+    base: tuple[bool, ...]  # of every strategy
+    extra: tuple[bool, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +108,7 @@ def matched_slots(batch: Batch, raws: list[Tensor], plan: Plan) -> tuple[Matched
     found: dict[tuple[int, int], list[list[bool]]] = {}
     for number, options in enumerate(plan.strategies.values()):
         assignment = build_assigner(options, heads)(batch.targets, raws, batch.crowd)
-        for half, matches in enumerate((assignment.std, assignment.new)):
+        for half, matches in enumerate((assignment.base, assignment.extra)):
             for pair in zip(*(one.tolist() for one in slot_numbers(matches, predictions.grid)), strict=True):
                 flags = found.setdefault(pair, [[False] * len(plan.strategies) for _ in range(2)])
                 flags[half][number] = True
@@ -148,10 +148,10 @@ def picture(view: ImageView, names: Sequence[str], strategies: Sequence[str]) ->
     for box, label in zip(view.boxes_xyxy, view.labels, strict=True):
         draw_box(matched, box, "", class_color(label))
     for slot in view.slots:
-        if slot.std[0] or slot.new[0]:
+        if slot.base[0] or slot.extra[0]:
             center = [round((slot.cell_xyxy[i] + slot.cell_xyxy[i + 2]) / 2) for i in (0, 1)]
             cv2.drawMarker(matched, center, (255, 255, 255), cv2.MARKER_CROSS, 6 * thickness, thickness)
-            draw_box(matched, slot.box_xyxy, f"{slot.q:.2f}", (255, 255, 255) if slot.std[0] else (0, 200, 255))
+            draw_box(matched, slot.box_xyxy, f"{slot.q:.2f}", (255, 255, 255) if slot.base[0] else (0, 200, 255))
     loss = view.remarks.get("loss")
     right = "" if loss is None else ", ".join(f"{name} {value:.3g}" for name, value in loss.items())
     captions = (f"{view.image_id}: truth", "detections", f"{strategies[0]}: predictions of the matched slots  {right}")

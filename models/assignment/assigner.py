@@ -28,8 +28,8 @@ class Assigner:
     def __init__(self, options: AssignmentOptions, heads: tuple[Head, ...]) -> None:
         parts = strategies_of(options.match)
         self.options, self.heads = options, tuple(heads)
-        self.make_std = parts[0].std(options)
-        self.make_new = _new_part(parts, options)
+        self.make_base = parts[0].base(options)
+        self.make_extra = _extra_part(parts, options)
         self.ignore_thresholds, self.ignore_crowd = _ignore_rules(options, self.heads)
 
     @torch.no_grad()
@@ -44,17 +44,17 @@ class Assigner:
             crowd: crowd regions, used where they are ignored.
         """
         scene = Scene.of(targets, raws, self.heads)
-        std = new = Pairs.none(raws[0].device)
+        base = extra = Pairs.none(raws[0].device)
         if len(targets):
-            std = self.make_std(scene)
+            base = self.make_base(scene)
             if self.options.match_fallback:
-                std = with_fallback(scene, std)
-            if self.make_new is not None:
-                new = self.make_new(scene, std)
+                base = with_fallback(scene, base)
+            if self.make_extra is not None:
+                extra = self.make_extra(scene, base)
         ignore = (None,) * len(raws)
         if self.ignore_thresholds is not None or self.ignore_crowd:
             ignore = ignored_slots(scene, self.ignore_thresholds, crowd if self.ignore_crowd else None)
-        return Assignment(scene.matches(std), scene.matches(new), ignore)
+        return Assignment(scene.matches(base), scene.matches(extra), ignore)
 
 
 def _ignore_rules(options: AssignmentOptions, heads: tuple[Head, ...]) -> tuple[tuple[float, ...] | None, bool]:
@@ -68,18 +68,18 @@ def _ignore_rules(options: AssignmentOptions, heads: tuple[Head, ...]) -> tuple[
     return thresholds, as_darknet if options.ignore_crowd is None else options.ignore_crowd
 
 
-def _new_part(parts: list[Strategy], options: AssignmentOptions) -> Callable[[Scene, Pairs], Pairs] | None:
+def _extra_part(parts: list[Strategy], options: AssignmentOptions) -> Callable[[Scene, Pairs], Pairs] | None:
     last = parts[-1]
-    if last.new is not None:
-        return last.new(options)
+    if last.extra is not None:
+        return last.extra(options)
     if len(parts) == 1:
         return None
-    make_pairs = last.std(options)
+    make_pairs = last.base(options)
 
-    def unlike_std(scene: Scene, std: Pairs) -> Pairs:
-        return without(scene, make_pairs(scene), std)
+    def unlike_base(scene: Scene, base: Pairs) -> Pairs:
+        return without(scene, make_pairs(scene), base)
 
-    return unlike_std
+    return unlike_base
 
 
 def build_assigner(options: AssignmentOptions, heads: tuple[Head, ...]) -> Assigner:

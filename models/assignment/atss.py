@@ -16,7 +16,8 @@ from utils.boxes import box_iou
 
 @dataclass(frozen=True)
 class Atss:
-    """The k closest cells per head with all their anchors; of these, the slots whose IoU reaches their mean + std.
+    """The k closest cells per head with all their anchors; of these, the slots whose IoU reaches their mean + standard
+    deviation.
 
     An anchor stands at its cell's centre, which must lie inside the target. The paper's k counts anchor boxes where a
     place has one; as in its authors' code, a place with several anchors counts once. A slot wanted by several targets

@@ -1,4 +1,4 @@
-"""What an epoch's matches amount to: objects without a match, collisions, the share of new matches.
+"""What an epoch's matches amount to: objects without a match, collisions, the share of extra matches.
 
 All sums stay tensors on the device until somebody asks for the summary, so that counting does not wait for a GPU.
 """
@@ -22,12 +22,12 @@ class MatchCounts:
     """Sums over batches; ``a + b`` adds them."""
 
     objects: Tensor  # [3] small, medium, large
-    unmatched: Tensor  # [3] objects with no match, std or new
-    unmatched_std: Tensor  # [3] objects with no std match
-    std: Tensor  # [] std matches
-    new: Tensor  # [] new matches
-    std_iou: Tensor  # [] sum of the plain IoU of the std matches' predictions, whatever the box loss
-    new_iou: Tensor  # []
+    unmatched: Tensor  # [3] objects with no match, base or extra
+    unmatched_base: Tensor  # [3] objects with no base match
+    base: Tensor  # [] base matches
+    extra: Tensor  # [] extra matches
+    base_iou: Tensor  # [] sum of the plain IoU of the base matches' predictions, whatever the box loss
+    extra_iou: Tensor  # []
     collisions: Tensor  # [] slots wanted by several objects
     lost_slots: Tensor  # [3] slots that an object lost to another one, by the size of the loser
     lost_all_slots: Tensor  # [3] matched objects that lost every slot they wanted
@@ -43,13 +43,13 @@ class MatchCounts:
             size = getattr(self, item.name).numel()
             value[item.name] = flat[start : start + size]
             start += size
-        objects, matches = sum(value["objects"]), value["std"][0] + value["new"][0]
+        objects, matches = sum(value["objects"]), value["base"][0] + value["extra"][0]
         figures = {
             "positives_per_object": _share(matches, objects),
-            "std_per_object": _share(value["std"][0], objects),
-            "new_share": _share(value["new"][0], matches),
-            "std_iou": _share(value["std_iou"][0], value["std"][0]),
-            "new_iou": _share(value["new_iou"][0], value["new"][0]),
+            "base_per_object": _share(value["base"][0], objects),
+            "extra_share": _share(value["extra"][0], matches),
+            "base_iou": _share(value["base_iou"][0], value["base"][0]),
+            "extra_iou": _share(value["extra_iou"][0], value["extra"][0]),
             "objects": objects,
             "unmatched": sum(value["unmatched"]),
             "collisions": value["collisions"][0],
@@ -65,8 +65,8 @@ class MatchCounts:
         figures = self.summary()
         sizes = "/".join(f"{figures[f'unmatched_{size}']:.0f}" for size in SIZES)
         return (
-            f"matches: {figures['positives_per_object']:.2f} per object, {figures['new_share']:.0%} new, "
-            f"mean IoU {figures['std_iou']:.3f} std {figures['new_iou']:.3f} new; "
+            f"matches: {figures['positives_per_object']:.2f} per object, {figures['extra_share']:.0%} extra, "
+            f"mean IoU {figures['base_iou']:.3f} base {figures['extra_iou']:.3f} extra; "
             f"{figures['unmatched']:.0f} of {figures['objects']:.0f} objects without a match (S/M/L {sizes}); "
             f"{figures['collisions']:.0f} slots wanted by several, "
             f"{figures['lost_all_slots']:.0f} objects lost all of theirs"
@@ -94,14 +94,16 @@ def count_matches(
         assignment: its matches.
         targets: its objects.
         size: [T] from :func:`size_of`.
-        quality: plain IoU of the predictions of the std and of the new matches, over all heads.
+        quality: plain IoU of the predictions of the base and of the extra matches, over all heads.
         slots: number of each match's slot, unique in the batch, likewise.
     """
     per_size = torch.nn.functional.one_hot(size, 3).double()  # T 3
-    std_target, new_target = (torch.cat([part.target for part in half]) for half in (assignment.std, assignment.new))
-    has_std = _marked(std_target, len(targets))
-    has_any = has_std | _marked(new_target, len(targets))
-    target = torch.cat((std_target, new_target))
+    base_target, extra_target = (
+        torch.cat([part.target for part in half]) for half in (assignment.base, assignment.extra)
+    )
+    has_base = _marked(base_target, len(targets))
+    has_any = has_base | _marked(extra_target, len(targets))
+    target = torch.cat((base_target, extra_target))
     loses, repeated, collisions = losing_matches(torch.cat(slots), target, torch.cat(quality))
     keeps_one = torch.zeros_like(size).index_add_(0, target, (~loses).long()) > 0
 
@@ -111,11 +113,11 @@ def count_matches(
     return MatchCounts(
         objects=per_size.sum(0),
         unmatched=by_size(~has_any),
-        unmatched_std=by_size(~has_std),
-        std=quality[0].new_full((), len(std_target), dtype=torch.float64),
-        new=quality[0].new_full((), len(new_target), dtype=torch.float64),
-        std_iou=quality[0].sum(dtype=torch.float64),
-        new_iou=quality[1].sum(dtype=torch.float64),
+        unmatched_base=by_size(~has_base),
+        base=quality[0].new_full((), len(base_target), dtype=torch.float64),
+        extra=quality[0].new_full((), len(extra_target), dtype=torch.float64),
+        base_iou=quality[0].sum(dtype=torch.float64),
+        extra_iou=quality[1].sum(dtype=torch.float64),
         collisions=collisions,
         lost_slots=by_size(loses & ~repeated, per_size[target]),
         lost_all_slots=by_size(has_any & ~keeps_one),
@@ -127,7 +129,7 @@ def losing_matches(slot: Tensor, target: Tensor, quality: Tensor) -> tuple[Tenso
 
     Args:
         slot: [M] number of each match's slot.
-        target: [M] its object; an object may hold a slot twice (as std and as new match), which is no collision.
+        target: [M] its object; an object may hold a slot twice (as base and as extra match), which is no collision.
         quality: [M] IoU of the slot's prediction with the object.
 
     Returns:

@@ -13,22 +13,26 @@ from utils.config import option
 class AssignmentOptions:
     """Which slots learn from which objects; an option that the strategy does not use is refused."""
 
-    match: str = option("standard", "strategy, or A+B: the std matches of A with the new matches of B")
-    alpha: float = option(0.0, "share of the new matches in the box and class loss, 0 to 1")
+    match: str = option("standard", "strategy, or A+B: the base matches of A with the extra matches of B")
+    alpha: float = option(0.0, "share of the extra matches in the box and class loss, 0 to 1")
     iou_t: float | None = option(None, "an anchor matches above this shape IoU (standard: 0.2; darknet: the cfg's)")
     match_anchors: str | None = option(None, "anchors that may match: all, or the best of each head", ("all", "best"))
     anchor_t: float | None = option(None, "largest ratio of an anchor's side to the object's (ratio: 4)")
-    iou_new: float | None = option(None, "a prediction matches from this IoU on (0.5)")
-    match_iou: str | None = option(None, "IoU that decides new matches (iou)", tuple(IOU_KINDS))
-    candidates: str | None = option(None, "slots that may become new matches", ("cell", "neighbours", "map"))
-    new_topk: int | None = option(None, "at most so many new matches per object (no limit)")
-    assign_rate: float | None = option(None, "at most so many new matches per std match of the batch (no limit)")
-    refilter: bool = option(False, "keep new matches that beat the object's worst std match")
+    extra_iou: float | None = option(None, "a prediction matches from this IoU on (0.5)")
+    match_iou: str | None = option(None, "IoU that decides extra matches (iou)", tuple(IOU_KINDS))
+    candidates: str | None = option(None, "slots that may become extra matches", ("cell", "neighbours", "map"))
+    extra_topk: int | None = option(None, "at most so many extra matches per object (no limit)")
+    assign_rate: float | None = option(None, "at most so many extra matches per base match of the batch (no limit)")
+    refilter: bool = option(False, "keep extra matches that beat the object's worst base match")
     reduce_anchor: bool = option(False, "keep the best anchor of a cell")
-    remove_duplicate: bool = option(False, "a slot is the new match of one object only, never of a std slot")
-    linear_reweight: float | None = option(None, "weight of a new match at --iou-new; rises to 1 at IoU 1 (always 1)")
-    tobj: str | None = option(None, "matches that write the objectness target (std+new)", ("std+new", "std", "new"))
-    match_fallback: bool = option(False, "an object without a std match takes its best anchor over all heads")
+    remove_duplicate: bool = option(False, "a slot is the extra match of one object only, never of a base slot")
+    linear_reweight: float | None = option(
+        None, "weight of an extra match at --extra-iou; rises to 1 at IoU 1 (always 1)"
+    )
+    tobj: str | None = option(
+        None, "matches that write the objectness target (base+extra)", ("base+extra", "base", "extra")
+    )
+    match_fallback: bool = option(False, "an object without a base match takes its best anchor over all heads")
     ignore_thresh: float | None = option(None, "unmatched slots above this IoU are no negatives (darknet: the cfg's)")
     ignore_crowd: bool | None = option(None, "unmatched slots inside crowd regions are no negatives (darknet: yes)")
     normalise: str = option("head", "mean the losses over the matches of each head, or of the batch", ("head", "batch"))
@@ -48,7 +52,7 @@ class AssignmentOptions:
 
 
 RANGES = (
-    ("alpha", 0, 1), ("iou_t", 0, 1), ("anchor_t", 1, 1e6), ("iou_new", 0.01, 1), ("new_topk", 1, 1_000_000),
+    ("alpha", 0, 1), ("iou_t", 0, 1), ("anchor_t", 1, 1e6), ("extra_iou", 0.01, 1), ("extra_topk", 1, 1_000_000),
     ("assign_rate", 0, 1e6), ("linear_reweight", 0, 1), ("ignore_thresh", 0.01, 1),
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""Strategies that look at predictions: ``pure``, ``split`` and ``fast``, which add ``new`` matches to the std ones.
+"""Strategies that look at predictions: ``pure``, ``split`` and ``fast``, which add ``extra`` matches to the base ones.
 
 ``split`` enumerates each target's candidates and treats it on its own; ``fast`` asks the whole map at once and never
 builds a pair that cannot reach the IoU it asks for. Without options, both find the same pairs on the whole map.
@@ -26,46 +26,46 @@ EPSILON = 1e-6  # so that 0.29 of 100 matches are 29, though 0.29 * 100 is 28.99
 class Pure:
     """Every candidate slot whose predicted box reaches an IoU with the target, whatever the prior thinks of it."""
 
-    iou_new: float = 0.5
+    extra_iou: float = 0.5
     match_iou: str = "iou"
     candidates: str = "cell"
 
-    def __call__(self, scene: Scene, std: Pairs) -> Pairs:
-        """Return the new pairs; they may repeat std pairs."""
-        return predicted_above(scene, candidate_pairs(scene, self.candidates), self.iou_new, self.match_iou)
+    def __call__(self, scene: Scene, base: Pairs) -> Pairs:
+        """Return the extra pairs; they may repeat base pairs."""
+        return predicted_above(scene, candidate_pairs(scene, self.candidates), self.extra_iou, self.match_iou)
 
 
 @dataclass(frozen=True)
 class Split:
-    """As :class:`Pure`, but no pair is in both sets; the options thin the new pairs in the order of their fields."""
+    """As :class:`Pure`, but no pair is in both sets; the options thin the extra pairs in the order of their fields."""
 
-    iou_new: float = 0.5
+    extra_iou: float = 0.5
     match_iou: str = "iou"
     candidates: str = "neighbours"
     refilter: bool = False
     reduce_anchor: bool = False
-    new_topk: int | None = None
+    extra_topk: int | None = None
     assign_rate: float | None = None
 
-    def __call__(self, scene: Scene, std: Pairs) -> Pairs:
-        """Return the new pairs, given the std ones."""
-        new = predicted_above(scene, candidate_pairs(scene, self.candidates), self.iou_new, self.match_iou)
-        new = without(scene, new, std)
+    def __call__(self, scene: Scene, base: Pairs) -> Pairs:
+        """Return the extra pairs, given the base ones."""
+        extra = predicted_above(scene, candidate_pairs(scene, self.candidates), self.extra_iou, self.match_iou)
+        extra = without(scene, extra, base)
         if self.refilter:
-            new = new.select(new.iou > self._worst_std(scene, std)[new.target])
+            extra = extra.select(extra.iou > self._worst_base(scene, base)[extra.target])
         if self.reduce_anchor:
-            cell = new.target * (scene.batch_size * scene.grid.slots_per_image) + scene.cell_slots(new)
-            new = new.select(ranks(cell, -new.iou, new.anchor) == 0)
-        if self.new_topk is not None:
-            new = new.select(ranks(new.target, -new.iou, scene.slots(new)) < self.new_topk)
+            cell = extra.target * (scene.batch_size * scene.grid.slots_per_image) + scene.cell_slots(extra)
+            extra = extra.select(ranks(cell, -extra.iou, extra.anchor) == 0)
+        if self.extra_topk is not None:
+            extra = extra.select(ranks(extra.target, -extra.iou, scene.slots(extra)) < self.extra_topk)
         if self.assign_rate is not None:
-            new = _best_of_batch(scene, new, math.floor(self.assign_rate * len(std) + EPSILON))
-        return new
+            extra = _best_of_batch(scene, extra, math.floor(self.assign_rate * len(base) + EPSILON))
+        return extra
 
-    def _worst_std(self, scene: Scene, std: Pairs) -> Tensor:
-        """Lowest predicted IoU among each target's std pairs, [T]; a target without any has nothing to beat."""
-        iou = predicted_iou(scene, std, self.match_iou)
-        worst = iou.new_full((len(scene.targets),), torch.inf).scatter_reduce_(0, std.target, iou, "amin")
+    def _worst_base(self, scene: Scene, base: Pairs) -> Tensor:
+        """Lowest predicted IoU among each target's base pairs, [T]; a target without any has nothing to beat."""
+        iou = predicted_iou(scene, base, self.match_iou)
+        worst = iou.new_full((len(scene.targets),), torch.inf).scatter_reduce_(0, base.target, iou, "amin")
         return worst.masked_fill_(worst == torch.inf, -torch.inf)
 
 
@@ -73,32 +73,32 @@ class Split:
 class Fast:
     """Every slot of the image whose predicted box reaches an IoU with any target, all targets at once."""
 
-    iou_new: float = 0.5
+    extra_iou: float = 0.5
     match_iou: str = "iou"
     candidates: str = "map"
     remove_duplicate: bool = False
     reduce_anchor: bool = False
     linear_reweight: float | None = None
 
-    def __call__(self, scene: Scene, std: Pairs) -> Pairs:
-        """Return the new pairs, given the std ones."""
+    def __call__(self, scene: Scene, base: Pairs) -> Pairs:
+        """Return the extra pairs, given the base ones."""
         if self.candidates == "map":
-            pairs = window_pairs(scene, *cells_that_can_reach(scene, (self.iou_new,) * len(scene.raws)))
+            pairs = window_pairs(scene, *cells_that_can_reach(scene, (self.extra_iou,) * len(scene.raws)))
         else:
             pairs = candidate_pairs(scene, self.candidates)
-        new = without(scene, predicted_above(scene, pairs, self.iou_new, self.match_iou), std)
+        extra = without(scene, predicted_above(scene, pairs, self.extra_iou, self.match_iou), base)
         if self.remove_duplicate:
-            new = new.select(~torch.isin(scene.slots(new), scene.slots(std)))
-            new = best_target_of_slot(scene, new, -new.iou)
+            extra = extra.select(~torch.isin(scene.slots(extra), scene.slots(base)))
+            extra = best_target_of_slot(scene, extra, -extra.iou)
         if self.reduce_anchor:
-            new = _best_anchor_of_cell(scene, new)
+            extra = _best_anchor_of_cell(scene, extra)
         if self.linear_reweight is not None:
-            new = replace(new, weight=self._weight(new.iou))
-        return new
+            extra = replace(extra, weight=self._weight(extra.iou))
+        return extra
 
     def _weight(self, iou: Tensor) -> Tensor:
-        """Rise from ``linear_reweight`` at ``iou_new`` to 1 at IoU 1."""
-        rise = (iou - self.iou_new) / max(1 - self.iou_new, 1e-6)
+        """Rise from ``linear_reweight`` at ``extra_iou`` to 1 at IoU 1."""
+        rise = (iou - self.extra_iou) / max(1 - self.extra_iou, 1e-6)
         return self.linear_reweight + (1 - self.linear_reweight) * rise.clamp(0, 1)
 
 

@@ -29,8 +29,8 @@ def _given(options: AssignmentOptions, names: tuple[str, ...]) -> dict:
 
 
 STANDARD_USES = ("iou_t", "match_anchors")
-PURE_USES = ("iou_new", "match_iou", "candidates")
-SPLIT_USES = (*PURE_USES, "refilter", "reduce_anchor", "new_topk", "assign_rate")
+PURE_USES = ("extra_iou", "match_iou", "candidates")
+SPLIT_USES = (*PURE_USES, "refilter", "reduce_anchor", "extra_topk", "assign_rate")
 FAST_USES = (*PURE_USES, "remove_duplicate", "reduce_anchor", "linear_reweight")
 
 STRATEGIES: dict[str, Strategy] = {
@@ -54,11 +54,11 @@ def options_used(match: str) -> set[str]:
     """
     parts = strategies_of(match)
     first, last = parts[0], parts[-1]
-    used = OPTIONS_OF_ALL | set(first.std_uses)
-    if last.new is not None:
-        used |= {*last.new_uses, "tobj"}
+    used = OPTIONS_OF_ALL | set(first.base_uses)
+    if last.extra is not None:
+        used |= {*last.extra_uses, "tobj"}
     elif len(parts) == 2:
-        used |= {*last.std_uses, "tobj"}
+        used |= {*last.base_uses, "tobj"}
     return used
 
 
@@ -74,11 +74,13 @@ def strategies_of(match: str) -> list[Strategy]:
             known = f"known: {', '.join(STRATEGIES)}, and A+B of two of them"
             raise ValueError(f"unknown strategy '{name}' in --match {match}{suggestion(name, STRATEGIES)} ({known})")
     if len(names) > 2 or len(set(names)) < len(names):
-        raise ValueError(f"--match {match}: a combination A+B takes the std matches of A and the new ones of another B")
+        raise ValueError(
+            f"--match {match}: a combination A+B takes the base matches of A and the extra ones of another B"
+        )
     return [STRATEGIES[name] for name in names]
 
 
-def makes_new_matches(match: str) -> bool:
-    """Whether ``--match`` names a strategy, or a combination, that has ``new`` matches at all."""
+def makes_extra_matches(match: str) -> bool:
+    """Whether ``--match`` names a strategy, or a combination, that has ``extra`` matches at all."""
     parts = strategies_of(match)
-    return len(parts) == 2 or parts[0].new is not None
+    return len(parts) == 2 or parts[0].extra is not None

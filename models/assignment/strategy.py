@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 class Strategy:
     """One entry of :data:`STRATEGIES`: how to build its parts from the options, and which options each part uses."""
 
-    std: Callable[[AssignmentOptions], Callable[[Scene], Pairs]]  # builds what makes the std pairs of a scene
-    std_uses: tuple[str, ...] = ()
-    new: Callable[[AssignmentOptions], Callable[[Scene, Pairs], Pairs]] | None = None  # likewise, given the std pairs
-    new_uses: tuple[str, ...] = ()
+    base: Callable[[AssignmentOptions], Callable[[Scene], Pairs]]  # builds what makes the base pairs of a scene
+    base_uses: tuple[str, ...] = ()
+    extra: Callable[[AssignmentOptions], Callable[[Scene, Pairs], Pairs]] | None = (
+        None  # likewise, given the base pairs
+    )
+    extra_uses: tuple[str, ...] = ()

@@ -11,6 +11,7 @@ import torch
 
 from utils.errors import UserError
 from utils.files import atomic_path
+from utils.renamed import with_current_names
 
 FORMAT = "yolo-lab-1"
 
@@ -45,6 +46,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: cut off or not a checkpoint; use another copy or train again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this toolkit ('format' is not {FORMAT})")
+    if isinstance(content.get("options"), dict):
+        content["options"] = with_current_names(content["options"])
+    if isinstance(content.get("history"), list):
+        content["history"] = [with_current_names(row) for row in content["history"]]
     return content
 
 

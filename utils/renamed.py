@@ -1,0 +1,28 @@
+"""Names that were changed, so that recipes, runs and checkpoints written before the change are read after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+RENAMED = {  # options, columns of results.csv and of the blocks of an interrupted --matching-stats
+    "iou_new": "extra_iou",
+    "new_topk": "extra_topk",
+    "match/std_per_object": "match/base_per_object",
+    "match/std_iou": "match/base_iou",
+    "match/new_iou": "match/extra_iou",
+    "match/new_share": "match/extra_share",
+    "object/std": "object/base",
+    "object/new": "object/extra",
+}
+RENAMED_VALUES = {"tobj": {"std+new": "base+extra", "std": "base", "new": "extra"}}  # of options
+
+
+def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a flat mapping of names to values with names, and values that are names, as they are now."""
+    current = {}
+    for name, value in values.items():
+        name = RENAMED.get(name, name)
+        meanings = RENAMED_VALUES.get(name, {})
+        current[name] = meanings.get(value, value) if isinstance(value, str) else value
+    return current
