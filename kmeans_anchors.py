@@ -171,10 +171,10 @@ def describe(
     options: KmeansOptions,
     fit_options: AnchorFitOptions,
 ) -> Result:
-    """Return the figures of found and present anchors side by side."""
+    """Return the statistics of found and present anchors side by side."""
     fits = {"found": measure(sizes, found, fit_options), "present": measure(sizes, present, fit_options)}
     sets = {"found": found, "present": present}
-    figures = {
+    statistics = {
         "boxes": len(boxes_wh),
         "distinct_sizes": len(sizes),
         "iou_t": fit_options.iou_t,
@@ -189,7 +189,7 @@ def describe(
         boxes_wh, {"found": found, f"present ({Path(options.cfg).name})": present}, "Boxes and anchors"
     )
     return Result(
-        "kmeans-anchors", data, figures, tables(sets, fits, fit_options), {"anchors": plot}, notes(fits, fit_options)
+        "kmeans-anchors", data, statistics, tables(sets, fits, fit_options), {"anchors": plot}, notes(fits, fit_options)
     )
 
 
@@ -197,7 +197,7 @@ def tables(sets: dict[str, np.ndarray], fits: dict[str, Fit], options: AnchorFit
     """Return how both sets fit, and their anchors side by side."""
     rows = (
         ("mean best IoU", *(f"{fit.mean_iou:.4f}" for fit in fits.values())),
-        (f"recall: wh-IoU > {options.iou_t:g}", *(f"{fit.recall_iou * 100:.2f} %" for fit in fits.values())),
+        (f"recall: shape IoU > {options.iou_t:g}", *(f"{fit.recall_iou * 100:.2f} %" for fit in fits.values())),
         (
             f"recall: ratio of sides < {options.anchor_t:g}",
             *(f"{fit.recall_ratio * 100:.2f} %" for fit in fits.values()),
@@ -215,7 +215,7 @@ def tables(sets: dict[str, np.ndarray], fits: dict[str, Fit], options: AnchorFit
         parts.append(part + [(None,) * 4] * (longest - len(part)))
     anchors = tuple((index, *left, *right) for index, (left, right) in enumerate(zip(*parts, strict=True)))
     return (
-        Table("fit", "How well the anchors fit", ("figure", *sets), rows),
+        Table("fit", "How well the anchors fit", ("statistic", *sets), rows),
         Table("anchors", "Anchors in network pixels: the found by area, the present as in the cfg", columns, anchors),
     )
 

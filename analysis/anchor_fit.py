@@ -1,4 +1,4 @@
-"""Anchors that fit the boxes of a data set: five ways to find them and the figures that judge them.
+"""Anchors that fit the boxes of a data set: five ways to find them and the statistics that judge them.
 
 Sizes and anchors are (width, height) in network pixels, after letterboxing. Letters: K distinct sizes, A anchors.
 Data sets repeat sizes, so everything works on distinct sizes with counts; above MAX_EXACT_SIZES boxes the sizes are
@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from models.assignment.strategies import strategies_of
-from utils.boxes import wh_iou
+from utils.boxes import shape_iou
 from utils.config import option
 from utils.errors import UserError
 
@@ -29,7 +29,7 @@ MAX_RESTART_SIZES = 20_000  # restarts run on a sample of this many; the best is
 MAX_ITERATIONS = 300
 DECIMALS = 2  # anchors are judged as they are written into the cfg
 
-# The prior's rule by which each strategy accepts an anchor: wh-IoU > iou_t, or ratio of sides < anchor_t. Strategies
+# The prior's rule by which each strategy accepts an anchor: shape IoU > iou_t, or ratio of sides < anchor_t. Strategies
 # that are not named here give every object an anchor: there is no recall to maximise, mean best IoU decides alone.
 RECALL_RULES = {"standard": "iou", "pure": "iou", "split": "iou", "fast": "iou", "ratio": "ratio"}
 
@@ -45,7 +45,7 @@ class AnchorFitOptions:
         "the recall that --match asks for; linear, geometric: equally or geometrically spaced sizes x --ratios",
         choices=("kmeans", "iou", "evolve", "linear", "geometric"),
     )
-    iou_t: float = option(0.2, "an anchor recalls a box when their wh-IoU is above this")
+    iou_t: float = option(0.2, "an anchor recalls a box when their shape IoU is above this")
     anchor_t: float = option(4.0, "an anchor recalls a box when no ratio of their sides reaches this")
     match: str = option("standard", "the strategy of models/assignment/assigner.py whose recall rule evolve maximises")
     restarts: int = option(20, "starting points of kmeans and iou, the best is kept")
@@ -91,10 +91,10 @@ class BoxSizes:
 class Fit:
     """How well anchors fit the boxes."""
 
-    mean_iou: float  # over boxes, of the best anchor's wh-IoU
-    recall_iou: float  # share of boxes with an anchor of wh-IoU > iou_t
+    mean_iou: float  # over boxes, of the best anchor's shape IoU
+    recall_iou: float  # share of boxes with an anchor of shape IoU > iou_t
     recall_ratio: float  # share of boxes with an anchor whose sides' ratios stay below anchor_t
-    boxes_per_anchor: tuple[int, ...]  # boxes to which each anchor is the best by wh-IoU
+    boxes_per_anchor: tuple[int, ...]  # boxes to which each anchor is the best by shape IoU
 
 
 def count_sizes(boxes_wh: np.ndarray, max_exact: int = MAX_EXACT_SIZES) -> BoxSizes:
@@ -128,7 +128,7 @@ def side_ratio(boxes_wh: Tensor, anchors_wh: Tensor) -> Tensor:
 def measure(sizes: BoxSizes, anchors_wh: np.ndarray, options: AnchorFitOptions) -> Fit:
     """Judge anchors [A 2] on all boxes."""
     anchors = torch.as_tensor(np.asarray(anchors_wh), dtype=torch.float32)
-    best_iou, nearest = wh_iou(sizes.wh, anchors).max(dim=1)
+    best_iou, nearest = shape_iou(sizes.wh, anchors).max(dim=1)
     return Fit(
         mean_iou=sizes.mean(best_iou),
         recall_iou=sizes.mean(best_iou > options.iou_t),
@@ -203,10 +203,10 @@ def evolve(sizes: BoxSizes, num: int, options: AnchorFitOptions, rng: np.random.
     euclidean = rounded(euclidean_kmeans(sizes, num, options, rng))
     start = rounded(iou_kmeans(sizes, num, options, np.random.default_rng(options.seed)))  # what --method iou gives
     sample = _sample(sizes, rng)
-    floor = list(_figures(measure(sample, euclidean, options)))
-    figures = _figures(measure(sample, start, options))
-    if all(figure >= least for figure, least in zip(figures, floor, strict=True)):
-        floor[0] = max(floor[0], figures[0] - options.iou_slack)
+    floor = list(_statistics(measure(sample, euclidean, options)))
+    statistics = _statistics(measure(sample, start, options))
+    if all(figure >= least for figure, least in zip(statistics, floor, strict=True)):
+        floor[0] = max(floor[0], statistics[0] - options.iou_slack)
     else:
         start = euclidean
     population = _Population(sample, options, start, floor)
@@ -215,9 +215,9 @@ def evolve(sizes: BoxSizes, num: int, options: AnchorFitOptions, rng: np.random.
         factors = np.exp(rng.normal(0, 10 ** rng.uniform(-2.5, -0.3), (len(which), 2)))
         population.try_anchors(which, rounded(population.anchors[which] * factors))
     # On a sample the floors were the sample's, so the last word is that of all boxes.
-    least = _figures(measure(sizes, euclidean, options))
+    least = _statistics(measure(sizes, euclidean, options))
     good = all(
-        new >= old for new, old in zip(_figures(measure(sizes, population.anchors, options)), least, strict=True)
+        new >= old for new, old in zip(_statistics(measure(sizes, population.anchors, options)), least, strict=True)
     )
     return population.anchors if good else start
 
@@ -260,7 +260,7 @@ class _Population:
         self.sizes, self.options, self.floor = sizes, options, floor
         self.anchors = anchors_wh
         self.iou, self.ratio = self._rows(anchors_wh)  # [A K]
-        self.objective = self._objective(_figures(measure(sizes, anchors_wh, options)))
+        self.objective = self._objective(_statistics(measure(sizes, anchors_wh, options)))
 
     def try_anchors(self, which: np.ndarray, anchors_wh: np.ndarray) -> None:
         """Replace the anchors ``which`` by the given ones if that is better and nothing falls below the floor."""
@@ -269,29 +269,29 @@ class _Population:
         others = torch.ones(len(self.anchors), dtype=torch.bool).index_fill_(0, index, False)
         best_iou = torch.cat((self.iou[others], iou)).amax(dim=0)
         best_ratio = torch.cat((self.ratio[others], ratio)).amin(dim=0)
-        figures = (
+        statistics = (
             self.sizes.mean(best_iou),
             self.sizes.mean(best_iou > self.options.iou_t),
             self.sizes.mean(best_ratio < self.options.anchor_t),
         )
-        floored = all(figure >= least for figure, least in zip(figures, self.floor, strict=True))
-        if floored and self._objective(figures) > self.objective:
+        floored = all(figure >= least for figure, least in zip(statistics, self.floor, strict=True))
+        if floored and self._objective(statistics) > self.objective:
             self.anchors = self.anchors.copy()
             self.anchors[which] = anchors_wh
             self.iou[index], self.ratio[index] = iou, ratio
-            self.objective = self._objective(figures)
+            self.objective = self._objective(statistics)
 
     def _rows(self, anchors_wh: np.ndarray) -> tuple[Tensor, Tensor]:
         anchors = torch.as_tensor(anchors_wh, dtype=torch.float32)
-        return wh_iou(anchors, self.sizes.wh), side_ratio(anchors, self.sizes.wh)
+        return shape_iou(anchors, self.sizes.wh), side_ratio(anchors, self.sizes.wh)
 
-    def _objective(self, figures: Sequence[float]) -> tuple[float, float]:
-        mean_iou, recall_iou, recall_ratio = figures
+    def _objective(self, statistics: Sequence[float]) -> tuple[float, float]:
+        mean_iou, recall_iou, recall_ratio = statistics
         recall = {"iou": recall_iou, "ratio": recall_ratio}.get(recall_rule(self.options.match), 0.0)
         return recall, mean_iou
 
 
-def _figures(fit: Fit) -> tuple[float, float, float]:
+def _statistics(fit: Fit) -> tuple[float, float, float]:
     return fit.mean_iou, fit.recall_iou, fit.recall_ratio
 
 
@@ -324,7 +324,7 @@ def _spread_start(sizes: BoxSizes, num: int, rng: np.random.Generator) -> np.nda
     for _ in range(num):
         chance = ((1 - best_iou).double().square() * sizes.counts).numpy()
         rows.append(int(rng.choice(len(sizes), p=chance / chance.sum())))
-        best_iou = torch.maximum(best_iou, wh_iou(sizes.wh, sizes.wh[rows[-1:]])[:, 0])
+        best_iou = torch.maximum(best_iou, shape_iou(sizes.wh, sizes.wh[rows[-1:]])[:, 0])
     return sizes.wh[rows].numpy()
 
 
@@ -333,7 +333,7 @@ def iou_lloyd(sizes: BoxSizes, start_wh: np.ndarray) -> tuple[float, np.ndarray]
     anchors = torch.as_tensor(start_wh, dtype=torch.float32)
     best, best_anchors, previous = -1.0, anchors, None
     for _ in range(MAX_ITERATIONS):
-        fit, nearest = wh_iou(sizes.wh, anchors).max(dim=1)
+        fit, nearest = shape_iou(sizes.wh, anchors).max(dim=1)
         score = sizes.mean(fit)
         if score > best:
             best, best_anchors = score, anchors

@@ -23,7 +23,7 @@ from models.assignment.assigner import Assigner, build_assigner
 from models.assignment.counts import all_slots
 from models.assignment.options import AssignmentOptions
 from models.heads import Head
-from utils.boxes import wh_iou
+from utils.boxes import shape_iou
 from utils.records import Matches, Targets
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Counts:
 
     objects_of_anchor: np.ndarray  # [K] int64, objects with at least one match of the anchor
     positives_of_anchor: np.ndarray  # [K] int64, matches
-    prior_iou_sum: np.ndarray  # [K] float64, over the objects of the anchor
+    shape_iou_sum: np.ndarray  # [K] float64, over the objects of the anchor
     matches_of_object: np.ndarray  # [M] int64
     slots: np.ndarray  # [2] int64: slots with a match; of these, slots that several objects claim
 
@@ -81,23 +81,23 @@ def anchor_stats(
     best_iou, best_ratio = np.zeros(len(objects), np.float32), np.full(len(objects), np.inf, np.float32)
     with one_thread(), tqdm(total=len(objects), desc="matching", unit=" objects", disable=None, leave=False) as bar:
         for block in _blocks(objects, boxes_cxcywh):
-            prior_iou = wh_iou(boxes_wh[block.rows], anchors_wh)  # T K
-            best_iou[block.rows] = prior_iou.amax(dim=1)
+            shape_ious = shape_iou(boxes_wh[block.rows], anchors_wh)  # T K
+            best_iou[block.rows] = shape_ious.amax(dim=1)
             best_ratio[block.rows] = side_ratio(boxes_wh[block.rows], anchors_wh).amin(dim=1)
             raws = [_blank_map(head, block.num_images, img_size) for head in heads]
             for name, assigner in assigners.items():
-                _count(counts[name], assigner(block.targets, raws).base, raws, block, prior_iou)
+                _count(counts[name], assigner(block.targets, raws).base, raws, block, shape_ious)
             bar.update(len(block.targets))
-    figures = {
+    statistics = {
         "img_size": img_size,
         "objects": len(objects),
         "best_possible_recall": _recall(best_iou, best_ratio, strategies),
-        "strategies": {name: _strategy_figures(counts[name], objects, heads) for name in strategies},
+        "strategies": {name: _strategy_statistics(counts[name], objects, heads) for name in strategies},
     }
     data = {"images": objects.num_images, "objects": len(objects), "names": objects.names}
     lost = _unmatched_table(annotations, objects, counts, boxes_wh.numpy(), best_iou)
-    plots = _plots(figures, boxes_wh.numpy(), anchors_wh.numpy())
-    return Result("anchor-stats", data, figures, (*_tables(figures), lost), plots, _notes(figures))
+    plots = _plots(statistics, boxes_wh.numpy(), anchors_wh.numpy())
+    return Result("anchor-stats", data, statistics, (*_tables(statistics), lost), plots, _notes(statistics))
 
 
 def _assigner(options: AssignmentOptions, heads: Sequence[Head]) -> Assigner:
@@ -130,16 +130,16 @@ def _blank_map(head: Head, num_images: int, img_size: int) -> Tensor:
     return torch.zeros(1).expand(num_images, head.num_anchors, cells, cells, 5 + head.num_classes)
 
 
-def _count(counts: Counts, matches: tuple[Matches, ...], raws: list[Tensor], block: Block, prior_iou: Tensor) -> None:
+def _count(counts: Counts, matches: tuple[Matches, ...], raws: list[Tensor], block: Block, shape_ious: Tensor) -> None:
     first_anchor = np.cumsum([0, *(raw.shape[1] for raw in raws)])
     target = torch.cat([part.target for part in matches])
     anchor = torch.cat([part.anchor + int(first) for part, first in zip(matches, first_anchor, strict=False)])
-    matched = torch.zeros(prior_iou.shape, dtype=torch.bool)
+    matched = torch.zeros(shape_ious.shape, dtype=torch.bool)
     matched[target, anchor] = True
     counts.objects_of_anchor[:] += matched.sum(dim=0).numpy()
-    counts.positives_of_anchor[:] += torch.bincount(anchor, minlength=prior_iou.shape[1]).numpy()
-    counts.prior_iou_sum[:] += torch.where(matched, prior_iou, 0.0).sum(dim=0, dtype=torch.float64).numpy()
-    counts.matches_of_object[block.rows] += torch.bincount(target, minlength=len(prior_iou)).numpy()
+    counts.positives_of_anchor[:] += torch.bincount(anchor, minlength=shape_ious.shape[1]).numpy()
+    counts.shape_iou_sum[:] += torch.where(matched, shape_ious, 0.0).sum(dim=0, dtype=torch.float64).numpy()
+    counts.matches_of_object[block.rows] += torch.bincount(target, minlength=len(shape_ious)).numpy()
     claims = torch.unique(all_slots(matches, [tuple(raw.shape[:4]) for raw in raws]), return_counts=True)[1]
     counts.slots[:] += (len(claims), int((claims > 1).sum()))
 
@@ -159,7 +159,7 @@ def _recall(
     }
 
 
-def _strategy_figures(counts: Counts, objects: Objects, heads: Sequence[Head]) -> dict[str, Any]:
+def _strategy_statistics(counts: Counts, objects: Objects, heads: Sequence[Head]) -> dict[str, Any]:
     unmatched = counts.matches_of_object == 0
     positives, (slots, shared) = int(counts.matches_of_object.sum()), counts.slots.tolist()
     return {
@@ -182,7 +182,7 @@ def _strategy_figures(counts: Counts, objects: Objects, heads: Sequence[Head]) -
             "surplus_matches": positives - slots,
             "surplus_match_share": share(positives - slots, positives),
         },
-        "anchors": _anchor_figures(counts, heads, len(objects)),
+        "anchors": _anchor_statistics(counts, heads, len(objects)),
     }
 
 
@@ -196,7 +196,7 @@ def _split(unmatched: np.ndarray, group: np.ndarray, names: Sequence[str]) -> li
     ]
 
 
-def _anchor_figures(counts: Counts, heads: Sequence[Head], num_objects: int) -> list[dict[str, Any]]:
+def _anchor_statistics(counts: Counts, heads: Sequence[Head], num_objects: int) -> list[dict[str, Any]]:
     rows = [(index, number) for index, head in enumerate(heads) for number in range(head.num_anchors)]
     return [
         {
@@ -208,18 +208,18 @@ def _anchor_figures(counts: Counts, heads: Sequence[Head], num_objects: int) -> 
             "objects": int(counts.objects_of_anchor[place]),
             "object_share": share(counts.objects_of_anchor[place], num_objects),
             "positives": int(counts.positives_of_anchor[place]),
-            "mean_prior_iou": share(counts.prior_iou_sum[place], counts.objects_of_anchor[place]),
+            "mean_shape_iou": share(counts.shape_iou_sum[place], counts.objects_of_anchor[place]),
         }
         for place, (head, number) in enumerate(rows)
     ]
 
 
-def _tables(figures: Mapping[str, Any]) -> tuple[Table, ...]:
-    strategies, recall = figures["strategies"], figures["best_possible_recall"]
+def _tables(statistics: Mapping[str, Any]) -> tuple[Table, ...]:
+    strategies, recall = statistics["strategies"], statistics["best_possible_recall"]
     overview = tuple(
         (
             name,
-            figures["objects"],
+            statistics["objects"],
             one["unmatched"]["objects"],
             one["unmatched"]["object_share"],
             one["positives_per_object"]["mean"],
@@ -228,15 +228,15 @@ def _tables(figures: Mapping[str, Any]) -> tuple[Table, ...]:
         for name, one in strategies.items()
     )
     rules = (
-        (f"wh-IoU > {recall['iou_t']:g}", recall["by_iou"]),
+        (f"shape IoU > {recall['iou_t']:g}", recall["by_iou"]),
         (f"ratio of sides < {recall['anchor_t']:g}", recall["by_ratio"]),
     )
     columns = ("strategy", "objects", "without a match", "share without", "positives per object", "slots")
     columns += ("slots of several objects", "share of slots", "share of surplus matches")
     anchors = tuple((name, *row.values()) for name, one in strategies.items() for row in one["anchors"])
     anchor_columns = ("strategy", "head", "stride", "anchor", "width", "height", "objects", "share of objects")
-    anchor_columns += ("positives", "mean prior IoU")
-    size = f"{figures['img_size']} x {figures['img_size']}"
+    anchor_columns += ("positives", "mean shape IoU")
+    size = f"{statistics['img_size']} x {statistics['img_size']}"
     return (
         Table("strategies", f"Matches at {size}", columns, overview),
         Table("recall", "Best possible recall of the anchors", ("rule", "share of objects"), rules),
@@ -267,7 +267,7 @@ def _unmatched_table(
     annotations: Annotations, objects: Objects, counts: Mapping[str, Counts], boxes_wh: np.ndarray, best_iou: np.ndarray
 ) -> Table:
     """List every object without a match, so that it can be looked at."""
-    columns = ("strategy", "image id", "annotation id", "class", "width", "height", "best prior IoU")
+    columns = ("strategy", "image id", "annotation id", "class", "width", "height", "best shape IoU")
     rows = [
         (
             name,
@@ -283,8 +283,8 @@ def _unmatched_table(
     return Table("unmatched_objects", "Objects without a match (network pixels)", columns, tuple(rows), listing=True)
 
 
-def _plots(figures: Mapping[str, Any], boxes_wh: np.ndarray, anchors_wh: np.ndarray) -> dict[str, Any]:
-    strategies = figures["strategies"]
+def _plots(statistics: Mapping[str, Any], boxes_wh: np.ndarray, anchors_wh: np.ndarray) -> dict[str, Any]:
+    strategies = statistics["strategies"]
     first = next(iter(strategies.values()))["anchors"]
     labels = [f"stride {row['stride']}: {row['width']:g} x {row['height']:g}" for row in first]
     per_anchor = {name: [row["objects"] for row in one["anchors"]] for name, one in strategies.items()}
@@ -295,11 +295,11 @@ def _plots(figures: Mapping[str, Any], boxes_wh: np.ndarray, anchors_wh: np.ndar
     }
 
 
-def _notes(figures: Mapping[str, Any]) -> tuple[str, ...]:
-    if not figures["objects"]:
+def _notes(statistics: Mapping[str, Any]) -> tuple[str, ...]:
+    if not statistics["objects"]:
         return ("there is no object to match: shares and means are undefined",)
     notes = []
-    for name, one in figures["strategies"].items():
+    for name, one in statistics["strategies"].items():
         unused = sum(row["objects"] == 0 for row in one["anchors"])
         if unused:
             notes.append(f"{name}: {unused} of {len(one['anchors'])} anchors match no object at all")

@@ -86,17 +86,20 @@ def compare_runs(runs: Sequence[Run], options: CompareOptions) -> Result:
     names = [run.folder.name for run in runs]
     names = names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
     run_rows = [
-        {"run": name, **_run_figures(run, varying, options.last or None)} for name, run in zip(names, runs, strict=True)
+        {"run": name, **_run_statistics(run, varying, options.last or None)}
+        for name, run in zip(names, runs, strict=True)
     ]
     groups = group_by_setting(runs)
     settings = [
-        {"setting": setting_label(runs[members[0]], varying), **_setting_figures([run_rows[i] for i in members])}
+        {"setting": setting_label(runs[members[0]], varying), **_setting_statistics([run_rows[i] for i in members])}
         for members in groups
     ]
-    figures = {"last": options.last, "varying_options": varying, "runs": run_rows, "settings": settings}
+    statistics = {"last": options.last, "varying_options": varying, "runs": run_rows, "settings": settings}
     labels = [setting["setting"] for setting in settings]
     data = {"runs": [str(run.folder) for run in runs]}
-    return Result("compare", data, figures, _tables(figures), {"curves": _plot(runs, groups, labels)}, _notes(runs))
+    return Result(
+        "compare", data, statistics, _tables(statistics), {"curves": _plot(runs, groups, labels)}, _notes(runs)
+    )
 
 
 def varying_options(runs: Sequence[Run]) -> list[str]:
@@ -156,8 +159,8 @@ def _read_history(path: Path) -> list[Row]:
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
-def _run_figures(run: Run, varying: Sequence[str], last: int | None) -> dict[str, Any]:
-    figures: dict[str, Any] = {
+def _run_statistics(run: Run, varying: Sequence[str], last: int | None) -> dict[str, Any]:
+    statistics: dict[str, Any] = {
         "folder": str(run.folder),
         "match": run.options.get("match"),
         "alpha": run.options.get("alpha"),
@@ -168,11 +171,11 @@ def _run_figures(run: Run, varying: Sequence[str], last: int | None) -> dict[str
     }
     for name, column in SCORES.items():
         summary = epoch_summary(run.history, column, last)
-        figures[name] = {key: summary.get(key) for key in ("max", "mean", "std", "best_epoch", "epochs")}
-    figures["positives_per_object"] = mean(_last(run, (POSITIVES,), last)[:, 0])
+        statistics[name] = {key: summary.get(key) for key in ("max", "mean", "std", "best_epoch", "epochs")}
+    statistics["positives_per_object"] = mean(_last(run, (POSITIVES,), last)[:, 0])
     unmatched, objects = _last(run, (UNMATCHED, OBJECTS), last).sum(axis=0)
-    figures["unmatched_share"] = share(unmatched, objects)
-    return figures
+    statistics["unmatched_share"] = share(unmatched, objects)
+    return statistics
 
 
 def _last(run: Run, columns: tuple[str, ...], last: int | None) -> np.ndarray:
@@ -181,34 +184,34 @@ def _last(run: Run, columns: tuple[str, ...], last: int | None) -> np.ndarray:
     return np.array(rows[-last if last else 0 :], dtype=np.float64).reshape(-1, len(columns))
 
 
-def _setting_figures(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    figures: dict[str, Any] = {"runs": [row["run"] for row in rows], "seeds": [row["seed"] for row in rows]}
+def _setting_statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    statistics: dict[str, Any] = {"runs": [row["run"] for row in rows], "seeds": [row["seed"] for row in rows]}
     for name in SCORES:
-        figures[name] = {}
+        statistics[name] = {}
         for key in ("max", "mean"):
             values = [row[name][key] for row in rows if row[name][key] is not None]
             average, half = confidence_interval(values) if values else (None, None)
-            figures[name][key] = {"mean": average, "interval_95": half, "runs": len(values)}
+            statistics[name][key] = {"mean": average, "interval_95": half, "runs": len(values)}
     positives = [row["positives_per_object"] for row in rows if row["positives_per_object"] is not None]
-    figures["positives_per_object"] = float(np.mean(positives)) if positives else None
-    return figures
+    statistics["positives_per_object"] = float(np.mean(positives)) if positives else None
+    return statistics
 
 
-def _tables(figures: Mapping[str, Any]) -> tuple[Table, ...]:
+def _tables(statistics: Mapping[str, Any]) -> tuple[Table, ...]:
     columns = ("run", "match", "α", "options", "seed", "epochs")
     for name in SCORES:
         columns += (f"{name} max", f"{name} mean", f"{name} std", f"{name} best epoch")
     columns += ("positives per object", "share without a match")
     rows = []
-    for run in figures["runs"]:
+    for run in statistics["runs"]:
         extra = " ".join(f"{key}={_shown(value)}" for key, value in run["options"].items())
         row = [run["run"], run["match"], run["alpha"], extra, run["seed"], run["epochs"]]
         for name in SCORES:
             row += [run[name][key] for key in ("max", "mean", "std", "best_epoch")]
         rows.append((*row, run["positives_per_object"], run["unmatched_share"]))
-    over = f"the last {figures['last']} evaluated epochs" if figures["last"] else "all evaluated epochs"
+    over = f"the last {statistics['last']} evaluated epochs" if statistics["last"] else "all evaluated epochs"
     seeds = []
-    for setting in figures["settings"]:
+    for setting in statistics["settings"]:
         row = [setting["setting"], len(setting["runs"])]
         for name in SCORES:
             row += [value for key in ("max", "mean") for value in _interval(setting[name][key])]

@@ -63,16 +63,18 @@ def dataset_stats(annotations: Annotations, options: DatasetStatsOptions) -> Res
     """Compute every figure of the annotations of a data set."""
     objects = select_objects(annotations, crowd=options.crowd)
     per_image, occlusion = _walk_pairs(objects, options)
-    per_object = _per_object_figures(objects, occlusion, options)
-    figures = {
-        **_image_figures(objects),
-        **_pair_figures(objects, per_image, options),
+    per_object = _per_object_statistics(objects, occlusion, options)
+    statistics = {
+        **_image_statistics(objects),
+        **_pair_statistics(objects, per_image, options),
         **per_object,
-        "classes": _class_figures(objects, options),
-        "problems": problem_figures(annotations),
+        "classes": _class_statistics(objects, options),
+        "problems": problem_statistics(annotations),
     }
     data = {"images": objects.num_images, "annotations": len(annotations.box_image), "names": objects.names}
-    return Result("dataset-stats", data, figures, _tables(figures, annotations), _plots(figures), _notes(figures))
+    return Result(
+        "dataset-stats", data, statistics, _tables(statistics, annotations), _plots(statistics), _notes(statistics)
+    )
 
 
 def _walk_pairs(objects: Objects, options: DatasetStatsOptions) -> tuple[dict[str, np.ndarray], np.ndarray]:
@@ -96,7 +98,7 @@ def _walk_pairs(objects: Objects, options: DatasetStatsOptions) -> tuple[dict[st
     return per_image, occlusion
 
 
-def _image_figures(objects: Objects) -> dict[str, Any]:
+def _image_statistics(objects: Objects) -> dict[str, Any]:
     counts = np.bincount(objects.image, minlength=objects.num_images)
     annotated = counts[counts > 0]
     return {
@@ -112,7 +114,7 @@ def _image_figures(objects: Objects) -> dict[str, Any]:
     }
 
 
-def _pair_figures(
+def _pair_statistics(
     objects: Objects, per_image: Mapping[str, np.ndarray], options: DatasetStatsOptions
 ) -> dict[str, dict[str, Any]]:
     counts = np.bincount(objects.image, minlength=objects.num_images)
@@ -120,10 +122,10 @@ def _pair_figures(
     thresholds = dict(
         zip(PAIR_KINDS, (options.near_gap, options.overlap_iou, options.containment, options.coincident), strict=True)
     )
-    figures: dict[str, dict[str, Any]] = {}
+    statistics: dict[str, dict[str, Any]] = {}
     for kind, in_image in per_image.items():
         pairs, images = int(in_image.sum()), int((in_image > 0).sum())
-        figures[kind] = {
+        statistics[kind] = {
             "threshold": thresholds[kind],
             "pairs": pairs,
             "pair_share": share(pairs, num_pairs),
@@ -131,15 +133,15 @@ def _pair_figures(
             "image_share": share(images, num_images),
         }
     crowded = int((per_image["coincident"] >= options.crowded_pairs).sum()) if num_images else 0
-    figures["crowded"] = {
+    statistics["crowded"] = {
         "threshold": options.crowded_pairs,
         "images": crowded,
         "image_share": share(crowded, num_images),
     }
-    return figures
+    return statistics
 
 
-def _per_object_figures(objects: Objects, occlusion: np.ndarray, options: DatasetStatsOptions) -> dict[str, Any]:
+def _per_object_statistics(objects: Objects, occlusion: np.ndarray, options: DatasetStatsOptions) -> dict[str, Any]:
     elongated = objects.elongation >= options.elongation
     num_images = len(np.unique(objects.image))
     elongated_images = len(np.unique(objects.image[elongated]))
@@ -176,7 +178,7 @@ def _per_object_figures(objects: Objects, occlusion: np.ndarray, options: Datase
     }
 
 
-def _class_figures(objects: Objects, options: DatasetStatsOptions) -> list[dict[str, Any]]:
+def _class_statistics(objects: Objects, options: DatasetStatsOptions) -> list[dict[str, Any]]:
     num_classes = len(objects.names)
     labels = objects.labels
     # An image counts once per class: unique (class, image) keys.
@@ -202,7 +204,7 @@ def _class_figures(objects: Objects, options: DatasetStatsOptions) -> list[dict[
     ]
 
 
-def problem_figures(annotations: Annotations) -> dict[str, Any]:
+def problem_statistics(annotations: Annotations) -> dict[str, Any]:
     """Count what is wrong with the labels by kind; the kind says whether the row was left out."""
     kinds = Counter(problem.kind for problem in annotations.problems)
     return {"total": len(annotations.problems), "by_kind": dict(kinds.most_common())}
@@ -220,19 +222,19 @@ def histogram(values: np.ndarray, edges: np.ndarray) -> dict[str, list[float]]:
     return {"edges": [float(edge) for edge in edges], "counts": np.bincount(place, minlength=len(edges) - 1).tolist()}
 
 
-def _tables(figures: Mapping[str, Any], annotations: Annotations) -> tuple[Table, ...]:
-    images, objects = figures["images"], figures["objects"]
+def _tables(statistics: Mapping[str, Any], annotations: Annotations) -> tuple[Table, ...]:
+    images, objects = statistics["images"], statistics["objects"]
     overview = (
         ("images", images["total"]),
         ("annotated images", images["annotated"]),
         ("images without objects", images["without_objects"]),
         ("objects", objects["total"]),
         ("of these crowd regions", objects["crowd"]),
-        ("pairs of objects in one image", figures["pairs"]["total"]),
-        ("objects per annotated image, mean", figures["objects_per_image"]["mean"]),
-        ("objects per annotated image, median", figures["objects_per_image"]["median"]),
-        ("objects per annotated image, most", figures["objects_per_image"]["max"]),
-        ("label problems", figures["problems"]["total"]),
+        ("pairs of objects in one image", statistics["pairs"]["total"]),
+        ("objects per annotated image, mean", statistics["objects_per_image"]["mean"]),
+        ("objects per annotated image, median", statistics["objects_per_image"]["median"]),
+        ("objects per annotated image, most", statistics["objects_per_image"]["max"]),
+        ("label problems", statistics["problems"]["total"]),
     )
     pair_texts = {
         "near": "gap < {} px",
@@ -241,28 +243,28 @@ def _tables(figures: Mapping[str, Any], annotations: Annotations) -> tuple[Table
         "coincident": "distance of centres < {} px",
     }
     pairs = tuple(
-        (kind, text.format(f"{figures[kind]['threshold']:g}"), *_columns(figures[kind], "pair"))
+        (kind, text.format(f"{statistics[kind]['threshold']:g}"), *_columns(statistics[kind], "pair"))
         for kind, text in pair_texts.items()
     )
-    crowded, elongated = figures["crowded"], figures["elongated"]
+    crowded, elongated = statistics["crowded"], statistics["elongated"]
     pairs += (("crowded images", f">= {crowded['threshold']} coincident pairs", *_columns(crowded, "pair")),)
     one = "object"
     kinds = [(f"elongated: max(w/h, h/w) >= {elongated['threshold']:g}", *_columns(elongated, one))]
     kinds += [
         (f"covered by one other box: >= {limit}", *_columns(value, one))
-        for limit, value in figures["occlusion"]["at_least"].items()
+        for limit, value in statistics["occlusion"]["at_least"].items()
     ]
-    kinds += [(f"size: {name}", *_columns(value, one)) for name, value in figures["sizes"].items()]
-    classes = sorted(figures["classes"], key=lambda row: -row["objects"])
+    kinds += [(f"size: {name}", *_columns(value, one)) for name, value in statistics["sizes"].items()]
+    classes = sorted(statistics["classes"], key=lambda row: -row["objects"])
     class_columns = tuple(classes[0]) if classes else ("name",)
     tables = (
-        Table("overview", "The data set", ("figure", "count"), overview),
+        Table("overview", "The data set", ("statistic", "count"), overview),
         Table("pairs", "Pairs", ("kind", "definition", "pairs", "share of pairs", "images", "share of images"), pairs),
         Table("objects", "Objects", ("kind", "objects", "share of objects", "images", "share of images"), tuple(kinds)),
         Table("classes", "Classes", class_columns, tuple(tuple(row.values()) for row in classes)),
     )
     if annotations.problems:
-        kinds = tuple(figures["problems"]["by_kind"].items())
+        kinds = tuple(statistics["problems"]["by_kind"].items())
         tables += (
             Table("problem_kinds", "Label problems, by kind", ("kind", "count"), kinds),
             problem_table(annotations),
@@ -274,9 +276,9 @@ def _columns(figure: Mapping[str, Any], what: str) -> tuple[Any, ...]:
     return tuple(figure.get(key) for key in (f"{what}s", f"{what}_share", "images", "image_share"))
 
 
-def _plots(figures: Mapping[str, Any]) -> dict[str, Any]:
-    histograms = {name: figures[name]["histogram"] for name in HISTOGRAMS}
-    classes = sorted(figures["classes"], key=lambda row: -row["objects"])
+def _plots(statistics: Mapping[str, Any]) -> dict[str, Any]:
+    histograms = {name: statistics[name]["histogram"] for name in HISTOGRAMS}
+    classes = sorted(statistics["classes"], key=lambda row: -row["objects"])
     by_size = {size: [row[size] for row in classes] for size in SIZE_NAMES}
     return {
         "histograms": histogram_grid(histograms, HISTOGRAMS),
@@ -284,10 +286,10 @@ def _plots(figures: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _notes(figures: Mapping[str, Any]) -> tuple[str, ...]:
+def _notes(statistics: Mapping[str, Any]) -> tuple[str, ...]:
     notes = []
-    if figures["problems"]["total"]:
-        notes.append(f"{figures['problems']['total']:,} label problems; problems.csv names file and line of each")
-    if not figures["objects"]["total"]:
+    if statistics["problems"]["total"]:
+        notes.append(f"{statistics['problems']['total']:,} label problems; problems.csv names file and line of each")
+    if not statistics["objects"]["total"]:
         notes.append("there is no object to count: shares and means are undefined")
     return tuple(notes)

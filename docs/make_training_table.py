@@ -113,13 +113,15 @@ def table(options: StrategyOptions) -> str:
     reference, collapsed = None, []
     for match, alpha in SETTINGS:
         runs = [finished_run(run_folder(match, alpha, seed, options), options) for seed in options.seeds]
-        figures = [epoch_summary(run.history, MAP50, options.last) for run in runs if run]
-        if not figures:
+        statistics = [epoch_summary(run.history, MAP50, options.last) for run in runs if run]
+        if not statistics:
             continue
-        best, mean, std = (confidence_interval([figure[name] for figure in figures]) for name in ("max", "mean", "std"))
+        best, mean, std = (
+            confidence_interval([figure[name] for figure in statistics]) for name in ("max", "mean", "std")
+        )
         reference = mean[0] if match == "standard" else reference
         share = mean[0] / reference if reference else None
-        positives = sum(run.history[-1].get(POSITIVES, 0.0) for run in runs if run) / len(figures)
+        positives = sum(run.history[-1].get(POSITIVES, 0.0) for run in runs if run) / len(statistics)
         interval = f" ± {mean[1]:.3f}" if mean[1] is not None else ""
         shown = f"{share:.1%}" if share is not None else "–"
         cells = (match, f"{alpha:g}", f"{best[0]:.3f}", f"{mean[0]:.3f}{interval}", f"{std[0]:.3f}", shown)

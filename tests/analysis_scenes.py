@@ -78,7 +78,7 @@ def measured(heads, raws, targets, strategies, kinds=("iou",), **settings):
     """Columns of one batch as :class:`Measured`, measured by the code under test; settings: fields of ``Plan``."""
     options = {name: one if isinstance(one, AssignmentOptions) else AssignmentOptions(match=name)
                for name, one in strategies.items()}  # fmt: skip
-    settings = {"candidates": "cell", "score_candidates": "map", "least_q": 0.1, "suppression": SuppressionRule(),
+    settings = {"candidates": "cell", "score_candidates": "map", "min_q": 0.1, "suppression": SuppressionRule(),
                 "loss": None} | settings  # fmt: skip
     plan = Plan(SimpleNamespace(heads=heads, device=torch.device("cpu")), options, kinds, **settings)
     images = len(raws[0])

@@ -1,4 +1,4 @@
-"""Anchors that fit: the figures by hand and by double loop, every method against scipy and the published anchors."""
+"""Anchors that fit: the statistics by hand and by double loop, every method against scipy and the published anchors."""
 
 from dataclasses import replace
 

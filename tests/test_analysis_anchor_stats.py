@@ -62,37 +62,37 @@ def test_standard_by_hand():
         image_wh=((64, 64), (64, 64)),
     )
     result = anchor_stats(annotations, HEADS, options_of("standard"), 64)
-    figures = result.figures["strategies"]["standard"]
+    statistics = result.statistics["strategies"]["standard"]
 
-    assert result.figures["objects"] == 4
-    assert figures["positives"] == 5
-    assert figures["positives_per_object"] == {"mean": 5 / 4, "max": 2, "counts": [1, 1, 2]}
-    assert figures["unmatched"]["objects"] == 1
-    assert figures["unmatched"]["by_class"][0] == {
+    assert result.statistics["objects"] == 4
+    assert statistics["positives"] == 5
+    assert statistics["positives_per_object"] == {"mean": 5 / 4, "max": 2, "counts": [1, 1, 2]}
+    assert statistics["unmatched"]["objects"] == 1
+    assert statistics["unmatched"]["by_class"][0] == {
         "name": "cat",
         "objects": 2,
         "unmatched": 0,
         "unmatched_share": 0.0,
     }
-    assert figures["unmatched"]["by_class"][1]["unmatched_share"] == 0.5
+    assert statistics["unmatched"]["by_class"][1]["unmatched_share"] == 0.5
     # Sizes of the original boxes: 200, 231, 4 are small; 4096 is medium.
-    assert [row["objects"] for row in figures["unmatched"]["by_size"]] == [3, 1, 0]
-    assert [row["unmatched"] for row in figures["unmatched"]["by_size"]] == [1, 0, 0]
+    assert [row["objects"] for row in statistics["unmatched"]["by_size"]] == [3, 1, 0]
+    assert [row["unmatched"] for row in statistics["unmatched"]["by_size"]] == [1, 0, 0]
     # Both small boxes claim the slots (image 0, cell (0, 1)) of anchor 0 and of anchor 1; the third slot has one owner.
-    assert figures["collisions"] == {
+    assert statistics["collisions"] == {
         "slots": 3,
         "shared_slots": 2,
         "shared_slot_share": 2 / 3,
         "surplus_matches": 2,
         "surplus_match_share": 2 / 5,
     }
-    first, second, third = figures["anchors"]
+    first, second, third = statistics["anchors"]
     assert (first["head"], first["stride"], first["anchor"], first["width"], first["objects"]) == (0, 8, 0, 10.0, 2)
-    assert first["mean_prior_iou"] == pytest.approx((100 / 200 + 100 / 231) / 2)
-    assert second["mean_prior_iou"] == pytest.approx((200 / 800 + 231 / 800) / 2)
-    assert (third["objects"], third["object_share"], third["mean_prior_iou"]) == (1, 0.25, 1.0)
-    # Best wh-IoU: .5, .43, 1, .04; best ratio of sides: 2, 2.1, 1, 5.
-    recall = result.figures["best_possible_recall"]
+    assert first["mean_shape_iou"] == pytest.approx((100 / 200 + 100 / 231) / 2)
+    assert second["mean_shape_iou"] == pytest.approx((200 / 800 + 231 / 800) / 2)
+    assert (third["objects"], third["object_share"], third["mean_shape_iou"]) == (1, 0.25, 1.0)
+    # Best shape IoU: .5, .43, 1, .04; best ratio of sides: 2, 2.1, 1, 5.
+    recall = result.statistics["best_possible_recall"]
     assert recall["by_iou"] == 3 / 4
     assert recall["by_ratio"] == 3 / 4
     assert recall["mean_best_iou"] == pytest.approx((0.5 + 100 / 231 + 1 + 0.04) / 4)
@@ -105,8 +105,8 @@ def test_the_threshold_is_an_option():
     for iou_t, positives in ((0.04, 3), (0.3, 1), (0.5, 0)):
         strategies = StrategyOptions(match="standard", iou_t=iou_t).for_strategies(["standard"])
         result = anchor_stats(annotations, HEADS, strategies, 64)
-        assert result.figures["strategies"]["standard"]["positives"] == positives
-        assert result.figures["best_possible_recall"]["by_iou"] == float(positives > 0)
+        assert result.statistics["strategies"]["standard"]["positives"] == positives
+        assert result.statistics["best_possible_recall"]["by_iou"] == float(positives > 0)
 
 
 def random_annotations(seed):
@@ -154,21 +154,21 @@ def test_agrees_with_plain_python_counts(seed, monkeypatch):
                 for t, a, j, i in slots.tolist():
                     owners.setdefault((image, head, a, j, i), set()).add(rows[t])
                     anchors_of[rows[t]].append((head, a))
-        figures = result.figures["strategies"][name]
+        statistics = result.statistics["strategies"][name]
         matches = [len(found) for found in anchors_of.values()]
-        assert figures["positives"] == sum(matches)
-        assert figures["positives_per_object"]["counts"] == [matches.count(n) for n in range(max(matches) + 1)]
-        assert figures["unmatched"]["objects"] == matches.count(0)
-        assert figures["collisions"]["slots"] == len(owners)
-        assert figures["collisions"]["shared_slots"] == sum(len(owner) > 1 for owner in owners.values())
-        for row in figures["anchors"]:
+        assert statistics["positives"] == sum(matches)
+        assert statistics["positives_per_object"]["counts"] == [matches.count(n) for n in range(max(matches) + 1)]
+        assert statistics["unmatched"]["objects"] == matches.count(0)
+        assert statistics["collisions"]["slots"] == len(owners)
+        assert statistics["collisions"]["shared_slots"] == sum(len(owner) > 1 for owner in owners.values())
+        for row in statistics["anchors"]:
             slot = (row["head"], row["anchor"])
             matched = [index for index, found in anchors_of.items() if slot in found]
             assert row["objects"] == len(matched)
             assert row["positives"] == sum(found.count(slot) for found in anchors_of.values())
             if matched:
                 ious = [wh_iou_of(objects, index, (row["width"], row["height"]), size) for index in matched]
-                assert row["mean_prior_iou"] == pytest.approx(sum(ious) / len(ious), rel=1e-5)
+                assert row["mean_shape_iou"] == pytest.approx(sum(ious) / len(ious), rel=1e-5)
 
 
 def wh_iou_of(objects, row, anchor, size):
@@ -183,7 +183,7 @@ def wh_iou_of(objects, row, anchor, size):
 def test_recall_equals_the_share_of_matched_objects():
     """Best possible recall is a property of the anchors alone; standard and ratio reach it by definition."""
     result = anchor_stats(random_annotations(9), HEADS, options_of("standard", "ratio"), 96)
-    recall, strategies = result.figures["best_possible_recall"], result.figures["strategies"]
+    recall, strategies = result.statistics["best_possible_recall"], result.statistics["strategies"]
     assert recall["by_iou"] == 1 - strategies["standard"]["unmatched"]["object_share"]
     assert recall["by_ratio"] == 1 - strategies["ratio"]["unmatched"]["object_share"]
     assert 0 < recall["by_iou"] < recall["by_ratio"]
@@ -210,15 +210,15 @@ def test_coco_at_416_and_640_is_what_others_counted(shared):
     options = AnalyzeOptions(data=path, cfg="yolov3.cfg", img_size=416)
     annotations = read_annotations(options)
     result = anchor_stats(annotations, read_heads(options, 80)[0], options_of("standard", "ratio", "darknet"), 416)
-    figures = result.figures["strategies"]
-    assert figures["standard"]["unmatched"]["object_share"] == pytest.approx(0.034, abs=5e-4)
-    assert figures["ratio"]["unmatched"]["object_share"] == pytest.approx(0.018, abs=5e-4)
-    assert figures["ratio"]["positives_per_object"]["mean"] == pytest.approx(12.5, abs=0.05)
-    assert figures["ratio"]["collisions"]["surplus_match_share"] == pytest.approx(0.063, abs=1e-3)
-    assert figures["darknet"]["collisions"]["surplus_match_share"] == pytest.approx(0.024, abs=1e-3)
-    assert result.figures["best_possible_recall"]["by_ratio"] == pytest.approx(1 - 0.018, abs=5e-4)
+    statistics = result.statistics["strategies"]
+    assert statistics["standard"]["unmatched"]["object_share"] == pytest.approx(0.034, abs=5e-4)
+    assert statistics["ratio"]["unmatched"]["object_share"] == pytest.approx(0.018, abs=5e-4)
+    assert statistics["ratio"]["positives_per_object"]["mean"] == pytest.approx(12.5, abs=0.05)
+    assert statistics["ratio"]["collisions"]["surplus_match_share"] == pytest.approx(0.063, abs=1e-3)
+    assert statistics["darknet"]["collisions"]["surplus_match_share"] == pytest.approx(0.024, abs=1e-3)
+    assert result.statistics["best_possible_recall"]["by_ratio"] == pytest.approx(1 - 0.018, abs=5e-4)
     # 4.26 anchors per target and a best possible recall of 0.9946 at 640.
-    at_640 = anchor_stats(annotations, read_heads(options, 80)[0], options_of("ratio"), 640).figures
+    at_640 = anchor_stats(annotations, read_heads(options, 80)[0], options_of("ratio"), 640).statistics
     assert at_640["best_possible_recall"]["by_ratio"] == pytest.approx(0.9946, abs=5e-5)
     per_object = sum(row["objects"] for row in at_640["strategies"]["ratio"]["anchors"]) / at_640["objects"]
     assert per_object == pytest.approx(4.26, abs=5e-3)
@@ -227,11 +227,11 @@ def test_coco_at_416_and_640_is_what_others_counted(shared):
 @pytest.mark.parametrize("boxes", [[], [(0, 0, 2, 2)]])
 def test_no_object_or_none_matched(boxes):
     result = anchor_stats(annotations_of(boxes, [0] * len(boxes)), HEADS, options_of("standard"), 64)
-    figures = result.figures["strategies"]["standard"]
-    assert figures["positives"] == 0
-    assert figures["collisions"]["shared_slot_share"] is None
-    assert figures["unmatched"]["objects"] == len(boxes)
-    assert all(row["mean_prior_iou"] is None for row in figures["anchors"])
+    statistics = result.statistics["strategies"]["standard"]
+    assert statistics["positives"] == 0
+    assert statistics["collisions"]["shared_slot_share"] is None
+    assert statistics["unmatched"]["objects"] == len(boxes)
+    assert all(row["mean_shape_iou"] is None for row in statistics["anchors"])
 
 
 @pytest.mark.parametrize("name", STRATEGIES)

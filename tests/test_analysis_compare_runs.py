@@ -44,7 +44,7 @@ def compare(*folders, last=0):
 
 def test_one_run_by_hand(tmp_path):
     result = compare(make_run(tmp_path / "a", [0.2, 0.6, 0.4]))
-    run = result.figures["runs"][0]
+    run = result.statistics["runs"][0]
     # Mean 0.4; population variance (0.04 + 0.04 + 0) / 3.
     assert run["mAP@0.5"]["max"] == 0.6
     assert run["mAP@0.5"]["mean"] == pytest.approx(0.4)
@@ -58,7 +58,7 @@ def test_one_run_by_hand(tmp_path):
 
 
 def test_last_epochs_only(tmp_path):
-    run = compare(make_run(tmp_path / "a", [0.8, 0.6, 0.4]), last=2).figures["runs"][0]
+    run = compare(make_run(tmp_path / "a", [0.8, 0.6, 0.4]), last=2).statistics["runs"][0]
     assert (run["mAP@0.5"]["max"], run["mAP@0.5"]["best_epoch"]) == (0.6, 2)
     assert run["mAP@0.5"]["mean"] == pytest.approx(0.5)
     assert run["positives_per_object"] == 5.5
@@ -68,9 +68,9 @@ def test_last_epochs_only(tmp_path):
 def test_seeds_of_one_setting(tmp_path):
     folders = [make_run(tmp_path / f"s{seed}", [0.1, best], seed=seed) for seed, best in enumerate((0.5, 0.6, 0.7))]
     folders.append(make_run(tmp_path / "fast", [0.9], match="fast", alpha=0.5, seed=0))
-    figures = compare(*folders).figures
-    assert figures["varying_options"] == ["match", "alpha"]
-    first, second = figures["settings"]
+    statistics = compare(*folders).statistics
+    assert statistics["varying_options"] == ["match", "alpha"]
+    first, second = statistics["settings"]
     assert (first["setting"], first["runs"], first["seeds"]) == ("standard α=0", ["s0", "s1", "s2"], [0, 1, 2])
     assert second["setting"] == "fast α=0.5"
     # Mean 0.6, sample deviation 0.1, t(0.975; 2) = 4.3027 from the table: 4.3027 x 0.1 / sqrt 3 = 0.2484.
@@ -94,7 +94,7 @@ def test_runs_are_one_setting_unless_a_learning_option_differs(tmp_path):
     assert group_by_setting(runs) == [[0, 1], [2]]
     assert varying_options(runs) == ["box_loss"]
     assert group_by_setting(runs[:2]) == [[0, 1]]
-    assert compare(*same, other).figures["settings"][1]["setting"] == "standard α=0 box_loss=ciou"
+    assert compare(*same, other).statistics["settings"][1]["setting"] == "standard α=0 box_loss=ciou"
 
 
 def test_the_same_seed_twice_is_said(tmp_path):
@@ -104,15 +104,15 @@ def test_the_same_seed_twice_is_said(tmp_path):
 
 def test_runs_of_one_name_are_told_apart_by_their_folders(tmp_path):
     first, second = (make_run(tmp_path / where / "exp", [0.1], seed=i) for i, where in enumerate(("x", "y")))
-    assert [row["run"] for row in compare(first, second).figures["runs"]] == [str(first), str(second)]
+    assert [row["run"] for row in compare(first, second).statistics["runs"]] == [str(first), str(second)]
 
 
 def test_epochs_without_a_test_and_unfinished_runs(tmp_path):
     result = compare(make_run(tmp_path / "a", [None, 0.3]), make_run(tmp_path / "b", [None, None, None], seed=1))
-    first, second = result.figures["runs"]
+    first, second = result.statistics["runs"]
     assert (first["mAP@0.5"]["epochs"], first["mAP@0.5"]["best_epoch"], first["epochs"]) == (1, 2, 2)
     assert second["mAP@0.5"] == dict.fromkeys(("max", "mean", "std", "best_epoch", "epochs"))
-    assert result.figures["settings"][0]["mAP@0.5"]["max"] == {"mean": 0.3, "interval_95": None, "runs": 1}
+    assert result.statistics["settings"][0]["mAP@0.5"]["max"] == {"mean": 0.3, "interval_95": None, "runs": 1}
     assert any("2 of 3 epochs" in note for note in result.notes)
     assert any("no epoch was evaluated" in note for note in result.notes)
 
@@ -121,7 +121,7 @@ def test_an_epoch_that_stands_twice_counts_once_and_the_later_line_wins(tmp_path
     folder = make_run(tmp_path / "a", [0.2, 0.4])
     with open(folder / "results.csv", "a") as file:
         file.write("2,0.5,0.6,0.3,5,100,2\n")
-    run = compare(folder).figures["runs"][0]
+    run = compare(folder).statistics["runs"][0]
     assert (run["epochs"], run["mAP@0.5"]["max"]) == (2, 0.6)
 
 
@@ -129,7 +129,7 @@ def test_a_line_cut_off_keeps_the_columns_it_has(tmp_path):
     folder = make_run(tmp_path / "a", [0.2, 0.4])
     with open(folder / "results.csv", "a") as file:
         file.write("3,0.5,nan")
-    run = compare(folder).figures["runs"][0]
+    run = compare(folder).statistics["runs"][0]
     assert (run["epochs"], run["mAP@0.5"]["epochs"]) == (3, 2)
 
 

@@ -54,55 +54,61 @@ BY_HAND = [
 
 
 def test_every_figure_by_hand():
-    figures = dataset_stats(annotations_of(BY_HAND), DatasetStatsOptions()).figures
+    statistics = dataset_stats(annotations_of(BY_HAND), DatasetStatsOptions()).statistics
 
-    assert figures["images"] == {"total": 7, "annotated": 6, "without_objects": 1}
-    assert figures["objects"] == {"total": 16, "crowd": 1}
-    assert figures["pairs"]["total"] == 3 + 1 + 3 + 1 + 10
+    assert statistics["images"] == {"total": 7, "annotated": 6, "without_objects": 1}
+    assert statistics["objects"] == {"total": 16, "crowd": 1}
+    assert statistics["pairs"]["total"] == 3 + 1 + 3 + 1 + 10
     # Near: 3 (first image) + 1 + 1 + 0 + 10.
-    assert figures["near"] == {"threshold": 10, "pairs": 15, "pair_share": 15 / 18, "images": 4, "image_share": 4 / 6}
-    assert (figures["overlapping"]["pairs"], figures["overlapping"]["images"]) == (2, 2)
-    assert (figures["contained"]["pairs"], figures["contained"]["images"]) == (11, 2)
-    assert (figures["coincident"]["pairs"], figures["coincident"]["images"]) == (12, 3)
-    assert figures["crowded"] == {"threshold": 7, "images": 1, "image_share": 1 / 6}
-    assert figures["elongated"]["objects"] == 2
-    assert figures["elongated"]["images"] == 1
+    assert statistics["near"] == {
+        "threshold": 10,
+        "pairs": 15,
+        "pair_share": 15 / 18,
+        "images": 4,
+        "image_share": 4 / 6,
+    }
+    assert (statistics["overlapping"]["pairs"], statistics["overlapping"]["images"]) == (2, 2)
+    assert (statistics["contained"]["pairs"], statistics["contained"]["images"]) == (11, 2)
+    assert (statistics["coincident"]["pairs"], statistics["coincident"]["images"]) == (12, 3)
+    assert statistics["crowded"] == {"threshold": 7, "images": 1, "image_share": 1 / 6}
+    assert statistics["elongated"]["objects"] == 2
+    assert statistics["elongated"]["images"] == 1
     # Occlusion: A 0.5, B 0, C 0.5; the flat ones 0.9 and 1; 0 0 0; 0 0; in the nest 1 1 1 1 and for the largest 16/25;
     # the single object 0. Mean (0.5 + 0.5 + 0.9 + 1 + 4 + 0.64) / 16.
-    assert figures["occlusion"]["mean"] == pytest.approx(7.54 / 16)
-    assert [one["objects"] for one in figures["occlusion"]["at_least"].values()] == [9, 9, 6]
+    assert statistics["occlusion"]["mean"] == pytest.approx(7.54 / 16)
+    assert [one["objects"] for one in statistics["occlusion"]["at_least"].values()] == [9, 9, 6]
     # Areas: all below 32² = 1024 but 1600 and 2500 (sides 40, 50; 30 has 900) are medium and 12000 is large.
-    assert [figures["sizes"][name]["objects"] for name in ("small", "medium", "large")] == [13, 2, 1]
-    assert figures["objects_per_image"]["mean"] == pytest.approx(16 / 6)
-    assert figures["objects_per_image"]["median"] == 2.5  # 1 2 2 3 3 5
-    assert figures["objects_per_image"]["max"] == 5
-    cat, dog, none = figures["classes"]
+    assert [statistics["sizes"][name]["objects"] for name in ("small", "medium", "large")] == [13, 2, 1]
+    assert statistics["objects_per_image"]["mean"] == pytest.approx(16 / 6)
+    assert statistics["objects_per_image"]["median"] == 2.5  # 1 2 2 3 3 5
+    assert statistics["objects_per_image"]["max"] == 5
+    cat, dog, none = statistics["classes"]
     assert (cat["objects"], cat["images"], cat["crowd"], cat["elongated"], cat["small"]) == (8, 4, 1, 2, 8)
     assert (dog["objects"], dog["images"], dog["medium"], dog["large"]) == (8, 4, 2, 1)
     assert (none["objects"], none["images"], none["mean_relative_size"]) == (0, 0, None)
 
 
 def test_without_crowd_regions():
-    figures = dataset_stats(annotations_of(BY_HAND), DatasetStatsOptions(crowd=False)).figures
+    statistics = dataset_stats(annotations_of(BY_HAND), DatasetStatsOptions(crowd=False)).statistics
     # The 40 x 9 box is gone, and with it the pair of the second image.
-    assert figures["objects"] == {"total": 15, "crowd": 0}
-    assert figures["pairs"]["total"] == 17
-    assert figures["overlapping"]["pairs"] == 1
-    assert figures["elongated"]["objects"] == 1
+    assert statistics["objects"] == {"total": 15, "crowd": 0}
+    assert statistics["pairs"]["total"] == 17
+    assert statistics["overlapping"]["pairs"] == 1
+    assert statistics["elongated"]["objects"] == 1
 
 
 def test_thresholds_are_options():
     options = DatasetStatsOptions(
         near_gap=10.1, overlap_iou=0.3, containment=0.4, coincident=12, crowded_pairs=3, elongation=4.2
     )
-    figures = dataset_stats(annotations_of(BY_HAND), options).figures
-    assert figures["near"]["pairs"] == 16  # the gap of exactly 10 now counts
+    statistics = dataset_stats(annotations_of(BY_HAND), options).statistics
+    assert statistics["near"]["pairs"] == 16  # the gap of exactly 10 now counts
     # Above 0.3: A and C, the flat pair, and of the nest 4/9, 9/16, 9/25, 16/25.
-    assert figures["overlapping"]["pairs"] == 6
-    assert figures["contained"]["pairs"] == 12  # A and C too
-    assert figures["coincident"]["pairs"] == 14  # B and C too, and A and B, whose centres are exactly 10 apart
-    assert figures["crowded"]["images"] == 2  # the first image has 3 now
-    assert figures["elongated"]["objects"] == 1
+    assert statistics["overlapping"]["pairs"] == 6
+    assert statistics["contained"]["pairs"] == 12  # A and C too
+    assert statistics["coincident"]["pairs"] == 14  # B and C too, and A and B, whose centres are exactly 10 apart
+    assert statistics["crowded"]["images"] == 2  # the first image has 3 now
+    assert statistics["elongated"]["objects"] == 1
 
 
 def double_loop(annotations, options):
@@ -158,27 +164,27 @@ def test_agrees_with_a_double_loop(seed, monkeypatch):
     monkeypatch.setattr("analysis.objects.PAIRS_PER_BLOCK", 7)  # no effect on results, only on the number of blocks
     annotations = random_annotations(seed)
     options = DatasetStatsOptions(crowd=bool(seed % 2), crowded_pairs=2)
-    figures = dataset_stats(annotations, options).figures
+    statistics = dataset_stats(annotations, options).statistics
     expected = double_loop(annotations, options)
 
-    assert figures["pairs"]["total"] == expected.pairs
+    assert statistics["pairs"]["total"] == expected.pairs
     for kind, number in expected.count.items():
-        assert figures[kind]["pairs"] == number, kind
-        assert figures[kind]["images"] == len(expected.images[kind]), kind
-    assert figures["crowded"]["images"] == expected.crowded
+        assert statistics[kind]["pairs"] == number, kind
+        assert statistics[kind]["images"] == len(expected.images[kind]), kind
+    assert statistics["crowded"]["images"] == expected.crowded
     occlusion = object_occlusion(select_objects(annotations, options.crowd))
     assert occlusion.tolist() == expected.occlusion  # to the last bit
     for limit in (0.3, 0.5, 0.7):
-        objects = figures["occlusion"]["at_least"][str(limit)]["objects"]
+        objects = statistics["occlusion"]["at_least"][str(limit)]["objects"]
         assert objects == sum(share >= limit for share in expected.occlusion)
     kept = [i for i in range(len(annotations.box_image)) if options.crowd or not annotations.crowd[i]]
     sides = [(float(x2 - x1), float(y2 - y1)) for x1, y1, x2, y2 in (annotations.boxes_xyxy[i].tolist() for i in kept)]
-    assert figures["elongated"]["objects"] == sum(max(w / h, h / w) >= 4 for w, h in sides)
-    assert figures["sizes"]["small"]["objects"] == sum(w * h < 1024 for w, h in sides)
-    assert figures["relative_size"]["mean"] == pytest.approx(
+    assert statistics["elongated"]["objects"] == sum(max(w / h, h / w) >= 4 for w, h in sides)
+    assert statistics["sizes"]["small"]["objects"] == sum(w * h < 1024 for w, h in sides)
+    assert statistics["relative_size"]["mean"] == pytest.approx(
         sum(math.sqrt(w * h / 20000) for w, h in sides) / len(sides) if sides else None
     )
-    for row in figures["classes"]:
+    for row in statistics["classes"]:
         members = [i for i in kept if NAMES[annotations.labels[i]] == row["name"]]
         assert row["objects"] == len(members)
         assert row["images"] == len({int(annotations.box_image[i]) for i in members})
@@ -198,19 +204,19 @@ def test_blocks_hold_every_pair_once(pairs_per_block):
 @pytest.mark.parametrize("images", [[[]], [[], []], [[(0, 0, 5, 5, 0, 0)]], [[(0, 0, 5, 5, 0, 1)], []]])
 def test_nothing_or_one_object(images):
     result = dataset_stats(annotations_of(images), DatasetStatsOptions())
-    figures = result.figures
-    assert figures["pairs"]["total"] == 0
-    assert figures["near"]["pair_share"] is None  # of no pairs there is no share
+    statistics = result.statistics
+    assert statistics["pairs"]["total"] == 0
+    assert statistics["near"]["pair_share"] is None  # of no pairs there is no share
     objects = sum(map(len, images))
-    assert figures["objects"]["total"] == objects
-    assert (figures["near"]["image_share"] is None) == (objects == 0)
+    assert statistics["objects"]["total"] == objects
+    assert (statistics["near"]["image_share"] is None) == (objects == 0)
     assert any("no object" in note for note in result.notes) == (objects == 0)
 
 
 def test_areas_of_the_file_decide_the_size():
     annotations = annotations_of([[(0, 0, 100, 100, 0, 0)] * 4])
     annotations.areas[:] = (1023.9, 1024, 9215.9, 9216)  # masks cover less than the box; limits 32² and 96²
-    sizes = dataset_stats(annotations, DatasetStatsOptions()).figures["sizes"]
+    sizes = dataset_stats(annotations, DatasetStatsOptions()).statistics["sizes"]
     assert [sizes[name]["objects"] for name in ("small", "medium", "large")] == [1, 2, 1]
 
 
@@ -218,7 +224,7 @@ def test_problems_are_counted_by_kind_and_listed():
     problems = [Problem("a.txt", 3, "zero size", "0 x 5"), Problem("b.txt", 1, "not finite", "nan")]
     problems.append(Problem("b.txt", 2, "zero size", ""))
     result = dataset_stats(annotations_of(BY_HAND, problems=problems), DatasetStatsOptions())
-    assert result.figures["problems"] == {"total": 3, "by_kind": {"zero size": 2, "not finite": 1}}
+    assert result.statistics["problems"] == {"total": 3, "by_kind": {"zero size": 2, "not finite": 1}}
     listing = next(table for table in result.tables if table.name == "problems")
     assert listing.rows[0] == ("a.txt", 3, "zero size", "0 x 5")
     assert len(listing.rows) == 3

@@ -1,4 +1,4 @@
-"""The figures of --matching-stats: cases worked by hand, and a plain-Python implementation on random scenes."""
+"""The statistics of --matching-stats: cases worked by hand, and a plain-Python implementation on random scenes."""
 
 import math
 from collections import Counter, defaultdict
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from analysis.matching.options import BREAKDOWNS
-from analysis.matching.statistics import Subject, all_figures, figures_of, groups_of
+from analysis.matching.statistics import Subject, all_statistics, groups_of, statistics_of
 from models.assignment.options import AssignmentOptions
 from models.heads import Head
 from tests.analysis_scenes import (
@@ -29,8 +29,8 @@ ONE_HEAD = (Head(((32.0, 32.0), (16.0, 16.0), (64.0, 64.0)), 32, 1),)  # a 2x2 g
 STRATEGIES = ("standard", "pure", "split", "fast", "ratio", "atss", "simota", "tal")
 
 
-def figures(result, strategies, heads, kinds=("iou",)):
-    return all_figures(Subject(result, tuple(strategies), kinds, heads), {})
+def statistics(result, strategies, heads, kinds=("iou",)):
+    return all_statistics(Subject(result, tuple(strategies), kinds, heads), {})
 
 
 def hand_scene():
@@ -47,7 +47,7 @@ def hand_scene():
 
 def test_an_unmatched_anchor_that_predicts_better_than_every_matched_one():
     raws, targets, strategies = hand_scene()
-    one = figures(measured(ONE_HEAD, raws, targets, strategies), strategies, ONE_HEAD)["strategies"]["standard"]
+    one = statistics(measured(ONE_HEAD, raws, targets, strategies), strategies, ONE_HEAD)["strategies"]["standard"]
     of_iou = one["iou"]["iou"]
     assert one["positives"] == one["base"] == 1 and one["extra"] == 0
     assert one["without_match"] == {"objects": 0, "object_share": 0.0}
@@ -62,15 +62,15 @@ def test_an_unmatched_anchor_that_predicts_better_than_every_matched_one():
     assert of_iou["mean_q_of_positives"] == pytest.approx(0.5)
     matched, free, small = of_iou["anchors"]
     assert (matched["objects"], matched["matches"], matched["object_share"]) == (1, 1, 1.0)
-    assert matched["mean_matched_q"] == pytest.approx(0.5) and matched["mean_prior_iou"] == 1.0
+    assert matched["mean_matched_q"] == pytest.approx(0.5) and matched["mean_shape_iou"] == 1.0
     assert matched["mean_candidate_q"] == pytest.approx(0.5)
-    assert free["objects"] == 0 and free["mean_matched_q"] is None and free["mean_prior_iou"] is None
+    assert free["objects"] == 0 and free["mean_matched_q"] is None and free["mean_shape_iou"] is None
     assert free["mean_candidate_q"] == pytest.approx(0.75) and small["mean_candidate_q"] == pytest.approx(0.25)
     # Culprits: the second anchor held the best unmatched prediction, its only unmatched candidate; the first the worst.
-    assert [row["best_unmatched"] for row in of_iou["culprits"]] == [0, 1, 0]
-    assert [row["unmatched_share"] for row in of_iou["culprits"]] == [None, 1.0, 0.0]
-    assert [row["worst_matched"] for row in of_iou["culprits"]] == [1, 0, 0]
-    assert [row["matched_share"] for row in of_iou["culprits"]] == [1.0, None, None]
+    assert [row["best_unmatched"] for row in of_iou["misassigned_anchors"]] == [0, 1, 0]
+    assert [row["unmatched_share"] for row in of_iou["misassigned_anchors"]] == [None, 1.0, 0.0]
+    assert [row["worst_matched"] for row in of_iou["misassigned_anchors"]] == [1, 0, 0]
+    assert [row["matched_share"] for row in of_iou["misassigned_anchors"]] == [1.0, None, None]
 
 
 def test_better_than_the_worst_but_not_than_the_best_match():
@@ -82,18 +82,18 @@ def test_better_than_the_worst_but_not_than_the_best_match():
         say(raws, ONE_HEAD, (0, 0, anchor, 0, 0), box)
     targets = targets_of([(0, 0, 0, 0, 63.9, 32)], (64, 64))  # the centre stays in the first cell
     strategies = {"standard": AssignmentOptions(iou_t=0.3)}
-    one = figures(measured(ONE_HEAD, raws, targets, strategies), strategies, ONE_HEAD)
+    one = statistics(measured(ONE_HEAD, raws, targets, strategies), strategies, ONE_HEAD)
     of_iou = one["strategies"]["standard"]["iou"]["iou"]
     assert (of_iou["unmatched_over_min"]["objects"], of_iou["unmatched_over_max"]["objects"]) == (1, 0)
     assert (of_iou["feature_maps"]["over_min"], of_iou["feature_maps"]["over_max"]) == (1, 0)
-    assert [row["best_unmatched"] for row in of_iou["culprits"]] == [0, 0, 0]
+    assert [row["best_unmatched"] for row in of_iou["misassigned_anchors"]] == [0, 0, 0]
 
 
 def test_an_object_without_a_match_is_counted_and_has_no_sets_to_compare():
     # A 2x60 object: shape IoU 64/1080, 32/344, 120/4096, all below 0.2.
     raws = quiet_maps(ONE_HEAD, 1, (64, 64))
     targets = targets_of([(0, 0, 10, 2, 12, 62)], (64, 64))
-    result = figures(measured(ONE_HEAD, raws, targets, {"standard": None}), ["standard"], ONE_HEAD)
+    result = statistics(measured(ONE_HEAD, raws, targets, {"standard": None}), ["standard"], ONE_HEAD)
     one = result["strategies"]["standard"]
     assert one["without_match"] == {"objects": 1, "object_share": 1.0}
     assert one["iou"]["iou"]["objects_with_both"] == 0
@@ -123,7 +123,7 @@ def test_collisions_and_agreement_by_hand():
     raws, _, strategies = hand_scene()
     targets = targets_of([(0, 0, 0, 0, 32, 32)] * 2, (64, 64))
     strategies |= {"fast": AssignmentOptions(match="fast", iou_t=0.3)}
-    result = figures(measured(ONE_HEAD, raws, targets, strategies), strategies, ONE_HEAD)
+    result = statistics(measured(ONE_HEAD, raws, targets, strategies), strategies, ONE_HEAD)
     standard, fast = result["strategies"].values()
     assert (standard["positives"], standard["collisions"]["slots"], standard["collisions"]["shared_slots"]) == (2, 1, 1)
     assert standard["collisions"]["contested_positives"] == 2
@@ -135,7 +135,7 @@ def test_collisions_and_agreement_by_hand():
 
 
 def oracle(heads, raws, rows, sets, kind, candidates):
-    """Figures of section 3 for each strategy, one object and one slot at a time; sets: name -> {(target, slot)}."""
+    """Statistics of section 3 for each strategy, one object and one slot at a time; sets: name -> {(target, slot)}."""
     slots = {}
     for image in range(len(raws[0])):
         slots |= read_slots(heads, raws, image)
@@ -211,7 +211,7 @@ def test_every_figure_equals_a_plain_python_implementation(seed, candidates):
     options = {name: AssignmentOptions(match=name, **({"extra_iou": 0.3} if name in ("pure", "split", "fast") else {}))
                for name in STRATEGIES}  # fmt: skip
     kinds = tuple(IOU_KINDS)
-    result = figures(measured(heads, raws, targets, options, kinds, candidates=candidates), options, heads, kinds)
+    result = statistics(measured(heads, raws, targets, options, kinds, candidates=candidates), options, heads, kinds)
     sets = {name: match_sets(heads, raws, targets, one) for name, one in options.items()}
     contradictions = 0
     for kind in kinds:
@@ -238,14 +238,14 @@ def test_every_figure_equals_a_plain_python_implementation(seed, candidates):
                 assert moment["objects"] == len(numbers)
                 assert moment["mean"] == (pytest.approx(np.mean(numbers), abs=1e-5) if numbers else None)
                 assert moment["std"] == (pytest.approx(np.std(numbers), abs=1e-5) if numbers else None)
-            for k, (anchor, culprit) in enumerate(zip(of_kind["anchors"], of_kind["culprits"], strict=True)):
+            for k, (anchor, blamed) in enumerate(zip(of_kind["anchors"], of_kind["misassigned_anchors"], strict=True)):
                 row = wanted["anchors"][k]
                 assert (anchor["objects"], anchor["matches"]) == (row["objects"], row["matches"])
-                assert (culprit["best_unmatched"], culprit["worst_matched"]) == (
+                assert (blamed["best_unmatched"], blamed["worst_matched"]) == (
                     row["best_unmatched"], row["worst_matched"])  # fmt: skip
                 for key, part, whole in (("mean_matched_q", "matched_q", "matches"),
                                          ("mean_candidate_q", "candidates_q", "candidates"),
-                                         ("mean_prior_iou", "prior", "objects")):  # fmt: skip
+                                         ("mean_shape_iou", "prior", "objects")):  # fmt: skip
                     mean = row[part] / row[whole] if row[whole] else None
                     assert anchor[key] == (None if mean is None else pytest.approx(mean, abs=1e-5))
             contradictions += wanted["over_max"]
@@ -286,8 +286,8 @@ def test_looking_at_a_few_objects_at_a_time_changes_nothing(monkeypatch, at_once
 
 def test_without_any_object_every_figure_is_there_and_undefined():
     raws = quiet_maps(ONE_HEAD, 2, (64, 64))
-    result = figures(measured(ONE_HEAD, raws, Targets.empty(), {"standard": None, "fast": None}), ["standard", "fast"],
-                     ONE_HEAD)  # fmt: skip
+    found = measured(ONE_HEAD, raws, Targets.empty(), {"standard": None, "fast": None})
+    result = statistics(found, ["standard", "fast"], ONE_HEAD)
     one = result["strategies"]["standard"]
     assert result["objects"] == 0 and one["without_match"] == {"objects": 0, "object_share": None}
     assert one["iou"]["iou"]["feature_maps"]["total"] == 0 and result["agreement"]["fast"]["standard"] is None
@@ -308,20 +308,20 @@ def test_groups_add_up_to_the_whole():
     result = measured(heads, raws, targets, {"standard": None, "split": None})
     subject = Subject(result, ("standard", "split"), ("iou",), heads)
     group = np.array([row[1] for row in rows])
-    whole = all_figures(subject, {"class": (("a", "b", "c"), group)})
+    whole = all_statistics(subject, {"class": (("a", "b", "c"), group)})
     parts = list(whole["by"]["class"].values())
     assert sum(part["objects"] for part in parts) == whole["objects"] == 30
     for name in ("standard", "split"):
         for path in (("positives",), ("without_match", "objects"), ("collisions", "contested_positives"),
                      ("iou", "iou", "objects_with_both"), ("iou", "iou", "unmatched_over_max", "objects")):  # fmt: skip
             assert sum(_at(part["strategies"][name], path) for part in parts) == _at(whole["strategies"][name], path)
-    assert figures_of(subject, group == 1)["objects"] == int((group == 1).sum())
+    assert statistics_of(subject, group == 1)["objects"] == int((group == 1).sum())
 
 
-def _at(figures, path):
+def _at(statistics, path):
     for key in path:
-        figures = figures[key]
-    return figures
+        statistics = statistics[key]
+    return statistics
 
 
 def test_groups_of_objects():

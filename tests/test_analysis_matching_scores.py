@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.matching.statistics import Subject, all_figures
+from analysis.matching.statistics import Subject, all_statistics
 from analysis.matching.suppression import SuppressionRule
 from models.heads import Head
 from tests.analysis_scenes import (
@@ -26,7 +26,7 @@ HEADS = (Head(((32.0, 32.0), (16.0, 16.0)), 32, 2), Head(((12.0, 12.0),), 16, 2)
 
 
 def scores(result, heads, kinds=("iou",)):
-    return all_figures(Subject(result, ("standard",), kinds, heads), {})
+    return all_statistics(Subject(result, ("standard",), kinds, heads), {})
 
 
 def test_the_most_confident_slot_is_not_the_best_one():
@@ -81,7 +81,7 @@ def test_an_object_that_no_prediction_overlaps_is_left_out():
     assert one["scores"]["iou"] == {"objects": 0, "objectness": nothing, "score": nothing}
 
 
-def oracle(heads, raws, rows, kind, candidates, least_q):
+def oracle(heads, raws, rows, kind, candidates, min_q):
     """One dict per object that some slot overlaps: what section 3's mismatch and moments need."""
     found = []
     for image, label, *box in rows:
@@ -90,7 +90,7 @@ def oracle(heads, raws, rows, kind, candidates, least_q):
         for name in candidate_slots(heads, raws, image, box, candidates):
             predicted, objectness, classes = slots[name]
             q = plain_iou(predicted, box, kind)
-            if q >= least_q:
+            if q >= min_q:
                 score = sigmoid(objectness) * sigmoid(classes[label])
                 seen.append((q, objectness, score, predicted, heads[name[1]].stride))
         if not seen:

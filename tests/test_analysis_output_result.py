@@ -58,7 +58,7 @@ def test_share():
 
 def test_write_and_print(tmp_path, capsys):
     histogram = {"edges": [0, 1, 2], "counts": [3, 4]}
-    figures = {
+    statistics = {
         "bars": bars(["a", "b"], {"x": [1, 2], "y": [3, 4]}, "title", "unit"),
         "histograms": histogram_grid({"one": histogram, "two": histogram}, {"one": ("One", "a"), "two": ("Two", "b")}),
         "scatter": anchor_scatter(np.ones((30000, 2)), {"anchors": np.ones((3, 2))}, "title"),
@@ -67,20 +67,20 @@ def test_write_and_print(tmp_path, capsys):
         "nothing": cumulative_counts({"a": []}, "title", "positives"),
         "empty": bars([], {"x": []}, "title", "unit"),
     }
-    result = Result("mode", {"data": "d"}, {"x": np.float64(1.5), "y": float("nan")}, (TABLE,), figures, ("note",))
+    result = Result("mode", {"data": "d"}, {"x": np.float64(1.5), "y": float("nan")}, (TABLE,), statistics, ("note",))
     write_result(result, tmp_path / "out", "python x.py --y")
     document = json.loads((tmp_path / "out/results.json").read_text())
     assert document == {
-        "schema": "yolo-lab-analysis-1",
+        "schema": "yolo-lab-analysis-2",
         "mode": "mode",
         "command": "python x.py --y",
         "data": {"data": "d"},
-        "figures": {"x": 1.5, "y": None},
+        "statistics": {"x": 1.5, "y": None},
         "notes": ["note"],
     }
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert names == {"results.json", "tables.md", "things.csv", *(f"{stem}.png" for stem in figures)}
-    for stem in figures:
+    assert names == {"results.json", "tables.md", "things.csv", *(f"{stem}.png" for stem in statistics)}
+    for stem in statistics:
         assert (tmp_path / f"out/{stem}.png").read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "out/tables.md").read_text()
     assert "`python x.py --y`" in text

@@ -64,15 +64,15 @@ def test_dataset_stats_writes_every_kind_of_file(run, tmp_path):
     assert "| annotated images" in out
     assert "runs/analyze/dataset-stats" in out
     result = document()
-    assert result["schema"] == "yolo-lab-analysis-1"
+    assert result["schema"] == "yolo-lab-analysis-2"
     assert result["mode"] == "dataset-stats"
     assert result["command"].startswith("python analyze.py --dataset-stats")
     assert (result["data"]["data"], result["data"]["images"], result["data"]["annotations"]) == (str(path), 3, 4)
-    figures = result["figures"]
-    assert figures["images"] == {"total": 3, "annotated": 2, "without_objects": 1}
-    assert figures["objects"] == {"total": 4, "crowd": 1}
+    statistics = result["statistics"]
+    assert statistics["images"] == {"total": 3, "annotated": 2, "without_objects": 1}
+    assert statistics["objects"] == {"total": 4, "crowd": 1}
     # IoU of the first two: 48 x 18 / (2000 - 864) = 0.76; of the others 20 x 90 / (10800 + 10000 - 1800) = 0.09.
-    assert figures["overlapping"]["pairs"] == 1
+    assert statistics["overlapping"]["pairs"] == 1
     names = {file.name for file in Path("runs/analyze/dataset-stats").iterdir()}
     assert {"tables.md", "classes.csv", "pairs.csv", "histograms.png", "classes.png"} <= names
     rows = rows_of("runs/analyze/dataset-stats/classes.csv")
@@ -83,9 +83,9 @@ def test_a_second_run_does_not_overwrite_the_first(run, no_drawing, tmp_path):
     path = write_coco(tmp_path, coco_dict())
     for options in ((), ("--no-crowd",), ("--name", "mine")):
         assert run("--dataset-stats", "--data", path, *options)[0] == 0
-    assert document()["figures"]["objects"]["total"] == 4
-    assert document("dataset-stats2")["figures"]["objects"]["total"] == 3
-    assert document("mine")["figures"]["objects"]["total"] == 4
+    assert document()["statistics"]["objects"]["total"] == 4
+    assert document("dataset-stats2")["statistics"]["objects"]["total"] == 3
+    assert document("mine")["statistics"]["objects"]["total"] == 4
 
 
 @pytest.mark.parametrize(
@@ -128,10 +128,10 @@ def test_anchor_stats_of_chosen_strategies(run, tmp_path):
     assert status == 0
     assert "Matches at 320 x 320" in out
     result = document("anchor-stats")
-    assert list(result["figures"]["strategies"]) == ["standard", "ratio"]
-    assert result["figures"]["objects"] == 3  # without the crowd region
-    assert result["figures"]["best_possible_recall"]["iou_t"] == 0.3
-    assert [row["stride"] for row in result["figures"]["strategies"]["ratio"]["anchors"]] == [32] * 3 + [16] * 3
+    assert list(result["statistics"]["strategies"]) == ["standard", "ratio"]
+    assert result["statistics"]["objects"] == 3  # without the crowd region
+    assert result["statistics"]["best_possible_recall"]["iou_t"] == 0.3
+    assert [row["stride"] for row in result["statistics"]["strategies"]["ratio"]["anchors"]] == [32] * 3 + [16] * 3
 
 
 def test_without_a_mode_it_says_what_it_chose(run, no_drawing, tmp_path):
@@ -217,16 +217,16 @@ def test_broken_annotations_are_counted_and_listed_never_lost(run, no_drawing, t
     path = write_coco(tmp_path, content)
     status, out, _ = run("--dataset-stats", "--data", path)
     assert status == 0
-    figures = document()["figures"]
-    assert figures["objects"]["total"] == kept
-    assert figures["problems"]["total"] == sum(figures["problems"]["by_kind"].values()) == problems
+    statistics = document()["statistics"]
+    assert statistics["objects"]["total"] == kept
+    assert statistics["problems"]["total"] == sum(statistics["problems"]["by_kind"].values()) == problems
     listing = Path("runs/analyze/dataset-stats/problems.csv")
     assert listing.exists() == bool(problems)
     if problems:
         assert "1 label problem" in out
         assert rows_of(listing)[0]["file"] == str(path)
     assert run("--anchor-stats", "--data", path)[0] == 0
-    assert document("anchor-stats")["figures"]["objects"] == max(0, kept - (len(content["annotations"]) >= 4))
+    assert document("anchor-stats")["statistics"]["objects"] == max(0, kept - (len(content["annotations"]) >= 4))
 
 
 def test_label_problems_of_text_files_name_their_line(run, no_drawing, tmp_path):
@@ -239,7 +239,7 @@ def test_label_problems_of_text_files_name_their_line(run, no_drawing, tmp_path)
     rows = rows_of("runs/analyze/dataset-stats/problems.csv")
     assert sorted(row["line"] for row in rows) == ["2", "3"]
     assert all(row["file"].endswith("labels/a.txt") for row in rows)
-    assert document()["figures"]["objects"]["total"] == 2
+    assert document()["statistics"]["objects"]["total"] == 2
 
 
 def test_compare_prints_runs_and_settings(run, tmp_path):
@@ -250,8 +250,8 @@ def test_compare_prints_runs_and_settings(run, tmp_path):
     assert status == 0
     assert "| s0" in out
     assert "standard α=0" in out
-    figures = document("compare")["figures"]
-    assert [row["mAP@0.5"]["max"] for row in figures["runs"]] == pytest.approx([0.2, 0.3])
+    statistics = document("compare")["statistics"]
+    assert [row["mAP@0.5"]["max"] for row in statistics["runs"]] == pytest.approx([0.2, 0.3])
     assert Path("runs/analyze/compare/curves.png").exists()
 
 

@@ -36,9 +36,9 @@ def no_drawing(monkeypatch):
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: path.touch())
 
 
-def figures(folder="matching-stats"):
-    """The figures of results.json without the times, which differ from run to run."""
-    found = json.loads(Path("runs/analyze", folder, "results.json").read_text())["figures"]
+def statistics(folder="matching-stats"):
+    """The statistics of results.json without the times, which differ from run to run."""
+    found = json.loads(Path("runs/analyze", folder, "results.json").read_text())["statistics"]
     for one in found["strategies"].values():
         assert one.pop("milliseconds_per_batch") > 0
     return found
@@ -57,21 +57,28 @@ def test_without_weights_it_takes_the_newest_run_as_a_user_types_it(project):
     first = done.stdout.splitlines()[0]
     assert "runs/train/exp/best.pt (tiny.cfg)" in first and "tiny.data" in first and "11 images at 96x96" in first
     for title in ("Strategies side by side", "Unmatched candidates that predict better", "Agreement of strategies",
-                  "IoU and confidence", "Moments over objects", "Culprits", "Objects and NMS", "By class", "By size",
+                  "IoU and confidence", "Moments over objects", "Misassigned anchors", "Objects and NMS", "By class", "By size",
                   "By elongation", "By occlusion", "Training loss of single images"):  # fmt: skip
         assert f"### {title}" in done.stdout, title
     folder = project / "runs/analyze/matching-stats"
     names = {path.name for path in folder.iterdir()}
-    assert {"results.json", "tables.md", "config.yaml", "strategies.csv", "culprits.png", "by_class.csv"} <= names
+    assert {
+        "results.json",
+        "tables.md",
+        "config.yaml",
+        "strategies.csv",
+        "misassigned_anchors.png",
+        "by_class.csv",
+    } <= names
     assert "partial" not in names
     result = json.loads((folder / "results.json").read_text())
     assert result["mode"] == "matching-stats" and result["data"]["weights"] == "runs/train/exp/best.pt"
-    assert list(result["figures"]["strategies"]) == ["standard", "fast", "simota"]
-    assert list(result["figures"]["scores"]) == ["iou", "ciou"]
+    assert list(result["statistics"]["strategies"]) == ["standard", "fast", "simota"]
+    assert list(result["statistics"]["scores"]) == ["iou", "ciou"]
     # The labels are what the network finds, one image has none: there is something to count.
     labels = sum(len(path.read_text().splitlines()) for path in (project / "labels").glob("*.txt"))
-    assert result["figures"]["objects"] == labels > 10 and result["figures"]["images"] == 10
-    hard = result["figures"]["hard_examples"]
+    assert result["statistics"]["objects"] == labels > 10 and result["statistics"]["images"] == 10
+    hard = result["statistics"]["hard_examples"]
     assert len(hard) == 11 and [one["total"] for one in hard] == sorted((one["total"] for one in hard), reverse=True)
     assert all(one["total"] == pytest.approx(one["box"] + one["obj"] + one["cls"]) for one in hard)
     pictures = sorted(path.name for path in (folder / "hard").iterdir())
@@ -85,7 +92,7 @@ def test_the_loss_of_an_image_is_that_of_training(project, run, no_drawing):
     from models.loss import LossOptions, build_loss
 
     assert run(*QUICK, "--hard", 1)[0] == 0
-    hard = {one["image_id"]: one for one in figures()["hard_examples"]}
+    hard = {one["image_id"]: one for one in statistics()["hard_examples"]}
     annotations = open_split("tiny.data", "train")
     network = random_network()
     loss = build_loss(LossOptions(), AssignmentOptions(), network.heads, 96)
@@ -98,11 +105,11 @@ def test_the_loss_of_an_image_is_that_of_training(project, run, no_drawing):
 def test_batch_size_changes_nothing(project, run, no_drawing):
     assert run(*QUICK, "--match", "standard,tal")[0] == 0
     assert run(*QUICK, "--match", "standard,tal", "--batch-size", 3)[0] == 0
-    assert_close(figures(), figures("matching-stats2"))
+    assert_close(statistics(), statistics("matching-stats2"))
 
 
 def assert_close(one, other):
-    """Figures agree: integers exactly, means to float32's rounding in another batch."""
+    """Statistics agree: integers exactly, means to float32's rounding in another batch."""
     assert type(one) is type(other)
     if isinstance(one, dict):
         assert one.keys() == other.keys()
@@ -117,7 +124,7 @@ def assert_close(one, other):
 
 
 def test_an_interrupted_run_goes_on_and_equals_a_whole_one(project, run, no_drawing, monkeypatch):
-    settings = (*QUICK, "--match", "standard,split", "--batch-size", 2, "--hard", 1, "--least-q", 0.2)
+    settings = (*QUICK, "--match", "standard,split", "--batch-size", 2, "--hard", 1, "--min-q", 0.2)
     assert run(*settings, "--name", "whole")[0] == 0
     original, calls = measure.measure_batch, []
 
@@ -137,7 +144,7 @@ def test_an_interrupted_run_goes_on_and_equals_a_whole_one(project, run, no_draw
     monkeypatch.setattr(measure, "measure_batch", lambda *a: resumed.append(1) or original(*a))
     assert run("--resume", "runs/analyze/cut")[0] == 0
     assert len(resumed) == 3  # of six batches
-    assert figures("cut") == figures("whole")
+    assert statistics("cut") == statistics("whole")
     assert not Path("runs/analyze/cut/partial").exists()
 
 
@@ -152,7 +159,7 @@ def test_several_processes_find_what_one_finds(project):
                               cwd=project, timeout=240, env=environment)  # fmt: skip
         assert done.returncode == 0, done.stderr[-2000:]
         assert done.stdout.count("### Strategies side by side") == 1
-    assert figures("two") == figures("one")
+    assert statistics("two") == statistics("one")
 
 
 def test_a_name_is_shared_by_all_folders_of_a_run(project, run, no_drawing, monkeypatch):
@@ -182,7 +189,7 @@ def test_report_alone_writes_one_file(project, run):
         (("--name", "../elsewhere"), "must be the name of a folder inside runs/analyze"),
         (("--match-iou", "uio"), "invalid choice"),
         (("--by", "colour"), "--by knows class, size, elongation, occlusion, matches, not 'colour'"),
-        (("--least-q", "0"), "--least-q must be above 0"),
+        (("--min-q", "0"), "--min-q must be above 0"),
         (("--batch-size", "0"), "--batch-size must be at least 1"),
         (("--hard", "-1"), "--hard"),
         (("--weights", "nothing.pt"), "'nothing.pt'"),
@@ -221,7 +228,7 @@ def test_an_unreadable_image_is_one_line_and_the_run_can_go_on(project, run, no_
     Path("images/004.png").write_bytes(good)
     assert run("--resume", "runs/analyze/matching-stats")[0] == 0
     assert run(*QUICK, "--batch-size", 1, "--name", "whole")[0] == 0
-    assert figures() == figures("whole")
+    assert statistics() == statistics("whole")
 
 
 def test_a_damaged_partial_result_is_named(project, run, no_drawing, monkeypatch):
@@ -239,7 +246,7 @@ def test_images_without_any_object(project, run, no_drawing):
         path.write_text("")
     status, out, _ = run(*QUICK, "--hard", 1)
     assert status == 0 and "there is no object to match" in out
-    assert figures()["objects"] == 0 and figures()["by"]["size"] == {}
+    assert statistics()["objects"] == 0 and statistics()["by"]["size"] == {}
 
 
 def test_without_match_the_strategy_of_the_training_counts():
@@ -272,7 +279,7 @@ def test_darknet_weights_without_a_run(project, run, no_drawing):
     save_darknet_weights(random_network(), Path("foreign/net.weights"), seen=0)
     status, out, _ = run(*QUICK, "--weights", "foreign/net.weights", "--data", "tiny.data")
     assert status == 0 and "foreign/net.cfg" in out.splitlines()[0]
-    assert figures()["img_size"] == 96
+    assert statistics()["img_size"] == 96
     status, _, err = run(*QUICK, "--weights", "foreign/net.weights")
     assert status == 2 and "does not say on which data it was trained" in err
 

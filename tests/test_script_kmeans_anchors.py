@@ -47,32 +47,34 @@ def test_finds_the_sizes_and_prints_the_line(run, data):
     status, out, _ = run("--data", data, "--cfg", "yolov3.cfg", "--num", 3, "--method", "iou")
     assert status == 0
     result = document()
-    assert (result["schema"], result["mode"]) == ("yolo-lab-analysis-1", "kmeans-anchors")
-    figures = result["figures"]
-    np.testing.assert_allclose(figures["found"]["anchors"], [(20, 10), (60, 60), (100, 200)], atol=0.5)
-    np.testing.assert_allclose(figures["found"]["aspect_ratios"], [2, 1, 0.5], atol=0.05)
-    assert figures["found"]["boxes_per_anchor"] == [20, 20, 20]
-    assert figures["boxes"] == 60  # the crowd region is no object
-    assert len(figures["present"]["anchors"]) == 9
-    assert figures["found"]["mean_iou"] > figures["present"]["mean_iou"]
+    assert (result["schema"], result["mode"]) == ("yolo-lab-analysis-2", "kmeans-anchors")
+    statistics = result["statistics"]
+    np.testing.assert_allclose(statistics["found"]["anchors"], [(20, 10), (60, 60), (100, 200)], atol=0.5)
+    np.testing.assert_allclose(statistics["found"]["aspect_ratios"], [2, 1, 0.5], atol=0.05)
+    assert statistics["found"]["boxes_per_anchor"] == [20, 20, 20]
+    assert statistics["boxes"] == 60  # the crowd region is no object
+    assert len(statistics["present"]["anchors"]) == 9
+    assert statistics["found"]["mean_iou"] > statistics["present"]["mean_iou"]
     line = next(line for line in out.splitlines() if line.startswith("anchors = "))
-    assert line == figures["anchors_line"]
+    assert line == statistics["anchors_line"]
     numbers = [float(number) for number in line.removeprefix("anchors = ").split(",")]
-    assert numbers == [side for anchor in figures["found"]["anchors"] for side in anchor]
+    assert numbers == [side for anchor in statistics["found"]["anchors"] for side in anchor]
     assert Path("runs/analyze/kmeans-anchors/anchors.png").exists()
 
 
 def test_image_size_scales_the_boxes(run, data):
     assert run("--data", data, "--num", 3, "--method", "iou", "--img-size", 832)[0] == 0
-    np.testing.assert_allclose(document()["figures"]["found"]["anchors"], [(40, 20), (120, 120), (200, 400)], atol=1.0)
+    np.testing.assert_allclose(
+        document()["statistics"]["found"]["anchors"], [(40, 20), (120, 120), (200, 400)], atol=1.0
+    )
 
 
 def test_several_image_sizes_are_taken_together(run, data):
     assert run("--data", data, "--num", 6, "--method", "iou", "--img-size", 416, 832)[0] == 0
-    figures = document()["figures"]
-    assert figures["boxes"] == 120
+    statistics = document()["statistics"]
+    assert statistics["boxes"] == 120
     expected = [(20, 10), (40, 20), (60, 60), (120, 120), (100, 200), (200, 400)]
-    np.testing.assert_allclose(sorted(figures["found"]["anchors"]), sorted(expected), atol=1.0)
+    np.testing.assert_allclose(sorted(statistics["found"]["anchors"]), sorted(expected), atol=1.0)
 
 
 CFG = """[net]
@@ -118,7 +120,7 @@ def test_written_cfg_has_the_anchors_in_every_head_and_nothing_else_changed(run,
     )
     assert (status, error) == (0, "")
     assert "new.cfg" in out
-    anchors = document()["figures"]["found"]["anchors"]
+    anchors = document()["statistics"]["found"]["anchors"]
     numbers = ",  ".join(f"{w:.10g},{h:.10g}" for w, h in anchors)
     expected = CFG.replace("1,2,  3,4,  5,6", numbers).replace("Anchors=1,2,3,4,5,6", f"Anchors={numbers}")
     assert Path("new.cfg").read_bytes().decode() == expected.replace("\n", ending)
@@ -134,7 +136,7 @@ def test_written_cfg_of_a_shipped_network_builds(run, data, cfg):
     assert run("--data", data, "--cfg", cfg, "--method", "iou", "--restarts", 2, "--write", "new.cfg")[0] == 0
     with torch.device("meta"):
         network = build_network("new.cfg", 1)
-    anchors = document()["figures"]["found"]["anchors"]
+    anchors = document()["statistics"]["found"]["anchors"]
     np.testing.assert_allclose(network.heads[0].all_anchors_wh, anchors)
     before, after = (REPOSITORY / "cfg" / cfg).read_text().splitlines(), Path("new.cfg").read_text().splitlines()
     differing = [a for a, b in zip(before, after, strict=True) if a != b]

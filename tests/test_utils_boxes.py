@@ -6,7 +6,7 @@ import pytest
 import torch
 from assignment_oracle import iou as plain_iou
 
-from utils.boxes import IOU_KINDS, box_iou, cxcywh_to_xyxy, intersection_over_first, wh_iou, xyxy_to_cxcywh
+from utils.boxes import IOU_KINDS, box_iou, cxcywh_to_xyxy, intersection_over_first, shape_iou, xyxy_to_cxcywh
 
 
 def random_boxes(count, seed, scale=100.0):
@@ -40,7 +40,7 @@ def test_the_family_by_hand():
 
 def test_shape_iou_by_hand():
     # 10 x 20 and 20 x 10: 100 / 300; 10 x 20 and itself: 1; a matrix of 1 x 2.
-    assert wh_iou(torch.tensor([[10.0, 20.0]]), torch.tensor([[20.0, 10.0], [10.0, 20.0]])).tolist() == [
+    assert shape_iou(torch.tensor([[10.0, 20.0]]), torch.tensor([[20.0, 10.0], [10.0, 20.0]])).tolist() == [
         [pytest.approx(1 / 3), 1.0]
     ]
 

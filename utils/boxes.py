@@ -30,7 +30,7 @@ def xyxy_to_cxcywh(boxes_xyxy: Tensor) -> Tensor:
     return torch.cat(((low + high) / 2, high - low), dim=-1)
 
 
-def wh_iou(a_wh: Tensor, b_wh: Tensor) -> Tensor:
+def shape_iou(a_wh: Tensor, b_wh: Tensor) -> Tensor:
     """Return the IoU of every pair of shapes, both centred on the same point: [N 2] and [M 2] to [N M]."""
     a_wh, b_wh = _precise(a_wh)[..., :, None, :], _precise(b_wh)[..., None, :, :]
     intersection = torch.minimum(a_wh[..., 0], b_wh[..., 0]) * torch.minimum(a_wh[..., 1], b_wh[..., 1])

@@ -8,12 +8,14 @@ from typing import Any
 RENAMED = {  # options, columns of results.csv and of the blocks of an interrupted --matching-stats
     "iou_new": "extra_iou",
     "new_topk": "extra_topk",
+    "least_q": "min_q",
     "match/std_per_object": "match/base_per_object",
     "match/std_iou": "match/base_iou",
     "match/new_iou": "match/extra_iou",
     "match/new_share": "match/extra_share",
     "object/std": "object/base",
     "object/new": "object/extra",
+    "object/prior_iou": "object/shape_iou",
 }
 RENAMED_VALUES = {"tobj": {"std+new": "base+extra", "std": "base", "new": "extra"}}  # of options
 

@@ -1,4 +1,4 @@
-"""``--matching-stats`` from options to a result: network, data, the pass over the images, figures and pictures."""
+"""``--matching-stats`` from options to a result: network, data, the pass over the images, statistics and pictures."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from analysis.matching.losses import loss_options_of
 from analysis.matching.measure import Plan, measure_images
 from analysis.matching.options import MatchingOptions
 from analysis.matching.pictures import Pictures, hard_tables, spread
-from analysis.matching.statistics import Subject, all_figures, groups_of
+from analysis.matching.statistics import Subject, all_statistics, groups_of
 from analysis.matching.suppression import SuppressionRule
 from analysis.matching.tables import all_plots, all_tables, notes_of
 from analysis.output.result import Result, with_problems
@@ -82,16 +82,18 @@ def matching_stats(opened: Opened, options: MatchingOptions, folder: Path, repor
         return None
     subject = Subject(measured, tuple(opened.strategies), opened.kinds, opened.plan.detector.heads)
     by = [name for name in options.by.split(",") if name]
-    figures = settings_of(opened) | all_figures(subject, groups_of(opened.annotations, measured.objects, by))
+    statistics = settings_of(opened) | all_statistics(subject, groups_of(opened.annotations, measured.objects, by))
     net_hw = (opened.img_size, opened.img_size)
     pictures = Pictures(opened.annotations, opened.plan, net_hw, measured, folder)
     hard = pictures.draw_hard(options.hard)
     pictures.draw_lost(options.draw_lost)
-    tables = (*all_tables(figures), *hard_tables(hard))
-    figures |= {"hard_examples": hard[:HARD_LISTED]}
+    tables = (*all_tables(statistics), *hard_tables(hard))
+    statistics |= {"hard_examples": hard[:HARD_LISTED]}
     views = pictures.views(spread(len(opened.annotations), report_images))
     browser = browser_data(views, opened.annotations.names, opened.plan) if views else None
-    result = Result("matching-stats", description(opened), figures, tables, all_plots(figures), notes_of(figures))
+    result = Result(
+        "matching-stats", description(opened), statistics, tables, all_plots(statistics), notes_of(statistics)
+    )
     result = with_problems(result, opened.annotations)
     remove_blocks(partial)
     return replace(result, folder=folder, browser=browser)
@@ -130,7 +132,7 @@ def open_everything(source: Source, options: MatchingOptions, strategies: Strate
     if options.hard:
         loss = build_loss(loss_options_of(trained), next(iter(chosen.values())), detector.heads, img_size)
     candidates = strategies.candidates
-    plan = Plan(detector, chosen, kinds, candidates or "cell", candidates or "map", options.least_q, rule, loss)
+    plan = Plan(detector, chosen, kinds, candidates or "cell", candidates or "map", options.min_q, rule, loss)
     opened = Opened(weights, loaded, annotations, data, source.split, img_size, chosen, kinds, plan)
     if distributed.is_main():
         print(
@@ -175,13 +177,13 @@ def loader_settings(opened: Opened, options: MatchingOptions) -> LoaderSettings:
 
 
 def settings_of(opened: Opened) -> dict[str, Any]:
-    """Return what the figures depend on besides network and data."""
+    """Return what the statistics depend on besides network and data."""
     plan = opened.plan
     return {
         "img_size": opened.img_size,
         "candidates": plan.candidates,
         "score_candidates": plan.score_candidates,
-        "least_q": plan.least_q,
+        "min_q": plan.min_q,
         "match_iou": list(plan.kinds),
     }
 

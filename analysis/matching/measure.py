@@ -1,8 +1,8 @@
 """``analyze.py --matching-stats``: which slots match which objects, and how well each slot's prediction fits.
 
 One pass over the images: one letterboxed forward pass each, from which every strategy and every kind of IoU is counted.
-``docs/analysis.md`` defines the figures; ``quality``, ``scores`` and ``suppression`` measure the objects of a batch,
-``statistics`` makes figures of what was measured.
+``docs/analysis.md`` defines the statistics; ``quality``, ``scores`` and ``suppression`` measure the objects of a batch,
+``statistics`` sums up what was measured.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Plan:
     kinds: tuple[str, ...]  # of IoU
     candidates: str  # C(o)
     score_candidates: str  # slots whose scores are compared
-    least_q: float
+    min_q: float
     suppression: SuppressionRule
     loss: DetectionLoss | None  # None: losses are not measured
 
@@ -139,7 +139,7 @@ def measure_raws(
     predictions = Predictions.of(batch.targets, raws, plan.detector.heads)
     pairs, seconds = match(predictions, raws, batch, assigners)
     objects = measure(predictions, pairs, plan.kinds, plan.candidates)
-    objects |= score_columns(predictions, raws, plan.kinds, plan.score_candidates, plan.least_q)
+    objects |= score_columns(predictions, raws, plan.kinds, plan.score_candidates, plan.min_q)
     lost, merged = suppression_columns(predictions, raws, plan.suppression)
     images = slots_per_image(predictions, pairs)
     images["merged_pairs"] = torch.bincount(batch.targets.image[merged[:, 0]], minlength=len(batch.images))

@@ -14,8 +14,10 @@ class MatchingOptions:
     """What --matching-stats measures."""
 
     weights: str = option("", "checkpoint, Darknet .weights or official yolov5 .pt; default: the newest run's best.pt")
-    by: str = option(",".join(BREAKDOWNS[:4]), f"what the figures are broken down by: some of {','.join(BREAKDOWNS)}")
-    least_q: float = option(0.1, "scores are looked at over the slots whose prediction has at least this IoU")
+    by: str = option(
+        ",".join(BREAKDOWNS[:4]), f"what the statistics are broken down by: some of {','.join(BREAKDOWNS)}"
+    )
+    min_q: float = option(0.1, "scores are looked at over the slots whose prediction has at least this IoU")
     hard: int = option(0, "measure the training loss of every image and draw the N hardest")
     draw_lost: int = option(16, "draw at most so many images with merged or suppressed objects")
     conf_thres: float = option(0.25, "confidence of the detections in which objects are merged or suppressed")
@@ -29,7 +31,7 @@ class MatchingOptions:
         for name in filter(None, self.by.split(",")):
             if name not in BREAKDOWNS:
                 raise ValueError(f"--by knows {', '.join(BREAKDOWNS)}, not '{name}'")
-        for name in ("least_q", "conf_thres", "iou_thres"):
+        for name in ("min_q", "conf_thres", "iou_thres"):
             if not 0 < getattr(self, name) <= 1:
                 raise ValueError(f"--{name.replace('_', '-')} must be above 0 and at most 1, not {getattr(self, name)}")
         if self.batch_size < 1 or min(self.workers, self.hard, self.draw_lost) < 0:

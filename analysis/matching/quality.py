@@ -1,7 +1,7 @@
 """What one batch says about every object: which slots match it, and how well each slot's prediction fits it.
 
 Everything is a column: a tensor whose first dimension counts the objects of the batch. Nothing is summed over objects
-here, so the figures made of the columns are the same for any order, number of processes and interruption.
+here, so the statistics made of the columns are the same for any order, number of processes and interruption.
 
 Shape letters: B images, S slots of one image, K anchors of all heads, L heads, T objects, N candidates of an object,
 Z strategies, Q kinds of IoU, P pairs (object, slot).
@@ -19,7 +19,7 @@ from torch import Tensor
 from analysis.matching.pairs import MatchedPairs, Predictions
 from models.assignment.grid import SlotGrid
 from models.assignment.inputs import Scene
-from utils.boxes import wh_iou
+from utils.boxes import shape_iou
 
 CANDIDATES = ("cell", "neighbours", "map")
 NUMBERS_AT_ONCE = 2_000_000  # of objects x candidates x strategies x kinds: bounds the memory of --candidates map
@@ -66,7 +66,7 @@ def whole_map(scene: Scene) -> Candidates:
 
 
 def measure(predictions: Predictions, pairs: MatchedPairs, kinds: Sequence[str], candidates: str) -> dict[str, Tensor]:
-    """Return the columns of section 3's figures that do not need scores.
+    """Return the columns of section 3's statistics that do not need scores.
 
     Args:
         predictions: of the batch.
@@ -87,7 +87,7 @@ def measure(predictions: Predictions, pairs: MatchedPairs, kinds: Sequence[str],
     around = near_q.masked_fill(~near.valid[..., None], -math.inf).unflatten(1, (9, -1))
     around = torch.cat((around[:, :CENTRE], around[:, CENTRE + 1 :]), dim=1).flatten(1, 2).amax(dim=1)  # T Q
     columns["best_from_neighbour"] = (around > columns.pop("best_candidate")) & (around > centre_of(near_q).amax(dim=1))
-    columns["prior_iou"] = wh_iou(scene.boxes[:, 2:], scene.grid.prior_wh)
+    columns["shape_iou"] = shape_iou(scene.boxes[:, 2:], scene.grid.prior_wh)
     return columns | positives(predictions, pairs, kinds)
 
 

@@ -23,7 +23,7 @@ ROUNDING = 1e-5  # relative; far more than float32 loses in an intersection and 
 
 
 def score_columns(
-    predictions: Predictions, raws: Sequence[Tensor], kinds: Sequence[str], candidates: str, least_q: float
+    predictions: Predictions, raws: Sequence[Tensor], kinds: Sequence[str], candidates: str, min_q: float
 ) -> dict[str, Tensor]:
     """Return the columns about scores, [T Q] each; NaN for objects that no slot overlaps.
 
@@ -36,40 +36,40 @@ def score_columns(
         raws: the maps they were decoded from.
         kinds: of IoU.
         candidates: which slots are looked at, one of :data:`analysis.matching.quality.CANDIDATES`.
-        least_q: slots that fit worse are left out.
+        min_q: slots that fit worse are left out.
     """
-    target, slot = overlapping(predictions, candidates, least_q)
+    target, slot = overlapping(predictions, candidates, min_q)
     q = predictions.ious(target, slot, kinds)
     objectness = predictions.objectness[predictions.scene.targets.image[target], slot]
     score = objectness.sigmoid() * class_logits(predictions, raws, target, slot).sigmoid()
     columns = []
     for index in range(len(kinds)):
-        keep = (q[:, index] >= least_q).nonzero().squeeze(1)
+        keep = (q[:, index] >= min_q).nonzero().squeeze(1)
         columns.append(
             _columns_of_kind(predictions, target[keep], slot[keep], q[keep, index], (objectness, score, keep))
         )
     return {name: torch.stack([part[name] for part in columns], dim=1) for name in columns[0]}
 
 
-def overlapping(predictions: Predictions, candidates: str, least_q: float) -> tuple[Tensor, Tensor]:
-    """Return the (object, slot) of all candidates whose IoU reaches ``least_q``, ordered by both.
+def overlapping(predictions: Predictions, candidates: str, min_q: float) -> tuple[Tensor, Tensor]:
+    """Return the (object, slot) of all candidates whose IoU reaches ``min_q``, ordered by both.
 
     No kind of IoU is larger than the plain one, so that every kind finds its slots among these. On the whole map a few
-    slots that miss ``least_q`` by a rounding error are among them, too.
+    slots that miss ``min_q`` by a rounding error are among them, too.
     """
     if candidates == "map":
-        return _overlapping_anywhere(predictions, least_q)
+        return _overlapping_anywhere(predictions, min_q)
     near = neighbourhood(predictions.scene)
-    return _overlapping_of(predictions, near if candidates == "neighbours" else centre_cell(near), least_q)
+    return _overlapping_of(predictions, near if candidates == "neighbours" else centre_cell(near), min_q)
 
 
-def _overlapping_anywhere(predictions: Predictions, least_q: float) -> tuple[Tensor, Tensor]:
+def _overlapping_anywhere(predictions: Predictions, min_q: float) -> tuple[Tensor, Tensor]:
     """Compare every object with all slots of its image, without a division and a cache's worth of pairs at a time."""
     scene = predictions.scene
     x1, y1, x2, y2 = predictions.boxes_xyxy.permute(2, 0, 1).contiguous()  # each B S, read row by row
     area = (x2 - x1) * (y2 - y1)
     # i / (a + b - i) >= q, solved for a + b
-    share = (1 + least_q) / least_q * (1 + ROUNDING)
+    share = (1 + min_q) / min_q * (1 + ROUNDING)
     found = []
     step = max(1, PAIRS_AT_ONCE // scene.grid.slots_per_image)
     for rows in torch.arange(len(scene.targets), device=area.device).split(step):
@@ -84,10 +84,10 @@ def _overlapping_anywhere(predictions: Predictions, least_q: float) -> tuple[Ten
     return target, slot
 
 
-def _overlapping_of(predictions: Predictions, candidates: Candidates, least_q: float) -> tuple[Tensor, Tensor]:
+def _overlapping_of(predictions: Predictions, candidates: Candidates, min_q: float) -> tuple[Tensor, Tensor]:
     target = torch.arange(len(candidates.slot), device=candidates.slot.device)[:, None].expand_as(candidates.slot)
     q = predictions.ious(target, candidates.slot, ("iou",))[..., 0]
-    keep = (q >= least_q) & candidates.valid
+    keep = (q >= min_q) & candidates.valid
     key = torch.sort(target[keep] * predictions.grid.slots_per_image + candidates.slot[keep]).values
     target = torch.div(key, predictions.grid.slots_per_image, rounding_mode="floor")
     return target, key - target * predictions.grid.slots_per_image

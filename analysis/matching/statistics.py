@@ -1,7 +1,7 @@
-"""From measured objects to the figures of ``--matching-stats``, for all objects and for groups of them.
+"""From measured objects to the statistics of ``--matching-stats``, for all objects and for groups of them.
 
 Letters: M objects, Z strategies, Q kinds of IoU, K anchors of all heads, L heads. Sets may be empty: what is undefined
-is NaN in the columns and None in the figures.
+is NaN in the columns and None in the statistics.
 """
 
 from __future__ import annotations
@@ -43,27 +43,27 @@ class Subject:
         return self.measured.objects["image"]
 
 
-def all_figures(subject: Subject, groups: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> dict[str, Any]:
-    """Return the figures of all objects, and those of each group: breakdown -> group's name -> figures.
+def all_statistics(subject: Subject, groups: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> dict[str, Any]:
+    """Return the statistics of all objects, and those of each group: breakdown -> group's name -> statistics.
 
     Args:
         subject: what was measured.
         groups: breakdown -> names of its groups, and the group of every object [M].
     """
     everyone = np.ones(len(subject.image), dtype=bool)
-    figures = figures_of(subject, everyone)
-    for number, (name, one) in enumerate(figures["strategies"].items()):
+    statistics = statistics_of(subject, everyone)
+    for number, (name, one) in enumerate(statistics["strategies"].items()):
         one["collisions"] |= _slots(subject.measured.images, number)
         one["milliseconds_per_batch"] = mean(subject.measured.batches["milliseconds"][:, number])
         assert name == subject.strategies[number]
-    figures["suppression"]["merged_pairs"] = int(subject.measured.images["merged_pairs"].sum())
-    figures["by"] = {
+    statistics["suppression"]["merged_pairs"] = int(subject.measured.images["merged_pairs"].sum())
+    statistics["by"] = {
         breakdown: {
-            name: figures_of(subject, group == index) for index, name in enumerate(names) if (group == index).any()
+            name: statistics_of(subject, group == index) for index, name in enumerate(names) if (group == index).any()
         }
         for breakdown, (names, group) in groups.items()
     }
-    return figures
+    return statistics
 
 
 def groups_of(
@@ -96,21 +96,21 @@ def groups_of(
     return {name: makers[name]() for name in by}
 
 
-def figures_of(subject: Subject, chosen: np.ndarray) -> dict[str, Any]:
-    """Return the figures of the objects where ``chosen`` [M] is True."""
+def statistics_of(subject: Subject, chosen: np.ndarray) -> dict[str, Any]:
+    """Return the statistics of the objects where ``chosen`` [M] is True."""
     objects = {name: values[chosen] for name, values in subject.measured.objects.items()}
     count = int(chosen.sum())
     strategies = {}
     for number, name in enumerate(subject.strategies):
-        strategies[name] = _strategy_figures(objects, number, count) | {
-            "iou": {kind: _kind_figures(subject, objects, number, index) for index, kind in enumerate(subject.kinds)}
+        strategies[name] = _strategy_statistics(objects, number, count) | {
+            "iou": {kind: _kind_statistics(subject, objects, number, index) for index, kind in enumerate(subject.kinds)}
         }
     return {
         "objects": count,
         "images": len(np.unique(objects["image"])),
         "strategies": strategies,
         "agreement": _agreement(objects, subject.strategies),
-        "scores": {kind: score_figures(objects, index) for index, kind in enumerate(subject.kinds)},
+        "scores": {kind: score_statistics(objects, index) for index, kind in enumerate(subject.kinds)},
         "best_from_neighbour": {
             kind: _counted(objects["best_from_neighbour"][:, index], count) for index, kind in enumerate(subject.kinds)
         },
@@ -125,8 +125,8 @@ def _counted(flags: np.ndarray, whole: int) -> dict[str, Any]:
     return {"objects": int(flags.sum()), "object_share": share(flags.sum(), whole)}
 
 
-def _strategy_figures(objects: Mapping[str, np.ndarray], number: int, count: int) -> dict[str, Any]:
-    """Figures of a strategy that no IoU enters."""
+def _strategy_statistics(objects: Mapping[str, np.ndarray], number: int, count: int) -> dict[str, Any]:
+    """Statistics of a strategy that no IoU enters."""
     positives = objects["positives"][:, number]
     total, contested = int(positives.sum()), int(objects["contested"][:, number].sum())
     return {
@@ -149,8 +149,8 @@ def _slots(images: Mapping[str, np.ndarray], number: int) -> dict[str, Any]:
     return {"slots": slots, "shared_slots": shared, "shared_slot_share": share(shared, slots)}
 
 
-def _kind_figures(subject: Subject, objects: Mapping[str, np.ndarray], number: int, index: int) -> dict[str, Any]:
-    """Figures of a strategy under one kind of IoU."""
+def _kind_statistics(subject: Subject, objects: Mapping[str, np.ndarray], number: int, index: int) -> dict[str, Any]:
+    """Statistics of a strategy under one kind of IoU."""
     high, low = objects["matched_max"][:, number, index], objects["matched_min"][:, number, index]
     free = objects["unmatched_max"][:, number, index]
     both = ~np.isnan(high) & ~np.isnan(free)
@@ -163,7 +163,7 @@ def _kind_figures(subject: Subject, objects: Mapping[str, np.ndarray], number: i
         "feature_maps": _feature_maps(subject, objects, number, index),
         "mean_q_of_positives": share(objects["positives_q"][:, number, index].sum(dtype=np.float64), positives),
         "anchors": _anchors(subject, objects, number, index),
-        "culprits": _culprits(subject, objects, number, index, over_max),
+        "misassigned_anchors": _misassigned_anchors(subject, objects, number, index, over_max),
         "moments": _match_moments(objects, number, index),
     }
 
@@ -187,11 +187,11 @@ def anchor_rows(heads: Sequence[Head]) -> Iterator[dict[str, Any]]:
 
 
 def _anchors(subject: Subject, objects: Mapping[str, np.ndarray], number: int, index: int) -> list[dict[str, Any]]:
-    matched, prior_iou = objects["matched"][:, number], objects["prior_iou"]
+    matched, shape_iou = objects["matched"][:, number], objects["shape_iou"]
     matched_q = objects["matched_q"][:, number, index].sum(axis=0, dtype=np.float64)
     candidates_q = objects["candidates_q"][:, index].sum(axis=0, dtype=np.float64)
     candidates = objects["candidates"].sum(axis=0)
-    prior_sum = np.where(matched > 0, prior_iou, 0).sum(axis=0, dtype=np.float64)
+    prior_sum = np.where(matched > 0, shape_iou, 0).sum(axis=0, dtype=np.float64)
     with_match = (matched > 0).sum(axis=0)
     return [
         row
@@ -200,14 +200,14 @@ def _anchors(subject: Subject, objects: Mapping[str, np.ndarray], number: int, i
             "object_share": share(with_match[k], len(matched)),
             "matches": int(matched[:, k].sum()),
             "mean_matched_q": share(matched_q[k], matched[:, k].sum()),
-            "mean_prior_iou": share(prior_sum[k], with_match[k]),
+            "mean_shape_iou": share(prior_sum[k], with_match[k]),
             "mean_candidate_q": share(candidates_q[k], candidates[k]),
         }
         for k, row in enumerate(anchor_rows(subject.heads))
     ]
 
 
-def _culprits(
+def _misassigned_anchors(
     subject: Subject, objects: Mapping[str, np.ndarray], number: int, index: int, over_max: np.ndarray
 ) -> list[dict[str, Any]]:
     """Per anchor: how often it held the best unmatched, and the worst matched, candidate of the objects at stake."""
@@ -227,18 +227,18 @@ def _culprits(
     ]
 
 
-def score_figures(objects: Mapping[str, np.ndarray], index: int) -> dict[str, Any]:
-    """Figures about confidence and fit under one kind of IoU, over the objects that some slot overlaps."""
+def score_statistics(objects: Mapping[str, np.ndarray], index: int) -> dict[str, Any]:
+    """Statistics about confidence and fit under one kind of IoU, over the objects that some slot overlaps."""
     best = objects["best_q"][:, index]
     seen = ~np.isnan(best)
-    figures: dict[str, Any] = {"objects": int(seen.sum())}
+    statistics: dict[str, Any] = {"objects": int(seen.sum())}
     for score, column in (("objectness", "objectness_mismatch"), ("score", "score_mismatch")):
         reached = objects[f"q_of_{score}"][:, index][seen].astype(np.float64) / best[seen]
-        figures[score] = _counted(objects[column][:, index][seen], int(seen.sum())) | {"mean_q_ratio": mean(reached)}
+        statistics[score] = _counted(objects[column][:, index][seen], int(seen.sum())) | {"mean_q_ratio": mean(reached)}
     columns = {name: objects[name][:, index].astype(np.float64) for name in SCORE_MOMENTS if name in objects}
     area = columns["area_confident"]
     columns["area_ratio"] = np.divide(columns["area_best"], area, out=np.full(len(area), np.nan), where=area > 0)
-    return figures | {"moments": {name: _moments(columns[name]) for name in SCORE_MOMENTS}}
+    return statistics | {"moments": {name: _moments(columns[name]) for name in SCORE_MOMENTS}}
 
 
 def _match_moments(objects: Mapping[str, np.ndarray], number: int, index: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Tables, pictures and sentences made of the figures of ``--matching-stats``."""
+"""Tables, pictures and sentences made of the statistics of ``--matching-stats``."""
 
 from __future__ import annotations
 
@@ -30,33 +30,33 @@ CONTRADICTION_COLUMNS = ("objects with both", "unmatched > worst matched", "shar
                          "share of them")  # fmt: skip
 
 
-def all_tables(figures: Mapping[str, Any]) -> tuple[Table, ...]:
-    """Return every table of the figures."""
-    strategies = figures["strategies"]
+def all_tables(statistics: Mapping[str, Any]) -> tuple[Table, ...]:
+    """Return every table of the statistics."""
+    strategies = statistics["strategies"]
     return (
-        _overview(figures),
-        _contradictions("unmatched_candidates", "Unmatched candidates that predict better", [((), figures)], ()),
+        _overview(statistics),
+        _contradictions("unmatched_candidates", "Unmatched candidates that predict better", [((), statistics)], ()),
         _feature_maps(strategies),
-        *_agreement(figures["agreement"]),
-        _scores(figures),
-        _moments(figures),
+        *_agreement(statistics["agreement"]),
+        _scores(statistics),
+        _moments(statistics),
         _anchors(strategies),
-        _culprits(strategies),
-        _suppression(figures),
-        *(table for breakdown in figures["by"] for table in _breakdown(figures, breakdown)),
+        _misassigned_anchors(strategies),
+        _suppression(statistics),
+        *(table for breakdown in statistics["by"] for table in _breakdown(statistics, breakdown)),
     )
 
 
-def _overview(figures: Mapping[str, Any]) -> Table:
-    strategies = figures["strategies"]
-    kinds = list(figures["scores"])
+def _overview(statistics: Mapping[str, Any]) -> Table:
+    strategies = statistics["strategies"]
+    kinds = list(statistics["scores"])
     columns = ("strategy", "objects", "without a match", "share without", "positives per object", "base", "extra",
                "slots", "slots of several objects", "share of slots")  # fmt: skip
     columns += (*(f"mean {kind} of positives" for kind in kinds), "ms per batch")
     rows = tuple(
         (
             name,
-            figures["objects"],
+            statistics["objects"],
             one["without_match"]["objects"],
             one["without_match"]["object_share"],
             one["positives_per_object"]["mean"],
@@ -85,10 +85,10 @@ def _contradictions(
             of_kind["unmatched_over_min"]["object_share"],
             of_kind["unmatched_over_max"]["objects"],
             of_kind["unmatched_over_max"]["object_share"],
-            figures["best_from_neighbour"][kind]["object_share"],
+            statistics["best_from_neighbour"][kind]["object_share"],
         )
-        for group, figures in groups
-        for name, one in figures["strategies"].items()
+        for group, statistics in groups
+        for name, one in statistics["strategies"].items()
         for kind, of_kind in one["iou"].items()
     )
     columns = (*names, "strategy", "IoU", *CONTRADICTION_COLUMNS, "share best from a neighbour")
@@ -116,10 +116,10 @@ def _agreement(agreement: Mapping[str, Mapping[str, float | None]]) -> list[Tabl
     ]
 
 
-def _scores(figures: Mapping[str, Any]) -> Table:
+def _scores(statistics: Mapping[str, Any]) -> Table:
     rows = tuple(
         (kind, score, one["objects"], one[score]["objects"], one[score]["object_share"], one[score]["mean_q_ratio"])
-        for kind, one in figures["scores"].items()
+        for kind, one in statistics["scores"].items()
         for score in ("objectness", "score")
     )
     columns = ("IoU", "confidence", "objects", "best box is not the most confident", "share of objects",
@@ -127,10 +127,10 @@ def _scores(figures: Mapping[str, Any]) -> Table:
     return Table("scores", "IoU and confidence (score: objectness x class)", columns, rows)
 
 
-def _moments(figures: Mapping[str, Any]) -> Table:
-    rows = [("any", kind, figures["scores"][kind]["moments"]) for kind in figures["scores"]]
+def _moments(statistics: Mapping[str, Any]) -> Table:
+    rows = [("any", kind, statistics["scores"][kind]["moments"]) for kind in statistics["scores"]]
     rows += [
-        (name, kind, of_kind["moments"]) for name, one in figures["strategies"].items()
+        (name, kind, of_kind["moments"]) for name, one in statistics["strategies"].items()
         for kind, of_kind in one["iou"].items()
     ]  # fmt: skip
     cells = tuple(
@@ -154,24 +154,29 @@ def _anchors(strategies: Mapping[str, Any]) -> Table:
         for row in of_kind["anchors"]
     )
     columns = ("strategy", "IoU", "head", "stride", "anchor", "width", "height", "objects", "share of objects",
-               "matches", "mean q matched", "mean prior IoU", "mean q of candidates")  # fmt: skip
+               "matches", "mean q matched", "mean shape IoU", "mean q of candidates")  # fmt: skip
     return Table("match_anchors", "Per anchor (network pixels; q is the IoU of the prediction)", columns, rows)
 
 
-def _culprits(strategies: Mapping[str, Any]) -> Table:
+def _misassigned_anchors(strategies: Mapping[str, Any]) -> Table:
     rows = tuple(
         (name, kind, *row.values())
         for name, one in strategies.items()
         for kind, of_kind in one["iou"].items()
-        for row in of_kind["culprits"]
+        for row in of_kind["misassigned_anchors"]
     )
     columns = ("strategy", "IoU", "head", "stride", "anchor", "width", "height", "best unmatched",
                "share of its unmatched", "worst matched", "share of its matched")  # fmt: skip
-    return Table("culprits", "Culprits: anchors behind an unmatched candidate better than every matched", columns, rows)
+    return Table(
+        "misassigned_anchors",
+        "Misassigned anchors: behind an unmatched candidate better than every matched",
+        columns,
+        rows,
+    )
 
 
-def _suppression(figures: Mapping[str, Any]) -> Table:
-    one = figures["suppression"]
+def _suppression(statistics: Mapping[str, Any]) -> Table:
+    one = statistics["suppression"]
     labels = (
         ("found", "found by a prediction above the confidence"),
         ("detected", "with a detection of their own after NMS"),
@@ -184,8 +189,8 @@ def _suppression(figures: Mapping[str, Any]) -> Table:
     return Table("suppression", title, ("objects", "count", "share of objects"), rows)
 
 
-def _breakdown(figures: Mapping[str, Any], breakdown: str) -> list[Table]:
-    groups = figures["by"][breakdown]
+def _breakdown(statistics: Mapping[str, Any], breakdown: str) -> list[Table]:
+    groups = statistics["by"][breakdown]
     order = sorted(groups, key=lambda name: -groups[name]["objects"]) if breakdown == "class" else list(groups)
     pairs = [((name, groups[name]["objects"]), groups[name]) for name in order]
     overview = tuple(
@@ -202,7 +207,7 @@ def _breakdown(figures: Mapping[str, Any], breakdown: str) -> list[Table]:
         for head, group in pairs
         for name, one in group["strategies"].items()
     )
-    kinds = list(figures["scores"])
+    kinds = list(statistics["scores"])
     columns = (breakdown, "objects", "strategy", "share without a match", "positives per object",
                "share of positives contested", *(f"mean {kind} of positives" for kind in kinds),
                *(f"share best {kind} not highest objectness" for kind in kinds), "share suppressed")  # fmt: skip
@@ -215,10 +220,10 @@ def _breakdown(figures: Mapping[str, Any], breakdown: str) -> list[Table]:
     ]  # fmt: skip
 
 
-def all_plots(figures: Mapping[str, Any]) -> dict[str, Figure]:
+def all_plots(statistics: Mapping[str, Any]) -> dict[str, Figure]:
     """Return the pictures, for the first kind of IoU."""
-    strategies = figures["strategies"]
-    kind = next(iter(figures["scores"]))
+    strategies = statistics["strategies"]
+    kind = next(iter(statistics["scores"]))
     first = next(iter(strategies.values()))
     iou = IOU_NAMES[kind]
     labels = [f"stride {row['stride']}: {row['width']:g} x {row['height']:g}" for row in first["iou"][kind]["anchors"]]
@@ -233,15 +238,15 @@ def all_plots(figures: Mapping[str, Any]) -> dict[str, Figure]:
         "match_q_per_anchor": bars(
             labels, of_anchors("anchors", "mean_matched_q"), f"Mean {iou} of the matched predictions, per anchor", iou
         ),
-        "culprits": bars(
+        "misassigned_anchors": bars(
             labels,
-            of_anchors("culprits", "best_unmatched"),
+            of_anchors("misassigned_anchors", "best_unmatched"),
             f"Best unmatched candidate beats every matched one, by {iou}",
             "objects",
         ),
         "match_positives_per_object": positives_per_object(strategies),
     }
-    for breakdown, groups in figures["by"].items():
+    for breakdown, groups in statistics["by"].items():
         names = sorted(groups, key=lambda name: -groups[name]["objects"])[:LONG_BREAKDOWN]
         names = [name for name in groups if name in names]
         shares = {
@@ -260,12 +265,12 @@ def all_plots(figures: Mapping[str, Any]) -> dict[str, Figure]:
     return plots
 
 
-def notes_of(figures: Mapping[str, Any]) -> tuple[str, ...]:
+def notes_of(statistics: Mapping[str, Any]) -> tuple[str, ...]:
     """Return what a reader should be told in words."""
-    if not figures["objects"]:
+    if not statistics["objects"]:
         return ("there is no object to match: shares and means are undefined",)
     notes = []
-    for name, one in figures["strategies"].items():
+    for name, one in statistics["strategies"].items():
         for kind, of_kind in list(one["iou"].items())[:1]:  # the tables have the other kinds
             low, high = of_kind["unmatched_over_min"], of_kind["unmatched_over_max"]
             if of_kind["objects_with_both"]:
@@ -274,7 +279,7 @@ def notes_of(figures: Mapping[str, Any]) -> tuple[str, ...]:
                     f"for {low['object_share']:.1%} of the objects that have both, better than all it matches for "
                     f"{high['object_share']:.1%}"
                 )
-    for kind, one in list(figures["scores"].items())[:1]:
+    for kind, one in list(statistics["scores"].items())[:1]:
         if one["objects"]:
             notes.append(
                 f"{kind}: the best box is not the most confident one for {one['objectness']['object_share']:.1%} of "

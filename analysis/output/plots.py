@@ -78,7 +78,7 @@ def cumulative_counts(counts: Mapping[str, Sequence[int]], title: str, x_label: 
 
 
 def positives_per_object(strategies: Mapping[str, Mapping[str, Any]]) -> Figure:
-    """Draw :func:`cumulative_counts` of the positives, from the figures of each strategy."""
+    """Draw :func:`cumulative_counts` of the positives, from the statistics of each strategy."""
     counts = {name: one["positives_per_object"]["counts"] for name, one in strategies.items()}
     return cumulative_counts(counts, "Positives per object", "positives")
 

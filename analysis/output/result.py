@@ -1,6 +1,6 @@
 """The one place that turns the result of an analysis into JSON, Markdown, CSV and pictures.
 
-Every analysis returns a :class:`Result`; ``docs/analysis.md`` documents each field of its figures.
+Every analysis returns a :class:`Result`; ``docs/analysis.md`` documents each field of its statistics.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 from data.labels.annotations import Annotations, summarise_problems
 from utils.files import atomic_path, write_json_atomically, write_text_atomically
 
-SCHEMA = "yolo-lab-analysis-1"
+SCHEMA = "yolo-lab-analysis-2"
 CONSOLE_ROWS = 24  # longer tables are cut on the console, not in the files
 LISTING_ROWS = 8  # of a listing, on the console and in Markdown
 
@@ -41,7 +41,7 @@ class Result:
 
     mode: str  # dataset-stats, anchor-stats, ...
     data: dict[str, Any]  # what was analysed: files, counts, settings
-    figures: dict[str, Any]  # the numbers, under the schema of docs/analysis.md
+    statistics: dict[str, Any]  # the numbers, under the schema of docs/analysis.md
     tables: tuple[Table, ...]
     plots: Mapping[str, Figure] = field(default_factory=dict)  # file stem -> picture
     notes: tuple[str, ...] = ()  # sentences for the reader, warnings first
@@ -106,7 +106,7 @@ def as_document(result: Result, command: str) -> dict[str, Any]:
         "mode": result.mode,
         "command": command,
         "data": plain(result.data),
-        "figures": plain(result.figures),
+        "statistics": plain(result.statistics),
         "notes": list(result.notes),
     }
 

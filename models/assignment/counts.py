@@ -36,7 +36,7 @@ class MatchCounts:
         return MatchCounts(*(getattr(self, item.name) + getattr(other, item.name) for item in fields(self)))
 
     def summary(self) -> dict[str, float]:
-        """Return the figures for the log, as plain numbers."""
+        """Return the statistics for the log, as plain numbers."""
         flat = torch.cat([getattr(self, item.name).reshape(-1).double() for item in fields(self)]).tolist()
         value, start = {}, 0
         for item in fields(self):
@@ -44,7 +44,7 @@ class MatchCounts:
             value[item.name] = flat[start : start + size]
             start += size
         objects, matches = sum(value["objects"]), value["base"][0] + value["extra"][0]
-        figures = {
+        statistics = {
             "positives_per_object": _share(matches, objects),
             "base_per_object": _share(value["base"][0], objects),
             "extra_share": _share(value["extra"][0], matches),
@@ -57,19 +57,19 @@ class MatchCounts:
             "lost_all_slots": sum(value["lost_all_slots"]),
         }
         for name in ("objects", "unmatched", "lost_slots", "lost_all_slots"):
-            figures |= {f"{name}_{size}": number for size, number in zip(SIZES, value[name], strict=True)}
-        return figures
+            statistics |= {f"{name}_{size}": number for size, number in zip(SIZES, value[name], strict=True)}
+        return statistics
 
     def line(self) -> str:
-        """Return the figures as one line for the console."""
-        figures = self.summary()
-        sizes = "/".join(f"{figures[f'unmatched_{size}']:.0f}" for size in SIZES)
+        """Return the statistics as one line for the console."""
+        statistics = self.summary()
+        sizes = "/".join(f"{statistics[f'unmatched_{size}']:.0f}" for size in SIZES)
         return (
-            f"matches: {figures['positives_per_object']:.2f} per object, {figures['extra_share']:.0%} extra, "
-            f"mean IoU {figures['base_iou']:.3f} base {figures['extra_iou']:.3f} extra; "
-            f"{figures['unmatched']:.0f} of {figures['objects']:.0f} objects without a match (S/M/L {sizes}); "
-            f"{figures['collisions']:.0f} slots wanted by several, "
-            f"{figures['lost_all_slots']:.0f} objects lost all of theirs"
+            f"matches: {statistics['positives_per_object']:.2f} per object, {statistics['extra_share']:.0%} extra, "
+            f"mean IoU {statistics['base_iou']:.3f} base {statistics['extra_iou']:.3f} extra; "
+            f"{statistics['unmatched']:.0f} of {statistics['objects']:.0f} objects without a match (S/M/L {sizes}); "
+            f"{statistics['collisions']:.0f} slots wanted by several, "
+            f"{statistics['lost_all_slots']:.0f} objects lost all of theirs"
         )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from models.assignment.grid import constant
 from models.assignment.inputs import Pairs, Scene
 from models.heads import Head
-from utils.boxes import wh_iou
+from utils.boxes import shape_iou
 
 OFFSETS = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (-0.5, 0.0), (0.0, -0.5))  # own, left, up, right, down, as (x, y)
 
@@ -27,7 +27,7 @@ class Standard:
 
     def __call__(self, scene: Scene) -> Pairs:
         """Return the pairs of the batch."""
-        iou = shape_iou(scene)
+        iou = shape_ious(scene)
         keep = iou > self.iou_t
         if self.only_best:
             keep &= _best_of_each_head(iou, scene.grid.heads)
@@ -52,7 +52,7 @@ class Ratio:
         pair, which = wanted[:, target, scene.grid.head[anchor]].T.nonzero(as_tuple=True)
         anchor, target = anchor[pair], target[pair]
         cell = cells[which, target, scene.grid.head[anchor]]
-        iou = shape_iou(scene)[anchor, target]
+        iou = shape_ious(scene)[anchor, target]
         return Pairs(target, anchor, cell[:, 1], cell[:, 0], iou)
 
 
@@ -88,10 +88,10 @@ class Darknet:
         heads, device = scene.grid.heads, scene.boxes.device
         joined = tuple(wh for head in heads for wh in head.anchors_wh)
         lists = [head.all_anchors_wh or joined for head in heads]  # as a rule all the same
-        best_of = {every: wh_iou(constant(every, device), scene.boxes[:, 2:]).argmax(dim=0) for every in set(lists)}
+        best_of = {every: shape_iou(constant(every, device), scene.boxes[:, 2:]).argmax(dim=0) for every in set(lists)}
         best = torch.stack([best_of[every] for every in lists])  # L T, the first of equals
         numbers = constant(_anchor_numbers(heads), device, torch.int64)
-        iou = shape_iou(scene)
+        iou = shape_ious(scene)
         thresholds = [head.iou_thresh if self.iou_t is None else self.iou_t for head in heads for _ in head.anchors_wh]
         keep = numbers[:, None] == best[scene.grid.head]
         if min(thresholds) < 1:
@@ -112,14 +112,14 @@ def with_fallback(scene: Scene, pairs: Pairs) -> Pairs:
     """Give every target without a pair its single best anchor over all heads, in the centre's cell."""
     unmatched = torch.ones(len(scene.targets), dtype=torch.bool, device=scene.boxes.device)
     unmatched[pairs.target] = False
-    iou = shape_iou(scene)
+    iou = shape_ious(scene)
     best = torch.zeros_like(iou, dtype=torch.bool).scatter_(0, iou.argmax(dim=0, keepdim=True), True)
     return Pairs.join([pairs, pairs_in_center_cell(scene, best & unmatched, iou)])
 
 
-def shape_iou(scene: Scene) -> Tensor:
+def shape_ious(scene: Scene) -> Tensor:
     """IoU of every anchor's shape with every target's, [K T]."""
-    return wh_iou(scene.grid.prior_wh, scene.boxes[:, 2:])
+    return shape_iou(scene.grid.prior_wh, scene.boxes[:, 2:])
 
 
 def pairs_in_center_cell(scene: Scene, keep: Tensor, iou: Tensor) -> Pairs:
