@@ -57,7 +57,7 @@ GROUPS = (AnalyzeOptions, DatasetStatsOptions, CompareOptions, StrategyOptions, 
 
 
 @dataclass(frozen=True)
-class Options:
+class AnalyzeGroups:
     """All options, by group."""
 
     analyze: AnalyzeOptions
@@ -73,7 +73,7 @@ class Options:
 class Mode:
     """One kind of analysis: what runs it and which options it reads."""
 
-    run: Callable[[Options], Result | None]  # None: another process has the result
+    run: Callable[[AnalyzeGroups], Result | None]  # None: another process has the result
     reads: frozenset[str]
     distributed: bool = False  # runs in every process of ``torchrun``; else the main one does it alone
 
@@ -100,13 +100,13 @@ def main() -> None:
         print(f"--report: open {folder / 'report.html'} in a browser")
 
 
-def choose(given: dict[str, Any]) -> tuple[Options, list[str]]:
+def choose(given: dict[str, Any]) -> tuple[AnalyzeGroups, list[str]]:
     """Return all options and the analyses to run; say in one line what was chosen where the user did not.
 
     Raises:
         UserError: an option that none of the analyses reads.
     """
-    options = Options(*build_options(given, GROUPS))
+    options = AnalyzeGroups(*build_options(given, GROUPS))
     modes = [mode for mode in MODES if getattr(options.analyze, mode)]
     chosen = not modes
     modes = modes or default_modes(given)
@@ -149,12 +149,12 @@ def with_defaults(options: AnalyzeOptions) -> AnalyzeOptions:
     return replace(options, data=data, cfg=options.cfg or newest.get("cfg") or "yolov3-nano.cfg")
 
 
-def run_dataset_stats(options: Options) -> Result:
+def run_dataset_stats(options: AnalyzeGroups) -> Result:
     """Statistics of the annotations alone."""
     return described(dataset_stats(read_annotations(options.analyze), options.dataset_stats), options.analyze)
 
 
-def run_anchor_stats(options: Options) -> Result:
+def run_anchor_stats(options: AnalyzeGroups) -> Result:
     """Matches of every strategy that looks only at priors."""
     names = options.strategies.match.split(",") if options.strategies.match else prior_strategies()
     if options.analyze.matching_stats:  # which also looks at the others
@@ -174,22 +174,22 @@ def run_anchor_stats(options: Options) -> Result:
     return described(result, options.analyze, cfg=options.analyze.cfg, img_size=img_size)
 
 
-def run_matching_stats(options: Options) -> Result | None:
+def run_matching_stats(options: AnalyzeGroups) -> Result | None:
     """Matches and predictions of a network; under ``torchrun`` only the main process has the result."""
     asked = options.asked
     source = Source(asked.data, asked.split, asked.cfg, asked.img_size)
-    opened = open_everything(source, options.matching, options.strategies)
+    inputs = open_everything(source, options.matching, options.strategies)
     given = flat_dict(asked, options.matching, options.strategies, options.report)
     several = options.report.report or sum(bool(getattr(asked, mode)) for mode in MODES) > 1
     name = run_name(asked.name, "matching_stats", 1 + several)
-    folder = start_folder(options.matching.resume, ANALYSES, name, given, opened)
+    folder = start_folder(options.matching.resume, ANALYSES, name, given, inputs)
     report_images = options.report.report_images if options.report.report else 0
-    result = matching_stats(opened, options.matching, folder, report_images)
+    result = matching_stats(inputs, options.matching, folder, report_images)
     distributed.stop()
     return result
 
 
-def run_compare(options: Options) -> Result:
+def run_compare(options: AnalyzeGroups) -> Result:
     """Training runs side by side."""
     return compare_runs([read_run(folder) for folder in options.analyze.compare], options.compare)
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from data.data_file import open_data
 from data.labels.annotations import category_ids_for
-from data.letterbox import letterbox_frame, letterbox_images, smallest_input
+from data.letterbox import letterbox_images, letterbox_meta, smallest_input
 from data.sources import ImageFiles, Picture, VideoFrames, open_source
 from data.splits import open_split
 from engine.run_folder import find_newest_checkpoint, new_run_folder
@@ -34,7 +34,7 @@ from utils.devices import choose_device, describe_device, use_threads
 from utils.draw import draw_detections, write_image
 from utils.errors import UserError, run_command, suggestion
 from utils.files import atomic_path, write_json_atomically, write_text_atomically
-from utils.records import Detections
+from utils.structures import Detections
 
 RUNS = "runs/detect"
 WITHOUT_SOURCE = 100  # images of the training's data, at most
@@ -51,7 +51,7 @@ class DetectOptions:
     data: str = option("", "data set whose class names are used; default: the one of the training")
     names: str = option("", "file of class names, one per line")
     img_size: tuple[int, ...] = option((), "side of the network input in pixels; default: that of the training")
-    conf_thres: float = option(0.3, "least objectness x class probability of a detection")
+    conf_thres: float = option(0.3, "minimum objectness x class probability of a detection")
     iou_thres: float = option(0.45, "NMS drops a box that overlaps a stronger one of its class by a higher IoU")
     max_det: int = option(300, "detections per image")
     classes: tuple[str, ...] = option((), "only these classes, by name or number")
@@ -212,9 +212,9 @@ def detect_one(detector: Detector, picture: Picture, size: int, stride: int) -> 
     """Return what is found in one picture and the milliseconds of inference and NMS."""
     height, width = picture.image_rgb.shape[:2]
     net_hw = smallest_input(np.array([[width, height]]), (size, size), stride)
-    frame = letterbox_frame(0, picture.path, (width, height), net_hw)
+    meta = letterbox_meta(0, picture.path, (width, height), net_hw)
     before = detector.seconds_inference + detector.seconds_nms
-    (found,) = detector(letterbox_images([picture.image_rgb], [frame], net_hw), [frame])
+    (found,) = detector(letterbox_images([picture.image_rgb], [meta], net_hw), [meta])
     return found.cpu(), (detector.seconds_inference + detector.seconds_nms - before) * 1e3
 
 
@@ -284,8 +284,8 @@ class Keeper:
     def _add_results(self, picture: Picture, found: Detections, image: np.ndarray, is_video: bool) -> None:
         stem = Path(picture.path).stem
         height, width = image.shape[:2]
-        frame = letterbox_frame(0, picture.path, (width, height), (height, width))
-        for result in coco_results(found, frame, self.category_ids):
+        meta = letterbox_meta(0, picture.path, (width, height), (height, width))
+        for result in coco_results(found, meta, self.category_ids):
             result["image_id"] = int(stem) if stem.isdecimal() and not is_video else stem
             result["file_name"] = Path(picture.path).name
             if is_video:

@@ -28,7 +28,7 @@ from utils.devices import choose_device, describe_device, use_threads
 from utils.draw import draw_predictions
 from utils.errors import UserError, run_command
 from utils.files import write_json_atomically
-from utils.records import Batch, Detections
+from utils.structures import Batch, Detections
 
 RUNS = "runs/test"
 SPLITS = {"val": "valid", "test": "test", "speed": "valid"}  # --task -> the key of the .data file
@@ -45,7 +45,7 @@ class EvaluationOptions:
     task: str = option("val", "which split, or the time per image only", tuple(SPLITS))
     batch_size: int = option(16, "images per batch, over all processes")
     img_size: tuple[int, ...] = option((), "side of the network input in pixels, or width and height")
-    conf_thres: float = option(0.001, "least objectness x class probability of a detection")
+    conf_thres: float = option(0.001, "minimum objectness x class probability of a detection")
     iou_thres: float = option(0.6, "NMS drops a box that overlaps a stronger one of its class by a higher IoU")
     max_det: int = option(300, "detections per image")
     save_json: bool = option(False, "write detections.json and ground_truth.json, in COCO's format")
@@ -101,7 +101,7 @@ def main() -> None:
 
     folder = Path(distributed.broadcast(str(new_run_folder(RUNS, options.name)) if distributed.is_main() else ""))
     ground_truth = clean_ground_truth(dataset.to_coco())
-    pictures = Pictures(folder, loaded.names or dataset.names)
+    pictures = BatchPictures(folder, loaded.names or dataset.names)
     results = collect_results(detector, batches, ground_truth, options.single_cls, pictures.draw)
     if distributed.is_main():
         metrics = evaluate_coco(ground_truth, results, options.evaluator)
@@ -181,10 +181,10 @@ def warm_up(detector: Detector, net_hw: tuple[int, int]) -> None:
 def time_batches(detector: Detector, batches: object) -> None:
     """Run the detector over all batches for its speed alone."""
     for batch in batches:
-        detector(batch.images, batch.frames)
+        detector(batch.images, batch.metas)
 
 
-class Pictures:
+class BatchPictures:
     """Draws the first batches with their objects and what was found."""
 
     def __init__(self, folder: Path, names: tuple[str, ...]) -> None:

@@ -100,7 +100,7 @@ GROUPS = (TrainOptions, OptimizerOptions, AugmentOptions, AssignmentOptions, Los
 
 
 @dataclass(frozen=True)
-class Options:
+class TrainGroups:
     """All options of a run, by group."""
 
     train: TrainOptions
@@ -162,7 +162,7 @@ def main() -> None:
     distributed.stop()
 
 
-def choose_options() -> tuple[Options, dict[str, Any] | None]:
+def choose_options() -> tuple[TrainGroups, dict[str, Any] | None]:
     """Return the resolved options and, for ``--resume``, the checkpoint to go on from."""
     given = parse_flags(__doc__.splitlines()[0], *GROUPS)
     checkpoint = None
@@ -185,7 +185,7 @@ def choose_options() -> tuple[Options, dict[str, Any] | None]:
             given["cfg"] = cfg_of_weights(given["weights"])
         recipe = find_file(given.get("hyp") or default_recipe(given.get("cfg", TrainOptions.cfg)), "recipe")
         values = read_recipe(recipe, GROUPS) | given | {"hyp": str(recipe)}
-    return Options(*build_options(values, GROUPS)), checkpoint
+    return TrainGroups(*build_options(values, GROUPS)), checkpoint
 
 
 def default_recipe(cfg: str) -> str:
@@ -237,7 +237,7 @@ def freeze_layers(network: Network, count: int) -> None:
         raise UserError(f"--freeze {count} leaves nothing to learn: the cfg has {len(network.layers)} layers")
 
 
-def new_state(network: Network, options: Options) -> TrainState:
+def new_state(network: Network, options: TrainGroups) -> TrainState:
     """Return the state before the first epoch."""
     train = options.train
     optimizer = build_optimizer(network, options.optimizer, train.batch_size * train.batches_per_step)
@@ -281,7 +281,7 @@ def loader_settings(
 
 
 def announce(
-    run: TrainingRun, options: Options, network: Network, train_set: Annotations, device: torch.device
+    run: TrainingRun, options: TrainGroups, network: Network, train_set: Annotations, device: torch.device
 ) -> None:
     """Say in one line what was chosen, and draw how the training labels are distributed."""
     if not distributed.is_main():

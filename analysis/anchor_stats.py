@@ -16,18 +16,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.anchor_fit import one_thread, side_ratio
-from analysis.objects import SIZE_NAMES, Objects, letterboxed, select_objects
+from analysis.objects import Objects, letterboxed, select_objects
 from analysis.output.plots import anchor_scatter, bars, positives_per_object
 from analysis.output.result import Result, Table, share
 from models.assignment.assigner import Assigner, build_assigner
 from models.assignment.counts import all_slots
 from models.assignment.options import AssignmentOptions
 from models.heads import Head
-from utils.boxes import shape_iou
-from utils.records import Matches, Targets
+from utils.boxes import SIZE_NAMES, shape_iou
+from utils.structures import Matches, Targets
 
 if TYPE_CHECKING:
-    from data.labels.read import Annotations
+    from data.labels.annotations import Annotations
 
 OBJECTS_PER_BLOCK = 16_384
 IMAGES_PER_BLOCK = 4_096
@@ -53,7 +53,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Block:
+class ObjectBlock:
     """Some images' objects as the network's input would show them."""
 
     rows: slice  # of Objects
@@ -84,9 +84,9 @@ def anchor_stats(
             shape_ious = shape_iou(boxes_wh[block.rows], anchors_wh)  # T K
             best_iou[block.rows] = shape_ious.amax(dim=1)
             best_ratio[block.rows] = side_ratio(boxes_wh[block.rows], anchors_wh).amin(dim=1)
-            raws = [_blank_map(head, block.num_images, img_size) for head in heads]
+            raw_maps = [_blank_map(head, block.num_images, img_size) for head in heads]
             for name, assigner in assigners.items():
-                _count(counts[name], assigner(block.targets, raws).base, raws, block, shape_ious)
+                _count(counts[name], assigner(block.targets, raw_maps).base, raw_maps, block, shape_ious)
             bar.update(len(block.targets))
     statistics = {
         "img_size": img_size,
@@ -107,7 +107,7 @@ def _assigner(options: AssignmentOptions, heads: Sequence[Head]) -> Assigner:
     return assigner
 
 
-def _blocks(objects: Objects, boxes_cxcywh: np.ndarray) -> Iterator[Block]:
+def _blocks(objects: Objects, boxes_cxcywh: np.ndarray) -> Iterator[ObjectBlock]:
     """Yield the objects of whole images, about OBJECTS_PER_BLOCK at a time."""
     until = np.searchsorted(objects.image, np.arange(objects.num_images), side="right")  # objects up to each image
     first_image = first_row = 0
@@ -120,7 +120,7 @@ def _blocks(objects: Objects, boxes_cxcywh: np.ndarray) -> Iterator[Block]:
             torch.from_numpy(objects.labels[rows]),
             torch.from_numpy(boxes_cxcywh[rows]),
         )
-        yield Block(rows, stop - first_image, targets)
+        yield ObjectBlock(rows, stop - first_image, targets)
         first_image, first_row = stop, rows.stop
 
 
@@ -130,8 +130,10 @@ def _blank_map(head: Head, num_images: int, img_size: int) -> Tensor:
     return torch.zeros(1).expand(num_images, head.num_anchors, cells, cells, 5 + head.num_classes)
 
 
-def _count(counts: Counts, matches: tuple[Matches, ...], raws: list[Tensor], block: Block, shape_ious: Tensor) -> None:
-    first_anchor = np.cumsum([0, *(raw.shape[1] for raw in raws)])
+def _count(
+    counts: Counts, matches: tuple[Matches, ...], raw_maps: list[Tensor], block: ObjectBlock, shape_ious: Tensor
+) -> None:
+    first_anchor = np.cumsum([0, *(raw.shape[1] for raw in raw_maps)])
     target = torch.cat([part.target for part in matches])
     anchor = torch.cat([part.anchor + int(first) for part, first in zip(matches, first_anchor, strict=False)])
     matched = torch.zeros(shape_ious.shape, dtype=torch.bool)
@@ -140,7 +142,7 @@ def _count(counts: Counts, matches: tuple[Matches, ...], raws: list[Tensor], blo
     counts.positives_of_anchor[:] += torch.bincount(anchor, minlength=shape_ious.shape[1]).numpy()
     counts.shape_iou_sum[:] += torch.where(matched, shape_ious, 0.0).sum(dim=0, dtype=torch.float64).numpy()
     counts.matches_of_object[block.rows] += torch.bincount(target, minlength=len(shape_ious)).numpy()
-    claims = torch.unique(all_slots(matches, [tuple(raw.shape[:4]) for raw in raws]), return_counts=True)[1]
+    claims = torch.unique(all_slots(matches, [tuple(raw.shape[:4]) for raw in raw_maps]), return_counts=True)[1]
     counts.slots[:] += (len(claims), int((claims > 1).sum()))
 
 

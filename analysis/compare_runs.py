@@ -134,7 +134,7 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def _read_history(path: Path) -> list[Row]:
-    """Read results.csv; an epoch that stands there twice (after a resume) counts as its last line says."""
+    """Read results.csv; an epoch that appears twice (after a resume) counts as its last line says."""
     by_epoch: dict[float, Row] = {}
     with open(path, newline="", encoding="utf-8") as file:
         reader = csv.DictReader(file)

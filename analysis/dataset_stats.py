@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from analysis.objects import SIZE_NAMES, Objects, add_occlusion, pair_blocks, pair_geometry, select_objects
+from analysis.objects import Objects, add_occlusion, pair_blocks, pair_geometry, select_objects
 from analysis.output.plots import bars, histogram_grid
 from analysis.output.result import Result, Table, mean, share
+from utils.boxes import SIZE_NAMES
 from utils.config import option
 
 if TYPE_CHECKING:
-    from data.labels.read import Annotations
+    from data.labels.annotations import Annotations
 
 OCCLUSION_LIMITS = (0.3, 0.5, 0.7)
 OCCLUSION_EDGES = np.linspace(0, 1, 21)

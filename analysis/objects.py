@@ -12,19 +12,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from data.letterbox import letterbox_frame
+from data.letterbox import letterbox_meta
+from utils.boxes import SIZE_LIMITS
 
 if TYPE_CHECKING:
-    from data.labels.read import Annotations
+    from data.labels.annotations import Annotations
 
-SIZE_NAMES = ("small", "medium", "large")
-SIZE_LIMITS = (32.0**2, 96.0**2)  # COCO's areas, square pixels: small is below the first, large from the second on
 PAIRS_PER_BLOCK = 1 << 19
 
 
 @dataclass(frozen=True)
 class Objects:
-    """The annotations that a figure counts, sorted by image."""
+    """The annotations that a statistic counts, sorted by image."""
 
     image: np.ndarray  # [M] int64, row of image_wh
     boxes_xyxy: np.ndarray  # [M 4] float64, original pixels
@@ -85,9 +84,9 @@ def select_objects(annotations: Annotations, crowd: bool) -> Objects:
 def letterboxed(objects: Objects, img_size: int) -> np.ndarray:
     """Return the boxes as the loader places them in a square input: cxcywh relative to the input, [M 4] float32."""
     sizes, which = np.unique(objects.image_wh, axis=0, return_inverse=True)
-    frames = [letterbox_frame(0, "", (int(w), int(h)), (img_size, img_size)) for w, h in sizes]
-    scale = np.array([frame.scale_xy for frame in frames]).reshape(-1, 2)
-    offset = np.array([frame.offset_xy for frame in frames]).reshape(-1, 2)
+    metas = [letterbox_meta(0, "", (int(w), int(h)), (img_size, img_size)) for w, h in sizes]
+    scale = np.array([meta.scale_xy for meta in metas]).reshape(-1, 2)
+    offset = np.array([meta.offset_xy for meta in metas]).reshape(-1, 2)
     frame_of = which.reshape(-1)[objects.image]
     corners = np.clip(objects.boxes_xyxy, 0, np.tile(objects.image_wh, 2)[objects.image])
     corners = corners * np.tile(scale, 2)[frame_of] + np.tile(offset, 2)[frame_of]

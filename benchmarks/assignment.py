@@ -33,7 +33,7 @@ from utils.config import REPOSITORY, find_file, option, parse_options
 from utils.devices import choose_device, describe_device, use_threads
 from utils.errors import run_command
 from utils.files import write_text_atomically
-from utils.records import Targets
+from utils.structures import Targets
 
 DOCUMENT = REPOSITORY / "docs" / "assignment.md"
 SIZE, CLASSES = 640, 80

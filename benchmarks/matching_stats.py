@@ -18,12 +18,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis.matching.command import Source, loader_settings, open_everything
-from analysis.matching.measure import measure_raws, to_device
+from analysis.matching.measure import measure_raw_maps, to_device
 from analysis.matching.options import MatchingOptions
 from analysis.strategies import StrategyOptions
 from data.loader import evaluation_batches
 from models.assignment.assigner import build_assigner
-from utils.records import Batch
+from utils.structures import Batch
 
 LIMIT = 1.15
 
@@ -45,11 +45,11 @@ def main() -> None:
     args = parser.parse_args()
     options = MatchingOptions(weights=args.weights, hard=args.hard, workers=0, device=args.device)
     strategies = StrategyOptions(match=args.match, match_iou=tuple(args.match_iou))
-    opened = open_everything(Source(args.data, args.split, args.cfg, args.img_size), options, strategies)
-    plan = opened.plan
+    inputs = open_everything(Source(args.data, args.split, args.cfg, args.img_size), options, strategies)
+    plan = inputs.plan
     assigners = {name: build_assigner(one, plan.detector.heads) for name, one in plan.strategies.items()}
     batches = []
-    for batch in evaluation_batches(opened.annotations, loader_settings(opened, options)):
+    for batch in evaluation_batches(inputs.annotations, loader_settings(inputs, options)):
         batches.append(batch)
         if len(batches) == args.batches:
             break
@@ -60,7 +60,7 @@ def main() -> None:
         plan.detector.raw_maps(batch.images)
 
     def forward_and_measure(batch: Batch) -> None:
-        measure_raws(to_device(batch, device), plan.detector.raw_maps(batch.images), plan, assigners)
+        measure_raw_maps(to_device(batch, device), plan.detector.raw_maps(batch.images), plan, assigners)
 
     alone, both = [], []
     with torch.inference_mode():

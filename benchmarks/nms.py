@@ -36,7 +36,7 @@ CASES = {  # slots, objects, mean objectness logit away from objects
 class BenchmarkOptions:
     """What to time."""
 
-    confidence: float = option(0.001, "least score; above 0.1 a box has one class only")
+    confidence: float = option(0.001, "minimum score; above 0.1 a box has one class only")
     iou: float = option(0.6, "NMS threshold")
     repeats: int = option(9, "timed runs of each; the median counts")
     device: str = option("", "cpu or a CUDA device; the others always run on the CPU")

@@ -23,7 +23,7 @@ from utils.config import find_file, option, parse_options
 from utils.devices import amp_dtype, choose_device, describe_device, use_threads
 from utils.errors import run_command
 from utils.files import write_json_atomically
-from utils.records import Targets
+from utils.structures import Targets
 
 CASES = (("yolov3-tiny.cfg", 416), ("yolov3-spp.cfg", 320), ("yolov3-nano.cfg", 320))
 LAYOUTS = {"channels-last": torch.channels_last, "plain": torch.contiguous_format}

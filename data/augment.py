@@ -141,8 +141,8 @@ def _picture(
 
 def _place(original_wh: tuple[int, int], net_hw: tuple[int, int], resize: str) -> np.ndarray:
     """Return the matrix [3 3] from original to canvas pixels of an image that is alone on its canvas."""
-    frame = RESIZES[resize](0, "", original_wh, net_hw)
-    (scale_x, scale_y), (left, top) = frame.scale_xy, frame.offset_xy
+    meta = RESIZES[resize](0, "", original_wh, net_hw)
+    (scale_x, scale_y), (left, top) = meta.scale_xy, meta.offset_xy
     return np.array([[scale_x, 0, left], [0, scale_y, top], [0, 0, 1]], dtype=np.float64)
 
 

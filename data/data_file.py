@@ -55,7 +55,7 @@ class DataDescription:
         text = self.splits[split]
         found = self.find(text)
         if found is None:
-            remedy = f"; fetch it with: {self.download}" if self.download else f"; mend '{split}' in {self.path}"
+            remedy = f"; fetch it with: {self.download}" if self.download else f"; correct '{split}' in {self.path}"
             raise UserError(f"{self.path}: {split} = {text} is not on the disk{remedy}")
         return found
 
@@ -149,6 +149,6 @@ def _key_values(path: Path) -> tuple[dict[str, str], dict[str, int]]:
         if key not in KEYS:
             raise UserError(f"{path}:{number}: unknown key '{key}'{suggestion(key, KEYS)}")
         if key in values:
-            raise UserError(f"{path}:{number}: '{key}' stands twice (first in line {lines[key]})")
+            raise UserError(f"{path}:{number}: '{key}' is given twice (first in line {lines[key]})")
         values[key], lines[key] = value, number
     return values, lines

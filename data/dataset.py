@@ -19,7 +19,7 @@ from data.image_files import read_image
 from data.labels.annotations import Annotations
 from data.letterbox import RESIZES, images_to_tensor, place_image
 from utils.errors import UserError
-from utils.records import Batch, Frame, Targets
+from utils.structures import Batch, ImageMeta, Targets
 
 RECENT_IMAGES, RECENT_BYTES = 96, 256 << 20  # decoded, that each process keeps for the mosaics of a block
 
@@ -82,28 +82,28 @@ class DetectionDataset(Dataset):
         """Make an augmented batch."""
         images = np.empty((len(plan.indices), *plan.net_hw, 3), dtype=np.uint8)
         pool = np.array(plan.pool or plan.indices)
-        samples, frames = [], []
+        samples, metas = [], []
         for index, out in zip(plan.indices, images, strict=True):
             rng = np.random.default_rng((self.seed, plan.epoch, index))
             samples.append(training_sample(index, pool, self.source, out, self.augment, rng, self.resize))
-            # What a training picture shows is no single image's frame: only the identity is of use.
-            frames.append(Frame(*self._identity(index), (plan.net_hw[1], plan.net_hw[0])))
-        return _batch(images, samples, frames)
+            # What a training picture shows is no single image's meta: only the identity is of use.
+            metas.append(ImageMeta(*self._identity(index), (plan.net_hw[1], plan.net_hw[0])))
+        return _batch(images, samples, metas)
 
     def plain_batch(self, plan: BatchPlan) -> Batch:
         """Make a batch of letterboxed (or stretched) images as they are."""
         images = np.empty((len(plan.indices), *plan.net_hw, 3), dtype=np.uint8)
-        samples, frames = [], []
+        samples, metas = [], []
         for index, out in zip(plan.indices, images, strict=True):
             source = self.source(index)
-            frame = RESIZES[self.resize](*self._identity(index), source.original_wh, plan.net_hw)
-            place_image(source.pixels, frame, out, self.resize)
+            meta = RESIZES[self.resize](*self._identity(index), source.original_wh, plan.net_hw)
+            place_image(source.pixels, meta, out, self.resize)
             cv2.cvtColor(out, cv2.COLOR_BGR2RGB, dst=out)
             boxes = np.clip(source.boxes_xyxy, 0, source.original_wh * 2)
-            boxes = boxes * (frame.scale_xy * 2) + (frame.offset_xy * 2)
+            boxes = boxes * (meta.scale_xy * 2) + (meta.offset_xy * 2)
             samples.append(Sample(boxes, source.labels, source.crowd))
-            frames.append(frame)
-        return _batch(images, samples, frames)
+            metas.append(meta)
+        return _batch(images, samples, metas)
 
     def source(self, index: int) -> SourceImage:
         """Return one annotated image."""
@@ -153,12 +153,12 @@ class DetectionDataset(Dataset):
         return int(self.annotations.image_ids[index]), self.annotations.image_paths[index]
 
 
-def _batch(images: np.ndarray, samples: Sequence[Sample], frames: Sequence[Frame]) -> Batch:
+def _batch(images: np.ndarray, samples: Sequence[Sample], metas: Sequence[ImageMeta]) -> Batch:
     """Collate [B H W 3] pictures and their objects."""
     net_hw = images.shape[1:3]
     objects = _targets(samples, net_hw, lambda sample: ~sample.crowd)
     crowd = _targets(samples, net_hw, lambda sample: sample.crowd)
-    return Batch(images_to_tensor(images), objects, crowd, tuple(frames))
+    return Batch(images_to_tensor(images), objects, crowd, tuple(metas))
 
 
 def _targets(samples: Sequence[Sample], net_hw: tuple[int, int], which: Callable[[Sample], np.ndarray]) -> Targets:

@@ -125,7 +125,7 @@ def download(archive: Archive, path: Path, pause: float = 2.0) -> None:
         try:
             _check(archive, part)
         except UserError:
-            part.unlink()  # going on with it would not mend it
+            part.unlink()  # going on with it would not repair it
             raise
         os.replace(part, path)
     else:

@@ -1,4 +1,4 @@
-"""From an image of any size to the network input: the geometry (a Frame) and the pixels.
+"""From an image of any size to the network input: the geometry (a ImageMeta) and the pixels.
 
 Coordinates are continuous: pixel ``i`` covers ``[i, i + 1)``; resizing ``w`` to ``w'`` pixels maps ``x`` to ``x w'/w``.
 """
@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.records import Frame
+from utils.structures import ImageMeta
 
 PADDING = 114  # grey level of the border, that of the ultralytics family
 
 
-def letterbox_frame(image_id: int, path: str, original_wh: tuple[int, int], net_hw: tuple[int, int]) -> Frame:
+def letterbox_meta(image_id: int, path: str, original_wh: tuple[int, int], net_hw: tuple[int, int]) -> ImageMeta:
     """Keep the aspect ratio, fill the input as far as it goes, share the border equally between both sides.
 
     The resized size is rounded to whole pixels, and ``scale_xy`` is exactly what that rounding makes it.
@@ -27,16 +27,16 @@ def letterbox_frame(image_id: int, path: str, original_wh: tuple[int, int], net_
     new_w = min(max(round(width * ratio), 1), net_hw[1])
     new_h = min(max(round(height * ratio), 1), net_hw[0])
     offset = (float((net_hw[1] - new_w) // 2), float((net_hw[0] - new_h) // 2))
-    return Frame(image_id, path, (width, height), (new_w / width, new_h / height), offset)
+    return ImageMeta(image_id, path, (width, height), (new_w / width, new_h / height), offset)
 
 
-def stretch_frame(image_id: int, path: str, original_wh: tuple[int, int], net_hw: tuple[int, int]) -> Frame:
+def stretch_meta(image_id: int, path: str, original_wh: tuple[int, int], net_hw: tuple[int, int]) -> ImageMeta:
     """Scale each axis for itself so that the image fills the input (Darknet's training resize)."""
     width, height = original_wh
-    return Frame(image_id, path, (width, height), (net_hw[1] / width, net_hw[0] / height))
+    return ImageMeta(image_id, path, (width, height), (net_hw[1] / width, net_hw[0] / height))
 
 
-RESIZES = {"letterbox": letterbox_frame, "stretch": stretch_frame}
+RESIZES = {"letterbox": letterbox_meta, "stretch": stretch_meta}
 
 
 def resize_for_view(image: np.ndarray, wh: tuple[int, int]) -> np.ndarray:
@@ -61,10 +61,10 @@ def resize_as_darknet(image: np.ndarray, wh: tuple[int, int]) -> np.ndarray:
 PIXELS = {"letterbox": resize_for_view, "stretch": resize_as_darknet}  # as RESIZES
 
 
-def place_image(image: np.ndarray, frame: Frame, out: np.ndarray, resize: str = "letterbox") -> None:
-    """Draw an image [h w 3] into a network input [H W 3], in place, where its frame says; ``resize`` as in PIXELS."""
-    new_w, new_h = (round(size * scale) for size, scale in zip(frame.original_wh, frame.scale_xy, strict=True))
-    left, top = (round(offset) for offset in frame.offset_xy)
+def place_image(image: np.ndarray, meta: ImageMeta, out: np.ndarray, resize: str = "letterbox") -> None:
+    """Draw an image [h w 3] into a network input [H W 3], in place, where its meta says; ``resize`` as in PIXELS."""
+    new_w, new_h = (round(size * scale) for size, scale in zip(meta.original_wh, meta.scale_xy, strict=True))
+    left, top = (round(offset) for offset in meta.offset_xy)
     if (new_h, new_w) != out.shape[:2]:
         out[:] = PADDING
     target = out[top : top + new_h, left : left + new_w]
@@ -76,11 +76,11 @@ def images_to_tensor(images_hwc: np.ndarray) -> Tensor:
     return torch.from_numpy(images_hwc).permute(0, 3, 1, 2)
 
 
-def letterbox_images(images_rgb: Sequence[np.ndarray], frames: Sequence[Frame], net_hw: tuple[int, int]) -> Tensor:
-    """Place each image [h w 3] by its frame; return uint8 [B 3 H W] in channels_last memory format."""
+def letterbox_images(images_rgb: Sequence[np.ndarray], metas: Sequence[ImageMeta], net_hw: tuple[int, int]) -> Tensor:
+    """Place each image [h w 3] by its meta; return uint8 [B 3 H W] in channels_last memory format."""
     batch = np.empty((len(images_rgb), *net_hw, 3), dtype=np.uint8)
-    for image, frame, out in zip(images_rgb, frames, batch, strict=True):
-        place_image(image, frame, out)
+    for image, meta, out in zip(images_rgb, metas, batch, strict=True):
+        place_image(image, meta, out)
     return images_to_tensor(batch)
 
 

@@ -1,9 +1,9 @@
 """Loaders: which images make which batch, at which size, in which process.
 
-Chance is stateless. The order of an epoch comes from ``(seed, epoch)``, a picture from ``(seed, epoch, index)``, the
-size of a batch from ``(seed, epoch, batch number)``; so the batches are the same with any number of workers, and after
-a resume. Mosaic partners come from the block of :data:`BLOCK` images around a picture in that order: chance has
-shuffled them already, and each process decodes an image about once and not four times.
+Every random draw is a function of its seed: the order of an epoch of ``(seed, epoch)``, a picture of ``(seed, epoch,
+index)``, the size of a batch of ``(seed, epoch, batch number)``; so the batches are the same with any number of
+workers, and after a resume. Mosaic partners come from the block of :data:`BLOCK` images around a picture in that order:
+the order is random already, and each process decodes an image about once and not four times.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from data.labels.annotations import Annotations
 from data.letterbox import RESIZES, smallest_input
 from utils import distributed
 from utils.errors import UserError
-from utils.records import Batch
+from utils.structures import Batch
 
 BLOCK = 64  # images that share their mosaics
 FORKS = sys.platform == "linux"

@@ -240,7 +240,7 @@ def _visible_masks(shapes: list[Shape]) -> list[np.ndarray]:
 
 
 def _visible_shapes(shapes: list[Shape]) -> list[Shape]:
-    """Take away the shapes that hardly show, the hindmost first, until all that remain do."""
+    """Take away the shapes that hardly show, the rearmost first, until all that remain do."""
     while True:
         hidden = None
         for index, (shape, visible) in enumerate(zip(shapes, _visible_masks(shapes), strict=True)):

@@ -20,7 +20,7 @@ from models.loss import LossOptions, build_loss
 from utils.config import REPOSITORY
 from utils.errors import run_command
 from utils.files import write_text_atomically
-from utils.records import Assignment, Matches, Targets
+from utils.structures import Assignment, Matches, Targets
 
 DOCUMENT = REPOSITORY / "docs" / "assignment.md"
 WIDTH, HEIGHT = 128, 96
@@ -52,20 +52,20 @@ def targets() -> Targets:
     return Targets(torch.zeros(3, dtype=torch.int64), torch.arange(3), boxes)
 
 
-def raw_maps() -> list[Tensor]:
+def example_maps() -> list[Tensor]:
     """Return the raw maps that decode to the predictions; classes and objectness are undecided everywhere."""
-    raws = []
+    raw_maps = []
     for head in HEADS:
         raw = torch.zeros(1, HEIGHT // head.stride, WIDTH // head.stride, head.num_anchors, 8)
         raw[..., 2:4] = -4.0
-        raws.append(raw.permute(0, 3, 1, 2, 4))
+        raw_maps.append(raw.permute(0, 3, 1, 2, 4))
     for (number, anchor, col, row), (x, y, width, height) in PREDICTIONS.items():
         head = HEADS[number]
         prior_wh = head.anchors_wh[anchor]
         offsets = [x / head.stride - col, y / head.stride - row]
         sizes = [math.log(side / prior) for side, prior in zip((width, height), prior_wh, strict=True)]
-        raws[number][0, anchor, row, col, :4] = torch.tensor([math.log(p / (1 - p)) for p in offsets] + sizes)
-    return raws
+        raw_maps[number][0, anchor, row, col, :4] = torch.tensor([math.log(p / (1 - p)) for p in offsets] + sizes)
+    return raw_maps
 
 
 def assign(run: str) -> Assignment:
@@ -80,7 +80,7 @@ def assign(run: str) -> Assignment:
         "linear_reweight": float,
     }
     values = {name: kinds.get(name, bool)(value) for name, value in options.items()}
-    return build_assigner(AssignmentOptions(match=match, **values), HEADS)(targets(), raw_maps())
+    return build_assigner(AssignmentOptions(match=match, **values), HEADS)(targets(), example_maps())
 
 
 def describe(matches: tuple[Matches, ...], weights: bool) -> dict[str, str]:
@@ -109,7 +109,7 @@ def tables() -> str:
     for alpha in (0.0, 0.3, 0.5, 1.0):
         options = LossOptions(box=64.0, box_loss="iou")
         loss = build_loss(options, AssignmentOptions(match="fast", alpha=alpha), HEADS)
-        lines.append(f"| α = {alpha} | {loss(raw_maps(), targets()).parts['box'].item():.4f} |")
+        lines.append(f"| α = {alpha} | {loss(example_maps(), targets()).parts['box'].item():.4f} |")
     return "\n".join(lines)
 
 

@@ -29,7 +29,7 @@ from utils.boxes import box_iou, cxcywh_to_xyxy
 from utils.config import option, parse_options
 from utils.errors import run_command
 from utils.files import atomic_path
-from utils.records import Matches, Targets
+from utils.structures import Matches, Targets
 
 SIZE = 320  # the network's input, pixels
 ANCHORS = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326))
@@ -62,9 +62,9 @@ def main() -> None:
     matplotlib.use("Agg")
     heads = yolov3_heads()
     image, targets = sample()
-    raws = half_trained_maps(heads, targets)
+    raw_maps = half_trained_maps(heads, targets)
     for name, strategies in FIGURES.items():
-        figure = draw(strategies, image, targets, heads, raws)
+        figure = draw(strategies, image, targets, heads, raw_maps)
         with atomic_path(Path(options.folder) / name) as path:
             save_small(figure, path)
         print(f"{Path(options.folder) / name}: {', '.join(strategies)}")
@@ -103,7 +103,7 @@ def sample() -> tuple[np.ndarray, Targets]:
 def half_trained_maps(heads: tuple[Head, ...], targets: Targets) -> list[Tensor]:
     """Return raw maps whose boxes lie between each slot's prior and the object that the prior overlaps best."""
     generator = torch.Generator().manual_seed(0)
-    raws = []
+    raw_maps = []
     for head in heads:
         cells = SIZE // head.stride
         cell_xy = cell_grid(cells, cells, torch.device("cpu"))[None].expand(head.num_anchors, -1, -1, -1)  # A H W 2
@@ -117,19 +117,19 @@ def half_trained_maps(heads: tuple[Head, ...], targets: Targets) -> list[Tensor]
         size = (wanted[..., 2:] / prior_wh).log() * pull[..., None]
         confidence = overlap.clamp(0.01, 0.99).logit()[..., None]
         classes = torch.nn.functional.one_hot(best, len(OBJECTS)) * 6.0 - 3.0
-        raws.append(torch.cat((offset, size, confidence, classes), dim=-1)[None])
-    return raws
+        raw_maps.append(torch.cat((offset, size, confidence, classes), dim=-1)[None])
+    return raw_maps
 
 
 def draw(
-    strategies: tuple[str, ...], image: np.ndarray, targets: Targets, heads: tuple[Head, ...], raws: list
+    strategies: tuple[str, ...], image: np.ndarray, targets: Targets, heads: tuple[Head, ...], raw_maps: list
 ) -> Figure:
     """Return one panel per strategy: filled cells are base matches, outlined cells are extra ones."""
     columns = 2 if len(strategies) <= 4 else 3
     rows = -(-len(strategies) // columns)
     figure = Figure(figsize=(3.3 * columns, 3.6 * rows), layout="constrained")
     for axes, match in zip(figure.subplots(rows, columns).flat, strategies, strict=True):
-        assignment = build_assigner(AssignmentOptions(match=match), heads)(targets, raws)
+        assignment = build_assigner(AssignmentOptions(match=match), heads)(targets, raw_maps)
         axes.imshow(image, alpha=0.75)
         for x1, y1, x2, y2 in (cxcywh_to_xyxy(targets.boxes_cxcywh) * SIZE).tolist():
             axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color="white", linewidth=1.2))

@@ -11,7 +11,7 @@ from evaluation.coco import Metrics, evaluate_coco
 from evaluation.results import coco_results
 from models.detector import Detector
 from utils import distributed
-from utils.records import Batch, Detections
+from utils.structures import Batch, Detections
 
 OnBatch = Callable[[Batch, Sequence[Detections]], None]
 
@@ -60,11 +60,11 @@ def collect_results(
     by_image: dict[int, list[dict]] = {}
     bar = tqdm(batches, desc="test", disable=not distributed.is_main(), leave=False, bar_format=BAR_FORMAT)
     for batch in bar:
-        found = detector(batch.images, batch.frames)
+        found = detector(batch.images, batch.metas)
         if on_batch is not None and distributed.is_main():
             on_batch(batch, found)
-        for frame, detections in zip(batch.frames, found, strict=True):
-            by_image[frame.image_id] = coco_results(detections, frame, category_ids)
+        for meta, detections in zip(batch.metas, found, strict=True):
+            by_image[meta.image_id] = coco_results(detections, meta, category_ids)
     if dist.is_initialized():
         by_image = _gather(by_image)
     return [result for image in ground_truth["images"] for result in by_image.get(image["id"], ())]

@@ -98,10 +98,10 @@ class Schedule:
     def set_rates(self, optimizer: torch.optim.Optimizer, batch: int) -> None:
         """Write learning rate and momentum for ``batch``, counted over the whole run, into the parameter groups."""
         target_lr = self.options.lr0 * self.decay(batch // self.batches_per_epoch)
-        warmth = min(1.0, (batch + 1) / self.warmup_batches) if self.warmup_batches else 1.0
+        warmup_factor = min(1.0, (batch + 1) / self.warmup_batches) if self.warmup_batches else 1.0
         for index, group in enumerate(optimizer.param_groups):
             start_lr = self.options.warmup_bias_lr if index == 0 and not self.options.adam else 0.0
-            group["lr"] = start_lr + (target_lr - start_lr) * warmth
+            group["lr"] = start_lr + (target_lr - start_lr) * warmup_factor
             if "momentum" in group:
                 start = self.options.warmup_momentum
-                group["momentum"] = start + (self.options.momentum - start) * warmth
+                group["momentum"] = start + (self.options.momentum - start) * warmup_factor

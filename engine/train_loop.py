@@ -15,7 +15,7 @@ from engine.ema import AveragedModel
 from engine.optimizer import Schedule
 from utils import distributed
 from utils.errors import UserError
-from utils.records import Batch
+from utils.structures import Batch
 
 SMALLEST_LOSS_SCALE = 1.0  # float16's gradients are looked for at ever smaller scales, down to this one
 
@@ -73,7 +73,7 @@ def train_one_epoch(
         state: model, average, optimizer and scaler, all changed in place.
         network: ``state.model``, wrapped for several processes where there are several.
         batches: of one epoch.
-        loss_function: ``(raws, targets, crowd) -> LossResult``.
+        loss_function: ``(raw_maps, targets, crowd) -> LossResult``.
         schedule: rates and accumulation of every step.
         amp_dtype: the type of mixed precision, None for float32 throughout.
         report: called after every batch with the running mean of the loss parts and the batch, for the progress bar.
@@ -121,8 +121,8 @@ def add_gradients(
     """
     images = batch.images.contiguous(memory_format=torch.channels_last).float() / 255
     with torch.autocast(images.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-        raws = network(images)
-    result = loss_function(raws, batch.targets, batch.crowd)
+        raw_maps = network(images)
+    result = loss_function(raw_maps, batch.targets, batch.crowd)
     values = torch.stack([part.detach().double() for part in result.parts.values()]).tolist()  # one wait for a GPU
     parts = dict(zip(result.parts, values, strict=True))
     if not all(map(math.isfinite, values)):
@@ -189,7 +189,7 @@ def _sum_over_processes(counts: Any) -> Any:
 
 
 def _refuse_batch(batch: Batch, what: str, state: TrainState) -> None:
-    paths = ", ".join(frame.path for frame in batch.frames)
+    paths = ", ".join(meta.path for meta in batch.metas)
     amp = ", try --no-amp" if state.scaler.is_enabled() else ""
     raise UserError(
         f"{what} in epoch {state.epoch + 1}, batch of {paths}; look at these labels{amp} or lower --lr0; "

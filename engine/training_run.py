@@ -20,7 +20,7 @@ from models.checkpoints.format import save_checkpoint
 from models.detector import Detector
 from utils import distributed
 from utils.draw import draw_batch, draw_predictions
-from utils.records import Batch
+from utils.structures import Batch
 
 PICTURED_BATCHES = 3  # training batches of the first epoch, and testing batches after the last, that are drawn
 NEEDED_TO_RESUME_ONLY = ("optimizer", "scaler", "model")  # best.pt goes without: a third of the size
@@ -108,7 +108,7 @@ class TrainingRun:
             return
         detector = Detector(state.average.model)
         for number, batch in enumerate(islice(test_batches, PICTURED_BATCHES)):
-            found = detector(batch.images, batch.frames)
+            found = detector(batch.images, batch.metas)
             draw_predictions(self.folder / f"val_batch{number}.jpg", batch, found, self.names)
         plot_results(self.folder / "results.png", state.history)
         self.tensorboard.close()

@@ -20,6 +20,7 @@ import numpy as np
 
 from evaluation.operating_point import precision_recall_at_best_f1
 from evaluation.results import check_results, clean_ground_truth
+from utils.boxes import SIZE_NAMES
 from utils.errors import UserError
 
 Numbers = tuple[float, ...]
@@ -39,7 +40,7 @@ TWELVE = (
     ("ar_medium", False, None, 2, 2),
     ("ar_large", False, None, 3, 2),
 )
-AREAS = ("all", "small", "medium", "large")
+AREAS = ("all", *SIZE_NAMES)
 LIMITS = (1, 10, 100)
 SHAPE = (10, 101, 4, 3)  # T R A D; K is that of the data set
 

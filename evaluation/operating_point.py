@@ -27,7 +27,7 @@ class OperatingPoint:
 
 
 @dataclass(frozen=True)
-class Verdicts:
+class DetectionMatches:
     """What COCO's matching at IoU 0.5 says of every detection, in the order given."""
 
     correct: np.ndarray  # [N] bool, matched to an object
@@ -52,14 +52,14 @@ def precision_recall_at_best_f1(truth: dict, results: Sequence[dict]) -> Operati
     if not len(present):
         return OperatingPoint(-1.0, -1.0, -1.0, nothing, nothing)
 
-    verdicts = match_at_half(truth, results)
+    matches = match_at_half(truth, results)
     confidences = np.linspace(0, 1, NUM_CONFIDENCES)
     precision, recall = np.zeros((2, len(present), NUM_CONFIDENCES))
     for row, label in enumerate(present):
-        counted = (labels == label) & ~verdicts.ignored
+        counted = (labels == label) & ~matches.ignored
         order = np.argsort(-scores[counted], kind="stable")
         found = np.searchsorted(-scores[counted][order], -confidences, side="right")
-        right = np.concatenate(([0], np.cumsum(verdicts.correct[counted][order])))[found]
+        right = np.concatenate(([0], np.cumsum(matches.correct[counted][order])))[found]
         precision[row] = right / np.maximum(found, 1)
         recall[row] = right / num_objects[label]
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-16)
@@ -75,7 +75,7 @@ def precision_recall_at_best_f1(truth: dict, results: Sequence[dict]) -> Operati
     )
 
 
-def match_at_half(truth: dict, results: Sequence[dict]) -> Verdicts:
+def match_at_half(truth: dict, results: Sequence[dict]) -> DetectionMatches:
     """Match detections to objects as pycocotools does at IoU 0.5, without a loop over images.
 
     The strongest detection of an image and class chooses first; it takes the free object with the highest IoU (the
@@ -85,7 +85,7 @@ def match_at_half(truth: dict, results: Sequence[dict]) -> Verdicts:
     ignored = np.zeros(len(results), dtype=bool)
     annotations = truth["annotations"]
     if not len(results) or not annotations:
-        return Verdicts(correct, ignored)
+        return DetectionMatches(correct, ignored)
     group, scores, boxes = _columns(results, truth)
     truth_group, _, truth_boxes = _columns(annotations, truth)
     crowd = np.array([a["iscrowd"] for a in annotations], dtype=bool)
@@ -113,7 +113,7 @@ def match_at_half(truth: dict, results: Sequence[dict]) -> Verdicts:
         else:
             taken.add(chosen)
             correct[order[position]] = True
-    return Verdicts(correct, ignored)
+    return DetectionMatches(correct, ignored)
 
 
 def _columns(rows: Sequence[dict], truth: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from utils.errors import UserError
-from utils.records import Detections, Frame
+from utils.structures import Detections, ImageMeta
 
 
 def clean_ground_truth(ground_truth: dict) -> dict:
@@ -53,18 +53,18 @@ BOX_DECIMALS = 3  # of a pixel; with these and no others a result is evaluated a
 SCORE_DECIMALS = 8
 
 
-def coco_results(detections: Detections, frame: Frame, category_ids: Sequence[int]) -> list[dict]:
+def coco_results(detections: Detections, meta: ImageMeta, category_ids: Sequence[int]) -> list[dict]:
     """Return the detections of one image as COCO results, rounded once so that a file holds exactly these numbers.
 
     Args:
         detections: of the image.
-        frame: names the image.
+        meta: names the image.
         category_ids: class index -> COCO category id.
     """
     boxes = detections.boxes_xyxy.to(device="cpu", dtype=torch.float64).numpy()
     boxes_xywh = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1).round(BOX_DECIMALS).tolist()
     scores = detections.scores.to(device="cpu", dtype=torch.float64).numpy().round(SCORE_DECIMALS).tolist()
     return [
-        {"image_id": frame.image_id, "category_id": category_ids[label], "bbox": box, "score": score}
+        {"image_id": meta.image_id, "category_id": category_ids[label], "bbox": box, "score": score}
         for box, score, label in zip(boxes_xywh, scores, detections.labels.tolist(), strict=True)
     ]

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 
 from models.heads import Head, decode_boxes, priors_wh
 from models.nms import LOGIT_SLACK, logit, non_max_suppression, select_candidates
-from utils.records import Detections, Frame
+from utils.structures import Detections, ImageMeta
 
 MULTI_LABEL_BELOW = 0.1  # up to this confidence one box may carry several classes, as every COCO evaluation does it
 
 
 @dataclass(frozen=True)
-class Slots:
+class DecodedPredictions:
     """The slots of a batch whose objectness alone passes the confidence, ordered by image."""
 
     boxes_xyxy_net: Tensor  # [M 4] float32, network pixels
@@ -63,7 +63,7 @@ class Detector:
 
         Args:
             network: has ``heads`` and ``fuse()``; called with [B 3 H W] it returns one raw map [B A H W 5+C] per head.
-            confidence: least objectness x class probability of a detection.
+            confidence: minimum objectness x class probability of a detection.
             iou: NMS drops a box that overlaps a stronger one more than this.
             max_detections: per image.
             half: compute in float16; ignored on the CPU, where it is slower.
@@ -86,17 +86,17 @@ class Detector:
         self.reset_speed()
 
     @torch.inference_mode()
-    def __call__(self, images: Tensor, frames: Sequence[Frame]) -> list[Detections]:
+    def __call__(self, images: Tensor, metas: Sequence[ImageMeta]) -> list[Detections]:
         """Return what is found in each image, in original pixels, on the detector's device.
 
         Args:
             images: [B 3 H W] uint8, RGB, as the loader gives them.
-            frames: where each image lies in the network input.
+            metas: where each image lies in the network input.
         """
         start = self._now()
-        raws = self.raw_maps(images)
+        raw_maps = self.raw_maps(images)
         middle = self._now()
-        found = self.detect(raws, frames)
+        found = self.detect(raw_maps, metas)
         self.seconds_inference += middle - start
         self.seconds_nms += self._now() - middle
         self.images_seen += len(images)
@@ -109,23 +109,23 @@ class Detector:
         return self.network(images.to(dtype=self.dtype, memory_format=torch.channels_last) / 255)
 
     @torch.inference_mode()
-    def detect(self, raws: Sequence[Tensor], frames: Sequence[Frame]) -> list[Detections]:
+    def detect(self, raw_maps: Sequence[Tensor], metas: Sequence[ImageMeta]) -> list[Detections]:
         """Turn raw maps into detections: the second half of calling the detector."""
-        slots = decode_slots(raws, self.heads, self.confidence)
+        slots = decode_predictions(raw_maps, self.heads, self.confidence)
         multi_label = self.confidence <= MULTI_LABEL_BELOW
         slot, label, score = select_candidates(slots.objectness, slots.class_logits, self.confidence, multi_label)
         if self.classes is not None:
             wanted = torch.isin(label, self.classes)
             slot, label, score = slot[wanted], label[wanted], score[wanted]
-        per_image = torch.bincount(slots.image[slot], minlength=len(frames)).tolist()
+        per_image = torch.bincount(slots.image[slot], minlength=len(metas)).tolist()
         found = []
-        parts = zip(slot.split(per_image), label.split(per_image), score.split(per_image), frames, strict=True)
-        for slot_per_image, labels, scores, frame in parts:
+        parts = zip(slot.split(per_image), label.split(per_image), score.split(per_image), metas, strict=True)
+        for slot_per_image, labels, scores, meta in parts:
             boxes = slots.boxes_xyxy_net[slot_per_image]
             kept = non_max_suppression(
                 boxes, scores, labels, self.iou, self.max_detections, self.agnostic, self.nms_beta
             )
-            found.append(Detections(frame.to_original(boxes[kept], self.clip), scores[kept], labels[kept]))
+            found.append(Detections(meta.to_original(boxes[kept], self.clip), scores[kept], labels[kept]))
         return found
 
     def reset_speed(self) -> None:
@@ -144,17 +144,17 @@ class Detector:
         return time.perf_counter()
 
 
-def decode_slots(raws: Sequence[Tensor], heads: Sequence[Head], confidence: float) -> Slots:
+def decode_predictions(raw_maps: Sequence[Tensor], heads: Sequence[Head], confidence: float) -> DecodedPredictions:
     """Decode the slots of raw maps [B A H W 5+C] whose objectness passes; only these are ever read beyond one number.
 
     Within an image the order is head, row, column, anchor, which is also how NMS ranks equal scores.
     """
-    parts = [_decode_head(raw, head, confidence) for raw, head in zip(raws, heads, strict=True)]
+    parts = [_decode_head(raw, head, confidence) for raw, head in zip(raw_maps, heads, strict=True)]
     boxes, rows, image = (torch.cat(part) for part in zip(*parts, strict=True))
     if len(parts) > 1:
         order = image.argsort(stable=True)
         boxes, rows, image = boxes[order], rows[order], image[order]
-    return Slots(boxes, rows[:, 4], rows[:, 5:], image)
+    return DecodedPredictions(boxes, rows[:, 4], rows[:, 5:], image)
 
 
 def _decode_head(raw: Tensor, head: Head, confidence: float) -> tuple[Tensor, Tensor, Tensor]:

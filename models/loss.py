@@ -21,12 +21,12 @@ from models.assignment.grid import constant
 from models.assignment.options import AssignmentOptions
 from models.assignment.strategies import makes_extra_matches
 from models.heads import Head, decode_boxes
-from models.raw_maps import read_raw
+from models.raw_maps import gather_predictions
 from utils import distributed
 from utils.boxes import IOU_KINDS, box_iou, cxcywh_to_xyxy
 from utils.config import option
 from utils.errors import UserError
-from utils.records import Assignment, Matches, Targets
+from utils.structures import Assignment, Matches, Targets
 
 log = logging.getLogger(__name__)
 
@@ -105,7 +105,7 @@ def build_loss(
 
 
 class DetectionLoss:
-    """``loss(raws, targets, crowd)`` matches a batch and returns :class:`LossResult`."""
+    """``loss(raw_maps, targets, crowd)`` matches a batch and returns :class:`LossResult`."""
 
     def __init__(
         self, options: LossOptions, assignment: AssignmentOptions, heads: tuple[Head, ...], img_size: int | None = None
@@ -119,22 +119,22 @@ class DetectionLoss:
         self.gains = GAINS[options.gains]
         self.balance = _balance(options, heads)
 
-    def __call__(self, raws: list[Tensor], targets: Targets, crowd: Targets | None = None) -> LossResult:
+    def __call__(self, raw_maps: list[Tensor], targets: Targets, crowd: Targets | None = None) -> LossResult:
         """Return the loss of a batch from its raw maps [B A H W 5+C], with gradient."""
-        with torch.autocast(raws[0].device.type, enabled=False):
-            assignment = self.assigner(targets, raws, crowd)
-            return self._loss(raws, targets, assignment)
+        with torch.autocast(raw_maps[0].device.type, enabled=False):
+            assignment = self.assigner(targets, raw_maps, crowd)
+            return self._loss(raw_maps, targets, assignment)
 
-    def _loss(self, raws: list[Tensor], targets: Targets, assignment: Assignment) -> LossResult:
+    def _loss(self, raw_maps: list[Tensor], targets: Targets, assignment: Assignment) -> LossResult:
         objectness, *rows = zip(
             *(
-                read_raw(raw, base, extra)
-                for raw, base, extra in zip(raws, assignment.base, assignment.extra, strict=True)
+                gather_predictions(raw, base, extra)
+                for raw, base, extra in zip(raw_maps, assignment.base, assignment.extra, strict=True)
             ),
             strict=False,
         )
         halves = {
-            name: MatchedHalf.of(matches, torch.cat(half_rows), targets, self.heads, raws, self.options)
+            name: MatchedPredictions.of(matches, torch.cat(half_rows), targets, self.heads, raw_maps, self.options)
             for name, matches, half_rows in zip(
                 ("base", "extra"), (assignment.base, assignment.extra), rows, strict=True
             )
@@ -147,21 +147,21 @@ class DetectionLoss:
                     cls = cls + share * halves[name].mean(self._class_loss(halves[name]), self.normalise)
         obj = self._objectness_loss(objectness, assignment, halves)
 
-        shapes = [raw.shape[:4] for raw in raws]
+        shapes = [raw.shape[:4] for raw in raw_maps]
         size = size_of(targets, self.heads, [shape[2:] for shape in shapes])
         quality = (halves["base"].plain_iou, halves["extra"].plain_iou)
         slots = (all_slots(assignment.base, shapes), all_slots(assignment.extra, shapes))
         counts = count_matches(assignment, targets, size, quality, slots)
-        return LossResult(self._scaled({"box": box, "obj": obj, "cls": cls}, raws), assignment, counts)
+        return LossResult(self._scaled({"box": box, "obj": obj, "cls": cls}, raw_maps), assignment, counts)
 
-    def _class_loss(self, half: MatchedHalf) -> Tensor:
+    def _class_loss(self, half: MatchedPredictions) -> Tensor:
         """Mean over classes of the cross-entropy of each match, [M]."""
         smooth = self.options.label_smoothing / 2
         truth = torch.full_like(half.class_logits, smooth).scatter_(1, half.label[:, None], 1 - smooth)
         return self._cross_entropy(half.class_logits, truth, self.options.cls_pw).mean(dim=1)
 
     def _objectness_loss(
-        self, objectness: tuple[Tensor, ...], assignment: Assignment, halves: dict[str, MatchedHalf]
+        self, objectness: tuple[Tensor, ...], assignment: Assignment, halves: dict[str, MatchedPredictions]
     ) -> Tensor:
         """Sum over heads of the mean over slots; an ignored slot adds nothing but is counted in the mean."""
         total = objectness[0].new_zeros(())
@@ -194,21 +194,21 @@ class DetectionLoss:
         wrong = (1 - of_truth).clamp(min=LEAST_WRONG)
         return loss * alpha * wrong**self.options.fl_gamma
 
-    def _scaled(self, parts: dict[str, Tensor], raws: list[Tensor]) -> dict[str, Tensor]:
+    def _scaled(self, parts: dict[str, Tensor], raw_maps: list[Tensor]) -> dict[str, Tensor]:
         """Multiply by the gains and by the number of images."""
         given = {name: getattr(self.options, name) for name in parts}
         gain = {name: getattr(self.gains, name) if value is None else value for name, value in given.items()}
         gain["cls"] *= self.heads[0].num_classes / 80
         if self.gains.per_head:
-            size = self.img_size or max(raws[0].shape[2:4]) * self.heads[0].stride
+            size = self.img_size or max(raw_maps[0].shape[2:4]) * self.heads[0].stride
             gain = {name: value * 3 / len(self.heads) for name, value in gain.items()}
             gain["obj"] *= (size / 640) ** 2
-        images = len(raws[0]) / self.gains.images
+        images = len(raw_maps[0]) / self.gains.images
         return {name: value * (gain[name] * images) for name, value in parts.items()}
 
 
 @dataclass(frozen=True)
-class MatchedHalf:
+class MatchedPredictions:
     """The base or the extra matches of all heads, with what the network says at their slots."""
 
     iou: Tensor  # [M] of the predicted box with the object, of the kind of the box loss, with gradient
@@ -220,13 +220,13 @@ class MatchedHalf:
 
     @staticmethod
     def of(
-        matches: tuple[Matches, ...], rows: Tensor, targets: Targets, heads: tuple[Head, ...], raws: list[Tensor],
+        matches: tuple[Matches, ...], rows: Tensor, targets: Targets, heads: tuple[Head, ...], raw_maps: list[Tensor],
         options: LossOptions,
-    ) -> MatchedHalf:  # fmt: skip
+    ) -> MatchedPredictions:  # fmt: skip
         """Decode the raw ``rows`` [M 5+C] of the matches' slots and compare them with their targets."""
         sizes = [len(part) for part in matches]
         boxes, truth = [], []
-        for part, raw, head, map_of_head in zip(matches, rows.split(sizes), heads, raws, strict=True):
+        for part, raw, head, map_of_head in zip(matches, rows.split(sizes), heads, raw_maps, strict=True):
             device = rows.device
             prior_wh = constant(head.anchors_wh, device)[part.anchor] / head.stride
             cell = torch.stack((part.col, part.row), dim=1).float()
@@ -237,7 +237,7 @@ class MatchedHalf:
         iou = box_iou(predicted, wanted, options.box_loss, elementwise=True)
         with torch.no_grad():
             plain = iou if options.box_loss == "iou" else box_iou(predicted, wanted, "iou", elementwise=True)
-        return MatchedHalf(
+        return MatchedPredictions(
             iou=iou,
             plain_iou=plain.detach(),
             class_logits=rows[:, 5:],

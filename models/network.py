@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from models.darknet.cfg import DarknetConfig, Section, parse_cfg, parse_cfg_text
-from models.darknet.graph import Built, SectionBuilder, sources_of
+from models.darknet.graph import Layer, SectionBuilder, sources_of
 from models.darknet.sections import BUILDERS
 from models.heads import Head
 from models.layers import Convolution
@@ -27,7 +27,7 @@ _THROUGH = ("shift_channels", "control_channels", "activation", "dropout", "sile
 class Network(nn.Module):
     """The layers of one cfg, run in its order; ``layers[i]`` is Darknet's layer ``i``."""
 
-    def __init__(self, config: DarknetConfig, built: list[Built]):
+    def __init__(self, config: DarknetConfig, built: list[Layer]):
         super().__init__()
         self.config = config
         self.table = tuple(_table_row(layer) for layer in built)
@@ -230,7 +230,7 @@ def _predicting(sections: tuple[Section, ...], head: int) -> list[int]:
     return found
 
 
-def _grid_stride(layer: Built) -> int:
+def _grid_stride(layer: Layer) -> int:
     return max(1, math.ceil(layer.output.stride_x), math.ceil(layer.output.stride_y))
 
 
@@ -240,7 +240,7 @@ def _released_after(sources: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ..
     return tuple(tuple(s for s in sorted(set(used)) if last[s] == index) for index, used in enumerate(sources))
 
 
-def _table_row(layer: Built) -> tuple[str, ...]:
+def _table_row(layer: Layer) -> tuple[str, ...]:
     section = layer.section
     filters = str(layer.output.channels) if "filters" in section or section.kind == "convolutional" else ""
     source = str(layer.inputs[0]) if layer.inputs else ""

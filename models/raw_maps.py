@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from utils.records import Matches
+from utils.structures import Matches
 
 
-def read_raw(raw: Tensor, base: Matches, extra: Matches) -> tuple[Tensor, Tensor, Tensor]:
+def gather_predictions(raw: Tensor, base: Matches, extra: Matches) -> tuple[Tensor, Tensor, Tensor]:
     """Read what the loss needs from a raw map [B A H W 5+C], in float32.
 
     Returns:

@@ -9,12 +9,12 @@ from types import SimpleNamespace
 
 import torch
 
-from analysis.matching.measure import Measured, Plan, measure_raws
+from analysis.matching.measure import Measured, MeasurementPlan, measure_raw_maps
 from analysis.matching.suppression import SuppressionRule
 from models.assignment.assigner import build_assigner
 from models.assignment.options import AssignmentOptions
 from models.heads import Head
-from utils.records import Batch, Frame, Targets
+from utils.structures import Batch, ImageMeta, Targets
 
 
 def targets_of(objects, input_wh):
@@ -38,7 +38,7 @@ def quiet_maps(heads, images, input_wh):
     return maps
 
 
-def say(raws, heads, slot, box, objectness=-9.0, classes=()):
+def say(raw_maps, heads, slot, box, objectness=-9.0, classes=()):
     """Let a slot (image, head, anchor, row, col) predict a box (x1, y1, x2, y2) whose centre lies inside its cell."""
     image, index, anchor, row, col = slot
     head = heads[index]
@@ -47,9 +47,9 @@ def say(raws, heads, slot, box, objectness=-9.0, classes=()):
     wh = head.anchors_wh[anchor]
     values = [math.log(x / (1 - x)), math.log(y / (1 - y)),
               math.log((box[2] - box[0]) / wh[0]), math.log((box[3] - box[1]) / wh[1]), objectness]  # fmt: skip
-    raws[index][image, anchor, row, col, :5] = torch.tensor(values)
+    raw_maps[index][image, anchor, row, col, :5] = torch.tensor(values)
     for label, logit in enumerate(classes):
-        raws[index][image, anchor, row, col, 5 + label] = logit
+        raw_maps[index][image, anchor, row, col, 5 + label] = logit
 
 
 def random_scene(seed, images=3, objects=14, input_wh=(96, 64), classes=3):
@@ -68,33 +68,33 @@ def random_scene(seed, images=3, objects=14, input_wh=(96, 64), classes=3):
         label = int(torch.randint(classes, (1,), generator=generator))
         rows.append((image, label, x, y, x + w, y + h))
     rows.sort(key=lambda row: row[0])
-    raws = quiet_maps(heads, images, input_wh)
-    raws = [torch.randn(raw.shape, generator=generator) * torch.tensor([1.5, 1.5, 0.4, 0.4, 2.0] + [1.5] * classes)
-            for raw in raws]  # fmt: skip
-    return heads, raws, targets_of(rows, input_wh), rows
+    raw_maps = quiet_maps(heads, images, input_wh)
+    raw_maps = [torch.randn(raw.shape, generator=generator) * torch.tensor([1.5, 1.5, 0.4, 0.4, 2.0] + [1.5] * classes)
+            for raw in raw_maps]  # fmt: skip
+    return heads, raw_maps, targets_of(rows, input_wh), rows
 
 
-def measured(heads, raws, targets, strategies, kinds=("iou",), **settings):
-    """Columns of one batch as :class:`Measured`, measured by the code under test; settings: fields of ``Plan``."""
+def measured(heads, raw_maps, targets, strategies, kinds=("iou",), **settings):
+    """Columns of one batch as :class:`Measured`, measured by the code under test; ``settings`` of its plan."""
     options = {name: one if isinstance(one, AssignmentOptions) else AssignmentOptions(match=name)
                for name, one in strategies.items()}  # fmt: skip
     settings = {"candidates": "cell", "score_candidates": "map", "min_q": 0.1, "suppression": SuppressionRule(),
                 "loss": None} | settings  # fmt: skip
-    plan = Plan(SimpleNamespace(heads=heads, device=torch.device("cpu")), options, kinds, **settings)
-    images = len(raws[0])
-    frames = tuple(Frame(i, "", (64, 64)) for i in range(images))
-    batch = Batch(torch.zeros(images, 3, 1, 1, dtype=torch.uint8), targets, Targets.empty(), frames)
+    plan = MeasurementPlan(SimpleNamespace(heads=heads, device=torch.device("cpu")), options, kinds, **settings)
+    images = len(raw_maps[0])
+    metas = tuple(ImageMeta(i, "", (64, 64)) for i in range(images))
+    batch = Batch(torch.zeros(images, 3, 1, 1, dtype=torch.uint8), targets, Targets.empty(), metas)
     assigners = {name: build_assigner(one, heads) for name, one in options.items()}
-    objects, per_image, seconds = measure_raws(batch, raws, plan, assigners)
+    objects, per_image, seconds = measure_raw_maps(batch, raw_maps, plan, assigners)
     objects = {name: value.numpy() for name, value in objects.items()}
     objects |= {"row": torch.arange(len(targets)).numpy(), "image": targets.image.numpy()}
     per_image = {name: value.numpy() for name, value in per_image.items()} | {"index": torch.arange(images).numpy()}
     return Measured(objects, per_image, {"milliseconds": torch.tensor([seconds]).numpy()})
 
 
-def match_sets(heads, raws, targets, options):
+def match_sets(heads, raw_maps, targets, options):
     """The set of (target, slot) that a strategy matches, slots as (image, head, anchor, row, col)."""
-    assignment = build_assigner(options, heads)(targets, raws, Targets.empty())
+    assignment = build_assigner(options, heads)(targets, raw_maps, Targets.empty())
     pairs = set()
     for half in (assignment.base, assignment.extra):
         for index, matches in enumerate(half):
@@ -108,10 +108,10 @@ def sigmoid(value):
     return 1 / (1 + math.exp(-value))
 
 
-def read_slots(heads, raws, image):
+def read_slots(heads, raw_maps, image):
     """Every slot of an image: its name (image, head, anchor, row, col) -> box, objectness logit and class logits."""
     slots = {}
-    for index, (head, raw) in enumerate(zip(heads, raws, strict=True)):
+    for index, (head, raw) in enumerate(zip(heads, raw_maps, strict=True)):
         for anchor, (width, height) in enumerate(head.anchors_wh):
             for row in range(raw.shape[2]):
                 for col in range(raw.shape[3]):
@@ -144,18 +144,18 @@ def plain_iou(a, b, kind):
     return diou - v * v / (1 - iou + v)
 
 
-def centre_cell(box, head, raw):
+def center_cell(box, head, raw):
     """(row, column) of the cell that holds a box's centre."""
     col = min(max(int((box[0] + box[2]) / 2 // head.stride), 0), raw.shape[3] - 1)
     row = min(max(int((box[1] + box[3]) / 2 // head.stride), 0), raw.shape[2] - 1)
     return row, col
 
 
-def candidate_slots(heads, raws, image, box, kind):
+def candidate_slots(heads, raw_maps, image, box, kind):
     """Names of the slots that are candidates of an object."""
     names = []
-    for index, (head, raw) in enumerate(zip(heads, raws, strict=True)):
-        row, col = centre_cell(box, head, raw)
+    for index, (head, raw) in enumerate(zip(heads, raw_maps, strict=True)):
+        row, col = center_cell(box, head, raw)
         reach = {"cell": 0, "neighbours": 1, "map": 10**6}[kind]
         for anchor in range(head.num_anchors):
             for r in range(raw.shape[2]):

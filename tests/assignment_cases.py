@@ -6,7 +6,7 @@ import torch
 from hypothesis import strategies as st
 
 from models.heads import Head
-from utils.records import Targets
+from utils.structures import Targets
 
 ANCHORS = ((12.0, 18.0), (30.0, 22.0), (50.0, 60.0), (75.0, 40.0), (130.0, 90.0))
 CLASSES = 3
@@ -26,11 +26,11 @@ def two_heads(scale_x_y=1.0, new_coords=False, iou_thresh=1.0):
 def random_raws(heads, batch_size, seed, spread=0.6, shapes=SHAPES):
     """Raw maps [B A H W 5+C] in the memory order of a channels-last convolution."""
     generator = torch.Generator().manual_seed(seed)
-    raws = []
+    raw_maps = []
     for head, (rows, cols) in zip(heads, shapes, strict=True):
         raw = torch.randn(batch_size, rows, cols, head.num_anchors, 5 + head.num_classes, generator=generator) * spread
-        raws.append(raw.permute(0, 3, 1, 2, 4))
-    return raws
+        raw_maps.append(raw.permute(0, 3, 1, 2, 4))
+    return raw_maps
 
 
 def targets_of(rows):

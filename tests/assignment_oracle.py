@@ -16,11 +16,11 @@ F = np.float32
 class Oracle:
     """One batch: targets as rows (image, label, x, y, w, h), raw maps as nested arrays [B A H W 5+C]."""
 
-    def __init__(self, rows, raws, heads):
+    def __init__(self, rows, raw_maps, heads):
         self.rows = [(int(b), int(c), *(float(F(v)) for v in box)) for b, c, *box in rows]
-        self.raws = [np.asarray(raw, dtype=np.float64) for raw in raws]
+        self.raw_maps = [np.asarray(raw, dtype=np.float64) for raw in raw_maps]
         self.heads = heads
-        self.shapes = [raw.shape[2:4] for raw in self.raws]
+        self.shapes = [raw.shape[2:4] for raw in self.raw_maps]
         self.input_w = self.shapes[0][1] * heads[0].stride
         self.input_h = self.shapes[0][0] * heads[0].stride
         self.margin = math.inf
@@ -57,7 +57,7 @@ class Oracle:
         return inter / (w * h + anchor_wh[0] * anchor_wh[1] - inter)
 
     def predicted(self, b, head, a, j, i):
-        raw, spec = self.raws[head][b, a, j, i], self.heads[head]
+        raw, spec = self.raw_maps[head][b, a, j, i], self.heads[head]
         s, (pw, ph) = spec.scale_x_y, spec.anchors_wh[a]
         x = (sigmoid(raw[0]) * s - (s - 1) / 2 + i) * spec.stride
         y = (sigmoid(raw[1]) * s - (s - 1) / 2 + j) * spec.stride
@@ -242,7 +242,7 @@ class Oracle:
                     self.margin = min(self.margin, abs(away - radius) or math.inf)  # exactly on it is no question
                     if away < radius:
                         key = (t, number, a, j, i)
-                        raw = self.raws[number][b, a, j, i]
+                        raw = self.raw_maps[number][b, a, j, i]
                         values[key] = self.quality(t, key[1:])
                         p = [math.sqrt(sigmoid(c) * sigmoid(raw[4])) for c in raw[5:]]
                         entropy = sum(-math.log(q if c == label else 1 - q) for c, q in enumerate(p))
@@ -268,7 +268,7 @@ class Oracle:
                     cx, cy = (i + 0.5) * head.stride, (j + 0.5) * head.stride
                     self.margin = min(self.margin, *(abs(v) for v in (cx - x1, cx - x2, cy - y1, cy - y2)))
                     if x1 < cx < x2 and y1 < cy < y2:
-                        raw = self.raws[number][b, a, j, i]
+                        raw = self.raw_maps[number][b, a, j, i]
                         key = (t, number, a, j, i)
                         values[key] = self.quality(t, key[1:])
                         score[key] = (sigmoid(raw[4]) * sigmoid(raw[5 + label])) ** 0.5 * values[key] ** 6
@@ -283,9 +283,9 @@ class Oracle:
     def ignored(self, thresholds, crowd):
         """{(image, head, anchor, row, col)} of predictions too good, or too deep in a crowd, to be negatives."""
         found = set()
-        regions = Oracle(crowd, self.raws, self.heads) if crowd else None
+        regions = Oracle(crowd, self.raw_maps, self.heads) if crowd else None
         for number in range(len(self.heads)):
-            for b in range(len(self.raws[0])):
+            for b in range(len(self.raw_maps[0])):
                 for slot in self.slots(number):
                     mine = [t for t, row in enumerate(self.rows) if row[0] == b]
                     if thresholds and any(

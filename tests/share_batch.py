@@ -16,7 +16,7 @@ from engine.ema import AveragedModel
 from engine.optimizer import OptimizerOptions, Schedule, build_optimizer
 from engine.train_loop import TrainState, train_one_epoch, wrap_for_processes
 from utils import distributed
-from utils.records import Batch, Frame, Targets
+from utils.structures import Batch, ImageMeta, Targets
 
 OPTIONS = OptimizerOptions(
     lr0=1e-4, lrf=1.0, momentum=0.0, warmup_momentum=0.0, weight_decay=0.0, warmup_epochs=0, clip_norm=0
@@ -37,8 +37,8 @@ class Result:
     counts: Count
 
 
-def squares(raws, targets, crowd):
-    return Result({"box": raws.square().sum()}, Count(torch.tensor(float(len(raws)))))
+def squares(raw_maps, targets, crowd):
+    return Result({"box": raw_maps.square().sum()}, Count(torch.tensor(float(len(raw_maps)))))
 
 
 def main() -> None:
@@ -51,8 +51,8 @@ def main() -> None:
     for values in ((10, 60, 120, 250), (200, 30, 90, 5)):
         mine = torch.tensor(values[distributed.rank() :: distributed.world_size()], dtype=torch.uint8)
         images = mine[:, None, None, None].expand(-1, 3, 4, 4)
-        frames = tuple(Frame(number, "", (4, 4)) for number in range(len(mine)))
-        batches.append(Batch(images, Targets.empty(), Targets.empty(), frames))
+        metas = tuple(ImageMeta(number, "", (4, 4)) for number in range(len(mine)))
+        batches.append(Batch(images, Targets.empty(), Targets.empty(), metas))
     wrapped = wrap_for_processes(model, torch.device("cpu"))
     exchanges = []
     if distributed.world_size() > 1:

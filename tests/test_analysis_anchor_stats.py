@@ -12,7 +12,7 @@ from models.assignment.assigner import build_assigner
 from models.assignment.options import AssignmentOptions
 from models.assignment.strategies import STRATEGIES
 from models.heads import Head
-from utils.records import Targets
+from utils.structures import Targets
 
 NAMES = ("cat", "dog")
 FINE = ((10.0, 10.0), (20.0, 40.0))
@@ -147,9 +147,9 @@ def test_agrees_with_plain_python_counts(seed, monkeypatch):
         owners, anchors_of = {}, {row: [] for row in range(len(objects))}
         for image in range(objects.num_images):
             rows, boxes = targets_of(objects, image, size)
-            raws = [torch.randn(1, head.num_anchors, size // head.stride, size // head.stride, 7) for head in HEADS]
+            raw_maps = [torch.randn(1, head.num_anchors, size // head.stride, size // head.stride, 7) for head in HEADS]
             targets = Targets(torch.zeros(len(rows), dtype=torch.int64), torch.tensor(objects.labels[rows]), boxes)
-            for head, part in enumerate(assigner(targets, raws).base):
+            for head, part in enumerate(assigner(targets, raw_maps).base):
                 slots = torch.stack((part.target, part.anchor, part.row, part.col), dim=1)
                 for t, a, j, i in slots.tolist():
                     owners.setdefault((image, head, a, j, i), set()).add(rows[t])
@@ -243,8 +243,8 @@ def test_prior_strategies_are_those_that_do_not_look_at_predictions(name):
     assigner = build_assigner(AssignmentOptions(match=name), HEADS)
     found = []
     for _ in range(2):
-        raws = [torch.randn(4, head.num_anchors, 96 // head.stride, 96 // head.stride, 7) for head in HEADS]
-        assignment = assigner(targets, raws)
+        raw_maps = [torch.randn(4, head.num_anchors, 96 // head.stride, 96 // head.stride, 7) for head in HEADS]
+        assignment = assigner(targets, raw_maps)
         found.append(
             [torch.stack((m.target, m.anchor, m.row, m.col)).tolist() for m in assignment.base + assignment.extra]
         )

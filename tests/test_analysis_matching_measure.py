@@ -9,6 +9,7 @@ import torch
 
 from analysis.matching.options import BREAKDOWNS
 from analysis.matching.statistics import Subject, all_statistics, groups_of, statistics_of
+from models.assignment.candidates import CANDIDATES
 from models.assignment.options import AssignmentOptions
 from models.heads import Head
 from tests.analysis_scenes import (
@@ -23,7 +24,7 @@ from tests.analysis_scenes import (
     targets_of,
 )
 from utils.boxes import IOU_KINDS
-from utils.records import Targets
+from utils.structures import Targets
 
 ONE_HEAD = (Head(((32.0, 32.0), (16.0, 16.0), (64.0, 64.0)), 32, 1),)  # a 2x2 grid in 64x64
 STRATEGIES = ("standard", "pure", "split", "fast", "ratio", "atss", "simota", "tal")
@@ -39,15 +40,15 @@ def hand_scene():
     Shape IoU with the anchors: 1, 16²/32² = 0.25, 32²/64² = 0.25; above 0.3 only the first matches.
     Predictions 32x16, 32x24 and 16x16, all inside the object: IoU 1/2, 3/4, 1/4.
     """
-    raws = quiet_maps(ONE_HEAD, 1, (64, 64))
+    raw_maps = quiet_maps(ONE_HEAD, 1, (64, 64))
     for anchor, box in enumerate(((0, 0, 32, 16), (0, 0, 32, 24), (0, 0, 16, 16))):
-        say(raws, ONE_HEAD, (0, 0, anchor, 0, 0), box)
-    return raws, targets_of([(0, 0, 0, 0, 32, 32)], (64, 64)), {"standard": AssignmentOptions(iou_t=0.3)}
+        say(raw_maps, ONE_HEAD, (0, 0, anchor, 0, 0), box)
+    return raw_maps, targets_of([(0, 0, 0, 0, 32, 32)], (64, 64)), {"standard": AssignmentOptions(iou_t=0.3)}
 
 
 def test_an_unmatched_anchor_that_predicts_better_than_every_matched_one():
-    raws, targets, strategies = hand_scene()
-    one = statistics(measured(ONE_HEAD, raws, targets, strategies), strategies, ONE_HEAD)["strategies"]["standard"]
+    raw_maps, targets, strategies = hand_scene()
+    one = statistics(measured(ONE_HEAD, raw_maps, targets, strategies), strategies, ONE_HEAD)["strategies"]["standard"]
     of_iou = one["iou"]["iou"]
     assert one["positives"] == one["base"] == 1 and one["extra"] == 0
     assert one["without_match"] == {"objects": 0, "object_share": 0.0}
@@ -77,12 +78,12 @@ def test_better_than_the_worst_but_not_than_the_best_match():
     # From 0.2 on all three match; with the middle one at iou_t 0.3 left out we need two matched anchors: a 64x32 object
     # has shape IoU 1/2 with 32x32 (1024/2048), 256/2048 = 1/8 with 16x16, 2048/4096 = 1/2 with 64x64.
     # Predictions 1/4 (32x16 of 64x32), 1/2 (32x32) and 3/4 (64x24): M = {1/4, 3/4}, U = {1/2}.
-    raws = quiet_maps(ONE_HEAD, 1, (64, 64))
+    raw_maps = quiet_maps(ONE_HEAD, 1, (64, 64))
     for anchor, box in enumerate(((0, 0, 32, 16), (0, 0, 32, 32), (0.5, 0, 62.5, 24))):
-        say(raws, ONE_HEAD, (0, 0, anchor, 0, 0), box)
+        say(raw_maps, ONE_HEAD, (0, 0, anchor, 0, 0), box)
     targets = targets_of([(0, 0, 0, 0, 63.9, 32)], (64, 64))  # the centre stays in the first cell
     strategies = {"standard": AssignmentOptions(iou_t=0.3)}
-    one = statistics(measured(ONE_HEAD, raws, targets, strategies), strategies, ONE_HEAD)
+    one = statistics(measured(ONE_HEAD, raw_maps, targets, strategies), strategies, ONE_HEAD)
     of_iou = one["strategies"]["standard"]["iou"]["iou"]
     assert (of_iou["unmatched_over_min"]["objects"], of_iou["unmatched_over_max"]["objects"]) == (1, 0)
     assert (of_iou["feature_maps"]["over_min"], of_iou["feature_maps"]["over_max"]) == (1, 0)
@@ -91,9 +92,9 @@ def test_better_than_the_worst_but_not_than_the_best_match():
 
 def test_an_object_without_a_match_is_counted_and_has_no_sets_to_compare():
     # A 2x60 object: shape IoU 64/1080, 32/344, 120/4096, all below 0.2.
-    raws = quiet_maps(ONE_HEAD, 1, (64, 64))
+    raw_maps = quiet_maps(ONE_HEAD, 1, (64, 64))
     targets = targets_of([(0, 0, 10, 2, 12, 62)], (64, 64))
-    result = statistics(measured(ONE_HEAD, raws, targets, {"standard": None}), ["standard"], ONE_HEAD)
+    result = statistics(measured(ONE_HEAD, raw_maps, targets, {"standard": None}), ["standard"], ONE_HEAD)
     one = result["strategies"]["standard"]
     assert one["without_match"] == {"objects": 1, "object_share": 1.0}
     assert one["iou"]["iou"]["objects_with_both"] == 0
@@ -104,26 +105,28 @@ def test_an_object_without_a_match_is_counted_and_has_no_sets_to_compare():
 def test_the_best_prediction_comes_from_a_neighbouring_cell():
     # The object 20..52 x 0..32 has its centre (36, 16) in the second cell, where nothing predicts better than 1/4
     # (16x16 inside 32x32). The first cell's slot says 14..46 x 0..32, centre (30, 16): overlap 26x32, union 38x32.
-    raws = quiet_maps(ONE_HEAD, 1, (64, 64))
+    raw_maps = quiet_maps(ONE_HEAD, 1, (64, 64))
     for anchor in range(3):
-        say(raws, ONE_HEAD, (0, 0, anchor, 0, 1), (28, 8, 44, 24))
-    say(raws, ONE_HEAD, (0, 0, 0, 0, 0), (14, 0, 46, 32))
+        say(raw_maps, ONE_HEAD, (0, 0, anchor, 0, 1), (28, 8, 44, 24))
+    say(raw_maps, ONE_HEAD, (0, 0, 0, 0, 0), (14, 0, 46, 32))
     targets = targets_of([(0, 0, 20, 0, 52, 32)], (64, 64))
-    result = measured(ONE_HEAD, raws, targets, {"standard": None})
+    result = measured(ONE_HEAD, raw_maps, targets, {"standard": None})
     assert result.objects["best_from_neighbour"].tolist() == [[True]]
     assert result.objects["best_q"][0, 0] == pytest.approx(26 / 38)
     # The centre cell now holds a perfect prediction: no neighbour beats it.
-    say(raws, ONE_HEAD, (0, 0, 2, 0, 1), (20, 0, 52, 32))
-    assert measured(ONE_HEAD, raws, targets, {"standard": None}).objects["best_from_neighbour"].tolist() == [[False]]
+    say(raw_maps, ONE_HEAD, (0, 0, 2, 0, 1), (20, 0, 52, 32))
+    assert measured(ONE_HEAD, raw_maps, targets, {"standard": None}).objects["best_from_neighbour"].tolist() == [
+        [False]
+    ]
 
 
 def test_collisions_and_agreement_by_hand():
     # Two equal 32x32 objects in the first cell: with iou_t 0.3 both want the slot of the first anchor.
     # fast: that slot predicts both with IoU 1/2 (base already), the second anchor's 32x24 with 3/4 (extra, for both).
-    raws, _, strategies = hand_scene()
+    raw_maps, _, strategies = hand_scene()
     targets = targets_of([(0, 0, 0, 0, 32, 32)] * 2, (64, 64))
     strategies |= {"fast": AssignmentOptions(match="fast", iou_t=0.3)}
-    result = statistics(measured(ONE_HEAD, raws, targets, strategies), strategies, ONE_HEAD)
+    result = statistics(measured(ONE_HEAD, raw_maps, targets, strategies), strategies, ONE_HEAD)
     standard, fast = result["strategies"].values()
     assert (standard["positives"], standard["collisions"]["slots"], standard["collisions"]["shared_slots"]) == (2, 1, 1)
     assert standard["collisions"]["contested_positives"] == 2
@@ -134,11 +137,11 @@ def test_collisions_and_agreement_by_hand():
     assert result["agreement"] == {"standard": {"standard": 1.0, "fast": 0.5}, "fast": {"standard": 0.5, "fast": 1.0}}
 
 
-def oracle(heads, raws, rows, sets, kind, candidates):
+def oracle(heads, raw_maps, rows, sets, kind, candidates):
     """Statistics of section 3 for each strategy, one object and one slot at a time; sets: name -> {(target, slot)}."""
     slots = {}
-    for image in range(len(raws[0])):
-        slots |= read_slots(heads, raws, image)
+    for image in range(len(raw_maps[0])):
+        slots |= read_slots(heads, raw_maps, image)
     anchor_names = [(index, anchor) for index, head in enumerate(heads) for anchor in range(head.num_anchors)]
     result = {}
     for name, pairs in sets.items():
@@ -147,10 +150,13 @@ def oracle(heads, raws, rows, sets, kind, candidates):
         f["mean_q"], f["own"] = [], []
         f["maps"], f["anchors"] = {"max": set(), "min": set()}, [defaultdict(float) for _ in anchor_names]
         for target, (image, _, *box) in enumerate(rows):
-            q = {slot: plain_iou(slots[slot][0], box, kind) for slot in candidate_slots(heads, raws, image, box, "map")}
+            q = {
+                slot: plain_iou(slots[slot][0], box, kind)
+                for slot in candidate_slots(heads, raw_maps, image, box, "map")
+            }
             own = {slot for owner, slot in pairs if owner == target}
             inside, near, centre = (
-                candidate_slots(heads, raws, image, box, one) for one in (candidates, "neighbours", "cell")
+                candidate_slots(heads, raw_maps, image, box, one) for one in (candidates, "neighbours", "cell")
             )
             f["positives"] += len(own)
             f["own"].append(len(own))
@@ -204,18 +210,20 @@ def add_comparison(f, anchor_names, inside, own, q):
             f["anchors"][anchor_names.index(worst_m[1:3])]["worst_matched"] += 1
 
 
-@pytest.mark.parametrize("candidates", ["cell", "neighbours", "map"])
+@pytest.mark.parametrize("candidates", CANDIDATES)
 @pytest.mark.parametrize("seed", range(3))
 def test_every_figure_equals_a_plain_python_implementation(seed, candidates):
-    heads, raws, targets, rows = random_scene(seed)
+    heads, raw_maps, targets, rows = random_scene(seed)
     options = {name: AssignmentOptions(match=name, **({"extra_iou": 0.3} if name in ("pure", "split", "fast") else {}))
                for name in STRATEGIES}  # fmt: skip
     kinds = tuple(IOU_KINDS)
-    result = statistics(measured(heads, raws, targets, options, kinds, candidates=candidates), options, heads, kinds)
-    sets = {name: match_sets(heads, raws, targets, one) for name, one in options.items()}
+    result = statistics(
+        measured(heads, raw_maps, targets, options, kinds, candidates=candidates), options, heads, kinds
+    )
+    sets = {name: match_sets(heads, raw_maps, targets, one) for name, one in options.items()}
     contradictions = 0
     for kind in kinds:
-        expected = oracle(heads, raws, rows, sets, kind, candidates)
+        expected = oracle(heads, raw_maps, rows, sets, kind, candidates)
         for name, one in result["strategies"].items():
             wanted, of_kind = expected[name], one["iou"][kind]
             assert one["positives"] == wanted["positives"] == len(sets[name])
@@ -257,13 +265,13 @@ def test_every_figure_equals_a_plain_python_implementation(seed, candidates):
 
 
 def test_a_batch_says_what_its_images_say_alone():
-    heads, raws, targets, _ = random_scene(11, images=4)
+    heads, raw_maps, targets, _ = random_scene(11, images=4)
     strategies = {"standard": None, "fast": None}
-    together = measured(heads, raws, targets, strategies)
+    together = measured(heads, raw_maps, targets, strategies)
     for image in range(4):
         rows = (targets.image == image).nonzero().squeeze(1)
         one = Targets(torch.zeros_like(rows), targets.label[rows], targets.boxes_cxcywh[rows])
-        alone = measured(heads, [raw[image : image + 1] for raw in raws], one, strategies)
+        alone = measured(heads, [raw[image : image + 1] for raw in raw_maps], one, strategies)
         for name, values in alone.objects.items():
             if name not in ("row", "image"):
                 np.testing.assert_allclose(values, together.objects[name][rows.numpy()], rtol=1e-6, err_msg=name)
@@ -273,20 +281,20 @@ def test_a_batch_says_what_its_images_say_alone():
 
 @pytest.mark.parametrize("at_once", [1, 150])
 def test_looking_at_a_few_objects_at_a_time_changes_nothing(monkeypatch, at_once):
-    heads, raws, targets, _ = random_scene(12)
+    heads, raw_maps, targets, _ = random_scene(12)
     settings = {"candidates": "map", "score_candidates": "map"}
     strategies, kinds = {"standard": None, "fast": None}, ("iou", "giou")
-    whole = measured(heads, raws, targets, strategies, kinds, **settings)
+    whole = measured(heads, raw_maps, targets, strategies, kinds, **settings)
     monkeypatch.setattr("analysis.matching.quality.NUMBERS_AT_ONCE", at_once)
     monkeypatch.setattr("analysis.matching.scores.PAIRS_AT_ONCE", at_once)
-    parts = measured(heads, raws, targets, strategies, kinds, **settings)
+    parts = measured(heads, raw_maps, targets, strategies, kinds, **settings)
     for name, values in whole.objects.items():
         np.testing.assert_array_equal(parts.objects[name], values, err_msg=name)
 
 
 def test_without_any_object_every_figure_is_there_and_undefined():
-    raws = quiet_maps(ONE_HEAD, 2, (64, 64))
-    found = measured(ONE_HEAD, raws, Targets.empty(), {"standard": None, "fast": None})
+    raw_maps = quiet_maps(ONE_HEAD, 2, (64, 64))
+    found = measured(ONE_HEAD, raw_maps, Targets.empty(), {"standard": None, "fast": None})
     result = statistics(found, ["standard", "fast"], ONE_HEAD)
     one = result["strategies"]["standard"]
     assert result["objects"] == 0 and one["without_match"] == {"objects": 0, "object_share": None}
@@ -304,8 +312,8 @@ def _numbers(value):
 
 
 def test_groups_add_up_to_the_whole():
-    heads, raws, targets, rows = random_scene(3, objects=30)
-    result = measured(heads, raws, targets, {"standard": None, "split": None})
+    heads, raw_maps, targets, rows = random_scene(3, objects=30)
+    result = measured(heads, raw_maps, targets, {"standard": None, "split": None})
     subject = Subject(result, ("standard", "split"), ("iou",), heads)
     group = np.array([row[1] for row in rows])
     whole = all_statistics(subject, {"class": (("a", "b", "c"), group)})

@@ -8,6 +8,7 @@ import torch
 
 from analysis.matching.statistics import Subject, all_statistics
 from analysis.matching.suppression import SuppressionRule
+from models.assignment.candidates import CANDIDATES
 from models.heads import Head
 from tests.analysis_scenes import (
     candidate_slots,
@@ -34,16 +35,16 @@ def test_the_most_confident_slot_is_not_the_best_one():
     # logit 0 (1/2). Slot B (second head, row 0, col 1): 16x16 around (16.5, 8.5), clipped nowhere: 8.5..24.5 x
     # 0.5..16.5, all inside, q = 1/4; objectness logit ln 3 (3/4), class logit -ln 9 (1/10).
     # By objectness B wins: mismatch, ratio (1/4)/(3/4) = 1/3. By score A has 1/4, B 0.075: no mismatch, ratio 1.
-    raws = quiet_maps(HEADS, 1, (64, 64))
-    say(raws, HEADS, (0, 0, 0, 0, 0), (0, 0, 32, 24), 0.0, (5.0, 0.0))
-    say(raws, HEADS, (0, 1, 0, 0, 1), (8.5, 0.5, 24.5, 16.5), math.log(3), (5.0, -math.log(9)))
+    raw_maps = quiet_maps(HEADS, 1, (64, 64))
+    say(raw_maps, HEADS, (0, 0, 0, 0, 0), (0, 0, 32, 24), 0.0, (5.0, 0.0))
+    say(raw_maps, HEADS, (0, 1, 0, 0, 1), (8.5, 0.5, 24.5, 16.5), math.log(3), (5.0, -math.log(9)))
     # All other slots: too far away or, in the same cells, made too small to overlap by 0.1.
     for slot in ((0, 0, 1, 0, 0), (0, 1, 0, 0, 0), (0, 1, 0, 1, 0), (0, 1, 0, 1, 1)):
         _, _, _, row, col = slot
         stride = HEADS[slot[1]].stride
         x, y = (col + 0.5) * stride, (row + 0.5) * stride
-        say(raws, HEADS, slot, (x - 1, y - 1, x + 1, y + 1), 6.0)
-    result = measured(HEADS, raws, targets_of([(0, 1, 0, 0, 32, 32)], (64, 64)), {"standard": None})
+        say(raw_maps, HEADS, slot, (x - 1, y - 1, x + 1, y + 1), 6.0)
+    result = measured(HEADS, raw_maps, targets_of([(0, 1, 0, 0, 32, 32)], (64, 64)), {"standard": None})
     one = scores(result, HEADS)["scores"]["iou"]
     assert one["objects"] == 1
     assert one["objectness"]["objects"] == 1 and one["objectness"]["mean_q_ratio"] == pytest.approx(1 / 3, abs=1e-5)
@@ -62,32 +63,32 @@ def test_the_most_confident_slot_is_not_the_best_one():
 
 def test_equal_scores_are_no_mismatch():
     # Two slots with the very same objectness; one fits better. Nothing tells them apart, so the better one counts.
-    raws = quiet_maps(HEADS, 1, (64, 64))
-    say(raws, HEADS, (0, 0, 0, 0, 0), (0, 0, 32, 24), 2.0, (1.0, 1.0))
-    say(raws, HEADS, (0, 0, 1, 0, 0), (0, 0, 32, 16), 2.0, (1.0, 1.0))
-    result = measured(HEADS, raws, targets_of([(0, 0, 0, 0, 32, 32)], (64, 64)), {"standard": None})
+    raw_maps = quiet_maps(HEADS, 1, (64, 64))
+    say(raw_maps, HEADS, (0, 0, 0, 0, 0), (0, 0, 32, 24), 2.0, (1.0, 1.0))
+    say(raw_maps, HEADS, (0, 0, 1, 0, 0), (0, 0, 32, 16), 2.0, (1.0, 1.0))
+    result = measured(HEADS, raw_maps, targets_of([(0, 0, 0, 0, 32, 32)], (64, 64)), {"standard": None})
     one = scores(result, HEADS)["scores"]["iou"]
     assert one["objectness"]["objects"] == one["score"]["objects"] == 0
     assert one["objectness"]["mean_q_ratio"] == pytest.approx(1)
 
 
 def test_an_object_that_no_prediction_overlaps_is_left_out():
-    raws = quiet_maps(HEADS, 1, (64, 64))
+    raw_maps = quiet_maps(HEADS, 1, (64, 64))
     targets = targets_of([(0, 0, 1, 1, 3, 3)], (64, 64))  # 2x2: at most 4/144 of any predicted box
-    result = measured(HEADS, raws, targets, {"standard": None})
+    result = measured(HEADS, raw_maps, targets, {"standard": None})
     one = scores(result, HEADS)
     assert one["scores"]["iou"].pop("moments")["best_q"] == {"mean": None, "std": None, "objects": 0}
     nothing = {"objects": 0, "object_share": None, "mean_q_ratio": None}
     assert one["scores"]["iou"] == {"objects": 0, "objectness": nothing, "score": nothing}
 
 
-def oracle(heads, raws, rows, kind, candidates, min_q):
+def oracle(heads, raw_maps, rows, kind, candidates, min_q):
     """One dict per object that some slot overlaps: what section 3's mismatch and moments need."""
     found = []
     for image, label, *box in rows:
-        slots = read_slots(heads, raws, image)
+        slots = read_slots(heads, raw_maps, image)
         seen = []
-        for name in candidate_slots(heads, raws, image, box, candidates):
+        for name in candidate_slots(heads, raw_maps, image, box, candidates):
             predicted, objectness, classes = slots[name]
             q = plain_iou(predicted, box, kind)
             if q >= min_q:
@@ -117,16 +118,16 @@ def oracle(heads, raws, rows, kind, candidates, min_q):
     return found
 
 
-@pytest.mark.parametrize("candidates", ["cell", "neighbours", "map"])
+@pytest.mark.parametrize("candidates", CANDIDATES)
 @pytest.mark.parametrize("seed", range(4))
 def test_scores_and_moments_equal_a_plain_python_implementation(seed, candidates):
-    heads, raws, targets, rows = random_scene(seed + 20)
+    heads, raw_maps, targets, rows = random_scene(seed + 20)
     kinds = tuple(IOU_KINDS)
-    result = measured(heads, raws, targets, {"standard": None}, kinds, score_candidates=candidates)
+    result = measured(heads, raw_maps, targets, {"standard": None}, kinds, score_candidates=candidates)
     result = scores(result, heads, kinds)
     mismatches = 0
     for kind in kinds:
-        wanted = oracle(heads, raws, rows, kind, candidates, 0.1)
+        wanted = oracle(heads, raw_maps, rows, kind, candidates, 0.1)
         one = result["scores"][kind]
         assert one["objects"] == len(wanted)
         assert one["objectness"]["objects"] == sum(row["mismatch"] for row in wanted)
@@ -150,12 +151,12 @@ LIKELY, UNLIKELY = 4.0, -9.0
 
 def lost(rows, said, **rule):
     """Columns about suppression of objects (label, box) when slots (col, row) say (box, objectness, class)."""
-    raws = quiet_maps(WIDE, 1, (128, 64))
+    raw_maps = quiet_maps(WIDE, 1, (128, 64))
     for (col, row), (box, objectness, label) in said.items():
         classes = [LIKELY if index == label else UNLIKELY for index in range(2)]
-        say(raws, WIDE, (0, 0, 0, row, col), box, objectness, classes)
+        say(raw_maps, WIDE, (0, 0, 0, row, col), box, objectness, classes)
     targets = targets_of([(0, label, *box) for label, box in rows], (128, 64))
-    result = measured(WIDE, raws, targets, {"standard": None}, suppression=SuppressionRule(**rule))
+    result = measured(WIDE, raw_maps, targets, {"standard": None}, suppression=SuppressionRule(**rule))
     return result
 
 
@@ -202,13 +203,13 @@ def test_one_detection_around_two_neighbours():
     assert result.objects["merged"].tolist() == [0, 0] and result.objects["detected"].tolist() == [True, False]
 
 
-def suppression_oracle(heads, raws, rows, rule, classes):
+def suppression_oracle(heads, raw_maps, rows, rule, classes):
     """Textbook NMS and the definitions of analysis/matching/suppression.py, one box at a time."""
     wanted = [dict.fromkeys(("found", "detected", "suppressed", "removed_by_none"), False) for _ in rows]
     merged = set()
-    for image in range(len(raws[0])):
+    for image in range(len(raw_maps[0])):
         boxes = []
-        for box, objectness, logits in read_slots(heads, raws, image).values():
+        for box, objectness, logits in read_slots(heads, raw_maps, image).values():
             label = max(range(classes), key=lambda index, logits=logits: logits[index])
             boxes.append((sigmoid(objectness) * sigmoid(logits[label]), label, box))
         boxes = sorted((one for one in boxes if one[0] > rule.confidence), key=lambda one: -one[0])
@@ -255,10 +256,10 @@ def _covered(box, by):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_lost_objects_equal_a_plain_python_implementation(seed):
-    heads, raws, targets, rows = random_scene(seed + 40, objects=24, classes=2)
+    heads, raw_maps, targets, rows = random_scene(seed + 40, objects=24, classes=2)
     rule = SuppressionRule(confidence=0.1, nms_iou=0.3, own_iou=0.3, covered=0.3)
-    result = measured(heads, raws, targets, {"standard": None}, suppression=rule)
-    wanted, merged = suppression_oracle(heads, raws, rows, rule, 2)
+    result = measured(heads, raw_maps, targets, {"standard": None}, suppression=rule)
+    wanted, merged = suppression_oracle(heads, raw_maps, rows, rule, 2)
     for name in ("found", "detected", "suppressed", "removed_by_none"):
         assert result.objects[name].tolist() == [row[name] for row in wanted], name
     assert result.objects["merged"].tolist() == [sum(t in pair for pair in merged) for t in range(len(rows))]
@@ -268,14 +269,14 @@ def test_lost_objects_equal_a_plain_python_implementation(seed):
 def test_the_random_scenes_do_lose_objects():
     totals = {"suppressed": 0, "removed_by_none": 0, "merged": 0}
     for seed in range(12):
-        heads, raws, targets, _ = random_scene(seed + 40, objects=24, classes=2)
+        heads, raw_maps, targets, _ = random_scene(seed + 40, objects=24, classes=2)
         rule = SuppressionRule(confidence=0.1, nms_iou=0.3, own_iou=0.3, covered=0.3)
-        result = measured(heads, raws, targets, {"standard": None}, suppression=rule)
+        result = measured(heads, raw_maps, targets, {"standard": None}, suppression=rule)
         totals = {name: count + int(result.objects[name].sum()) for name, count in totals.items()}
     assert all(totals.values()), totals
 
 
 def test_detections_without_any_object():
-    raws = [torch.full_like(raw, 3.0) for raw in quiet_maps(WIDE, 2, (128, 64))]
-    result = measured(WIDE, raws, targets_of([], (128, 64)), {"standard": None})
+    raw_maps = [torch.full_like(raw, 3.0) for raw in quiet_maps(WIDE, 2, (128, 64))]
+    result = measured(WIDE, raw_maps, targets_of([], (128, 64)), {"standard": None})
     assert result.images["merged_pairs"].tolist() == [0, 0] and len(result.objects["suppressed"]) == 0

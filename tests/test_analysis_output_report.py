@@ -20,7 +20,7 @@ from analysis.output.result import Result, Table
 from models.assignment.options import AssignmentOptions
 from models.heads import Head
 from tests.analysis_scenes import match_sets, plain_iou, random_scene, read_slots
-from utils.records import Batch, Detections, Frame, Targets
+from utils.structures import Batch, Detections, ImageMeta, Targets
 
 HEADS = (Head(((10.0, 20.0),), 16, 2), Head(((40.0, 40.0), (60.0, 30.0)), 32, 2))
 STRATEGIES = {"standard": AssignmentOptions(), "fast": AssignmentOptions(match="fast")}
@@ -113,16 +113,16 @@ def test_a_long_table_is_cut_and_says_so():
 
 
 def test_views_show_the_matches_of_training(monkeypatch):
-    heads, raws, targets, rows = random_scene(5, images=1, objects=9)
+    heads, raw_maps, targets, rows = random_scene(5, images=1, objects=9)
     options = {"standard": AssignmentOptions(), "fast": AssignmentOptions(match="fast", extra_iou=0.15)}
     plan = SimpleNamespace(strategies=options, kinds=("iou",), detector=SimpleNamespace(heads=heads))
-    frame = Frame(1, "", (192, 128), (0.5, 0.5), (0.0, 0.0))  # the original is twice as large
-    batch = Batch(torch.zeros(1, 3, 64, 96, dtype=torch.uint8), targets, Targets.empty(), (frame,))
-    found = matched_slots(batch, raws, plan)
-    slots = read_slots(heads, raws, 0)
+    meta = ImageMeta(1, "", (192, 128), (0.5, 0.5), (0.0, 0.0))  # the original is twice as large
+    batch = Batch(torch.zeros(1, 3, 64, 96, dtype=torch.uint8), targets, Targets.empty(), (meta,))
+    found = matched_slots(batch, raw_maps, plan)
+    slots = read_slots(heads, raw_maps, 0)
     for number, one in enumerate(options.values()):
         shown = {(s.target, (0, s.head, s.anchor, s.row, s.col)) for s in found if s.base[number] or s.extra[number]}
-        assert shown == match_sets(heads, raws, targets, one)
+        assert shown == match_sets(heads, raw_maps, targets, one)
     assert any(s.extra[1] and not s.base[1] for s in found)
     for s in found:
         box = slots[0, s.head, s.anchor, s.row, s.col][0]

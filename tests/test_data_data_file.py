@@ -34,7 +34,7 @@ def test_a_data_file_in_any_spacing(tmp_path):
         ("train = a.txt", "train", r"x\.data:2: expected 'key = value', found 'train'"),
         ("train = a.txt", "train =", r"x\.data:2: expected 'key = value'"),
         ("names = x.names", "names = y.names", r"x\.data:6: names = y\.names does not exist"),
-        ("backup = backup/", "train = c.txt", r"x\.data:7: 'train' stands twice \(first in line 2\)"),
+        ("backup = backup/", "train = c.txt", r"x\.data:7: 'train' is given twice \(first in line 2\)"),
     ],
 )
 def test_mistakes_name_file_and_line(tmp_path, old, new, message):
@@ -49,7 +49,7 @@ def test_names_files(tmp_path):
     with pytest.raises(UserError, match=":2: an empty line"):
         read_names(tmp_path / "n")
     (tmp_path / "n").write_text("a\nb\na\n")
-    with pytest.raises(UserError, match=":3: the class name 'a' stands twice"):
+    with pytest.raises(UserError, match=":3: duplicate class name 'a'"):
         read_names(tmp_path / "n")
     (tmp_path / "n").write_bytes(b"\xff\xfea\x00")
     with pytest.raises(UserError, match="not a UTF-8 text file"):

@@ -88,7 +88,7 @@ def test_a_problem_names_its_annotation(tmp_path):
     rows = [note(id=11, bbox=[1, 2, 0, 4]), note(id=12), note(id=13), note(id=14, bbox=[95, 5, 20, 10])]
     said = {problem.kind.split(" (")[0]: problem.what for problem in read(write(tmp_path, annotations=rows)).problems}
     assert said["zero or negative size"].startswith("annotation 11, box")
-    assert said["box stands twice"] == "annotation 13"
+    assert said["duplicate box"] == "annotation 13"
     assert said["box reaches over the edge of the image; training uses its inside"].startswith("annotation 14, box")
 
 
@@ -100,7 +100,7 @@ def test_notes_that_drop_nothing(tmp_path):
     assert {problem.kind for problem in notes.problems} == {
         "annotation ids are not unique and positive",
         "box reaches over the edge of the image; training uses its inside",
-        "box stands twice (kept, as COCO's evaluation does)",
+        "duplicate box (kept, as COCO's evaluation does)",
     }
 
 
@@ -116,7 +116,7 @@ def test_images_twice_without_id_or_size(tmp_path):
     notes = read(write(tmp_path, images, [note(), note(id=2, image_id=5)]))
     assert notes.image_ids.tolist() == [1] and len(notes.labels) == 1
     kinds = sorted(problem.kind for problem in notes.problems)
-    assert "image id stands twice" in kinds and kinds.count("image entry without a usable id or size") == 2
+    assert "duplicate image id" in kinds and kinds.count("image entry without a usable id or size") == 2
 
 
 @pytest.mark.parametrize(

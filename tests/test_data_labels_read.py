@@ -63,7 +63,7 @@ def test_yolo_rows_become_pixels_of_the_original_image(tmp_path):
         ("0 0.5 0.5 0.1 -0.1", "zero or negative size"),
         ("0 1.5 0.5 0.1 0.1", "coordinate outside 0..1"),
         ("0 320 240 40 40", "coordinate outside 0..1"),
-        ("1 0.5 0.5 0.2 0.2", "box stands twice"),
+        ("1 0.5 0.5 0.2 0.2", "duplicate box"),
     ],
 )
 def test_a_bad_yolo_row_is_named_and_only_it_is_dropped(tmp_path, row, kind):

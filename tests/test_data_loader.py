@@ -48,7 +48,7 @@ def same(first, second) -> bool:
     for name in ("targets", "crowd"):
         for column in ("image", "label", "boxes_cxcywh"):
             parts.append((getattr(getattr(first, name), column), getattr(getattr(second, name), column)))
-    return first.frames == second.frames and all(torch.equal(a, b) for a, b in parts)
+    return first.metas == second.metas and all(torch.equal(a, b) for a, b in parts)
 
 
 def epoch_of(batches, epoch):
@@ -72,7 +72,7 @@ def test_workers_change_nothing_and_an_epoch_can_be_made_again(notes, options):
     resumed = epoch_of(training_batches(notes, LoaderSettings(**SETTINGS, **options), augment), 1)
     assert all(same(a, b) for a, b in zip(ours, resumed, strict=True))
     first = epoch_of(alone, 0)
-    assert [batch.frames for batch in first] != [batch.frames for batch in ours]
+    assert [batch.metas for batch in first] != [batch.metas for batch in ours]
 
 
 def test_cached_images_change_nothing(notes):
@@ -152,14 +152,14 @@ def test_evaluation_gives_the_image_as_it_is_and_its_boxes(notes):
             assert (
                 height % 32 == 0 and width % 32 == 0 and batch.images.is_contiguous(memory_format=torch.channels_last)
             )
-            for b, frame in enumerate(batch.frames):
-                index = notes.image_paths.index(frame.path)
-                assert frame.original_wh == tuple(notes.image_wh[index]) and frame.image_id == notes.image_ids[index]
+            for b, meta in enumerate(batch.metas):
+                index = notes.image_paths.index(meta.path)
+                assert meta.original_wh == tuple(notes.image_wh[index]) and meta.image_id == notes.image_ids[index]
                 rows = batch.targets.image == b
                 cx, cy, w, h = (batch.targets.boxes_cxcywh[rows] * torch.tensor([width, height, width, height])).T
                 corners = torch.stack((cx - w / 2, cy - h / 2, cx + w / 2, cy + h / 2), dim=1)
                 truth = notes.boxes_xyxy[notes.rows_of(index)]
-                np.testing.assert_allclose(frame.to_original(corners).numpy(), truth, atol=1e-2)
+                np.testing.assert_allclose(meta.to_original(corners).numpy(), truth, atol=1e-2)
                 assert batch.targets.label[rows].tolist() == notes.labels[notes.rows_of(index)].tolist()
                 seen += 1
         assert seen == 21

@@ -39,7 +39,7 @@ def test_the_predictions_are_those_of_the_document():
         ((0, 1, 6, 1), "c"): 36 / 64,
     }
     maps = [decode_map(raw, head) * head.stride
-            for raw, head in zip(make_example.raw_maps(), make_example.HEADS, strict=True)]  # fmt: skip
+            for raw, head in zip(make_example.example_maps(), make_example.HEADS, strict=True)]  # fmt: skip
     for ((head, anchor, col, row), name), value in expected.items():
         box = maps[head][0, anchor, row, col][None]
         truth = torch.tensor([make_example.OBJECTS[name]]).float()
@@ -96,9 +96,9 @@ from models.assignment.assigner import AssignmentOptions, build_assigner
 torch.set_num_threads(1)
 values = VARIANTS[{name!r}] | {{"match": VARIANTS[{name!r}].get("match", {name!r})}}
 heads, device = yolov3_heads(), torch.device("cpu")
-raws, targets = random_batch({images}, 100, heads, device)
+raw_maps, targets = random_batch({images}, 100, heads, device)
 assigner = build_assigner(AssignmentOptions(**values), heads)
-print(peak_mib(lambda: assigner(targets, raws), device))
+print(peak_mib(lambda: assigner(targets, raw_maps), device))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert 0 < float(done.stdout.split()[-1]) < assignment.MEMORY_LIMIT

@@ -13,7 +13,7 @@ from pycocotools.coco import COCO
 from engine.evaluate import collect_results, evaluate
 from evaluation.results import coco_results
 from models.heads import Head
-from utils.records import Batch, Detections, Frame, Targets
+from utils.structures import Batch, Detections, ImageMeta, Targets
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -26,8 +26,8 @@ class FixedDetector:
     def __init__(self, table):
         self.table = table
 
-    def __call__(self, images, frames):
-        return [self.table[frame.image_id] for frame in frames]
+    def __call__(self, images, metas):
+        return [self.table[meta.image_id] for meta in metas]
 
 
 def detections(*rows):
@@ -36,8 +36,8 @@ def detections(*rows):
 
 
 def batch_of(*ids):
-    frames = tuple(Frame(image_id, "", (100, 80)) for image_id in ids)
-    return Batch(torch.zeros(len(ids), 3, 32, 32, dtype=torch.uint8), Targets.empty(), Targets.empty(), frames)
+    metas = tuple(ImageMeta(image_id, "", (100, 80)) for image_id in ids)
+    return Batch(torch.zeros(len(ids), 3, 32, 32, dtype=torch.uint8), Targets.empty(), Targets.empty(), metas)
 
 
 GROUND_TRUTH = {
@@ -57,11 +57,11 @@ TABLE = {
 
 def test_results_carry_original_ids_and_rounded_numbers():
     found = detections(([1 / 3, 2.0, 10 + 1 / 3, 7.00051], 0.123456789, 2))
-    (result,) = coco_results(found, Frame(77, "", (100, 100)), [4, 2, 9])
+    (result,) = coco_results(found, ImageMeta(77, "", (100, 100)), [4, 2, 9])
     # 10.33333 - 0.33333 = 10, 7.00051 - 2 = 5.00051 -> three decimals; the score is float32 0.12345679.
     assert result == {"image_id": 77, "category_id": 9, "bbox": [0.333, 2.0, 10.0, 5.001], "score": 0.12345679}
     assert json.loads(json.dumps(result)) == result
-    assert coco_results(detections(), Frame(1, "", (1, 1)), [1]) == []
+    assert coco_results(detections(), ImageMeta(1, "", (1, 1)), [1]) == []
 
 
 def test_batches_and_their_order_do_not_matter():

@@ -15,7 +15,7 @@ from engine.ema import AveragedModel
 from engine.optimizer import OptimizerOptions, Schedule, build_optimizer
 from engine.train_loop import TrainState, set_training_mode, train_one_epoch
 from utils.errors import UserError
-from utils.records import Batch, Frame, Targets
+from utils.structures import Batch, ImageMeta, Targets
 
 
 @dataclass
@@ -24,14 +24,14 @@ class Result:
     counts: int = 1
 
 
-def mean_brightness(raws, targets, crowd):
-    return Result({"box": raws.sum(), "obj": raws.sum() * 2})
+def mean_brightness(raw_maps, targets, crowd):
+    return Result({"box": raw_maps.sum(), "obj": raw_maps.sum() * 2})
 
 
 def batch_of(value: int, size: int = 2) -> Batch:
     images = torch.full((size, 3, 4, 4), value, dtype=torch.uint8)
     return Batch(
-        images, Targets.empty(), Targets.empty(), tuple(Frame(i, f"image{i}.jpg", (4, 4)) for i in range(size))
+        images, Targets.empty(), Targets.empty(), tuple(ImageMeta(i, f"image{i}.jpg", (4, 4)) for i in range(size))
     )
 
 
@@ -84,8 +84,10 @@ def test_a_loss_that_is_not_finite_names_the_images():
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing_and_names_the_images():
-    def loss(raws, targets, crowd):
-        return Result({"box": raws.sum() * 0 + (raws.sum() * 0).sqrt()})  # the root of 0 is finite, its slope is not
+    def loss(raw_maps, targets, crowd):
+        return Result(
+            {"box": raw_maps.sum() * 0 + (raw_maps.sum() * 0).sqrt()}
+        )  # the root of 0 is finite, its slope is not
 
     state = new_state(PLAIN)
     before = state.model.weight.detach().clone()
@@ -95,16 +97,16 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_names_the_images():
     assert torch.equal(state.model.weight, before)
 
 
-def without_a_slope(raws, targets, crowd):
-    return Result({"box": raws.sum() * 0 + (raws.sum() * 0).sqrt()})
+def without_a_slope(raw_maps, targets, crowd):
+    return Result({"box": raw_maps.sum() * 0 + (raw_maps.sum() * 0).sqrt()})
 
 
 def test_a_step_that_the_scaler_leaves_out_does_not_move_the_average():
     calls = []
 
-    def loss(raws, targets, crowd):
+    def loss(raw_maps, targets, crowd):
         calls.append(1)
-        return (without_a_slope if len(calls) == 1 else mean_brightness)(raws, targets, crowd)
+        return (without_a_slope if len(calls) == 1 else mean_brightness)(raw_maps, targets, crowd)
 
     state, _, _ = run_epoch(PLAIN, [batch_of(255)] * 2, loss=loss, scaled=True)
     # Of two steps one is taken, from 0.1 to 0.04; the scale of 65536 is halved.

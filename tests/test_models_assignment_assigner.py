@@ -16,13 +16,13 @@ from models.assignment.strategies import STRATEGIES
 from models.heads import Head
 from utils.config import build_options, parse_options
 from utils.errors import UserError
-from utils.records import Targets
+from utils.structures import Targets
 
 CLEAR = 1e-5  # decisions closer than this to their threshold may differ between float32 and float64
 
 
-def assign(rows_, heads, raws, crowd=(), **options):
-    return build_assigner(AssignmentOptions(**options), heads)(targets_of(rows_), raws, targets_of(crowd))
+def assign(rows_, heads, raw_maps, crowd=(), **options):
+    return build_assigner(AssignmentOptions(**options), heads)(targets_of(rows_), raw_maps, targets_of(crowd))
 
 
 def assert_same(found, expected):
@@ -38,14 +38,14 @@ def assert_same(found, expected):
 @given(rows(max_size=10), st.sampled_from([0.1, 0.2, 0.225, 0.5]), st.booleans(), st.booleans())
 def test_standard_equals_the_oracle(rows_, iou_t, only_best, fallback):
     heads = two_heads()
-    raws = random_raws(heads, 3, 0)
-    oracle = Oracle(rows_, raws, heads)
+    raw_maps = random_raws(heads, 3, 0)
+    oracle = Oracle(rows_, raw_maps, heads)
     expected = oracle.standard(iou_t, only_best)
     expected = oracle.fallback(expected) if fallback else expected
     assume(oracle.margin > CLEAR)
 
     options = {"iou_t": iou_t, "match_anchors": "best" if only_best else "all", "match_fallback": fallback}
-    assignment = assign(rows_, heads, raws, **options)
+    assignment = assign(rows_, heads, raw_maps, **options)
     assert_same(as_dict(assignment.base), expected)
     assert as_dict(assignment.extra) == {}
     assert assignment.ignore == (None, None)
@@ -55,11 +55,11 @@ def test_standard_equals_the_oracle(rows_, iou_t, only_best, fallback):
 @given(rows(max_size=10), st.sampled_from([2.0, 4.0]))
 def test_ratio_equals_the_oracle(rows_, anchor_t):
     heads = two_heads()
-    raws = random_raws(heads, 3, 0)
-    oracle = Oracle(rows_, raws, heads)
+    raw_maps = random_raws(heads, 3, 0)
+    oracle = Oracle(rows_, raw_maps, heads)
     expected = oracle.ratio(anchor_t)
     assume(oracle.margin > CLEAR)
-    assert_same(as_dict(assign(rows_, heads, raws, match="ratio", anchor_t=anchor_t).base), expected)
+    assert_same(as_dict(assign(rows_, heads, raw_maps, match="ratio", anchor_t=anchor_t).base), expected)
 
 
 @settings(max_examples=120, deadline=None)
@@ -69,52 +69,52 @@ def test_darknet_equals_the_oracle(rows_, iou_t, of_cfg, own_lists):
     if own_lists:  # the coarse head's list is shorter and in another order than the fine one's
         coarse = dataclasses.replace(heads[0], all_anchors_wh=(ANCHORS[3], ANCHORS[0], ANCHORS[4]), mask=(0, 2))
         heads = (coarse, heads[1])
-    raws = random_raws(heads, 3, 0)
-    oracle = Oracle(rows_, raws, heads)
+    raw_maps = random_raws(heads, 3, 0)
+    oracle = Oracle(rows_, raw_maps, heads)
     expected = oracle.darknet(iou_t)
     assume(oracle.margin > CLEAR)
-    assert_same(as_dict(assign(rows_, heads, raws, match="darknet", iou_t=iou_t).base), expected)
+    assert_same(as_dict(assign(rows_, heads, raw_maps, match="darknet", iou_t=iou_t).base), expected)
 
 
 @settings(max_examples=100, deadline=None)
 @given(rows(max_size=6))
 def test_atss_equals_the_oracle(rows_):
     heads = two_heads()
-    raws = random_raws(heads, 3, 0)
-    oracle = Oracle(rows_, raws, heads)
+    raw_maps = random_raws(heads, 3, 0)
+    oracle = Oracle(rows_, raw_maps, heads)
     expected = oracle.atss()
     assume(oracle.margin > CLEAR)
-    assert_same(as_dict(assign(rows_, heads, raws, match="atss").base), expected)
+    assert_same(as_dict(assign(rows_, heads, raw_maps, match="atss").base), expected)
 
 
 @pytest.mark.parametrize("shapes", [((1, 1), (2, 2)), ((1, 12), (2, 24)), ((3, 3), (6, 6)), ((20, 4), (40, 8))])
 def test_atss_on_strips_and_small_grids(shapes):
     heads = two_heads()
-    raws = random_raws(heads, 1, 0, shapes=shapes)
+    raw_maps = random_raws(heads, 1, 0, shapes=shapes)
     rows_ = [(0, 0, 0.503, 0.271, 0.9, 0.8), (0, 1, 0.004, 0.998, 0.33, 0.61)]
-    assert_same(as_dict(assign(rows_, heads, raws, match="atss").base), Oracle(rows_, raws, heads).atss())
+    assert_same(as_dict(assign(rows_, heads, raw_maps, match="atss").base), Oracle(rows_, raw_maps, heads).atss())
 
 
 @settings(max_examples=60, deadline=None)
 @given(rows(max_size=5), st.integers(0, 10_000))
 def test_simota_equals_the_oracle(rows_, seed):
     heads = two_heads()
-    raws = random_raws(heads, 3, seed)
-    oracle = Oracle(rows_, raws, heads)
+    raw_maps = random_raws(heads, 3, seed)
+    oracle = Oracle(rows_, raw_maps, heads)
     expected = oracle.simota()
     assume(oracle.margin > CLEAR)
-    assert_same(as_dict(assign(rows_, heads, raws, match="simota").base), expected)
+    assert_same(as_dict(assign(rows_, heads, raw_maps, match="simota").base), expected)
 
 
 @settings(max_examples=60, deadline=None)
 @given(rows(max_size=5), st.integers(0, 10_000))
 def test_tal_equals_the_oracle(rows_, seed):
     heads = two_heads()
-    raws = random_raws(heads, 3, seed)
-    oracle = Oracle(rows_, raws, heads)
+    raw_maps = random_raws(heads, 3, seed)
+    oracle = Oracle(rows_, raw_maps, heads)
     expected = oracle.tal()
     assume(oracle.margin > 1e-4)
-    assert_same(as_dict(assign(rows_, heads, raws, match="tal").base), expected)
+    assert_same(as_dict(assign(rows_, heads, raw_maps, match="tal").base), expected)
 
 
 @settings(max_examples=60, deadline=None)
@@ -123,11 +123,11 @@ def test_tal_equals_the_oracle(rows_, seed):
 )
 def test_ignored_slots_equal_the_oracle(rows_, crowd, seed, threshold, of_crowd):
     heads = two_heads()
-    raws = random_raws(heads, 3, seed)
-    oracle = Oracle(rows_, raws, heads)
+    raw_maps = random_raws(heads, 3, seed)
+    oracle = Oracle(rows_, raw_maps, heads)
     expected = oracle.ignored(threshold and (threshold,) * 2, crowd if of_crowd else [])
     assume(oracle.margin > CLEAR)
-    ignore = assign(rows_, heads, raws, crowd, ignore_thresh=threshold, ignore_crowd=of_crowd).ignore
+    ignore = assign(rows_, heads, raw_maps, crowd, ignore_thresh=threshold, ignore_crowd=of_crowd).ignore
     if threshold is None and not of_crowd:
         assert ignore == (None, None)
     else:
@@ -141,18 +141,18 @@ def test_ignored_slots_equal_the_oracle(rows_, crowd, seed, threshold, of_crowd)
 def test_threshold_is_strict_and_a_tie_takes_the_first_anchor():
     # Anchors 16x16 twice; a target of 8x8 has a shape IoU of 64/256 = 0.25 exactly with both.
     heads = (Head(((16.0, 16.0), (16.0, 16.0)), 16, 3),)
-    raws = [torch.zeros(1, 2, 4, 4, 8)]
+    raw_maps = [torch.zeros(1, 2, 4, 4, 8)]
     rows_ = [(0, 0, 0.5, 0.5, 8 / 64, 8 / 64)]
-    assert as_dict(assign(rows_, heads, raws, iou_t=0.25).base) == {}
-    assert as_dict(assign(rows_, heads, raws, iou_t=0.24).base) == {(0, 0, 0, 2, 2): 0.25, (0, 0, 1, 2, 2): 0.25}
-    assert as_dict(assign(rows_, heads, raws, iou_t=0.24, match_anchors="best").base) == {(0, 0, 0, 2, 2): 0.25}
-    assert as_dict(assign(rows_, heads, raws, match="darknet").base) == {(0, 0, 0, 2, 2): 0.25}
+    assert as_dict(assign(rows_, heads, raw_maps, iou_t=0.25).base) == {}
+    assert as_dict(assign(rows_, heads, raw_maps, iou_t=0.24).base) == {(0, 0, 0, 2, 2): 0.25, (0, 0, 1, 2, 2): 0.25}
+    assert as_dict(assign(rows_, heads, raw_maps, iou_t=0.24, match_anchors="best").base) == {(0, 0, 0, 2, 2): 0.25}
+    assert as_dict(assign(rows_, heads, raw_maps, match="darknet").base) == {(0, 0, 0, 2, 2): 0.25}
 
 
 def test_ratio_neighbours_by_hand():
     # A grid of 4 x 4 cells of 16 pixels, anchor 16 x 16, targets of 16 x 16; x in cells, y in the middle of row 1.
     heads = (Head(((16.0, 16.0),), 16, 3),)
-    raws = [torch.zeros(1, 1, 4, 4, 8)]
+    raw_maps = [torch.zeros(1, 1, 4, 4, 8)]
     columns = {
         0.3: {0},  # left half of the first column: no cell to its left
         0.7: {0, 1},  # right half: the right neighbour too
@@ -163,20 +163,20 @@ def test_ratio_neighbours_by_hand():
         4.0: {3},  # on the border of the image: clamped, and its left neighbour is the own cell
     }
     for x, expected in columns.items():
-        found = as_dict(assign([(0, 0, x / 4, 1.5 / 4, 0.25, 0.25)], heads, raws, match="ratio").base)
+        found = as_dict(assign([(0, 0, x / 4, 1.5 / 4, 0.25, 0.25)], heads, raw_maps, match="ratio").base)
         assert {col for *_, col in found} == expected, x
         assert {row for _, _, _, row, _ in found} == {1}
 
 
 def test_centre_at_zero_and_at_one_stays_in_the_grid():
     heads = two_heads()
-    raws = random_raws(heads, 1, 0)
+    raw_maps = random_raws(heads, 1, 0)
     corners = [(0, 0, 0.0, 0.0, 0.3, 0.3), (0, 0, 1.0, 1.0, 0.3, 0.3)]
     for match in STRATEGIES:
-        assignment = assign(corners, heads, raws, match=match)
+        assignment = assign(corners, heads, raw_maps, match=match)
         for part, (rows_, cols) in zip(assignment.base, ((3, 5), (6, 10)), strict=True):
             assert ((part.row >= 0) & (part.row < rows_) & (part.col >= 0) & (part.col < cols)).all()
-    standard = as_dict(assign(corners, heads, raws).base)
+    standard = as_dict(assign(corners, heads, raw_maps).base)
     assert {(t, h, j, i) for t, h, _, j, i in standard} == {(0, 0, 0, 0), (0, 1, 0, 0), (1, 0, 2, 4), (1, 1, 5, 9)}
 
 
@@ -184,10 +184,10 @@ def test_darknet_anchor_in_no_mask_matches_nothing_unless_asked_to():
     # The published yolov3-tiny leaves anchor 0 out of both masks; an object of its size then learns nothing.
     anchors = ((10.0, 14.0), (81.0, 82.0))
     heads = (Head((anchors[1],), 32, 3, all_anchors_wh=anchors, mask=(1,)),)
-    raws = [torch.zeros(1, 1, 3, 3, 8)]
+    raw_maps = [torch.zeros(1, 1, 3, 3, 8)]
     rows_ = [(0, 0, 0.5, 0.5, 10 / 96, 14 / 96)]
-    assert as_dict(assign(rows_, heads, raws, match="darknet").base) == {}
-    assert list(as_dict(assign(rows_, heads, raws, match="darknet", match_fallback=True).base)) == [(0, 0, 0, 1, 1)]
+    assert as_dict(assign(rows_, heads, raw_maps, match="darknet").base) == {}
+    assert list(as_dict(assign(rows_, heads, raw_maps, match="darknet", match_fallback=True).base)) == [(0, 0, 0, 1, 1)]
 
 
 def test_darknet_takes_the_best_of_each_heads_own_anchors():
@@ -197,28 +197,28 @@ def test_darknet_takes_the_best_of_each_heads_own_anchors():
         Head(((32.0, 32.0), (90.0, 90.0)), 32, 3, all_anchors_wh=((32.0, 32.0), (90.0, 90.0)), mask=(0, 1)),
         Head(((16.0, 16.0),), 16, 3, all_anchors_wh=((80.0, 80.0), (16.0, 16.0)), mask=(1,)),
     )
-    raws = [torch.zeros(1, 2, 3, 3, 8), torch.zeros(1, 1, 6, 6, 8)]
-    found = as_dict(assign([(0, 0, 0.5, 0.5, 30 / 96, 20 / 96)], heads, raws, match="darknet").base)
+    raw_maps = [torch.zeros(1, 2, 3, 3, 8), torch.zeros(1, 1, 6, 6, 8)]
+    found = as_dict(assign([(0, 0, 0.5, 0.5, 30 / 96, 20 / 96)], heads, raw_maps, match="darknet").base)
     assert found == pytest.approx({(0, 0, 0, 1, 1): 600 / 1024, (0, 1, 0, 3, 3): 256 / 600})
 
 
 def test_darknet_ignores_by_the_threshold_of_the_cfg():
     heads = tuple(dataclasses.replace(head, ignore_thresh=0.3) for head in two_heads())
-    raws = random_raws(heads, 2, 3)
+    raw_maps = random_raws(heads, 2, 3)
     rows_ = [(1, 0, 0.5, 0.5, 0.4, 0.5)]
-    by_cfg = assign(rows_, heads, raws, match="darknet").ignore
-    by_option = assign(rows_, heads, raws, ignore_thresh=0.3).ignore
+    by_cfg = assign(rows_, heads, raw_maps, match="darknet").ignore
+    by_option = assign(rows_, heads, raw_maps, ignore_thresh=0.3).ignore
     assert sum(mask.sum() for mask in by_cfg) > 0
     assert all(torch.equal(one, other) for one, other in zip(by_cfg, by_option, strict=True))
 
 
 def test_an_ignore_threshold_of_zero_ignores_every_prediction_that_overlaps_an_object():
     heads = tuple(dataclasses.replace(head, ignore_thresh=0.0) for head in two_heads())
-    raws = random_raws(heads, 2, 3)
+    raw_maps = random_raws(heads, 2, 3)
     rows_ = [(1, 0, 0.45, 0.52, 0.1, 0.15)]
-    ignore = assign(rows_, heads, raws, match="darknet").ignore
+    ignore = assign(rows_, heads, raw_maps, match="darknet").ignore
     found = {(b, n, a, j, i) for n, mask in enumerate(ignore) for b, a, j, i in mask.nonzero().tolist()}
-    assert found == Oracle(rows_, raws, heads).ignored((0.0, 0.0), []) and 0 < len(found) < 400
+    assert found == Oracle(rows_, raw_maps, heads).ignored((0.0, 0.0), []) and 0 < len(found) < 400
 
 
 # --- point 3: order and padding
@@ -234,7 +234,7 @@ def shuffled(targets, order, image_map):
 def test_order_of_targets_and_images_and_padding_change_nothing(match, seed):
     heads = two_heads()
     generator = torch.Generator().manual_seed(seed)
-    raws = random_raws(heads, 3, seed)
+    raw_maps = random_raws(heads, 3, seed)
     boxes = torch.rand(14, 4, generator=generator) * 0.6 + 0.1
     boxes[3] = boxes[9]  # two objects with one box ...
     image = torch.randint(0, 3, (14,), generator=generator)
@@ -245,11 +245,11 @@ def test_order_of_targets_and_images_and_padding_change_nothing(match, seed):
     extra = {"remove_duplicate": True, "reduce_anchor": True, "extra_iou": 0.3} if match.endswith("fast") else {}
     extra |= {"extra_topk": 3, "assign_rate": 0.5, "extra_iou": 0.3} if match == "split" else {}
     assigner = build_assigner(AssignmentOptions(match=match, ignore_thresh=0.5, **extra), heads)
-    before = assigner(targets, raws)
+    before = assigner(targets, raw_maps)
 
     order = torch.randperm(14, generator=generator)
     image_map = torch.tensor([3, 0, 1])  # image 2 of the new batch is empty padding
-    extra_raws = [torch.stack((raw[1], raw[2], torch.randn_like(raw[0]), raw[0])) for raw in raws]
+    extra_raws = [torch.stack((raw[1], raw[2], torch.randn_like(raw[0]), raw[0])) for raw in raw_maps]
     after = assigner(shuffled(targets, order, image_map), extra_raws)
 
     for name in ("base", "extra"):
@@ -272,8 +272,8 @@ def test_no_targets(match):
 @pytest.mark.parametrize("wh", [(0.0, 0.0), (0.0, 0.2), (1e-7, 1e-7), (30.0, 30.0)])
 def test_degenerate_targets_break_nothing(match, wh):
     heads = two_heads()
-    raws = random_raws(heads, 1, 0)
-    assignment = assign([(0, 0, 0.4, 0.6, *wh), (0, 1, 0.5, 0.5, 0.3, 0.3)], heads, raws, match=match)
+    raw_maps = random_raws(heads, 1, 0)
+    assignment = assign([(0, 0, 0.4, 0.6, *wh), (0, 1, 0.5, 0.5, 0.3, 0.3)], heads, raw_maps, match=match)
     for part in (*assignment.base, *assignment.extra):
         assert part.iou.isfinite().all() and part.weight.isfinite().all()
 
@@ -283,21 +283,21 @@ def test_degenerate_targets_break_nothing(match, wh):
 def test_broken_predictions_break_nothing_here(match, value):
     # The loss of such a batch is not finite, and the training loop names it; the matching must let it get that far.
     heads = two_heads()
-    raws = [torch.full_like(raw, value) for raw in random_raws(heads, 2, 0)]
-    assignment = assign([(0, 0, 0.4, 0.6, 0.2, 0.2), (1, 1, 0.5, 0.5, 0.3, 0.3)], heads, raws, match=match)
+    raw_maps = [torch.full_like(raw, value) for raw in random_raws(heads, 2, 0)]
+    assignment = assign([(0, 0, 0.4, 0.6, 0.2, 0.2), (1, 1, 0.5, 0.5, 0.3, 0.3)], heads, raw_maps, match=match)
     for part, (rows_, cols) in zip(assignment.base, ((3, 5), (6, 10)), strict=True):
         assert ((part.row < rows_) & (part.col < cols)).all()
 
 
 def test_the_same_batch_gives_the_same_matches_and_layouts_do_not_matter():
     heads = two_heads()
-    raws = random_raws(heads, 3, 5)
-    contiguous = [raw.contiguous() for raw in raws]
-    strided = [torch.cat((raw, raw), dim=-1)[..., : raw.shape[-1]] for raw in raws]
+    raw_maps = random_raws(heads, 3, 5)
+    contiguous = [raw.contiguous() for raw in raw_maps]
+    strided = [torch.cat((raw, raw), dim=-1)[..., : raw.shape[-1]] for raw in raw_maps]
     rows_ = [(b, 0, 0.1 + 0.2 * n, 0.5, 0.3, 0.4) for b in range(3) for n in range(4)]
     for match in STRATEGIES:
-        first = assign(rows_, heads, raws, match=match)
-        for other in (raws, contiguous, strided):
+        first = assign(rows_, heads, raw_maps, match=match)
+        for other in (raw_maps, contiguous, strided):
             again = assign(rows_, heads, other, match=match)
             for one, two in zip((*first.base, *first.extra), (*again.base, *again.extra), strict=True):
                 assert all(torch.equal(getattr(one, f.name), getattr(two, f.name)) for f in dataclasses.fields(one))
@@ -305,9 +305,9 @@ def test_the_same_batch_gives_the_same_matches_and_layouts_do_not_matter():
 
 def test_half_precision_maps_are_decoded_in_float32():
     heads = two_heads()
-    raws = random_raws(heads, 2, 5)
+    raw_maps = random_raws(heads, 2, 5)
     rows_ = [(b, 0, 0.1 + 0.2 * n, 0.5, 0.3, 0.4) for b in range(2) for n in range(4)]
-    half = [raw.bfloat16() for raw in raws]
+    half = [raw.bfloat16() for raw in raw_maps]
     for match in STRATEGIES:
         low = assign(rows_, heads, half, match=match)
         high = assign(rows_, heads, [raw.float() for raw in half], match=match)
@@ -320,15 +320,15 @@ def test_half_precision_maps_are_decoded_in_float32():
 
 def test_a_combination_takes_base_from_one_and_extra_from_the_other():
     heads = two_heads()
-    raws = random_raws(heads, 2, 1)
+    raw_maps = random_raws(heads, 2, 1)
     rows_ = [(b, 0, 0.1 + 0.2 * n, 0.5, 0.3, 0.4) for b in range(2) for n in range(4)]
-    both = assign(rows_, heads, raws, match="atss+tal")
-    atss, tal = (as_dict(assign(rows_, heads, raws, match=name).base) for name in ("atss", "tal"))
+    both = assign(rows_, heads, raw_maps, match="atss+tal")
+    atss, tal = (as_dict(assign(rows_, heads, raw_maps, match=name).base) for name in ("atss", "tal"))
     assert as_dict(both.base) == atss
     assert as_dict(both.extra) == {key: value for key, value in tal.items() if key not in atss}
 
-    fast = assign(rows_, heads, raws, match="atss+fast", extra_iou=0.3)
-    reachable = as_dict(assign(rows_, heads, raws, match="pure", candidates="map", extra_iou=0.3).extra)
+    fast = assign(rows_, heads, raw_maps, match="atss+fast", extra_iou=0.3)
+    reachable = as_dict(assign(rows_, heads, raw_maps, match="pure", candidates="map", extra_iou=0.3).extra)
     assert as_dict(fast.extra) == {key: value for key, value in reachable.items() if key not in atss}
 
 
@@ -406,8 +406,8 @@ def yolov3_heads():
 def on_coco(shared, match, size):
     heads = yolov3_heads()
     targets, areas = coco_targets(shared, size)
-    raws = [torch.zeros(1).expand(128, 3, size // head.stride, size // head.stride, 6) for head in heads]
-    return as_dict(build_assigner(AssignmentOptions(match=match), heads)(targets, raws).base), areas
+    raw_maps = [torch.zeros(1).expand(128, 3, size // head.stride, size // head.stride, 6) for head in heads]
+    return as_dict(build_assigner(AssignmentOptions(match=match), heads)(targets, raw_maps).base), areas
 
 
 def test_ratio_reproduces_its_origin_on_coco(shared):

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import models.assignment.inputs
 from models.assignment.assigner import build_assigner
 from models.assignment.candidates import cells_that_can_reach, whole_map
-from models.assignment.inputs import Scene, window_pairs
+from models.assignment.inputs import AssignmentInput, window_pairs
 from models.assignment.options import AssignmentOptions
 from models.assignment.predicted import predicted_iou
 from models.heads import Head
@@ -28,14 +28,14 @@ DEFAULT_CANDIDATES = {"pure": "cell", "split": "neighbours", "fast": "map"}
 def check(match, rows_, seed, decode, common, extra):
     """Compare a strategy with the oracle on one batch; returns the assignment."""
     heads = two_heads(*decode)
-    raws = random_raws(heads, 3, seed)
-    oracle = Oracle(rows_, raws, heads)
+    raw_maps = random_raws(heads, 3, seed)
+    oracle = Oracle(rows_, raw_maps, heads)
     base = oracle.standard()
     words = common | {"candidates": common["candidates"] or DEFAULT_CANDIDATES[match]}
     expected = getattr(oracle, match)(**words) if match == "pure" else getattr(oracle, match)(base, **words, **extra)
     assume(oracle.margin > CLEAR)
 
-    assignment = build_assigner(AssignmentOptions(match=match, **common, **extra), heads)(targets_of(rows_), raws)
+    assignment = build_assigner(AssignmentOptions(match=match, **common, **extra), heads)(targets_of(rows_), raw_maps)
     assert as_dict(assignment.base).keys() == base.keys()
     found = as_dict(assignment.extra)
     assert found.keys() == expected.keys()
@@ -93,10 +93,10 @@ def test_fast_equals_the_oracle(rows_, seed, decode, common, extra):
 @given(rows(max_size=8), st.integers(0, 10_000), DECODES, THRESHOLDS, KINDS)
 def test_fast_finds_exactly_the_pairs_that_split_finds_on_the_map(rows_, seed, decode, extra_iou, kind):
     heads = two_heads(*decode)
-    raws = random_raws(heads, 3, seed, spread=1.0)
+    raw_maps = random_raws(heads, 3, seed, spread=1.0)
     options = {"candidates": "map", "extra_iou": extra_iou, "match_iou": kind}
     fast, split = (
-        build_assigner(AssignmentOptions(match=match, **options), heads)(targets_of(rows_), raws)
+        build_assigner(AssignmentOptions(match=match, **options), heads)(targets_of(rows_), raw_maps)
         for match in ("fast", "split")
     )
     found, expected = as_dict(fast.extra), as_dict(split.extra)
@@ -111,9 +111,9 @@ def test_a_match_never_crosses_images_though_a_naive_batched_iou_would():
     raw[1, ..., 2:4] = -3.0  # image 1 predicts boxes of a pixel
     rows_ = [(1, 0, 0.375, 0.375, 0.25, 0.25)]  # exactly cell (1, 1): centre 24, size 16
 
-    scene = Scene.of(targets_of(rows_), [raw], heads)
+    scene = AssignmentInput.of(targets_of(rows_), [raw], heads)
     boxes = torch.tensor([[24.0 - 8, 24 - 8, 24 + 8, 24 + 8]])
-    naive = [predicted_iou(Scene.of(targets_of([(b, *rows_[0][1:])]), [raw], heads), pairs, "iou").max()
+    naive = [predicted_iou(AssignmentInput.of(targets_of([(b, *rows_[0][1:])]), [raw], heads), pairs, "iou").max()
              for b in range(2) for pairs in window_pairs(scene, scene.cells, scene.cells)]  # fmt: skip
     assert naive[0] == 1 and naive[1] < 0.1 and torch.equal(scene.boxes_xyxy, boxes)
     for match in ("pure", "split", "fast"):
@@ -220,9 +220,9 @@ def test_remove_duplicate_gives_a_slot_to_the_better_object_and_never_a_base_slo
 @pytest.mark.parametrize("at_once", [1, 50, 1000])
 def test_no_chunk_is_larger_than_asked_for_plus_one_target(at_once):
     heads = two_heads()
-    raws = random_raws(heads, 3, 1)
+    raw_maps = random_raws(heads, 3, 1)
     targets = targets_of([(b, n % 3, 0.1 + 0.2 * n, 0.5, 0.1 * n, 0.4) for b in (2, 0, 1) for n in range(5)])
-    scene = Scene.of(targets, raws, heads)
+    scene = AssignmentInput.of(targets, raw_maps, heads)
     for low, high in ((scene.cells - 1, scene.cells + 1), whole_map(scene), cells_that_can_reach(scene, (0.5, 0.5))):
         chunks = list(window_pairs(scene, low, high, at_once))
         per_target = torch.cat([pairs.target for pairs in chunks]).bincount(minlength=len(targets))
@@ -233,15 +233,15 @@ def test_no_chunk_is_larger_than_asked_for_plus_one_target(at_once):
 @pytest.mark.parametrize("match", ["pure", "split", "fast", "simota", "tal"])
 def test_chunks_change_nothing(match, monkeypatch):
     heads = two_heads()
-    raws = random_raws(heads, 3, 1)
+    raw_maps = random_raws(heads, 3, 1)
     targets = targets_of([(b, n % 3, 0.1 + 0.2 * n, 0.5, 0.3, 0.4) for b in (2, 0, 1) for n in range(5)])
     options = {"candidates": "map", "extra_iou": 0.3} if match in DEFAULT_CANDIDATES else {}
     assigner = build_assigner(AssignmentOptions(match=match, **options), heads)
-    whole = assigner(targets, raws)
+    whole = assigner(targets, raw_maps)
     for limit in (1, 100, 1000):
         monkeypatch.setattr(window_pairs, "__defaults__", (limit,))
         monkeypatch.setattr("models.assignment.simota.NUMBERS_AT_ONCE", limit * (5 + CLASSES))
-        parts = assigner(targets, raws)
+        parts = assigner(targets, raw_maps)
         assert as_dict(parts.base) == pytest.approx(as_dict(whole.base))
         assert as_dict(parts.extra) == pytest.approx(as_dict(whole.extra))
     assert models.assignment.inputs.PAIRS_AT_ONCE >= 100_000

@@ -158,9 +158,9 @@ def randomised(model):
     return model.eval()
 
 
-def flat(raws):
+def flat(raw_maps):
     """Return raw maps [B A H W 5+C] as the convolutions' [B A(5+C) H W]."""
-    return [raw.permute(0, 1, 4, 2, 3).flatten(1, 2) for raw in raws]
+    return [raw.permute(0, 1, 4, 2, 3).flatten(1, 2) for raw in raw_maps]
 
 
 @pytest.mark.parametrize(

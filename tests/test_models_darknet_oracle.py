@@ -31,13 +31,13 @@ def test_the_last_head_is_that_of_darknet(shared, name):
     network = loaded(shared, name)
     images = torch.from_numpy(oracle["images_uint8_rgb"]).float() / 255
     with torch.no_grad():
-        raws, fused = network(images), network.fuse()(images)
-    for raw in (raws[-1], fused[-1]):
+        raw_maps, fused = network(images), network.fuse()(images)
+    for raw in (raw_maps[-1], fused[-1]):
         # After Darknet's own activations: x, y, objectness and classes logistic, w and h raw.
         activated = torch.cat((raw[..., :2].sigmoid(), raw[..., 2:4], raw[..., 4:].sigmoid()), dim=-1)
         ours = activated.permute(0, 1, 4, 2, 3).reshape(3, 255, 20, 20).numpy()
         assert np.abs(ours - oracle["last_head"]).max() < 1e-4
-    for raw, folded in zip(raws, fused, strict=True):
+    for raw, folded in zip(raw_maps, fused, strict=True):
         assert (raw - folded).abs().max() < 1e-4
 
 

@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from data.letterbox import RESIZES
-from models.detector import Detector, decode_slots
+from models.detector import Detector, decode_predictions
 from models.heads import Head
-from utils.records import Frame
+from utils.structures import ImageMeta
 
 HEADS = (
     Head(anchors_wh=((30.0, 20.0), (60.0, 90.0)), stride=16, num_classes=3),
@@ -63,10 +63,10 @@ def boxes_oracle(raw, head):
             yield (x - w / 2, y - h / 2, x + w / 2, y + h / 2), sigmoid(objectness), [sigmoid(c) for c in classes]
 
 
-def detections_oracle(raws, image, frame, confidence, iou_threshold, limit):
+def detections_oracle(raw_maps, image, meta, confidence, iou_threshold, limit):
     """Loops in plain Python over every slot and class, from the formulas of models/heads.py."""
     found = []
-    for raw, head in zip(raws, HEADS, strict=True):
+    for raw, head in zip(raw_maps, HEADS, strict=True):
         for box, objectness, classes in boxes_oracle(raw[image], head):
             found += [(objectness * c, label, box) for label, c in enumerate(classes) if objectness * c > confidence]
     found.sort(key=lambda item: -item[0])
@@ -75,7 +75,7 @@ def detections_oracle(raws, image, frame, confidence, iou_threshold, limit):
         rivals = [other for other in kept if other[1] == item[1]]
         if len(kept) < limit and all(overlap(item[2], other[2]) <= iou_threshold for other in rivals):
             kept.append(item)
-    (scale_x, scale_y), (left, top), (width, height) = frame.scale_xy, frame.offset_xy, frame.original_wh
+    (scale_x, scale_y), (left, top), (width, height) = meta.scale_xy, meta.offset_xy, meta.original_wh
     result = []
     for score, label, (x1, y1, x2, y2) in kept:
         corners = [(x1 - left) / scale_x, (y1 - top) / scale_y, (x2 - left) / scale_x, (y2 - top) / scale_y]
@@ -93,22 +93,22 @@ def images_and_frames(count=3, height=48, width=80, seed=0):
         0, 256, (count, 3, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed)
     )
     # The second image was letterboxed, the third stretched.
-    frames = [
-        Frame(10, "a", (width, height)),
-        Frame(11, "b", (40, 36), (4 / 3, 4 / 3), (40 / 3, 0.0)),
-        Frame(12, "c", (160, 24), (0.5, 2.0), (0.0, 0.0)),
+    metas = [
+        ImageMeta(10, "a", (width, height)),
+        ImageMeta(11, "b", (40, 36), (4 / 3, 4 / 3), (40 / 3, 0.0)),
+        ImageMeta(12, "c", (160, 24), (0.5, 2.0), (0.0, 0.0)),
     ]
-    return images, frames[:count]
+    return images, metas[:count]
 
 
 @pytest.mark.parametrize("confidence, limit", [(0.02, 300), (0.09, 7)])
 def test_equals_loops_over_every_slot(confidence, limit):
-    images, frames = images_and_frames()
+    images, metas = images_and_frames()
     network = StubNetwork()
     detector = Detector(network, confidence=confidence, iou=0.45, max_detections=limit)
-    raws = network.eval()(images / 255)
-    for number, found in enumerate(detector(images, frames)):
-        expected = detections_oracle(raws, number, frames[number], confidence, 0.45, limit)
+    raw_maps = network.eval()(images / 255)
+    for number, found in enumerate(detector(images, metas)):
+        expected = detections_oracle(raw_maps, number, metas[number], confidence, 0.45, limit)
         assert len(found) == len(expected) > 3
         np.testing.assert_allclose(found.scores, [item[0] for item in expected], rtol=1e-5)
         assert found.labels.tolist() == [item[1] for item in expected]
@@ -116,37 +116,37 @@ def test_equals_loops_over_every_slot(confidence, limit):
 
 
 def test_batch_equals_single_images():
-    images, frames = images_and_frames()
+    images, metas = images_and_frames()
     detector = Detector(StubNetwork(), confidence=0.01)
-    for number, together in enumerate(detector(images, frames)):
-        (alone,) = detector(images[number : number + 1], frames[number : number + 1])
+    for number, together in enumerate(detector(images, metas)):
+        (alone,) = detector(images[number : number + 1], metas[number : number + 1])
         assert torch.equal(alone.labels, together.labels)
         torch.testing.assert_close(alone.scores, together.scores, rtol=1e-5, atol=0)
         torch.testing.assert_close(alone.boxes_xyxy, together.boxes_xyxy, rtol=1e-5, atol=1e-3)
 
 
 def test_one_class_per_box_above_the_evaluation_confidence():
-    images, frames = images_and_frames(1)
-    (found,) = Detector(StubNetwork(), confidence=0.2, iou=1.0, max_detections=10**6)(images, frames)
-    slots = decode_slots(StubNetwork()(images / 255), HEADS, 0.2)
+    images, metas = images_and_frames(1)
+    (found,) = Detector(StubNetwork(), confidence=0.2, iou=1.0, max_detections=10**6)(images, metas)
+    slots = decode_predictions(StubNetwork()(images / 255), HEADS, 0.2)
     best = slots.objectness.sigmoid() * slots.class_logits.sigmoid().max(dim=1).values
     assert len(found) == int((best > 0.2).sum()) > 0
 
 
 def test_classes_are_selected_and_agnostic_keeps_fewer():
-    images, frames = images_and_frames(1)
-    (everything,) = Detector(StubNetwork(), confidence=0.01, iou=0.3)(images, frames)
-    (some,) = Detector(StubNetwork(), confidence=0.01, iou=0.3, classes=[2, 0])(images, frames)
+    images, metas = images_and_frames(1)
+    (everything,) = Detector(StubNetwork(), confidence=0.01, iou=0.3)(images, metas)
+    (some,) = Detector(StubNetwork(), confidence=0.01, iou=0.3, classes=[2, 0])(images, metas)
     assert set(everything.labels.tolist()) == {0, 1, 2} and set(some.labels.tolist()) == {0, 2}
     expected = everything.scores[everything.labels != 1]
     torch.testing.assert_close(some.scores[: len(expected)], expected)
-    (agnostic,) = Detector(StubNetwork(), confidence=0.01, iou=0.3, agnostic=True)(images, frames)
+    (agnostic,) = Detector(StubNetwork(), confidence=0.01, iou=0.3, agnostic=True)(images, metas)
     assert len(agnostic) < len(everything)
 
 
 def test_nothing_found_gives_empty_detections():
-    images, frames = images_and_frames()
-    found = Detector(StubNetwork(), confidence=0.999999)(images, frames)
+    images, metas = images_and_frames()
+    found = Detector(StubNetwork(), confidence=0.999999)(images, metas)
     assert [len(item) for item in found] == [0, 0, 0]
     assert found[0].boxes_xyxy.shape == (0, 4) and found[0].labels.dtype == torch.int64
 
@@ -156,35 +156,35 @@ def test_boxes_are_not_clamped_but_clipped_to_the_image():
     raw = torch.full((1, 2, 1, 1, 8), -20.0)
     raw[0, 0, 0, 0] = torch.tensor([0, 0, 20.0, 20.0, 5, 5, -9, -9])
     head = HEADS[0]
-    boxes = decode_slots([raw], [head], 0.1).boxes_xyxy_net
+    boxes = decode_predictions([raw], [head], 0.1).boxes_xyxy_net
     assert boxes[0, 2] - boxes[0, 0] > 30 * math.exp(19.9)
-    frame = Frame(0, "", (100, 50))
-    assert frame.to_original(boxes).tolist() == [[0, 0, 100, 50]]
-    assert (frame.to_original(boxes, clip=False) != frame.to_original(boxes)).any()
+    meta = ImageMeta(0, "", (100, 50))
+    assert meta.to_original(boxes).tolist() == [[0, 0, 100, 50]]
+    assert (meta.to_original(boxes, clip=False) != meta.to_original(boxes)).any()
     # Half the size, after the border of 10 pixels at the top is taken off.
-    bordered = Frame(0, "", (100, 50), (2.0, 2.0), (0.0, 10.0))
+    bordered = ImageMeta(0, "", (100, 50), (2.0, 2.0), (0.0, 10.0))
     beyond = torch.tensor([[-20.0, 0.0, 300.0, 130.0]])
     assert bordered.to_original(beyond, clip=False).tolist() == [[-10.0, -5.0, 150.0, 60.0]]
 
 
 def test_broken_weights_give_no_detections_instead_of_nan():
-    images, frames = images_and_frames(1)
+    images, metas = images_and_frames(1)
     network = StubNetwork()
     network.layers[0].weight.data[0] = math.nan  # the x of anchor 0 of head 0
-    (found,) = Detector(network, confidence=0.01)(images, frames)
+    (found,) = Detector(network, confidence=0.01)(images, metas)
     assert len(found) and found.boxes_xyxy.isfinite().all()
     network.layers[0].weight.data[:] = math.nan
     network.layers[1].weight.data[:] = math.nan
-    assert len(Detector(network, confidence=0.01)(images, frames)[0]) == 0
+    assert len(Detector(network, confidence=0.01)(images, metas)[0]) == 0
 
 
 def test_owns_a_copy_and_measures_time():
-    images, frames = images_and_frames()
+    images, metas = images_and_frames()
     network = StubNetwork()
     detector = Detector(network, confidence=0.01, half=True)  # half means nothing on the CPU
-    before = detector(images, frames)[0].scores
+    before = detector(images, metas)[0].scores
     network.layers[0].weight.data.zero_()
-    assert torch.equal(detector(images, frames)[0].scores, before)
+    assert torch.equal(detector(images, metas)[0].scores, before)
     speed = detector.speed()
     assert speed.images == 6 and 0 < speed.inference_ms < speed.total_ms == speed.inference_ms + speed.nms_ms
     detector.reset_speed()
@@ -195,9 +195,9 @@ def test_owns_a_copy_and_measures_time():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("half", [False, True])
 def test_cuda_agrees_with_cpu(half):
-    images, frames = images_and_frames()
-    on_cpu = Detector(StubNetwork(), confidence=0.05)(images, frames)
-    on_gpu = Detector(StubNetwork().cuda(), confidence=0.05, half=half)(images, frames)
+    images, metas = images_and_frames()
+    on_cpu = Detector(StubNetwork(), confidence=0.05)(images, metas)
+    on_gpu = Detector(StubNetwork().cuda(), confidence=0.05, half=half)(images, metas)
     for a, b in zip(on_cpu, on_gpu, strict=True):
         torch.testing.assert_close(a.scores[:5], b.cpu().scores[:5].float(), rtol=0.03 if half else 1e-3, atol=1e-3)
 
@@ -205,9 +205,9 @@ def test_cuda_agrees_with_cpu(half):
 @pytest.mark.parametrize("original_wh", [(640, 427), (333, 500), (1, 1), (32, 32)])
 @pytest.mark.parametrize("frame_of", list(RESIZES.values()))
 def test_original_pixels_survive_the_way_to_the_network_and_back(original_wh, frame_of):
-    frame = frame_of(1, "", original_wh, (256, 416))
+    meta = frame_of(1, "", original_wh, (256, 416))
     width, height = original_wh
     boxes = torch.rand(50, 2, 2).sort(dim=1).values.flatten(1) * torch.tensor([width, height] * 2)
-    there = frame.to_network(boxes)
+    there = meta.to_network(boxes)
     assert there[:, 0::2].max() <= 416 and there[:, 1::2].max() <= 256 and there.min() >= 0
-    torch.testing.assert_close(frame.to_original(there), boxes, rtol=1e-5, atol=1e-3)
+    torch.testing.assert_close(meta.to_original(there), boxes, rtol=1e-5, atol=1e-3)

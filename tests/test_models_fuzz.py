@@ -109,8 +109,8 @@ def cfg_case(seed, folder):
     width, height = network.input_wh
     if sum(float(row[7]) for row in network.table if row[7]) < 1 and width * height < 1e6:
         with torch.no_grad():
-            raws = network(torch.zeros(1, network.config.net["channels"], height, width))
-        assert all(raw.shape[-1] == 5 + network.num_classes for raw in raws)
+            raw_maps = network(torch.zeros(1, network.config.net["channels"], height, width))
+        assert all(raw.shape[-1] == 5 + network.num_classes for raw in raw_maps)
 
 
 def weights_case(seed, folder):

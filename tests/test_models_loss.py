@@ -12,11 +12,11 @@ from models.assignment.counts import losing_matches
 from models.assignment.options import AssignmentOptions
 from models.heads import Head, priors_wh
 from models.loss import LossOptions, build_loss, write_largest
-from models.raw_maps import read_raw
+from models.raw_maps import gather_predictions
 from utils.boxes import IOU_KINDS
 from utils.config import REPOSITORY, build_options, read_recipe
 from utils.errors import UserError
-from utils.records import Matches, Targets
+from utils.structures import Matches, Targets
 
 ROWS = [(b, n % 3, 0.15 + 0.17 * n, 0.3 + 0.1 * n, 0.2 + 0.05 * n, 0.5 - 0.06 * n) for b in (0, 2) for n in range(5)]
 PLAIN = LossOptions(box=1.0, obj=1.0, cls=80 / CLASSES, box_loss="giou")  # every gain 1
@@ -24,14 +24,14 @@ IMAGES = 3 / 64  # the batch has 3 images, and the yolov3 gains are for 64
 
 
 def leaf_raws(heads, batch_size=3, seed=0, **options):
-    raws = [raw.requires_grad_() for raw in random_raws(heads, batch_size, seed, **options)]
-    for raw in raws:
+    raw_maps = [raw.requires_grad_() for raw in random_raws(heads, batch_size, seed, **options)]
+    for raw in raw_maps:
         raw.retain_grad()
-    return raws
+    return raw_maps
 
 
-def run(heads, raws, assignment, options=PLAIN, rows=ROWS, crowd=()):
-    return build_loss(options, assignment, heads)(raws, targets_of(rows), targets_of(crowd))
+def run(heads, raw_maps, assignment, options=PLAIN, rows=ROWS, crowd=()):
+    return build_loss(options, assignment, heads)(raw_maps, targets_of(rows), targets_of(crowd))
 
 
 def bce(logit, truth):
@@ -47,9 +47,9 @@ def slots_of(matches):
     return found
 
 
-def plain_parts(heads, raws, assignment, alpha, tobj, kind="giou", normalise="head"):
+def plain_parts(heads, raw_maps, assignment, alpha, tobj, kind="giou", normalise="head"):
     """Section 4 of the specification, match by match and slot by slot, with all gains 1."""
-    oracle = Oracle(ROWS, [raw.detach() for raw in raws], heads)
+    oracle = Oracle(ROWS, [raw.detach() for raw in raw_maps], heads)
     box = cls = 0.0
     truth = {}
     for name, share, matches in (("base", 1 - alpha, assignment.base), ("extra", alpha, assignment.extra)):
@@ -58,7 +58,7 @@ def plain_parts(heads, raws, assignment, alpha, tobj, kind="giou", normalise="he
             number = sum(key[1] == head for key in found) if normalise == "head" else len(found)
             quality = oracle.quality(t, (head, a, j, i), kind)
             b, label, *_ = oracle.rows[t]
-            logits = oracle.raws[head][b, a, j, i][5:]
+            logits = oracle.raw_maps[head][b, a, j, i][5:]
             entropy = sum(bce(logit, float(c == label)) for c, logit in enumerate(logits)) / CLASSES
             box += share * weight * (1 - quality) / number
             cls += share * weight * entropy / number
@@ -66,7 +66,7 @@ def plain_parts(heads, raws, assignment, alpha, tobj, kind="giou", normalise="he
                 key = (head, b, a, j, i)
                 truth[key] = max(truth.get(key, 0.0), quality, 0.0)
     obj = 0.0
-    for number, raw in enumerate(oracle.raws):
+    for number, raw in enumerate(oracle.raw_maps):
         values = [bce(raw[b, a, j, i, 4], truth.get((number, b, a, j, i), 0.0))
                   for b in range(len(raw)) for a, j, i in oracle.slots(number)]  # fmt: skip
         obj += sum(values) / len(values)
@@ -80,13 +80,13 @@ def plain_parts(heads, raws, assignment, alpha, tobj, kind="giou", normalise="he
 @pytest.mark.parametrize("match", ["standard", "pure", "split", "fast", "atss+tal"])
 def test_parts_equal_the_formula(match, alpha):
     heads = two_heads()
-    raws = leaf_raws(heads)
+    raw_maps = leaf_raws(heads)
     extra = {"extra_iou": 0.3} if match in ("pure", "split", "fast") else {}
     extra |= {"linear_reweight": 0.5} if match == "fast" else {}
-    result = run(heads, raws, AssignmentOptions(match=match, alpha=alpha, **extra))
+    result = run(heads, raw_maps, AssignmentOptions(match=match, alpha=alpha, **extra))
     assert match == "standard" or sum(map(len, result.assignment.extra)) > 5
     used = 0.0 if match == "standard" else alpha  # without extra matches alpha means nothing
-    expected = plain_parts(heads, raws, result.assignment, used, "base+extra")
+    expected = plain_parts(heads, raw_maps, result.assignment, used, "base+extra")
     for name, value in expected.items():
         assert result.parts[name].item() == pytest.approx(value * IMAGES, rel=1e-4), name
 
@@ -96,10 +96,10 @@ def test_parts_equal_the_formula(match, alpha):
 @pytest.mark.parametrize("tobj", ["base", "extra", "base+extra"])
 def test_parts_with_every_iou_normalisation_and_objectness(kind, normalise, tobj):
     heads = two_heads(scale_x_y=2.0, new_coords=True)
-    raws = leaf_raws(heads)
+    raw_maps = leaf_raws(heads)
     options = AssignmentOptions(match="fast", alpha=0.4, tobj=tobj, normalise=normalise, extra_iou=0.25)
-    result = run(heads, raws, options, dataclasses.replace(PLAIN, box_loss=kind))
-    expected = plain_parts(heads, raws, result.assignment, 0.4, tobj, kind, normalise)
+    result = run(heads, raw_maps, options, dataclasses.replace(PLAIN, box_loss=kind))
+    expected = plain_parts(heads, raw_maps, result.assignment, 0.4, tobj, kind, normalise)
     for name, value in expected.items():
         assert result.parts[name].item() == pytest.approx(value * IMAGES, rel=1e-4), name
 
@@ -113,11 +113,11 @@ def test_alpha_zero_and_objectness_of_base_is_standard_to_the_last_bit(match, si
         AssignmentOptions(),
         AssignmentOptions(match=match, alpha=0.0, tobj="base", extra_iou=0.2, candidates="map"),
     ):
-        raws = leaf_raws(heads, size * 3, 7)
+        raw_maps = leaf_raws(heads, size * 3, 7)
         rows = [(b * size, *rest) for b, *rest in ROWS]
-        result = run(heads, raws, options, LossOptions(), rows)
+        result = run(heads, raw_maps, options, LossOptions(), rows)
         sum(result.parts.values()).backward()
-        results.append((result.parts, [raw.grad for raw in raws], result.assignment))
+        results.append((result.parts, [raw.grad for raw in raw_maps], result.assignment))
     (parts, grads, _), (other_parts, other_grads, assignment) = results
     assert sum(map(len, assignment.extra)) > 20
     for name in parts:
@@ -129,8 +129,8 @@ def test_alpha_zero_and_objectness_of_base_is_standard_to_the_last_bit(match, si
 @pytest.mark.parametrize("match", ["pure", "split", "fast"])
 def test_gradients_reach_exactly_the_slots_in_the_sets(match, alpha, sets):
     heads = two_heads()
-    raws = leaf_raws(heads)
-    result = run(heads, raws, AssignmentOptions(match=match, alpha=alpha, extra_iou=0.3))
+    raw_maps = leaf_raws(heads)
+    result = run(heads, raw_maps, AssignmentOptions(match=match, alpha=alpha, extra_iou=0.3))
     sum(result.parts.values()).backward()
     expected = set()
     for name in sets:
@@ -138,30 +138,30 @@ def test_gradients_reach_exactly_the_slots_in_the_sets(match, alpha, sets):
             expected.add((head, ROWS[t][0], a, j, i))
     assert expected
     for columns in (slice(0, 4), slice(5, None)):
-        touched = [(raw.grad[..., columns] != 0).any(dim=-1).nonzero().tolist() for raw in raws]
+        touched = [(raw.grad[..., columns] != 0).any(dim=-1).nonzero().tolist() for raw in raw_maps]
         reached = {(head, *slot) for head, slots in enumerate(touched) for slot in slots}
         assert reached == expected
-    assert all((raw.grad[..., 4] != 0).all() for raw in raws)
+    assert all((raw.grad[..., 4] != 0).all() for raw in raw_maps)
 
 
 def test_the_gradient_is_that_of_the_formula_in_double_precision():
     """Finite differences of the box and class part with respect to every number of one base slot."""
     heads = two_heads()
-    raws = leaf_raws(heads)
+    raw_maps = leaf_raws(heads)
     options = AssignmentOptions(match="fast", alpha=0.3, extra_iou=0.3)
-    result = run(heads, raws, options)
+    result = run(heads, raw_maps, options)
     (result.parts["box"] + result.parts["cls"]).backward()
     t, head, a, j, i, _ = slots_of(result.assignment.base)[3]
     slot = (ROWS[t][0], a, j, i)
     for column in (0, 1, 2, 3, 5, 6, 7):
         values = []
         for step in (1e-4, -1e-4):
-            moved = [raw.detach().double().clone() for raw in raws]
+            moved = [raw.detach().double().clone() for raw in raw_maps]
             moved[head][(*slot, column)] += step
             parts = plain_parts(heads, moved, result.assignment, 0.3, "base")
             values.append((parts["box"] + parts["cls"]) * IMAGES)
         slope = (values[0] - values[1]) / 2e-4
-        assert raws[head].grad[(*slot, column)].item() == pytest.approx(slope, rel=1e-3, abs=1e-7)
+        assert raw_maps[head].grad[(*slot, column)].item() == pytest.approx(slope, rel=1e-3, abs=1e-7)
 
 
 def test_alpha_without_extra_matches_is_said_once_and_by_one_process(caplog, monkeypatch):
@@ -185,12 +185,12 @@ def test_the_largest_target_wins_a_slot_whatever_the_order():
 
 def test_gr_blends_the_iou_with_one():
     heads = two_heads()
-    raws = leaf_raws(heads)
-    one = run(heads, raws, AssignmentOptions(), dataclasses.replace(PLAIN, gr=0.0))
-    oracle = Oracle(ROWS, [raw.detach() for raw in raws], heads)
+    raw_maps = leaf_raws(heads)
+    one = run(heads, raw_maps, AssignmentOptions(), dataclasses.replace(PLAIN, gr=0.0))
+    oracle = Oracle(ROWS, [raw.detach() for raw in raw_maps], heads)
     positive = {(ROWS[t][0], head, a, j, i) for t, head, a, j, i, _ in slots_of(one.assignment.base)}
     total = 0.0
-    for number, raw in enumerate(oracle.raws):
+    for number, raw in enumerate(oracle.raw_maps):
         slots = [(b, *slot) for b in range(3) for slot in oracle.slots(number)]
         values = [bce(raw[b, a, j, i, 4], float((b, number, a, j, i) in positive)) for b, a, j, i in slots]
         total += sum(values) / len(values)
@@ -199,12 +199,12 @@ def test_gr_blends_the_iou_with_one():
 
 def test_ignored_slots_get_no_objectness_gradient_unless_matched():
     heads = two_heads()
-    raws = leaf_raws(heads)
+    raw_maps = leaf_raws(heads)
     crowd = [(1, 0, 0.5, 0.5, 0.8, 0.8)]
     options = AssignmentOptions(ignore_thresh=0.2, ignore_crowd=True)
-    result = run(heads, raws, options, crowd=crowd)
+    result = run(heads, raw_maps, options, crowd=crowd)
     result.parts["obj"].backward()
-    for raw, mask, part in zip(raws, result.assignment.ignore, result.assignment.base, strict=True):
+    for raw, mask, part in zip(raw_maps, result.assignment.ignore, result.assignment.base, strict=True):
         matched = torch.zeros_like(mask)
         matched[part.image, part.anchor, part.row, part.col] = True
         assert (mask & ~matched).any() and mask[1].any()
@@ -216,31 +216,31 @@ def test_ignored_slots_get_no_objectness_gradient_unless_matched():
 
 def test_gains_of_the_two_origins():
     heads = two_heads()
-    raws = leaf_raws(heads)
-    plain = run(heads, raws, AssignmentOptions(), dataclasses.replace(PLAIN, balance=(1.0, 1.0))).parts
+    raw_maps = leaf_raws(heads)
+    plain = run(heads, raw_maps, AssignmentOptions(), dataclasses.replace(PLAIN, balance=(1.0, 1.0))).parts
     box, obj, cls = (plain[name].item() / IMAGES for name in ("box", "obj", "cls"))
 
-    yolov3 = run(heads, raws, AssignmentOptions(), LossOptions()).parts
+    yolov3 = run(heads, raw_maps, AssignmentOptions(), LossOptions()).parts
     expected = {"box": 3.54 * box, "obj": 64.3 * obj, "cls": 37.4 * 3 / 80 * cls}
     assert {k: v.item() for k, v in yolov3.items()} == pytest.approx({k: v * 3 / 64 for k, v in expected.items()})
 
     # Two heads: x 3/2; the longer side is 160 of 640 pixels; three images; the balance of two heads is 4 (fine), 1.
     options = LossOptions(gains="yolov5", balance=(1.0, 1.0))
-    yolov5 = run(heads, raws, AssignmentOptions(), options).parts
+    yolov5 = run(heads, raw_maps, AssignmentOptions(), options).parts
     expected = {"box": 0.05 * 1.5 * box, "obj": 1.5 * (160 / 640) ** 2 * obj, "cls": 0.5 * 3 / 80 * 1.5 * cls}
     assert {k: v.item() for k, v in yolov5.items()} == pytest.approx({k: v * 3 for k, v in expected.items()})
-    fixed = build_loss(options, AssignmentOptions(), heads, img_size=640)(raws, targets_of(ROWS)).parts
+    fixed = build_loss(options, AssignmentOptions(), heads, img_size=640)(raw_maps, targets_of(ROWS)).parts
     assert fixed["obj"].item() == pytest.approx(16 * yolov5["obj"].item())
 
 
 def test_balance_is_finest_head_first_whatever_the_order_of_the_cfg():
     heads = two_heads()
-    raws = leaf_raws(heads)
+    raw_maps = leaf_raws(heads)
 
     def obj(order, **options):
         options = dataclasses.replace(PLAIN, **options)
         loss = build_loss(options, AssignmentOptions(), tuple(heads[n] for n in order))
-        return loss([raws[n] for n in order], targets_of(ROWS)).parts["obj"].item()
+        return loss([raw_maps[n] for n in order], targets_of(ROWS)).parts["obj"].item()
 
     coarse, fine = obj([0, 1], balance=(0.0, 1.0)), obj([0, 1], balance=(1.0, 0.0))
     assert obj([0, 1], balance=(4.0, 1.0)) == pytest.approx(4 * fine + coarse)
@@ -302,23 +302,23 @@ def test_one_class_has_no_class_loss():
 def test_without_objects_only_the_objectness_is_left_and_everything_stays_finite():
     heads = two_heads()
     for match in ("standard", "fast", "simota"):
-        raws = leaf_raws(heads)
-        result = run(heads, raws, AssignmentOptions(match=match), rows=[])
+        raw_maps = leaf_raws(heads)
+        result = run(heads, raw_maps, AssignmentOptions(match=match), rows=[])
         sum(result.parts.values()).backward()
         assert result.parts["box"] == 0 and result.parts["cls"] == 0 and result.parts["obj"] > 0
-        assert all(raw.grad.isfinite().all() for raw in raws)
+        assert all(raw.grad.isfinite().all() for raw in raw_maps)
         assert result.counts.summary()["positives_per_object"] == 0
 
 
 def test_wild_predictions_and_degenerate_objects_stay_finite():
     heads = two_heads()
-    raws = [(raw * 100).requires_grad_() for raw in random_raws(heads, 3, 0)]
+    raw_maps = [(raw * 100).requires_grad_() for raw in random_raws(heads, 3, 0)]
     rows = [*ROWS, (0, 0, 0.5, 0.5, 0.0, 0.0), (1, 1, 0.5, 0.5, 0.0, 0.4), (1, 1, 0.0, 1.0, 40.0, 40.0)]
     for match in ("standard", "fast", "simota"):
         for kind in IOU_KINDS:
             options = AssignmentOptions(match=match, match_fallback=True)
-            result = run(heads, raws, options, LossOptions(box_loss=kind), rows)
-            gradients = torch.autograd.grad(sum(result.parts.values()), raws)
+            result = run(heads, raw_maps, options, LossOptions(box_loss=kind), rows)
+            gradients = torch.autograd.grad(sum(result.parts.values()), raw_maps)
             assert all(g.isfinite().all() for g in gradients)
 
 
@@ -342,7 +342,7 @@ def test_reading_has_the_gradient_of_plain_indexing(layout, dtype):
     leaf.requires_grad_()
     reference = leaf.detach().float().requires_grad_()
     base, extra = matches_at([0, 0, 1, 0], [0, 2, 1, 0], [5, 0, 3, 5], [9, 0, 4, 9]), matches_at([0], [0], [5], [9])
-    ours = read_raw(leaf[..., :8], base, extra)
+    ours = gather_predictions(leaf[..., :8], base, extra)
     theirs = (reference[..., 4], *(reference[m.image, m.anchor, m.row, m.col, :8] for m in (base, extra)))
     weights = [torch.randn(part.shape) for part in ours]
     sum((part * weight).sum() for part, weight in zip(ours, weights, strict=True)).backward()
@@ -377,10 +377,10 @@ def test_the_same_batch_gives_the_same_loss_and_gradients_bit_for_bit(match):
     targets = Targets(torch.zeros(60, dtype=torch.int64), torch.arange(60) % 3, boxes)
     outcomes = []
     for _ in range(4):
-        raws = leaf_raws(heads, 2, 3)
-        result = build_loss(LossOptions(), AssignmentOptions(match=match), heads)(raws, targets)
+        raw_maps = leaf_raws(heads, 2, 3)
+        result = build_loss(LossOptions(), AssignmentOptions(match=match), heads)(raw_maps, targets)
         sum(result.parts.values()).backward()
-        outcomes.append([*result.parts.values(), *(raw.grad for raw in raws)])
+        outcomes.append([*result.parts.values(), *(raw.grad for raw in raw_maps)])
     assert match == "simota" or result.counts.summary()["collisions"] > 3  # SimOTA gives a slot to one object only
     for other in outcomes[1:]:
         assert all(torch.equal(one, two) for one, two in zip(outcomes[0], other, strict=True))
@@ -388,14 +388,14 @@ def test_the_same_batch_gives_the_same_loss_and_gradients_bit_for_bit(match):
 
 def test_under_autocast_the_loss_is_that_of_its_inputs_in_float32():
     heads = two_heads()
-    raws = [raw.bfloat16().requires_grad_() for raw in random_raws(heads, 3, 0)]
+    raw_maps = [raw.bfloat16().requires_grad_() for raw in random_raws(heads, 3, 0)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        inside = run(heads, raws, AssignmentOptions(match="fast", alpha=0.5))
-    outside = run(heads, [raw.float() for raw in raws], AssignmentOptions(match="fast", alpha=0.5))
+        inside = run(heads, raw_maps, AssignmentOptions(match="fast", alpha=0.5))
+    outside = run(heads, [raw.float() for raw in raw_maps], AssignmentOptions(match="fast", alpha=0.5))
     for name, value in outside.parts.items():
         assert inside.parts[name].dtype == torch.float32 and torch.equal(inside.parts[name], value)
     sum(inside.parts.values()).backward()
-    assert all(raw.grad.dtype == torch.bfloat16 for raw in raws)
+    assert all(raw.grad.dtype == torch.bfloat16 for raw in raw_maps)
 
 
 def test_an_evaluation_before_training_leaves_no_inference_tensors_behind():
@@ -506,7 +506,7 @@ def test_recipes_are_read_and_mean_what_they_say(name, match, gains):
     assert assignment.match == match and loss.gains == gains
     defaults = LossOptions(gains=gains)
     heads = two_heads()
-    raws = random_raws(heads, 3, 0)
-    by_recipe = run(heads, raws, assignment, dataclasses.replace(loss, box_loss="giou"))
-    by_default = run(heads, raws, AssignmentOptions(match=match), defaults)
+    raw_maps = random_raws(heads, 3, 0)
+    by_recipe = run(heads, raw_maps, assignment, dataclasses.replace(loss, box_loss="giou"))
+    by_default = run(heads, raw_maps, AssignmentOptions(match=match), defaults)
     assert {k: v.item() for k, v in by_recipe.parts.items()} == {k: v.item() for k, v in by_default.parts.items()}

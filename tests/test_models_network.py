@@ -98,10 +98,10 @@ def test_non_square_input_batch_and_fusion(name):
     network = randomised(build_network(CFG / f"{name}.cfg", num_classes=3))
     images = torch.rand(2, 3, 64, 96).to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        raws = network(images)
+        raw_maps = network(images)
         alone = network(images[1:].contiguous())
         fused = network.fuse().to(memory_format=torch.channels_last)(images)
-    for raw, one, folded, head in zip(raws, alone, fused, network.heads, strict=True):
+    for raw, one, folded, head in zip(raw_maps, alone, fused, network.heads, strict=True):
         assert raw.shape == (2, 3, 64 // head.stride, 96 // head.stride, 8)
         torch.testing.assert_close(one, raw[1:], atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(folded, raw, atol=1e-5, rtol=1e-4)

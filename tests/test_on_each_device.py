@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.matching.measure import Plan, measure_raws
+from analysis.matching.measure import MeasurementPlan, measure_raw_maps
 from analysis.matching.suppression import SuppressionRule
 from engine.ema import AveragedModel
 from engine.optimizer import OptimizerOptions, Schedule, build_optimizer
 from engine.train_loop import TrainState, train_one_epoch
 from models.assignment.assigner import build_assigner
+from models.assignment.candidates import CANDIDATES
 from models.assignment.options import AssignmentOptions
 from models.assignment.strategies import STRATEGIES
 from models.loss import LossOptions, build_loss
 from models.network import build_network_from_text
 from tests.analysis_scenes import random_scene
 from tests.tiny_project import CFG
-from utils.records import Batch, Frame, Targets
+from utils.structures import Batch, ImageMeta, Targets
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -27,15 +28,15 @@ MATCHES = (*STRATEGIES, "atss+fast", "standard+tal")
 
 def loss_on(device, match):
     """Loss parts, counts and gradients of a random scene, on the CPU."""
-    heads, raws, targets, _ = random_scene(5)
-    raws = [raw.to(device).requires_grad_() for raw in raws]
+    heads, raw_maps, targets, _ = random_scene(5)
+    raw_maps = [raw.to(device).requires_grad_() for raw in raw_maps]
     crowd = Targets(torch.tensor([0]), torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.4, 0.4]])).to(device)
     alpha = 0.4 if match in ("pure", "split", "fast") or "+" in match else 0.0
     options = AssignmentOptions(match=match, alpha=alpha, ignore_thresh=0.6, ignore_crowd=True)
-    result = build_loss(LossOptions(), options, heads)(raws, targets.to(device), crowd)
+    result = build_loss(LossOptions(), options, heads)(raw_maps, targets.to(device), crowd)
     sum(result.parts.values()).backward()
     return {name: part.item() for name, part in result.parts.items()}, result.counts.summary(), [
-        raw.grad.cpu() for raw in raws
+        raw.grad.cpu() for raw in raw_maps
     ]  # fmt: skip
 
 
@@ -57,20 +58,20 @@ def test_the_same_batch_twice_gives_the_same_gradients_to_the_last_bit(device, m
 
 
 def columns_on(device, candidates):
-    heads, raws, targets, _ = random_scene(6)
+    heads, raw_maps, targets, _ = random_scene(6)
     options = {name: AssignmentOptions(match=name) for name in ("standard", "fast")}
-    plan = Plan(SimpleNamespace(heads=heads, device=device), options, ("iou", "ciou"), candidates, candidates, 0.1,
-                SuppressionRule(), None)  # fmt: skip
-    frames = tuple(Frame(number, "", (64, 64)) for number in range(len(raws[0])))
-    batch = Batch(torch.zeros(len(frames), 3, 1, 1), targets.to(device), Targets.empty().to(device), frames)
+    detector = SimpleNamespace(heads=heads, device=device)
+    plan = MeasurementPlan(detector, options, ("iou", "ciou"), candidates, candidates, 0.1, SuppressionRule(), None)
+    metas = tuple(ImageMeta(number, "", (64, 64)) for number in range(len(raw_maps[0])))
+    batch = Batch(torch.zeros(len(metas), 3, 1, 1), targets.to(device), Targets.empty().to(device), metas)
     assigners = {name: build_assigner(one, heads) for name, one in options.items()}
-    objects, images, _ = measure_raws(batch, [raw.to(device) for raw in raws], plan, assigners)
+    objects, images, _ = measure_raw_maps(batch, [raw.to(device) for raw in raw_maps], plan, assigners)
     return {name: value.cpu().numpy() for name, value in (objects | images).items()}
 
 
 @pytest.mark.gpu
 @on_gpu
-@pytest.mark.parametrize("candidates", ["cell", "neighbours", "map"])
+@pytest.mark.parametrize("candidates", CANDIDATES)
 def test_matching_statistics(candidates):
     expected, found = columns_on(CPU, candidates), columns_on(GPU, candidates)
     assert expected.keys() == found.keys()
@@ -87,9 +88,9 @@ def test_mixed_precision_learns(device):
     scaler = torch.amp.GradScaler(device.type, enabled=has_scale)
     state = TrainState(model, AveragedModel(model), build_optimizer(model, options, 4), scaler)
     targets = Targets(torch.arange(4), torch.tensor([0, 1, 2, 0]), torch.tensor([[0.5, 0.5, 0.3, 0.4]] * 4))
-    frames = tuple(Frame(number, "", (96, 64)) for number in range(4))
+    metas = tuple(ImageMeta(number, "", (96, 64)) for number in range(4))
     images = torch.randint(0, 256, (4, 3, 64, 96), dtype=torch.uint8)
-    batches = [Batch(images, targets, Targets.empty(), frames)] * 30
+    batches = [Batch(images, targets, Targets.empty(), metas)] * 30
     loss_function = build_loss(LossOptions(), AssignmentOptions(), model.heads)
     schedule = Schedule(options, epochs=2, batches_per_epoch=30, accumulate=1)
     losses = []

@@ -22,7 +22,7 @@ def rows_of(path):
 
 @pytest.fixture
 def no_drawing(monkeypatch):
-    """Pictures take most of the time of a small analysis; one test looks at real ones."""
+    """ImagePictures take most of the time of a small analysis; one test looks at real ones."""
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: path.touch())
 
 

@@ -57,8 +57,8 @@ def test_without_weights_it_takes_the_newest_run_as_a_user_types_it(project):
     first = done.stdout.splitlines()[0]
     assert "runs/train/exp/best.pt (tiny.cfg)" in first and "tiny.data" in first and "11 images at 96x96" in first
     for title in ("Strategies side by side", "Unmatched candidates that predict better", "Agreement of strategies",
-                  "IoU and confidence", "Moments over objects", "Misassigned anchors", "Objects and NMS", "By class", "By size",
-                  "By elongation", "By occlusion", "Training loss of single images"):  # fmt: skip
+                  "IoU and confidence", "Moments over objects", "Misassigned anchors", "Objects and NMS", "By class",
+                  "By size", "By elongation", "By occlusion", "Training loss of single images"):  # fmt: skip
         assert f"### {title}" in done.stdout, title
     folder = project / "runs/analyze/matching-stats"
     names = {path.name for path in folder.iterdir()}
@@ -99,7 +99,7 @@ def test_the_loss_of_an_image_is_that_of_training(project, run, no_drawing):
     for batch in evaluation_batches(annotations, LoaderSettings((96, 96), batch_size=1)):
         parts = loss(network(batch.images.float() / 255), batch.targets, batch.crowd).parts
         for name, value in parts.items():
-            assert hard[batch.frames[0].image_id][name] == pytest.approx(value.item(), rel=1e-3, abs=1e-6)
+            assert hard[batch.metas[0].image_id][name] == pytest.approx(value.item(), rel=1e-3, abs=1e-6)
 
 
 def test_batch_size_changes_nothing(project, run, no_drawing):

@@ -158,7 +158,7 @@ def test_written_cfg_trains(run, data, monkeypatch):
     """One step of the loss on the found anchors gives gradients to every head."""
     from models.assignment.options import AssignmentOptions
     from models.loss import LossOptions, build_loss
-    from utils.records import Targets
+    from utils.structures import Targets
 
     assert run("--data", data, "--cfg", "yolov3-nano.cfg", "--method", "iou", "--write", "new.cfg")[0] == 0
     network = build_network("new.cfg", 1)

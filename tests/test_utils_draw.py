@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from utils.draw import class_color, draw_batch, draw_box, draw_detections, draw_predictions, write_image
-from utils.records import Batch, Detections, Frame, Targets
+from utils.structures import Batch, Detections, ImageMeta, Targets
 
 
 def grey(height=120, width=200):
@@ -56,10 +56,10 @@ def test_colors_tell_classes_apart():
 
 def batch_of(count, height=64, width=96):
     targets = Targets(torch.tensor([0, count - 1]), torch.tensor([0, 1]), torch.tensor([[0.5, 0.5, 0.5, 0.5]] * 2))
-    frames = tuple(Frame(i, f"/some/where/{i}.jpg", (width * 2, height * 2), (0.5, 0.5)) for i in range(count))
+    metas = tuple(ImageMeta(i, f"/some/where/{i}.jpg", (width * 2, height * 2), (0.5, 0.5)) for i in range(count))
     images = torch.full((count, 3, height, width), 128, dtype=torch.uint8)
     images[:, 0] = 200  # red, to see that the colours are not swapped
-    return Batch(images, targets, Targets.empty(), frames)
+    return Batch(images, targets, Targets.empty(), metas)
 
 
 @pytest.mark.parametrize("count", [1, 3, 20])

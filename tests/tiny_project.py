@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 
-from data.letterbox import letterbox_frame, letterbox_images
+from data.letterbox import letterbox_images, letterbox_meta
 from models.checkpoints.format import save_checkpoint
 from models.detector import Detector
 from models.network import build_network_from_text
@@ -77,8 +77,8 @@ def make_project(folder, num_images=7):
         image = cv2.resize(generator.integers(0, 256, (6, 6, 3), dtype=np.uint8), (width, height))
         path = folder / "images" / f"{number:03d}.png"
         cv2.imwrite(str(path), image)
-        frame = letterbox_frame(0, "", (width, height), (96, 96))
-        (found,) = detector(letterbox_images([image[:, :, ::-1]], [frame], (96, 96)), [frame])
+        meta = letterbox_meta(0, "", (width, height), (96, 96))
+        (found,) = detector(letterbox_images([image[:, :, ::-1]], [meta], (96, 96)), [meta])
         lines = []
         for label, (x1, y1, x2, y2) in zip(found.labels.tolist(), found.boxes_xyxy.tolist(), strict=True):
             shift = generator.uniform(-2, 2)

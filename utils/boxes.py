@@ -14,6 +14,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+SIZE_NAMES = ("small", "medium", "large")  # COCO's, by area
+SIZE_LIMITS = (32.0**2, 96.0**2)  # square pixels: small is below the first, large from the second on
 SMALLEST_AREA = 1e-9  # a union, hull or squared diagonal below it counts as this, so that nothing is divided by zero
 SMALLEST_SIDE = 1e-6  # likewise for a height under a width, where CIoU compares aspect ratios
 

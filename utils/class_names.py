@@ -11,7 +11,7 @@ def read_names(path: Path) -> tuple[str, ...]:
     """Read a names file: one class name per line, blank lines at the end ignored.
 
     Raises:
-        UserError: not a text file, or a name stands twice.
+        UserError: not a text file, or a duplicate name.
     """
     try:
         names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
@@ -21,5 +21,5 @@ def read_names(path: Path) -> tuple[str, ...]:
         if not name:
             raise UserError(f"{path}:{line}: an empty line where a class name is expected")
         if names.index(name) != line - 1:
-            raise UserError(f"{path}:{line}: the class name '{name}' stands twice")
+            raise UserError(f"{path}:{line}: duplicate class name '{name}'")
     return tuple(names)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from utils.files import atomic_path
-from utils.records import Batch, Detections, Targets
+from utils.structures import Batch, Detections, Targets
 
 Color = tuple[int, int, int]  # B G R
 
@@ -91,20 +91,20 @@ def draw_batch(path: str | Path, batch: Batch, names: Sequence[str]) -> None:
     images = [image.copy() for image in _bgr_images(batch)]
     _draw_targets(images, batch.targets, names)
     _draw_targets(images, batch.crowd, names, CROWD_COLOR)
-    _write_sheet(path, images, [frame.path for frame in batch.frames])
+    _write_sheet(path, images, [meta.path for meta in batch.metas])
 
 
 def draw_predictions(path: str | Path, batch: Batch, found: Sequence[Detections], names: Sequence[str]) -> None:
-    """Write a sheet of a batch in which every image stands twice: left its objects, right what was found."""
+    """Write a sheet of a batch in which every image appears twice: left its objects, right what was found."""
     truths, predictions = ([image.copy() for image in _bgr_images(batch)] for _ in range(2))
     _draw_targets(truths, batch.targets, names)
     _draw_targets(truths, batch.crowd, names, CROWD_COLOR)
-    for image, detections, frame in zip(predictions, found, batch.frames, strict=False):
+    for image, detections, meta in zip(predictions, found, batch.metas, strict=False):
         confident = detections.select(detections.scores >= SHEET_CONFIDENCE).cpu()
-        boxes_xyxy_net = frame.to_network(confident.boxes_xyxy)
+        boxes_xyxy_net = meta.to_network(confident.boxes_xyxy)
         draw_detections(image, Detections(boxes_xyxy_net, confident.scores, confident.labels), names)
     pairs = [np.concatenate(pair, axis=1) for pair in zip(truths, predictions, strict=True)]
-    _write_sheet(path, pairs, [frame.path for frame in batch.frames])
+    _write_sheet(path, pairs, [meta.path for meta in batch.metas])
 
 
 def _bgr_images(batch: Batch) -> list[np.ndarray]:

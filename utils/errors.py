@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 
 
 class UserError(Exception):
-    """Something the user can mend; the message names the file, the line where there is one, and the remedy."""
+    """Something the user can fix; the message names the file, the line where there is one, and the remedy."""
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:

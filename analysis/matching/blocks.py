@@ -19,7 +19,7 @@ Columns = dict[str, np.ndarray]
 DONE = "done_batches"
 
 
-class Block:
+class ColumnBlock:
     """The columns of some batches, collected in memory until they are written."""
 
     def __init__(self) -> None:

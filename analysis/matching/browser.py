@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from analysis.matching.measure import Plan
+from analysis.matching.measure import MeasurementPlan
 from analysis.matching.views import ImageView
 from utils.draw import class_color, class_name
 
@@ -29,7 +29,7 @@ def jpeg_uri(image_bgr: np.ndarray) -> str:
     return "data:image/jpeg;base64," + base64.b64encode(encoded.tobytes()).decode("ascii")
 
 
-def browser_data(views: Sequence[ImageView], names: Sequence[str], plan: Plan) -> dict[str, Any]:
+def browser_data(views: Sequence[ImageView], names: Sequence[str], plan: MeasurementPlan) -> dict[str, Any]:
     """Return what the browser draws; ``report_template.html`` reads exactly these keys.
 
     A slot is [object, head, anchor, row, column, cell, box, q, objectness, base, extra]; the last two are bit masks of

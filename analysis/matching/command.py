@@ -12,9 +12,9 @@ import yaml
 from analysis.matching.blocks import remove_blocks
 from analysis.matching.browser import browser_data
 from analysis.matching.losses import loss_options_of
-from analysis.matching.measure import Plan, measure_images
+from analysis.matching.measure import MeasurementPlan, measure_images
 from analysis.matching.options import MatchingOptions
-from analysis.matching.pictures import Pictures, hard_tables, spread
+from analysis.matching.pictures import ImagePictures, hard_tables, spread
 from analysis.matching.statistics import Subject, all_statistics, groups_of
 from analysis.matching.suppression import SuppressionRule
 from analysis.matching.tables import all_plots, all_tables, notes_of
@@ -50,7 +50,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Opened:
+class MatchingInputs:
     """Everything that was read before the first image."""
 
     weights: str
@@ -61,14 +61,16 @@ class Opened:
     img_size: int
     strategies: Mapping[str, AssignmentOptions]
     kinds: tuple[str, ...]
-    plan: Plan
+    plan: MeasurementPlan
 
 
-def matching_stats(opened: Opened, options: MatchingOptions, folder: Path, report_images: int = 0) -> Result | None:
+def matching_stats(
+    inputs: MatchingInputs, options: MatchingOptions, folder: Path, report_images: int = 0
+) -> Result | None:
     """Measure, and return what was found in the main process; None in the others.
 
     Args:
-        opened: network and data.
+        inputs: network and data.
         options: what to measure and draw.
         folder: of the results; pictures of single images and partial results are written here.
         report_images: so many images, spread evenly over the data, are looked at closely for the report.
@@ -77,29 +79,29 @@ def matching_stats(opened: Opened, options: MatchingOptions, folder: Path, repor
         UserError: an image cannot be read.
     """
     partial = folder / "partial"
-    measured = measure_images(opened.annotations, opened.plan, loader_settings(opened, options), partial)
+    measured = measure_images(inputs.annotations, inputs.plan, loader_settings(inputs, options), partial)
     if measured is None:
         return None
-    subject = Subject(measured, tuple(opened.strategies), opened.kinds, opened.plan.detector.heads)
+    subject = Subject(measured, tuple(inputs.strategies), inputs.kinds, inputs.plan.detector.heads)
     by = [name for name in options.by.split(",") if name]
-    statistics = settings_of(opened) | all_statistics(subject, groups_of(opened.annotations, measured.objects, by))
-    net_hw = (opened.img_size, opened.img_size)
-    pictures = Pictures(opened.annotations, opened.plan, net_hw, measured, folder)
+    statistics = settings_of(inputs) | all_statistics(subject, groups_of(inputs.annotations, measured.objects, by))
+    net_hw = (inputs.img_size, inputs.img_size)
+    pictures = ImagePictures(inputs.annotations, inputs.plan, net_hw, measured, folder)
     hard = pictures.draw_hard(options.hard)
     pictures.draw_lost(options.draw_lost)
     tables = (*all_tables(statistics), *hard_tables(hard))
     statistics |= {"hard_examples": hard[:HARD_LISTED]}
-    views = pictures.views(spread(len(opened.annotations), report_images))
-    browser = browser_data(views, opened.annotations.names, opened.plan) if views else None
+    views = pictures.views(spread(len(inputs.annotations), report_images))
+    browser = browser_data(views, inputs.annotations.names, inputs.plan) if views else None
     result = Result(
-        "matching-stats", description(opened), statistics, tables, all_plots(statistics), notes_of(statistics)
+        "matching-stats", description(inputs), statistics, tables, all_plots(statistics), notes_of(statistics)
     )
-    result = with_problems(result, opened.annotations)
+    result = with_problems(result, inputs.annotations)
     remove_blocks(partial)
     return replace(result, folder=folder, browser=browser)
 
 
-def open_everything(source: Source, options: MatchingOptions, strategies: StrategyOptions) -> Opened:
+def open_everything(source: Source, options: MatchingOptions, strategies: StrategyOptions) -> MatchingInputs:
     """Load network and annotations; what is not given comes from the weights, as in test.py.
 
     Raises:
@@ -132,15 +134,17 @@ def open_everything(source: Source, options: MatchingOptions, strategies: Strate
     if options.hard:
         loss = build_loss(loss_options_of(trained), next(iter(chosen.values())), detector.heads, img_size)
     candidates = strategies.candidates
-    plan = Plan(detector, chosen, kinds, candidates or "cell", candidates or "map", options.min_q, rule, loss)
-    opened = Opened(weights, loaded, annotations, data, source.split, img_size, chosen, kinds, plan)
+    plan = MeasurementPlan(
+        detector, chosen, kinds, candidates or "cell", candidates or "map", options.min_q, rule, loss
+    )
+    inputs = MatchingInputs(weights, loaded, annotations, data, source.split, img_size, chosen, kinds, plan)
     if distributed.is_main():
         print(
             f"analyze: {weights} ({loaded.network.cfg_path}) on {data} ({split_shown(data, source.split)}), "
             f"{len(annotations)} images at {img_size}x{img_size}, --match {','.join(chosen)}, "
             f"--match-iou {' '.join(kinds)} ({describe_device(device)})"
         )
-    return opened
+    return inputs
 
 
 def chosen_strategies(strategies: StrategyOptions, trained: Mapping[str, Any]) -> dict[str, AssignmentOptions]:
@@ -165,22 +169,22 @@ def chosen_strategies(strategies: StrategyOptions, trained: Mapping[str, Any]) -
     return {match: AssignmentOptions(**(of_training | given))}
 
 
-def loader_settings(opened: Opened, options: MatchingOptions) -> LoaderSettings:
+def loader_settings(inputs: MatchingInputs, options: MatchingOptions) -> LoaderSettings:
     """Return how the batches are made: square, so that every image has all slots, and as large for any process."""
     return LoaderSettings(
-        image_hw=(opened.img_size, opened.img_size),
+        image_hw=(inputs.img_size, inputs.img_size),
         batch_size=options.batch_size,
-        stride=opened.loaded.network.max_stride,
+        stride=inputs.loaded.network.max_stride,
         workers=options.workers,
-        pin_memory=opened.plan.detector.device.type == "cuda",
+        pin_memory=inputs.plan.detector.device.type == "cuda",
     )
 
 
-def settings_of(opened: Opened) -> dict[str, Any]:
+def settings_of(inputs: MatchingInputs) -> dict[str, Any]:
     """Return what the statistics depend on besides network and data."""
-    plan = opened.plan
+    plan = inputs.plan
     return {
-        "img_size": opened.img_size,
+        "img_size": inputs.img_size,
         "candidates": plan.candidates,
         "score_candidates": plan.score_candidates,
         "min_q": plan.min_q,
@@ -188,27 +192,27 @@ def settings_of(opened: Opened) -> dict[str, Any]:
     }
 
 
-def description(opened: Opened) -> dict[str, Any]:
+def description(inputs: MatchingInputs) -> dict[str, Any]:
     """Return what was analysed."""
-    annotations = opened.annotations
+    annotations = inputs.annotations
     return {
-        "weights": opened.weights,
-        "cfg": str(opened.loaded.network.cfg_path),
-        "data": opened.data,
-        "split": split_shown(opened.data, opened.split),
+        "weights": inputs.weights,
+        "cfg": str(inputs.loaded.network.cfg_path),
+        "data": inputs.data,
+        "split": split_shown(inputs.data, inputs.split),
         "images": len(annotations),
         "annotations": len(annotations.box_image),
         "names": annotations.names,
     }
 
 
-def start_folder(resume: str, parent: Path, name: str, given: dict[str, Any], opened: Opened) -> Path:
+def start_folder(resume: str, parent: Path, name: str, given: dict[str, Any], inputs: MatchingInputs) -> Path:
     """Return the run's folder in all processes: a new one that knows its options, or the one to go on with."""
     folder = resume
     if distributed.is_main() and not resume:
         folder = str(new_run_folder(parent, name))
         # What "the newest run" means may change before the run is resumed.
-        given = given | {"weights": opened.weights, "data": opened.data, "matching_stats": True}
+        given = given | {"weights": inputs.weights, "data": inputs.data, "matching_stats": True}
         save_config(Path(folder), {key: value for key, value in given.items() if key != "resume"})
     return Path(distributed.broadcast(folder))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from models.loss import DetectionLoss, LossOptions
-from utils.records import Targets
+from utils.structures import Targets
 
 PARTS = ("box", "obj", "cls")
 
@@ -22,14 +22,14 @@ def loss_options_of(trained: Mapping[str, Any]) -> LossOptions:
     return LossOptions(**{name: value for name, value in values.items() if name in known})
 
 
-def image_losses(loss: DetectionLoss, raws: Sequence[Tensor], targets: Targets, crowd: Targets) -> Tensor:
+def image_losses(loss: DetectionLoss, raw_maps: Sequence[Tensor], targets: Targets, crowd: Targets) -> Tensor:
     """Return the parts of the training loss of each image alone, [B 3] in the order of :data:`PARTS`.
 
     Each image is its own batch of one: the loss takes means over the matches of a batch.
     """
     rows = []
-    for image in range(len(raws[0])):
-        one = [raw[image : image + 1] for raw in raws]
+    for image in range(len(raw_maps[0])):
+        one = [raw[image : image + 1] for raw in raw_maps]
         parts = loss(one, only_image(targets, image), only_image(crowd, image)).parts
         rows.append(torch.stack([parts[name] for name in PARTS]))
     return torch.stack(rows)

@@ -17,27 +17,28 @@ import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.matching.blocks import Block, Columns, concatenate, in_order_of, read_blocks
+from analysis.matching.blocks import ColumnBlock, Columns, concatenate, in_order_of, read_blocks
 from analysis.matching.losses import image_losses
 from analysis.matching.pairs import Predictions, match, slots_per_image
-from analysis.matching.quality import CANDIDATES, measure
+from analysis.matching.quality import measure
 from analysis.matching.scores import score_columns
 from analysis.matching.suppression import SuppressionRule, suppression_columns
 from data.dataset import BatchPlan, DetectionDataset
 from data.labels.annotations import Annotations
 from data.loader import Batches, LoaderSettings, evaluation_plans
 from models.assignment.assigner import build_assigner
+from models.assignment.candidates import CANDIDATES
 from models.assignment.options import AssignmentOptions
 from models.detector import Detector
 from models.loss import DetectionLoss
 from utils import distributed
-from utils.records import Batch
+from utils.structures import Batch
 
 BATCHES_PER_BLOCK = 32
 
 
 @dataclass(frozen=True)
-class Plan:
+class MeasurementPlan:
     """All that decides what is measured; plain values and parts, made once."""
 
     detector: Detector
@@ -63,7 +64,7 @@ class Measured:
 
 
 def measure_images(
-    annotations: Annotations, plan: Plan, loader: LoaderSettings, folder: Path | None = None
+    annotations: Annotations, plan: MeasurementPlan, loader: LoaderSettings, folder: Path | None = None
 ) -> Measured | None:
     """Measure every object of a data set; under ``torchrun`` each process takes its share of the batches.
 
@@ -82,7 +83,7 @@ def measure_images(
     mine = todo[distributed.rank() :: distributed.world_size()]
     batches = Batches(DetectionDataset(annotations, loader.resize), lambda _: [one for _, one in mine], loader)
     strategies = {name: build_assigner(one, plan.detector.heads) for name, one in plan.strategies.items()}
-    block, parts = Block(), []
+    block, parts = ColumnBlock(), []
     bar = tqdm(total=len(annotations), unit=" images", desc="matching", disable=None if distributed.is_main() else True)
     bar.update(len(annotations) - sum(len(one.indices) for _, one in todo))
     try:
@@ -106,13 +107,17 @@ def measure_images(
 
 
 def measure_batch(
-    batch: Batch, plan_of_batch: BatchPlan, rows_of_image: Sequence[np.ndarray], plan: Plan, assigners: Mapping
+    batch: Batch,
+    plan_of_batch: BatchPlan,
+    rows_of_image: Sequence[np.ndarray],
+    plan: MeasurementPlan,
+    assigners: Mapping,
 ) -> Columns:
     """Measure one batch; the names of the columns begin with ``object/``, ``image/`` or ``batch/``."""
     with torch.inference_mode():
-        raws = plan.detector.raw_maps(batch.images)
+        raw_maps = plan.detector.raw_maps(batch.images)
         batch = to_device(batch, plan.detector.device)
-        objects, images, seconds = measure_raws(batch, raws, plan, assigners)
+        objects, images, seconds = measure_raw_maps(batch, raw_maps, plan, assigners)
     rows = np.concatenate([rows_of_image[index] for index in plan_of_batch.indices])
     assert len(rows) == len(batch.targets)
     columns = {f"object/{name}": compact(value) for name, value in objects.items()}
@@ -132,19 +137,19 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
     return replace(batch, targets=batch.targets.to(device), crowd=batch.crowd.to(device))
 
 
-def measure_raws(
-    batch: Batch, raws: list[Tensor], plan: Plan, assigners: Mapping
+def measure_raw_maps(
+    batch: Batch, raw_maps: list[Tensor], plan: MeasurementPlan, assigners: Mapping
 ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[float]]:
     """Return the columns of the objects and of the images of a batch, and the seconds of each strategy."""
-    predictions = Predictions.of(batch.targets, raws, plan.detector.heads)
-    pairs, seconds = match(predictions, raws, batch, assigners)
+    predictions = Predictions.of(batch.targets, raw_maps, plan.detector.heads)
+    pairs, seconds = match(predictions, raw_maps, batch, assigners)
     objects = measure(predictions, pairs, plan.kinds, plan.candidates)
-    objects |= score_columns(predictions, raws, plan.kinds, plan.score_candidates, plan.min_q)
-    lost, merged = suppression_columns(predictions, raws, plan.suppression)
+    objects |= score_columns(predictions, raw_maps, plan.kinds, plan.score_candidates, plan.min_q)
+    lost, merged = suppression_columns(predictions, raw_maps, plan.suppression)
     images = slots_per_image(predictions, pairs)
     images["merged_pairs"] = torch.bincount(batch.targets.image[merged[:, 0]], minlength=len(batch.images))
     if plan.loss is not None:
-        images["loss"] = image_losses(plan.loss, raws, batch.targets, batch.crowd)
+        images["loss"] = image_losses(plan.loss, raw_maps, batch.targets, batch.crowd)
     return objects | lost, images, seconds
 
 

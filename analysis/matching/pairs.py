@@ -17,37 +17,39 @@ from torch import Tensor
 
 from models.assignment.assigner import Assigner
 from models.assignment.grid import SlotGrid
-from models.assignment.inputs import Scene
+from models.assignment.inputs import AssignmentInput
 from models.heads import Head, decode_map
 from utils.boxes import box_iou, cxcywh_to_xyxy
-from utils.records import Assignment, Batch, Matches, Targets
+from utils.structures import Assignment, Batch, Matches, Targets
 
 
 @dataclass(frozen=True, eq=False)
 class Predictions:
     """A batch's predictions, decoded once for everything that is measured."""
 
-    scene: Scene
+    inputs: AssignmentInput
     boxes_xyxy: Tensor  # [B S 4] float32, network pixels; slots are numbered as in models.assignment.inputs
     objectness: Tensor  # [B S] logits
 
     @property
     def grid(self) -> SlotGrid:
         """The constants of the heads."""
-        return self.scene.grid
+        return self.inputs.grid
 
     @staticmethod
-    def of(targets: Targets, raws: Sequence[Tensor], heads: tuple[Head, ...]) -> Predictions:
+    def of(targets: Targets, raw_maps: Sequence[Tensor], heads: tuple[Head, ...]) -> Predictions:
         """Decode the raw maps [B A H W 5+C] of a batch; its targets are on the same device."""
-        boxes = [decode_map(raw, head).flatten(1, 3) * head.stride for raw, head in zip(raws, heads, strict=True)]
-        objectness = [raw[..., 4].flatten(1) for raw in raws]
+        boxes = [decode_map(raw, head).flatten(1, 3) * head.stride for raw, head in zip(raw_maps, heads, strict=True)]
+        objectness = [raw[..., 4].flatten(1) for raw in raw_maps]
         boxes_xyxy = cxcywh_to_xyxy(torch.cat(boxes, dim=1))
-        return Predictions(Scene.of(targets, list(raws), heads), boxes_xyxy, torch.cat(objectness, dim=1).float())
+        return Predictions(
+            AssignmentInput.of(targets, list(raw_maps), heads), boxes_xyxy, torch.cat(objectness, dim=1).float()
+        )
 
     def ious(self, target: Tensor, slot: Tensor, kinds: Sequence[str]) -> Tensor:
         """IoU of every kind between targets [...] and the predictions of slots [...] of their images, [... Q]."""
-        boxes = self.boxes_xyxy[self.scene.targets.image[target], slot]
-        truth = self.scene.boxes_xyxy[target]
+        boxes = self.boxes_xyxy[self.inputs.targets.image[target], slot]
+        truth = self.inputs.boxes_xyxy[target]
         return torch.stack([box_iou(boxes, truth, kind, elementwise=True) for kind in kinds], dim=-1)
 
 
@@ -72,14 +74,14 @@ def slot_numbers(matches: tuple[Matches, ...], grid: SlotGrid) -> tuple[Tensor, 
 
 
 def match(
-    predictions: Predictions, raws: Sequence[Tensor], batch: Batch, assigners: Mapping[str, Assigner]
+    predictions: Predictions, raw_maps: Sequence[Tensor], batch: Batch, assigners: Mapping[str, Assigner]
 ) -> tuple[MatchedPairs, list[float]]:
     """Let every strategy match a batch; return the pairs, and the seconds that each strategy took."""
     assignments, seconds = [], []
-    device = raws[0].device
+    device = raw_maps[0].device
     for assigner in assigners.values():
         start = _now(device)
-        assignments.append(assigner(batch.targets, raws, batch.crowd))
+        assignments.append(assigner(batch.targets, raw_maps, batch.crowd))
         seconds.append(_now(device) - start)
     return matched_pairs(assignments, predictions.grid, len(batch.targets)), seconds
 
@@ -105,12 +107,12 @@ def matched_pairs(assignments: Sequence[Assignment], grid: SlotGrid, num_targets
 def slots_per_image(predictions: Predictions, pairs: MatchedPairs) -> dict[str, Tensor]:
     """Return per image and strategy, [B Z]: slots with a match, and those that several objects claim."""
     grid = predictions.grid
-    image = predictions.scene.targets.image[pairs.target]
+    image = predictions.inputs.targets.image[pairs.target]
     distinct, which = torch.unique(image * grid.slots_per_image + pairs.slot, return_inverse=True)
     member = pairs.member.long()
     claims = member.new_zeros(len(distinct), member.shape[1]).index_add_(0, which, member)
     owner = torch.div(distinct, grid.slots_per_image, rounding_mode="floor")
-    zeros = member.new_zeros(predictions.scene.batch_size, member.shape[1])
+    zeros = member.new_zeros(predictions.inputs.batch_size, member.shape[1])
     return {
         "slots": zeros.index_add(0, owner, (claims > 0).long()),
         "shared_slots": zeros.index_add(0, owner, (claims > 1).long()),

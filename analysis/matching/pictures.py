@@ -1,4 +1,4 @@
-"""Pictures of single images from a matching-stats run: the hardest ones, and those in which NMS lost objects."""
+"""ImagePictures of single images from a matching-stats run: the hardest ones, and those in which NMS lost objects."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from analysis.matching.losses import PARTS, hardest
-from analysis.matching.measure import Measured, Plan
+from analysis.matching.measure import Measured, MeasurementPlan
 from analysis.matching.views import ImageView, lost_picture, picture, view_images
 from analysis.output.result import Table
 from data.labels.annotations import Annotations
@@ -19,11 +19,11 @@ from utils.draw import write_image
 LOST_REASONS = (("suppressed", "suppressed"), ("merged", "merged"))  # column of the objects -> word on the picture
 
 
-class Pictures:
+class ImagePictures:
     """Draws images of a data set that was measured into the folder of the run."""
 
     def __init__(
-        self, annotations: Annotations, plan: Plan, net_hw: tuple[int, int], measured: Measured, folder: Path
+        self, annotations: Annotations, plan: MeasurementPlan, net_hw: tuple[int, int], measured: Measured, folder: Path
     ) -> None:
         self.annotations, self.plan, self.net_hw = annotations, plan, net_hw
         self.measured, self.folder = measured, folder

@@ -18,12 +18,11 @@ from torch import Tensor
 
 from analysis.matching.pairs import MatchedPairs, Predictions
 from models.assignment.grid import SlotGrid
-from models.assignment.inputs import Scene
+from models.assignment.inputs import AssignmentInput
 from utils.boxes import shape_iou
 
-CANDIDATES = ("cell", "neighbours", "map")
 NUMBERS_AT_ONCE = 2_000_000  # of objects x candidates x strategies x kinds: bounds the memory of --candidates map
-CENTRE = 4  # of the 3x3 cells, in rows
+CENTER = 4  # of the 3x3 cells, in rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,12 +34,12 @@ class Candidates:
     anchor: Tensor  # [N] int64, among the anchors of all heads
 
 
-def neighbourhood(scene: Scene) -> Candidates:
+def neighbourhood(inputs: AssignmentInput) -> Candidates:
     """Return the slots of the 3x3 cells around each object's centre on every head: 9 K of them, cells in rows."""
-    grid = scene.grid
+    grid = inputs.grid
     step = torch.arange(-1, 2, device=grid.head.device)
     offset = torch.stack((step.repeat(3), step.repeat_interleave(3)), dim=1)  # 9 2 as (x, y)
-    cell = scene.cells[:, None] + offset[:, None]  # T 9 L 2
+    cell = inputs.cells[:, None] + offset[:, None]  # T 9 L 2
     valid = ((cell >= 0) & (cell < grid.head_wh)).all(dim=-1)
     cell = cell.clamp(min=0).minimum((grid.head_wh - 1).long())
     number = cell[..., 1] * grid.head_wh[:, 0].long() + cell[..., 0]  # T 9 L
@@ -49,19 +48,19 @@ def neighbourhood(scene: Scene) -> Candidates:
     return Candidates(slot.flatten(1), valid[..., grid.head].flatten(1), anchor)
 
 
-def centre_cell(near: Candidates) -> Candidates:
+def center_cell(near: Candidates) -> Candidates:
     """Return the slots of the cell that holds the centre, out of the neighbourhood."""
     size = near.slot.shape[1] // 9
-    part = slice(CENTRE * size, (CENTRE + 1) * size)
+    part = slice(CENTER * size, (CENTER + 1) * size)
     return Candidates(near.slot[:, part], near.valid[:, part], near.anchor[part])
 
 
-def whole_map(scene: Scene) -> Candidates:
+def whole_map(inputs: AssignmentInput) -> Candidates:
     """Return all slots of each object's image."""
-    grid = scene.grid
+    grid = inputs.grid
     slot = torch.arange(grid.slots_per_image, device=grid.head.device)
     anchor = torch.searchsorted(grid.first_slot, slot, right=True) - 1
-    slot = slot.expand(len(scene.targets), -1)
+    slot = slot.expand(len(inputs.targets), -1)
     return Candidates(slot, torch.ones(1, 1, dtype=torch.bool, device=slot.device).expand_as(slot), anchor)
 
 
@@ -72,28 +71,28 @@ def measure(predictions: Predictions, pairs: MatchedPairs, kinds: Sequence[str],
         predictions: of the batch.
         pairs: what the strategies match.
         kinds: of IoU, Q.
-        candidates: which slots are C(o), one of :data:`CANDIDATES`.
+        candidates: which slots are C(o), a key of :data:`models.assignment.candidates.CANDIDATES`.
     """
-    scene = predictions.scene
-    near = neighbourhood(scene)
-    everyone = torch.arange(len(scene.targets), device=near.slot.device)[:, None]
+    inputs = predictions.inputs
+    near = neighbourhood(inputs)
+    everyone = torch.arange(len(inputs.targets), device=near.slot.device)[:, None]
     near_q = predictions.ious(everyone.expand_as(near.slot), near.slot, kinds)  # T 9K Q
     if candidates == "map":
-        columns = _measure_in_parts(predictions, pairs, kinds, whole_map(scene))
+        columns = _measure_in_parts(predictions, pairs, kinds, whole_map(inputs))
     else:
-        chosen = near if candidates == "neighbours" else centre_cell(near)
-        q = near_q if candidates == "neighbours" else centre_of(near_q)
-        columns = measure_candidates(q, chosen, is_matched(chosen, pairs, predictions.grid, everyone), scene.grid)
+        chosen = near if candidates == "neighbours" else center_cell(near)
+        q = near_q if candidates == "neighbours" else center_of(near_q)
+        columns = measure_candidates(q, chosen, is_matched(chosen, pairs, predictions.grid, everyone), inputs.grid)
     around = near_q.masked_fill(~near.valid[..., None], -math.inf).unflatten(1, (9, -1))
-    around = torch.cat((around[:, :CENTRE], around[:, CENTRE + 1 :]), dim=1).flatten(1, 2).amax(dim=1)  # T Q
-    columns["best_from_neighbour"] = (around > columns.pop("best_candidate")) & (around > centre_of(near_q).amax(dim=1))
-    columns["shape_iou"] = shape_iou(scene.boxes[:, 2:], scene.grid.prior_wh)
+    around = torch.cat((around[:, :CENTER], around[:, CENTER + 1 :]), dim=1).flatten(1, 2).amax(dim=1)  # T Q
+    columns["best_from_neighbour"] = (around > columns.pop("best_candidate")) & (around > center_of(near_q).amax(dim=1))
+    columns["shape_iou"] = shape_iou(inputs.boxes[:, 2:], inputs.grid.prior_wh)
     return columns | positives(predictions, pairs, kinds)
 
 
-def centre_of(near_q: Tensor) -> Tensor:
+def center_of(near_q: Tensor) -> Tensor:
     """Return the part [T K Q] of the neighbourhood's [T 9K Q] that belongs to the centre cell."""
-    return near_q.unflatten(1, (9, -1))[:, CENTRE]
+    return near_q.unflatten(1, (9, -1))[:, CENTER]
 
 
 def positives(predictions: Predictions, pairs: MatchedPairs, kinds: Sequence[str]) -> dict[str, Tensor]:
@@ -101,7 +100,7 @@ def positives(predictions: Predictions, pairs: MatchedPairs, kinds: Sequence[str
     num_targets, member = len(pairs.base), pairs.member.long()
     num_strategies = member.shape[1]
     q = predictions.ious(pairs.target, pairs.slot, kinds)
-    image = predictions.scene.targets.image[pairs.target]
+    image = predictions.inputs.targets.image[pairs.target]
     slot = image * predictions.grid.slots_per_image + pairs.slot
     distinct, which = torch.unique(slot, return_inverse=True)
     claims = member.new_zeros(len(distinct), num_strategies).index_add_(0, which, member)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from analysis.matching.pairs import Predictions
-from analysis.matching.quality import Candidates, centre_cell, neighbourhood
+from analysis.matching.quality import Candidates, center_cell, neighbourhood
 from models.raw_maps import gather_numbers
 from utils.boxes import xyxy_to_cxcywh
 
@@ -23,7 +23,7 @@ ROUNDING = 1e-5  # relative; far more than float32 loses in an intersection and 
 
 
 def score_columns(
-    predictions: Predictions, raws: Sequence[Tensor], kinds: Sequence[str], candidates: str, min_q: float
+    predictions: Predictions, raw_maps: Sequence[Tensor], kinds: Sequence[str], candidates: str, min_q: float
 ) -> dict[str, Tensor]:
     """Return the columns about scores, [T Q] each; NaN for objects that no slot overlaps.
 
@@ -33,15 +33,15 @@ def score_columns(
 
     Args:
         predictions: of the batch.
-        raws: the maps they were decoded from.
+        raw_maps: the maps they were decoded from.
         kinds: of IoU.
-        candidates: which slots are looked at, one of :data:`analysis.matching.quality.CANDIDATES`.
+        candidates: which slots are looked at, a key of :data:`models.assignment.candidates.CANDIDATES`.
         min_q: slots that fit worse are left out.
     """
     target, slot = overlapping(predictions, candidates, min_q)
     q = predictions.ious(target, slot, kinds)
-    objectness = predictions.objectness[predictions.scene.targets.image[target], slot]
-    score = objectness.sigmoid() * class_logits(predictions, raws, target, slot).sigmoid()
+    objectness = predictions.objectness[predictions.inputs.targets.image[target], slot]
+    score = objectness.sigmoid() * class_logits(predictions, raw_maps, target, slot).sigmoid()
     columns = []
     for index in range(len(kinds)):
         keep = (q[:, index] >= min_q).nonzero().squeeze(1)
@@ -59,22 +59,22 @@ def overlapping(predictions: Predictions, candidates: str, min_q: float) -> tupl
     """
     if candidates == "map":
         return _overlapping_anywhere(predictions, min_q)
-    near = neighbourhood(predictions.scene)
-    return _overlapping_of(predictions, near if candidates == "neighbours" else centre_cell(near), min_q)
+    near = neighbourhood(predictions.inputs)
+    return _overlapping_of(predictions, near if candidates == "neighbours" else center_cell(near), min_q)
 
 
 def _overlapping_anywhere(predictions: Predictions, min_q: float) -> tuple[Tensor, Tensor]:
     """Compare every object with all slots of its image, without a division and a cache's worth of pairs at a time."""
-    scene = predictions.scene
+    inputs = predictions.inputs
     x1, y1, x2, y2 = predictions.boxes_xyxy.permute(2, 0, 1).contiguous()  # each B S, read row by row
     area = (x2 - x1) * (y2 - y1)
     # i / (a + b - i) >= q, solved for a + b
     share = (1 + min_q) / min_q * (1 + ROUNDING)
     found = []
-    step = max(1, PAIRS_AT_ONCE // scene.grid.slots_per_image)
-    for rows in torch.arange(len(scene.targets), device=area.device).split(step):
-        image = scene.targets.image[rows]
-        left, top, right, bottom = scene.boxes_xyxy[rows].t()[:, :, None]  # each t 1
+    step = max(1, PAIRS_AT_ONCE // inputs.grid.slots_per_image)
+    for rows in torch.arange(len(inputs.targets), device=area.device).split(step):
+        image = inputs.targets.image[rows]
+        left, top, right, bottom = inputs.boxes_xyxy[rows].t()[:, :, None]  # each t 1
         width = torch.minimum(x2[image], right).sub_(torch.maximum(x1[image], left)).clamp_(min=0)
         height = torch.minimum(y2[image], bottom).sub_(torch.maximum(y1[image], top)).clamp_(min=0)
         areas = area[image].add_((right - left) * (bottom - top))
@@ -93,16 +93,16 @@ def _overlapping_of(predictions: Predictions, candidates: Candidates, min_q: flo
     return target, key - target * predictions.grid.slots_per_image
 
 
-def class_logits(predictions: Predictions, raws: Sequence[Tensor], target: Tensor, slot: Tensor) -> Tensor:
+def class_logits(predictions: Predictions, raw_maps: Sequence[Tensor], target: Tensor, slot: Tensor) -> Tensor:
     """Return the raw number that each slot has for the class of its object, [P] float32."""
-    grid, targets = predictions.grid, predictions.scene.targets
+    grid, targets = predictions.grid, predictions.inputs.targets
     anchor = torch.searchsorted(grid.first_slot, slot, right=True) - 1
     cell = slot - grid.first_slot[anchor]
     row = torch.div(cell, grid.cols[anchor], rounding_mode="floor")
     col = cell - row * grid.cols[anchor]
     image, column = targets.image[target], targets.label[target] + 5
     result = predictions.objectness.new_zeros(len(slot))
-    for index, raw in enumerate(raws):
+    for index, raw in enumerate(raw_maps):
         on = (grid.head[anchor] == index).nonzero().squeeze(1)
         result[on] = gather_numbers(raw, column[on], image[on], grid.anchor[anchor[on]], row[on], col[on])
     return result
@@ -113,7 +113,7 @@ def _columns_of_kind(
 ) -> dict[str, Tensor]:
     """Return the columns [T] of one kind of IoU from its pairs and the scores of the pairs at ``scores[2]``."""
     objectness, score = scores[0][scores[2]], scores[1][scores[2]]
-    count = len(predictions.scene.targets)
+    count = len(predictions.inputs.targets)
     best = strongest(target, slot, (q, objectness), count)
     confident = strongest(target, slot, (objectness, q), count)
     sure = strongest(target, slot, (score, q), count)
@@ -167,13 +167,13 @@ def _below(score: Tensor, pair: Tensor, strongest_pair: Tensor) -> Tensor:
 
 def _geometry(predictions: Predictions, slot: Tensor, pair: Tensor) -> dict[str, Tensor]:
     """Area and distance of centres of the chosen pairs' predictions, in cells."""
-    scene, grid = predictions.scene, predictions.grid
+    inputs, grid = predictions.inputs, predictions.grid
     there = (pair >= 0).nonzero().squeeze(1)
     chosen = slot[pair[there]]
     stride = grid.stride[torch.searchsorted(grid.first_slot, chosen, right=True) - 1]
-    boxes = xyxy_to_cxcywh(predictions.boxes_xyxy[scene.targets.image[there], chosen]) / stride[:, None]
+    boxes = xyxy_to_cxcywh(predictions.boxes_xyxy[inputs.targets.image[there], chosen]) / stride[:, None]
     area = boxes.new_full((len(pair),), float("nan"))
     offset = area.clone()
     area[there] = boxes[:, 2] * boxes[:, 3]
-    offset[there] = (boxes[:, :2] - scene.boxes[there, :2] / stride[:, None]).square().sum(dim=1).sqrt()
+    offset[there] = (boxes[:, :2] - inputs.boxes[there, :2] / stride[:, None]).square().sum(dim=1).sqrt()
     return {"area": area, "offset": offset}

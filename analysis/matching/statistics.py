@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from analysis.matching.measure import Measured
-from analysis.objects import SIZE_NAMES, object_occlusion, select_objects
+from analysis.objects import object_occlusion, select_objects
 from analysis.output.result import mean, share
 from data.labels.annotations import Annotations
 from models.heads import Head
+from utils.boxes import SIZE_NAMES
 
 ELONGATION_NAMES, ELONGATION_LIMITS = ("below 2", "2 to 4", "4 and more"), (2.0, 4.0)
 OCCLUSION_NAMES = ("below 0.3", "0.3 to 0.5", "0.5 to 0.7", "0.7 and more")

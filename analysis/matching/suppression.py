@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from analysis.matching.pairs import Predictions
-from models.detector import decode_slots
+from models.detector import decode_predictions
 from models.heads import Head
 from models.nms import non_max_suppression, select_candidates
 from utils.boxes import box_iou, intersection_over_first
@@ -29,14 +29,14 @@ from utils.boxes import box_iou, intersection_over_first
 class SuppressionRule:
     """What is detected and what counts as found."""
 
-    confidence: float = 0.25  # least objectness x class probability of a prediction
+    confidence: float = 0.25  # minimum objectness x class probability of a prediction
     nms_iou: float = 0.6  # NMS drops a box that overlaps a stronger one of its class more than this
     own_iou: float = 0.5
     covered: float = 0.5
 
 
 def suppression_columns(
-    predictions: Predictions, raws: Sequence[Tensor], rule: SuppressionRule
+    predictions: Predictions, raw_maps: Sequence[Tensor], rule: SuppressionRule
 ) -> tuple[dict[str, Tensor], Tensor]:
     """Return the columns ``found``, ``detected``, ``suppressed``, ``removed_by_none``, ``merged`` [T], and the pairs.
 
@@ -44,21 +44,21 @@ def suppression_columns(
     the merged pairs that an object is part of; the pairs are [P 2] rows of the targets, the smaller one first.
     """
     heads = predictions.grid.heads
-    boxes, scores, labels, image = detect_all(raws, heads, rule.confidence)
-    scene = predictions.scene
-    count, targets = len(scene.targets), scene.targets
+    boxes, scores, labels, image = detect_all(raw_maps, heads, rule.confidence)
+    inputs = predictions.inputs
+    count, targets = len(inputs.targets), inputs.targets
     groups = image * heads[0].num_classes + labels  # boxes of different images never meet
     kept = non_max_suppression(boxes, scores, groups, rule.nms_iou, beta=heads[-1].nms_beta)
     target_groups = targets.image * heads[0].num_classes + targets.label
     detection, target = same_group(groups, target_groups)
-    iou = box_iou(boxes[detection], scene.boxes_xyxy[target], elementwise=True)
+    iou = box_iou(boxes[detection], inputs.boxes_xyxy[target], elementwise=True)
     owner = owners(detection, target, iou, len(boxes), rule.own_iou)
 
     found = _marked(owner[owner >= 0], count)
     detected = _marked(owner[kept][owner[kept] >= 0], count)
     remover = removers(boxes, scores, groups, owner, kept, found & ~detected)
     by_other = (remover >= 0) & (owner[remover.clamp(min=0)] >= 0) if len(boxes) else remover >= 0
-    pairs = merged_pairs(boxes[kept], groups[kept], scene.boxes_xyxy, target_groups, detected, rule)
+    pairs = merged_pairs(boxes[kept], groups[kept], inputs.boxes_xyxy, target_groups, detected, rule)
     return {
         "found": found,
         "detected": detected,
@@ -69,13 +69,13 @@ def suppression_columns(
 
 
 def detect_all(
-    raws: Sequence[Tensor], heads: tuple[Head, ...], confidence: float
+    raw_maps: Sequence[Tensor], heads: tuple[Head, ...], confidence: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return boxes [N 4] (network pixels), scores, labels and images of all predictions above a confidence.
 
     A slot predicts its most probable class, as in detect.py.
     """
-    slots = decode_slots(raws, heads, confidence)
+    slots = decode_predictions(raw_maps, heads, confidence)
     slot, label, score = select_candidates(slots.objectness, slots.class_logits, confidence, multi_label=False)
     return slots.boxes_xyxy_net[slot], score, label, slots.image[slot]
 

@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis.matching.measure import Plan, to_device
+from analysis.matching.measure import MeasurementPlan, to_device
 from analysis.matching.pairs import Predictions, slot_numbers
 from data.dataset import BatchPlan, DetectionDataset
 from data.labels.annotations import Annotations
 from models.assignment.assigner import build_assigner
 from models.assignment.grid import SlotGrid
 from utils.draw import class_color, class_name, draw_box, draw_detections, line_width
-from utils.records import Batch, Detections
+from utils.structures import Batch, Detections
 
 GAP = 8  # pixels between the panels of a picture
 PANEL_PIXELS = 640  # longest side of a panel
@@ -64,7 +64,7 @@ class ImageView:
 
 
 def view_images(
-    annotations: Annotations, plan: Plan, net_hw: tuple[int, int], indices: Sequence[int]
+    annotations: Annotations, plan: MeasurementPlan, net_hw: tuple[int, int], indices: Sequence[int]
 ) -> list[ImageView]:
     """Look at the images with these indices.
 
@@ -81,10 +81,10 @@ def view_images(
         rows = np.arange(len(annotations.box_image))[annotations.rows_of(int(index))]
         rows = rows[~annotations.crowd[rows]]
         with torch.inference_mode():
-            raws = [raw for raw in plan.detector.raw_maps(batch.images)]
+            raw_maps = [raw for raw in plan.detector.raw_maps(batch.images)]
             batch = to_device(batch, plan.detector.device)
-            detections = plan.detector.detect(raws, batch.frames)[0].cpu()
-            slots = matched_slots(batch, raws, plan)
+            detections = plan.detector.detect(raw_maps, batch.metas)[0].cpu()
+            slots = matched_slots(batch, raw_maps, plan)
         views.append(
             ImageView(
                 int(index),
@@ -101,13 +101,13 @@ def view_images(
     return views
 
 
-def matched_slots(batch: Batch, raws: list[Tensor], plan: Plan) -> tuple[MatchedSlot, ...]:
+def matched_slots(batch: Batch, raw_maps: list[Tensor], plan: MeasurementPlan) -> tuple[MatchedSlot, ...]:
     """Return the slots of a batch of one image that any strategy matches, by object, then by slot."""
     heads = plan.detector.heads
-    predictions = Predictions.of(batch.targets, raws, heads)
+    predictions = Predictions.of(batch.targets, raw_maps, heads)
     found: dict[tuple[int, int], list[list[bool]]] = {}
     for number, options in enumerate(plan.strategies.values()):
-        assignment = build_assigner(options, heads)(batch.targets, raws, batch.crowd)
+        assignment = build_assigner(options, heads)(batch.targets, raw_maps, batch.crowd)
         for half, matches in enumerate((assignment.base, assignment.extra)):
             for pair in zip(*(one.tolist() for one in slot_numbers(matches, predictions.grid)), strict=True):
                 flags = found.setdefault(pair, [[False] * len(plan.strategies) for _ in range(2)])
@@ -116,12 +116,12 @@ def matched_slots(batch: Batch, raws: list[Tensor], plan: Plan) -> tuple[Matched
         return ()
     pairs = sorted(found)
     target, slot = torch.tensor(pairs, device=predictions.boxes_xyxy.device).T.contiguous()
-    frame = batch.frames[0]
-    boxes = frame.to_original(predictions.boxes_xyxy[0, slot], clip=False).tolist()
+    meta = batch.metas[0]
+    boxes = meta.to_original(predictions.boxes_xyxy[0, slot], clip=False).tolist()
     q = predictions.ious(target, slot, plan.kinds[:1])[:, 0].tolist()
     objectness = predictions.objectness[0, slot].sigmoid().tolist()
     places, cells = _places(slot, predictions.grid)
-    cells_xyxy = frame.to_original(cells, clip=False).tolist()
+    cells_xyxy = meta.to_original(cells, clip=False).tolist()
     return tuple(
         MatchedSlot(pair[0], *place, tuple(cell), tuple(box), fit, sure, tuple(found[pair][0]), tuple(found[pair][1]))
         for pair, place, cell, box, fit, sure in zip(pairs, places, cells_xyxy, boxes, q, objectness, strict=True)

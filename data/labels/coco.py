@@ -1,6 +1,6 @@
 """COCO JSON -> Annotations, in columns: an annotation never exists as a Python object longer than its own parsing.
 
-The rows are kept as the file has them: boxes that stand twice stay (COCO's evaluation counts both), boxes over the
+The rows are kept as the file has them: duplicate boxes stay (COCO's evaluation counts both), boxes over the
 edge stay; only what cannot be an object (no area, not finite, wholly outside, unknown image or class) is dropped.
 """
 
@@ -41,7 +41,7 @@ class _Columns:
         self.count = 0
 
     def __call__(self, item: dict) -> dict | tuple | object:
-        """Swallow an annotation, pack an image (tuple), pass anything else on."""
+        """Consume an annotation, return an image as a tuple and anything else unchanged."""
         if "bbox" in item:
             try:
                 x, y, w, h = item["bbox"]
@@ -80,8 +80,8 @@ def read_coco(json_path: Path, description: DataDescription, split: str, need_im
     table = _table(top["annotations"], columns, json_path, problems)
     _keep_known(table, image_ids, category_ids)
     table.drop_bad_boxes(image_wh)
-    _mend_areas(table)
-    kind = "box stands twice (kept, as COCO's evaluation does)"
+    _fix_areas(table)
+    kind = "duplicate box (kept, as COCO's evaluation does)"
     table.note(table.duplicates(), kind, lambda row: f"annotation {table['id'][row]}")
     annotation_ids = table["id"]
     if len(table) and (annotation_ids.min() < 1 or len(np.unique(annotation_ids)) < len(table)):
@@ -152,7 +152,7 @@ def _categories(top: dict, path: Path, description: DataDescription) -> tuple[tu
     ids, names = tuple(id_ for id_, _ in pairs), tuple(name for _, name in pairs)
     if len(set(ids)) < len(ids):
         twice = next(id_ for id_ in ids if ids.count(id_) > 1)
-        raise UserError(f"{path}: the category id {twice} stands twice")
+        raise UserError(f"{path}: duplicate category id {twice}")
     if description.num_classes and description.num_classes != len(ids):
         said = f"{description.path} says classes = {description.num_classes}"
         raise UserError(f"{path}: has {len(ids)} categories, but {said}")
@@ -174,7 +174,7 @@ def _images(items: list, path: Path, problems: list[Problem]) -> tuple[np.ndarra
         if not isinstance(item, tuple) or not _good_image(item):
             problems.append(Problem(str(path), 0, "image entry without a usable id or size", f"images[{position}]"))
         elif item[0] in seen:
-            problems.append(Problem(str(path), 0, "image id stands twice", f"images[{position}], id {item[0]}"))
+            problems.append(Problem(str(path), 0, "duplicate image id", f"images[{position}], id {item[0]}"))
         else:
             seen.add(item[0])
             kept.append(item)
@@ -232,7 +232,7 @@ def _keep_known(table: RowTable, image_ids: np.ndarray, category_ids: Sequence[i
         table.columns[name] = index[~unknown]
 
 
-def _mend_areas(table: RowTable) -> None:
+def _fix_areas(table: RowTable) -> None:
     """Give an area that is no number, or negative, that of its box."""
     bad = ~(np.isfinite(table["area"]) & (table["area"] >= 0))
     table.note(bad, "area is not a number, that of the box is taken", lambda row: f"annotation {table['id'][row]}")

@@ -13,48 +13,7 @@ from utils.config import REPOSITORY
 from utils.errors import UserError
 
 
-def find_images(json_path: Path, file_names: list[str], folder: Path | None, need_images: bool) -> list[str]:
-    """Return the path of each image; "" for those that are not on the disk."""
-    folders = [folder] if folder else image_folder_candidates(json_path)
-    for candidate in folders:
-        listings: dict[str, frozenset[str]] = {}
-        root = str(candidate)
-        if candidate.is_dir():
-            paths = [_existing(root, name, listings) for name in file_names]
-            if any(paths):
-                return paths
-    if need_images:
-        places = ", ".join(str(candidate) for candidate in folders)
-        raise UserError(
-            f"{json_path}: none of its {len(file_names)} images is on the disk (looked in {places}); "
-            "name their folder with train_images=, valid_images= or test_images= in the .data file"
-        )
-    return [""] * len(file_names)
-
-
-def image_folder_candidates(json_path: Path) -> list[Path]:
-    """Return where COCO's layout, and other usual ones, keep the images of an annotation file."""
-    split = json_path.stem.removeprefix("instances_")
-    near = json_path.parent
-    root = near.parent if near.name == "annotations" else near
-    return [root / "images" / split, root / split, root / "images", near / "images", root, near]
-
-
-def _existing(root: str, name: str, listings: dict[str, frozenset[str]]) -> str:
-    """Return the path of the image if it exists, asking the disk once per folder."""
-    if not name:
-        return ""
-    path = f"{root}/{name}"
-    parent, base = path.rsplit("/", 1)
-    if parent not in listings:
-        try:
-            listings[parent] = frozenset(os.listdir(parent))
-        except OSError:
-            listings[parent] = frozenset()
-    return path if base in listings[parent] else ""
-
-
-class Listing:
+class DirectoryCache:
     """Answers whether a file exists, reading each folder once."""
 
     def __init__(self) -> None:
@@ -73,6 +32,32 @@ class Listing:
     def first(self, paths: Sequence[str]) -> str:
         """Return the first path that exists, or ""."""
         return next((path for path in paths if self.has(path)), "")
+
+
+def find_images(json_path: Path, file_names: list[str], folder: Path | None, need_images: bool) -> list[str]:
+    """Return the path of each image; "" for those that are not on the disk."""
+    folders = [folder] if folder else image_folder_candidates(json_path)
+    for candidate in folders:
+        if candidate.is_dir():
+            directories = DirectoryCache()
+            paths = [directories.first([f"{candidate}/{name}"]) if name else "" for name in file_names]
+            if any(paths):
+                return paths
+    if need_images:
+        places = ", ".join(str(candidate) for candidate in folders)
+        raise UserError(
+            f"{json_path}: none of its {len(file_names)} images is on the disk (looked in {places}); "
+            "name their folder with train_images=, valid_images= or test_images= in the .data file"
+        )
+    return [""] * len(file_names)
+
+
+def image_folder_candidates(json_path: Path) -> list[Path]:
+    """Return where COCO's layout, and other usual ones, keep the images of an annotation file."""
+    split = json_path.stem.removeprefix("instances_")
+    near = json_path.parent
+    root = near.parent if near.name == "annotations" else near
+    return [root / "images" / split, root / split, root / "images", near / "images", root, near]
 
 
 def label_candidates(image_path: str) -> list[str]:
@@ -99,12 +84,12 @@ def image_and_label_files(
     source: Path, description: DataDescription, problems: list[Problem], need_images: bool
 ) -> tuple[list[str], list[str]]:
     """Return the images of a list or folder and the label file of each ("" where there is none)."""
-    listing = Listing()
+    directories = DirectoryCache()
     if source.is_dir():
         images = list_images(source)
         if not images:
             raise UserError(f"{source}: has no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        return images, [listing.first(label_candidates(image)) for image in images]
+        return images, [directories.first(label_candidates(image)) for image in images]
     try:
         lines = source.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
@@ -116,9 +101,9 @@ def image_and_label_files(
     resolve = _voc_files if is_voc else _listed_files
     images, labels = [], []
     for number, text in entries:
-        image, label = resolve(text, source, description, listing)
-        if listing.has(image) or (label.endswith(".xml") and not need_images):
-            images.append(image if listing.has(image) else "")
+        image, label = resolve(text, source, description, directories)
+        if directories.has(image) or (label.endswith(".xml") and not need_images):
+            images.append(image if directories.has(image) else "")
             labels.append(label)
         else:
             problems.append(Problem(str(source), number, "image is not on the disk, left out", text))
@@ -127,14 +112,16 @@ def image_and_label_files(
     return images, labels
 
 
-def _voc_files(text: str, source: Path, description: DataDescription, listing: Listing) -> tuple[str, str]:
+def _voc_files(text: str, source: Path, description: DataDescription, directories: DirectoryCache) -> tuple[str, str]:
     name, root = text.split()[0], source.parents[2]
     stem = str(root / "JPEGImages" / name)
-    image = listing.first([stem + suffix for suffix in (".jpg", ".jpeg", ".png", ".JPG", ".bmp")]) or stem + ".jpg"
-    return image, listing.first([str(root / "Annotations" / f"{name}.xml")])
+    image = directories.first([stem + suffix for suffix in (".jpg", ".jpeg", ".png", ".JPG", ".bmp")]) or stem + ".jpg"
+    return image, directories.first([str(root / "Annotations" / f"{name}.xml")])
 
 
-def _listed_files(text: str, source: Path, description: DataDescription, listing: Listing) -> tuple[str, str]:
+def _listed_files(
+    text: str, source: Path, description: DataDescription, directories: DirectoryCache
+) -> tuple[str, str]:
     roots = (Path(), source.parent, description.path.parent, REPOSITORY)
-    image = listing.first([os.path.normpath(root / text) for root in roots]) or text
-    return image, listing.first(label_candidates(image))
+    image = directories.first([os.path.normpath(root / text) for root in roots]) or text
+    return image, directories.first(label_candidates(image))

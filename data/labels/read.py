@@ -135,7 +135,7 @@ def _read_pairs(images: list[str], labels: list[str], description: DataDescripti
     table = _table(per_image, labels, image_wh, names)
     _refuse_large_classes(table, labels, names, description)
     table.drop_bad_boxes(image_wh)
-    table.drop(table.duplicates(), "box stands twice", lambda row: "the later one is left out")
+    table.drop(table.duplicates(), "duplicate box", lambda row: "the later one is left out")
     limit = np.tile(image_wh, 2)[table["image"]]
     xyxy = np.clip(table["xyxy"], 0, limit)
     return Annotations(
@@ -225,7 +225,7 @@ def _refuse_large_classes(
         raise UserError(
             f"{labels[table['image'][row]]}:{table['line'][row]}: class {table['label'][row]} is outside "
             f"0..{len(names) - 1}, the classes of {description.path} ({len(bad)} such rows); "
-            "mend the label or 'classes' and 'names' of the data file"
+            "correct the label or 'classes' and 'names' of the data file"
         )
 
 

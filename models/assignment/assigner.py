@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from models.assignment.ignored import ignored_slots
-from models.assignment.inputs import Pairs, Scene
+from models.assignment.inputs import AssignmentInput, Pairs
 from models.assignment.options import AssignmentOptions
 from models.assignment.predicted import without
 from models.assignment.prior import with_fallback
 from models.assignment.strategies import strategies_of
 from models.assignment.strategy import Strategy
 from models.heads import Head
-from utils.records import Assignment, Targets
+from utils.structures import Assignment, Targets
 
 
 class Assigner:
@@ -34,27 +34,27 @@ class Assigner:
 
     @torch.no_grad()
     def __call__(
-        self, targets: Targets, raws: list[Tensor] | tuple[Tensor, ...], crowd: Targets | None = None
+        self, targets: Targets, raw_maps: list[Tensor] | tuple[Tensor, ...], crowd: Targets | None = None
     ) -> Assignment:
         """Match a batch.
 
         Args:
             targets: the objects, on the device of the maps.
-            raws: one raw map [B A H W 5+C] per head; strategies that look at priors only use nothing but their shapes.
+            raw_maps: one raw map [B A H W 5+C] per head; strategies that look at priors only use their shapes.
             crowd: crowd regions, used where they are ignored.
         """
-        scene = Scene.of(targets, raws, self.heads)
-        base = extra = Pairs.none(raws[0].device)
+        inputs = AssignmentInput.of(targets, raw_maps, self.heads)
+        base = extra = Pairs.none(raw_maps[0].device)
         if len(targets):
-            base = self.make_base(scene)
+            base = self.make_base(inputs)
             if self.options.match_fallback:
-                base = with_fallback(scene, base)
+                base = with_fallback(inputs, base)
             if self.make_extra is not None:
-                extra = self.make_extra(scene, base)
-        ignore = (None,) * len(raws)
+                extra = self.make_extra(inputs, base)
+        ignore = (None,) * len(raw_maps)
         if self.ignore_thresholds is not None or self.ignore_crowd:
-            ignore = ignored_slots(scene, self.ignore_thresholds, crowd if self.ignore_crowd else None)
-        return Assignment(scene.matches(base), scene.matches(extra), ignore)
+            ignore = ignored_slots(inputs, self.ignore_thresholds, crowd if self.ignore_crowd else None)
+        return Assignment(inputs.matches(base), inputs.matches(extra), ignore)
 
 
 def _ignore_rules(options: AssignmentOptions, heads: tuple[Head, ...]) -> tuple[tuple[float, ...] | None, bool]:
@@ -68,7 +68,7 @@ def _ignore_rules(options: AssignmentOptions, heads: tuple[Head, ...]) -> tuple[
     return thresholds, as_darknet if options.ignore_crowd is None else options.ignore_crowd
 
 
-def _extra_part(parts: list[Strategy], options: AssignmentOptions) -> Callable[[Scene, Pairs], Pairs] | None:
+def _extra_part(parts: list[Strategy], options: AssignmentOptions) -> Callable[[AssignmentInput, Pairs], Pairs] | None:
     last = parts[-1]
     if last.extra is not None:
         return last.extra(options)
@@ -76,8 +76,8 @@ def _extra_part(parts: list[Strategy], options: AssignmentOptions) -> Callable[[
         return None
     make_pairs = last.base(options)
 
-    def unlike_base(scene: Scene, base: Pairs) -> Pairs:
-        return without(scene, make_pairs(scene), base)
+    def unlike_base(inputs: AssignmentInput, base: Pairs) -> Pairs:
+        return without(inputs, make_pairs(inputs), base)
 
     return unlike_base
 

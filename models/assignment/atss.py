@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.assignment.inputs import Pairs, Scene, best_target_of_slot
+from models.assignment.inputs import AssignmentInput, Pairs, best_target_of_slot
 from utils.boxes import box_iou
 
 
@@ -26,38 +26,38 @@ class Atss:
 
     closest: int = 9
 
-    def __call__(self, scene: Scene) -> Pairs:
+    def __call__(self, inputs: AssignmentInput) -> Pairs:
         """Return the pairs of the batch."""
-        grid = scene.grid
-        col, row, exists = self._closest_cells(scene)  # T L k each
+        grid = inputs.grid
+        col, row, exists = self._closest_cells(inputs)  # T L k each
         exists = exists[:, grid.head]  # T K k
         x, y = ((part[:, grid.head] + 0.5) * grid.stride[:, None] for part in (col, row))  # T K k, network pixels
         half_w, half_h = (grid.prior_wh / 2).T[..., None]  # K 1
         # Stacked in front, so that the IoU reads all boxes' x1, then all y1, without gaps.
         anchors = torch.stack((x - half_w, y - half_h, x + half_w, y + half_h)).movedim(0, -1)  # T K k 4
-        iou = box_iou(anchors, scene.boxes_xyxy[:, None, None, :], elementwise=True) * exists
+        iou = box_iou(anchors, inputs.boxes_xyxy[:, None, None, :], elementwise=True) * exists
 
         count = exists.sum(dim=(1, 2), keepdim=True)
         mean = iou.sum(dim=(1, 2), keepdim=True) / count
         spread = ((iou - mean).square() * exists).sum(dim=(1, 2), keepdim=True) / (count - 1).clamp(min=1)
-        left, top, right, bottom = scene.boxes_xyxy.T[:, :, None, None]  # T 1 1
+        left, top, right, bottom = inputs.boxes_xyxy.T[:, :, None, None]  # T 1 1
         inside = (x > left) & (x < right) & (y > top) & (y < bottom)
         keep = (iou >= mean + spread.sqrt()) & inside & exists
 
         anchor, target, which = keep.transpose(0, 1).nonzero(as_tuple=True)
         place = (target, grid.head[anchor], which)
         pairs = Pairs(target, anchor, row[place].long(), col[place].long(), iou[target, anchor, which])
-        return best_target_of_slot(scene, pairs, -pairs.iou)
+        return best_target_of_slot(inputs, pairs, -pairs.iou)
 
-    def _closest_cells(self, scene: Scene) -> tuple[Tensor, Tensor, Tensor]:
+    def _closest_cells(self, inputs: AssignmentInput) -> tuple[Tensor, Tensor, Tensor]:
         """Return columns and rows of the cells closest to each target's centre, [T L k], and which of them exist."""
-        grid = scene.grid
+        grid = inputs.grid
         # The nine closest cells lie in the 7x7 around the centre, moved into the grid, unless that is a narrow strip.
         narrow = min(min(shape) for shape in grid.shapes) < 3 or self.closest > 9
         window = 2 * self.closest + 1 if narrow else 7
-        start = (scene.cells - window // 2).minimum((grid.head_wh - window).long()).clamp(min=0)  # T L 2
+        start = (inputs.cells - window // 2).minimum((grid.head_wh - window).long()).clamp(min=0)  # T L 2
         cells = start[..., None] + torch.arange(window, device=start.device)  # T L 2 W
-        distance = (cells + 0.5 - scene.centers[..., None]).square()
+        distance = (cells + 0.5 - inputs.centers[..., None]).square()
         distance = distance.masked_fill(cells >= grid.head_wh[:, :, None], torch.inf)
         square = (distance[:, :, 1, :, None] + distance[:, :, 0, None, :]).flatten(2)  # T L WW, by row, then column
         # The bits of a float that is not negative are ordered as the floats are; the place below them breaks ties.

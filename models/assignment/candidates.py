@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.assignment.grid import constant
-from models.assignment.inputs import Pairs, Scene, window_pairs
+from models.assignment.inputs import AssignmentInput, Pairs, window_pairs
 
 EVERY_CELL = 1e6  # more cells than any map has in a row
 SLACK = 0.01  # cells by which a rectangle is widened, so that rounding never loses a slot
@@ -19,34 +19,34 @@ SLACK = 0.01  # cells by which a rectangle is widened, so that rounding never lo
 Window = tuple[Tensor, Tensor]  # first and last (column, row), [T L 2] int64 each
 
 
-def center_cell(scene: Scene) -> Window:
+def center_cell(inputs: AssignmentInput) -> Window:
     """Return the cell that holds the target's centre."""
-    return scene.cells, scene.cells
+    return inputs.cells, inputs.cells
 
 
-def neighbourhood(scene: Scene) -> Window:
+def neighbourhood(inputs: AssignmentInput) -> Window:
     """Return the 3x3 cells around it."""
-    return scene.cells - 1, scene.cells + 1
+    return inputs.cells - 1, inputs.cells + 1
 
 
-def whole_map(scene: Scene) -> Window:
+def whole_map(inputs: AssignmentInput) -> Window:
     """Return all cells of every head."""
-    return torch.zeros_like(scene.cells), (scene.grid.head_wh - 1).long().expand_as(scene.cells)
+    return torch.zeros_like(inputs.cells), (inputs.grid.head_wh - 1).long().expand_as(inputs.cells)
 
 
-CANDIDATES: dict[str, Callable[[Scene], Window]] = {
+CANDIDATES: dict[str, Callable[[AssignmentInput], Window]] = {
     "cell": center_cell,
     "neighbours": neighbourhood,
     "map": whole_map,
 }
 
 
-def candidate_pairs(scene: Scene, kind: str) -> Iterator[Pairs]:
+def candidate_pairs(inputs: AssignmentInput, kind: str) -> Iterator[Pairs]:
     """Yield every target with its candidate slots, a bounded number of pairs at a time; ``kind`` names the slots."""
-    yield from window_pairs(scene, *CANDIDATES[kind](scene))
+    yield from window_pairs(inputs, *CANDIDATES[kind](inputs))
 
 
-def cells_that_can_reach(scene: Scene, iou: tuple[float, ...]) -> Window:
+def cells_that_can_reach(inputs: AssignmentInput, iou: tuple[float, ...]) -> Window:
     """Return the cells whose predictions can have at least an IoU (one number per head) with the target.
 
     The IoU of two boxes is at most the overlap of their x-intervals over the longer of the two, and likewise in y.
@@ -56,35 +56,35 @@ def cells_that_can_reach(scene: Scene, iou: tuple[float, ...]) -> Window:
     """
     reach = tuple(max(1 - t, (1 / t - 1) / 2) if t > 0 else 0.0 for t in iou)
     anywhere = tuple(0.0 if t > 0 else EVERY_CELL for t in iou)
-    size = scene.targets.boxes_cxcywh[:, None, 2:] * scene.grid.head_wh  # T L 2, in cells
+    size = inputs.targets.boxes_cxcywh[:, None, 2:] * inputs.grid.head_wh  # T L 2, in cells
     half = size * constant(reach, size.device)[:, None] + constant(anywhere, size.device)[:, None]
-    return _cells_with_centers_in(scene, half)
+    return _cells_with_centers_in(inputs, half)
 
 
-def cells_that_can_predict_inside(scene: Scene) -> Window:
+def cells_that_can_predict_inside(inputs: AssignmentInput) -> Window:
     """Return the cells whose predictions can have their centre inside the target's box."""
-    return _cells_with_centers_in(scene, scene.targets.boxes_cxcywh[:, None, 2:] * scene.grid.head_wh / 2)
+    return _cells_with_centers_in(inputs, inputs.targets.boxes_cxcywh[:, None, 2:] * inputs.grid.head_wh / 2)
 
 
-def _cells_with_centers_in(scene: Scene, half: Tensor) -> Window:
+def _cells_with_centers_in(inputs: AssignmentInput, half: Tensor) -> Window:
     """Return the cells that can predict a centre at most ``half`` [T L 2] cells away from the target's.
 
     A cell reaches from its own borders ``(scale_x_y − 1) / 2`` outwards.
     """
-    overhang = tuple((head.scale_x_y - 1) / 2 for head in scene.grid.heads)
+    overhang = tuple((head.scale_x_y - 1) / 2 for head in inputs.grid.heads)
     half = half + constant(overhang, half.device)[:, None] + SLACK
-    return (scene.centers - half - 1).ceil().long(), (scene.centers + half).floor().long()
+    return (inputs.centers - half - 1).ceil().long(), (inputs.centers + half).floor().long()
 
 
-def cell_centers_inside(scene: Scene) -> Window:
+def cell_centers_inside(inputs: AssignmentInput) -> Window:
     """Return the cells whose own centre lies inside the target's box, its border excluded."""
-    half = scene.targets.boxes_cxcywh[:, None, 2:] * scene.grid.head_wh / 2
-    return _cell_centers_between(scene.centers - half, scene.centers + half)
+    half = inputs.targets.boxes_cxcywh[:, None, 2:] * inputs.grid.head_wh / 2
+    return _cell_centers_between(inputs.centers - half, inputs.centers + half)
 
 
-def cell_centers_within(scene: Scene, radius: float) -> Window:
+def cell_centers_within(inputs: AssignmentInput, radius: float) -> Window:
     """Return the cells whose own centre is less than ``radius`` cells away from the target's, in x and in y."""
-    return _cell_centers_between(scene.centers - radius, scene.centers + radius)
+    return _cell_centers_between(inputs.centers - radius, inputs.centers + radius)
 
 
 def _cell_centers_between(low: Tensor, high: Tensor) -> Window:

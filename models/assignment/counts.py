@@ -11,10 +11,8 @@ import torch
 from torch import Tensor
 
 from models.heads import Head
-from utils.records import Assignment, Matches, Targets
-
-SIZES = ("small", "medium", "large")
-SIZE_LIMITS = (32.0**2, 96.0**2)  # area in network pixels, COCO's limits
+from utils.boxes import SIZE_LIMITS, SIZE_NAMES
+from utils.structures import Assignment, Matches, Targets
 
 
 @dataclass(frozen=True)
@@ -57,13 +55,13 @@ class MatchCounts:
             "lost_all_slots": sum(value["lost_all_slots"]),
         }
         for name in ("objects", "unmatched", "lost_slots", "lost_all_slots"):
-            statistics |= {f"{name}_{size}": number for size, number in zip(SIZES, value[name], strict=True)}
+            statistics |= {f"{name}_{size}": number for size, number in zip(SIZE_NAMES, value[name], strict=True)}
         return statistics
 
     def line(self) -> str:
         """Return the statistics as one line for the console."""
         statistics = self.summary()
-        sizes = "/".join(f"{statistics[f'unmatched_{size}']:.0f}" for size in SIZES)
+        sizes = "/".join(f"{statistics[f'unmatched_{size}']:.0f}" for size in SIZE_NAMES)
         return (
             f"matches: {statistics['positives_per_object']:.2f} per object, {statistics['extra_share']:.0%} extra, "
             f"mean IoU {statistics['base_iou']:.3f} base {statistics['extra_iou']:.3f} extra; "

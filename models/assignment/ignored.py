@@ -10,15 +10,17 @@ from torch import Tensor
 
 from models.assignment.candidates import cells_that_can_predict_inside, cells_that_can_reach
 from models.assignment.grid import constant
-from models.assignment.inputs import Scene, window_pairs
+from models.assignment.inputs import AssignmentInput, window_pairs
 from models.assignment.predicted import predicted_iou
 from utils.boxes import intersection_over_first
-from utils.records import Targets
+from utils.structures import Targets
 
 CROWD_COVER = 0.5  # a prediction is inside a crowd region if more than this share of it is covered
 
 
-def ignored_slots(scene: Scene, thresholds: tuple[float, ...] | None, crowd: Targets | None) -> tuple[Tensor, ...]:
+def ignored_slots(
+    inputs: AssignmentInput, thresholds: tuple[float, ...] | None, crowd: Targets | None
+) -> tuple[Tensor, ...]:
     """Return one [B A H W] bool map per head, True where a slot's prediction must not count as a negative.
 
     Args:
@@ -26,18 +28,18 @@ def ignored_slots(scene: Scene, thresholds: tuple[float, ...] | None, crowd: Tar
             ``ignore_thresh``). None ignores no slot for that reason.
         crowd: regions; a prediction more than half of which lies in one of its image is ignored.
     """
-    grid = scene.grid
-    ignored = torch.zeros(scene.batch_size * grid.slots_per_image, dtype=torch.bool, device=scene.raws[0].device)
-    if thresholds is not None and len(scene.targets):
+    grid = inputs.grid
+    ignored = torch.zeros(inputs.batch_size * grid.slots_per_image, dtype=torch.bool, device=inputs.raw_maps[0].device)
+    if thresholds is not None and len(inputs.targets):
         limit = constant(thresholds, ignored.device)[grid.head]
-        for pairs in window_pairs(scene, *cells_that_can_reach(scene, thresholds)):
-            above = predicted_iou(scene, pairs, "iou") > limit[pairs.anchor]
-            ignored[scene.slots(pairs.select(above))] = True
+        for pairs in window_pairs(inputs, *cells_that_can_reach(inputs, thresholds)):
+            above = predicted_iou(inputs, pairs, "iou") > limit[pairs.anchor]
+            ignored[inputs.slots(pairs.select(above))] = True
     if crowd is not None and len(crowd):
-        regions = Scene(crowd, scene.raws, grid)
+        regions = AssignmentInput(crowd, inputs.raw_maps, grid)
         for pairs in window_pairs(regions, *cells_that_can_predict_inside(regions)):
             cover = intersection_over_first(regions.predicted_xyxy(pairs), regions.boxes_xyxy[pairs.target])
             ignored[regions.slots(pairs.select(cover > CROWD_COVER))] = True
     sizes = [head.num_anchors * rows * cols for head, (rows, cols) in zip(grid.heads, grid.shapes, strict=True)]
-    parts = ignored.view(scene.batch_size, grid.slots_per_image).split(sizes, dim=1)
-    return tuple(part.unflatten(1, raw.shape[1:4]) for part, raw in zip(parts, scene.raws, strict=True))
+    parts = ignored.view(inputs.batch_size, grid.slots_per_image).split(sizes, dim=1)
+    return tuple(part.unflatten(1, raw.shape[1:4]) for part, raw in zip(parts, inputs.raw_maps, strict=True))

@@ -20,7 +20,7 @@ from models.assignment.grid import SlotGrid, slot_grid
 from models.heads import Head, decode_boxes
 from models.raw_maps import gather_numbers, gather_rows
 from utils.boxes import cxcywh_to_xyxy
-from utils.records import Matches, Targets
+from utils.structures import Matches, Targets
 
 PAIRS_AT_ONCE = 400_000  # pairs looked at in one go: bounds the memory of every strategy
 
@@ -68,23 +68,25 @@ class Pairs:
 
 
 @dataclass(frozen=True, eq=False)
-class Scene:
+class AssignmentInput:
     """What a strategy sees of one batch: the targets and the raw maps, detached."""
 
     targets: Targets
-    raws: tuple[Tensor, ...]  # one [B A H W 5+C] per head
+    raw_maps: tuple[Tensor, ...]  # one [B A H W 5+C] per head
     grid: SlotGrid
 
     @staticmethod
-    def of(targets: Targets, raws: list[Tensor] | tuple[Tensor, ...], heads: tuple[Head, ...]) -> Scene:
-        """Build the scene of a batch from the network's raw maps, which may still need a gradient."""
-        shapes = tuple((raw.shape[2], raw.shape[3]) for raw in raws)
-        return Scene(targets, tuple(raw.detach() for raw in raws), slot_grid(heads, shapes, raws[0].device))
+    def of(targets: Targets, raw_maps: list[Tensor] | tuple[Tensor, ...], heads: tuple[Head, ...]) -> AssignmentInput:
+        """Build the inputs of a batch from the network's raw maps, which may still need a gradient."""
+        shapes = tuple((raw.shape[2], raw.shape[3]) for raw in raw_maps)
+        return AssignmentInput(
+            targets, tuple(raw.detach() for raw in raw_maps), slot_grid(heads, shapes, raw_maps[0].device)
+        )
 
     @property
     def batch_size(self) -> int:
         """Images in the batch."""
-        return self.raws[0].shape[0]
+        return self.raw_maps[0].shape[0]
 
     @cached_property
     def boxes(self) -> Tensor:
@@ -140,7 +142,7 @@ class Scene:
         """Raw numbers of the pairs' slots, one [P_l columns] tensor per head."""
         sizes = self.split_by_head(pairs)
         place = (self.targets.image[pairs.target], self.grid.anchor[pairs.anchor], pairs.row, pairs.col)
-        per_head = zip(self.raws, *(part.split(sizes) for part in place), strict=True)
+        per_head = zip(self.raw_maps, *(part.split(sizes) for part in place), strict=True)
         return [gather_rows(raw, *where, columns=columns) for raw, *where in per_head]
 
     def class_logits(self, pairs: Pairs) -> Tensor:
@@ -148,7 +150,7 @@ class Scene:
         sizes = self.split_by_head(pairs)
         place = (self.targets.image[pairs.target], self.grid.anchor[pairs.anchor], pairs.row, pairs.col)
         label = self.targets.label[pairs.target].split(sizes)
-        per_head = zip(self.raws, label, *(part.split(sizes) for part in place), strict=True)
+        per_head = zip(self.raw_maps, label, *(part.split(sizes) for part in place), strict=True)
         return torch.cat([gather_numbers(raw, number + 5, *where) for raw, number, *where in per_head])
 
     def predicted_xyxy(self, pairs: Pairs) -> Tensor:
@@ -156,9 +158,9 @@ class Scene:
         sizes = self.split_by_head(pairs)
         prior = (self.grid.prior_wh / self.grid.stride[:, None])[pairs.anchor].split(sizes)
         cell = torch.stack((pairs.col, pairs.row), dim=1).float().split(sizes)
-        raws = self.raw_rows(pairs, slice(0, 4))
+        raw_maps = self.raw_rows(pairs, slice(0, 4))
         boxes = [decode_boxes(raw, xy, wh, head) * head.stride
-                 for raw, xy, wh, head in zip(raws, cell, prior, self.grid.heads, strict=True)]  # fmt: skip
+                 for raw, xy, wh, head in zip(raw_maps, cell, prior, self.grid.heads, strict=True)]  # fmt: skip
         return cxcywh_to_xyxy(torch.cat(boxes))
 
     def matches(self, pairs: Pairs) -> tuple[Matches, ...]:
@@ -170,7 +172,7 @@ class Scene:
         return tuple(Matches(*parts) for parts in zip(*(column.split(sizes) for column in columns), strict=True))
 
 
-def window_pairs(scene: Scene, low: Tensor, high: Tensor, at_once: int = PAIRS_AT_ONCE) -> Iterator[Pairs]:
+def window_pairs(inputs: AssignmentInput, low: Tensor, high: Tensor, at_once: int = PAIRS_AT_ONCE) -> Iterator[Pairs]:
     """Yield every pair of a target with the slots of a rectangle of cells, a bounded number at a time.
 
     Args:
@@ -180,7 +182,7 @@ def window_pairs(scene: Scene, low: Tensor, high: Tensor, at_once: int = PAIRS_A
 
     The pairs' ``iou`` is zero.
     """
-    grid = scene.grid
+    grid = inputs.grid
     low, high = low.clamp(min=0), high.minimum((grid.head_wh - 1).long())
     size = (high - low + 1).clamp(min=0)  # T L 2
     pairs_per_target = size.prod(dim=2)[:, grid.head].sum(dim=1)
@@ -214,6 +216,6 @@ def ranks(group: Tensor, *keys: Tensor) -> Tensor:
     return torch.empty_like(order).scatter_(0, order, position - start)
 
 
-def best_target_of_slot(scene: Scene, pairs: Pairs, cost: Tensor) -> Pairs:
+def best_target_of_slot(inputs: AssignmentInput, pairs: Pairs, cost: Tensor) -> Pairs:
     """Keep, of the pairs that share a slot, the one with the lowest cost [P]; equal costs go by label, then box."""
-    return pairs.select(ranks(scene.slots(pairs), cost, scene.target_rank[pairs.target]) == 0)
+    return pairs.select(ranks(inputs.slots(pairs), cost, inputs.target_rank[pairs.target]) == 0)

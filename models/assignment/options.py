@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
 
+from models.assignment.candidates import CANDIDATES
 from models.assignment.strategies import STRATEGIES, options_used
 from utils.boxes import IOU_KINDS
 from utils.config import option
@@ -20,7 +21,7 @@ class AssignmentOptions:
     anchor_t: float | None = option(None, "largest ratio of an anchor's side to the object's (ratio: 4)")
     extra_iou: float | None = option(None, "a prediction matches from this IoU on (0.5)")
     match_iou: str | None = option(None, "IoU that decides extra matches (iou)", tuple(IOU_KINDS))
-    candidates: str | None = option(None, "slots that may become extra matches", ("cell", "neighbours", "map"))
+    candidates: str | None = option(None, "slots that may become extra matches", tuple(CANDIDATES))
     extra_topk: int | None = option(None, "at most so many extra matches per object (no limit)")
     assign_rate: float | None = option(None, "at most so many extra matches per base match of the batch (no limit)")
     refilter: bool = option(False, "keep extra matches that beat the object's worst base match")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.assignment.candidates import candidate_pairs, cells_that_can_reach
-from models.assignment.inputs import Pairs, Scene, best_target_of_slot, ranks, window_pairs
+from models.assignment.inputs import AssignmentInput, Pairs, best_target_of_slot, ranks, window_pairs
 from utils.boxes import box_iou
 
 EPSILON = 1e-6  # so that 0.29 of 100 matches are 29, though 0.29 * 100 is 28.999999999999996
@@ -30,9 +30,9 @@ class Pure:
     match_iou: str = "iou"
     candidates: str = "cell"
 
-    def __call__(self, scene: Scene, base: Pairs) -> Pairs:
+    def __call__(self, inputs: AssignmentInput, base: Pairs) -> Pairs:
         """Return the extra pairs; they may repeat base pairs."""
-        return predicted_above(scene, candidate_pairs(scene, self.candidates), self.extra_iou, self.match_iou)
+        return predicted_above(inputs, candidate_pairs(inputs, self.candidates), self.extra_iou, self.match_iou)
 
 
 @dataclass(frozen=True)
@@ -47,25 +47,25 @@ class Split:
     extra_topk: int | None = None
     assign_rate: float | None = None
 
-    def __call__(self, scene: Scene, base: Pairs) -> Pairs:
+    def __call__(self, inputs: AssignmentInput, base: Pairs) -> Pairs:
         """Return the extra pairs, given the base ones."""
-        extra = predicted_above(scene, candidate_pairs(scene, self.candidates), self.extra_iou, self.match_iou)
-        extra = without(scene, extra, base)
+        extra = predicted_above(inputs, candidate_pairs(inputs, self.candidates), self.extra_iou, self.match_iou)
+        extra = without(inputs, extra, base)
         if self.refilter:
-            extra = extra.select(extra.iou > self._worst_base(scene, base)[extra.target])
+            extra = extra.select(extra.iou > self._worst_base(inputs, base)[extra.target])
         if self.reduce_anchor:
-            cell = extra.target * (scene.batch_size * scene.grid.slots_per_image) + scene.cell_slots(extra)
+            cell = extra.target * (inputs.batch_size * inputs.grid.slots_per_image) + inputs.cell_slots(extra)
             extra = extra.select(ranks(cell, -extra.iou, extra.anchor) == 0)
         if self.extra_topk is not None:
-            extra = extra.select(ranks(extra.target, -extra.iou, scene.slots(extra)) < self.extra_topk)
+            extra = extra.select(ranks(extra.target, -extra.iou, inputs.slots(extra)) < self.extra_topk)
         if self.assign_rate is not None:
-            extra = _best_of_batch(scene, extra, math.floor(self.assign_rate * len(base) + EPSILON))
+            extra = _best_of_batch(inputs, extra, math.floor(self.assign_rate * len(base) + EPSILON))
         return extra
 
-    def _worst_base(self, scene: Scene, base: Pairs) -> Tensor:
+    def _worst_base(self, inputs: AssignmentInput, base: Pairs) -> Tensor:
         """Lowest predicted IoU among each target's base pairs, [T]; a target without any has nothing to beat."""
-        iou = predicted_iou(scene, base, self.match_iou)
-        worst = iou.new_full((len(scene.targets),), torch.inf).scatter_reduce_(0, base.target, iou, "amin")
+        iou = predicted_iou(inputs, base, self.match_iou)
+        worst = iou.new_full((len(inputs.targets),), torch.inf).scatter_reduce_(0, base.target, iou, "amin")
         return worst.masked_fill_(worst == torch.inf, -torch.inf)
 
 
@@ -80,18 +80,18 @@ class Fast:
     reduce_anchor: bool = False
     linear_reweight: float | None = None
 
-    def __call__(self, scene: Scene, base: Pairs) -> Pairs:
+    def __call__(self, inputs: AssignmentInput, base: Pairs) -> Pairs:
         """Return the extra pairs, given the base ones."""
         if self.candidates == "map":
-            pairs = window_pairs(scene, *cells_that_can_reach(scene, (self.extra_iou,) * len(scene.raws)))
+            pairs = window_pairs(inputs, *cells_that_can_reach(inputs, (self.extra_iou,) * len(inputs.raw_maps)))
         else:
-            pairs = candidate_pairs(scene, self.candidates)
-        extra = without(scene, predicted_above(scene, pairs, self.extra_iou, self.match_iou), base)
+            pairs = candidate_pairs(inputs, self.candidates)
+        extra = without(inputs, predicted_above(inputs, pairs, self.extra_iou, self.match_iou), base)
         if self.remove_duplicate:
-            extra = extra.select(~torch.isin(scene.slots(extra), scene.slots(base)))
-            extra = best_target_of_slot(scene, extra, -extra.iou)
+            extra = extra.select(~torch.isin(inputs.slots(extra), inputs.slots(base)))
+            extra = best_target_of_slot(inputs, extra, -extra.iou)
         if self.reduce_anchor:
-            extra = _best_anchor_of_cell(scene, extra)
+            extra = _best_anchor_of_cell(inputs, extra)
         if self.linear_reweight is not None:
             extra = replace(extra, weight=self._weight(extra.iou))
         return extra
@@ -102,40 +102,40 @@ class Fast:
         return self.linear_reweight + (1 - self.linear_reweight) * rise.clamp(0, 1)
 
 
-def predicted_iou(scene: Scene, pairs: Pairs, kind: str) -> Tensor:
+def predicted_iou(inputs: AssignmentInput, pairs: Pairs, kind: str) -> Tensor:
     """IoU, of some kind, of each pair's predicted box with its target, [P]."""
-    return box_iou(scene.predicted_xyxy(pairs), scene.boxes_xyxy[pairs.target], kind, elementwise=True)
+    return box_iou(inputs.predicted_xyxy(pairs), inputs.boxes_xyxy[pairs.target], kind, elementwise=True)
 
 
-def predicted_above(scene: Scene, chunks: Iterable[Pairs], threshold: float, kind: str) -> Pairs:
+def predicted_above(inputs: AssignmentInput, chunks: Iterable[Pairs], threshold: float, kind: str) -> Pairs:
     """Return the pairs whose predicted box has at least an IoU with the target, with that IoU."""
     found = []
     for pairs in chunks:
-        pairs = replace(pairs, iou=predicted_iou(scene, pairs, kind))
+        pairs = replace(pairs, iou=predicted_iou(inputs, pairs, kind))
         found.append(pairs.select(pairs.iou >= threshold))
     return Pairs.join(found)
 
 
-def without(scene: Scene, pairs: Pairs, others: Pairs) -> Pairs:
+def without(inputs: AssignmentInput, pairs: Pairs, others: Pairs) -> Pairs:
     """Return the pairs that are not among the others."""
-    return pairs.select(~torch.isin(scene.keys(pairs), scene.keys(others)))
+    return pairs.select(~torch.isin(inputs.keys(pairs), inputs.keys(others)))
 
 
-def _best_of_batch(scene: Scene, pairs: Pairs, limit: int) -> Pairs:
+def _best_of_batch(inputs: AssignmentInput, pairs: Pairs, limit: int) -> Pairs:
     """Return the pairs with the highest IoU of the whole batch; equal ones go by slot, label, box and image."""
     if len(pairs) <= limit:
         return pairs
-    image = scene.targets.image[pairs.target]
-    slot_of_image = scene.slots(pairs) - image * scene.grid.slots_per_image
+    image = inputs.targets.image[pairs.target]
+    slot_of_image = inputs.slots(pairs) - image * inputs.grid.slots_per_image
     everything = torch.zeros_like(image)
-    return pairs.select(ranks(everything, -pairs.iou, slot_of_image, scene.target_rank[pairs.target], image) < limit)
+    return pairs.select(ranks(everything, -pairs.iou, slot_of_image, inputs.target_rank[pairs.target], image) < limit)
 
 
-def _best_anchor_of_cell(scene: Scene, pairs: Pairs) -> Pairs:
+def _best_anchor_of_cell(inputs: AssignmentInput, pairs: Pairs) -> Pairs:
     """Keep, in each cell of an image, the pairs of the anchor that has the highest IoU there."""
-    cell = torch.unique(scene.cell_slots(pairs), return_inverse=True)[1]
+    cell = torch.unique(inputs.cell_slots(pairs), return_inverse=True)[1]
     best = pairs.iou.new_full((len(cell),), -torch.inf).scatter_reduce_(0, cell, pairs.iou, "amax")
-    none = scene.grid.num_anchors
+    none = inputs.grid.num_anchors
     anchor = pairs.anchor.masked_fill(pairs.iou < best[cell], none)
     winner = torch.full_like(cell, none).scatter_reduce_(0, cell, anchor, "amin")
     return pairs.select(pairs.anchor == winner[cell])

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.assignment.grid import constant
-from models.assignment.inputs import Pairs, Scene
+from models.assignment.inputs import AssignmentInput, Pairs
 from models.heads import Head
 from utils.boxes import shape_iou
 
@@ -25,13 +25,13 @@ class Standard:
     iou_t: float = 0.20
     only_best: bool = False  # of each head, the best anchor alone may match
 
-    def __call__(self, scene: Scene) -> Pairs:
+    def __call__(self, inputs: AssignmentInput) -> Pairs:
         """Return the pairs of the batch."""
-        iou = shape_ious(scene)
+        iou = shape_ious(inputs)
         keep = iou > self.iou_t
         if self.only_best:
-            keep &= _best_of_each_head(iou, scene.grid.heads)
-        return pairs_in_center_cell(scene, keep, iou)
+            keep &= _best_of_each_head(iou, inputs.grid.heads)
+        return pairs_in_center_cell(inputs, keep, iou)
 
 
 @dataclass(frozen=True)
@@ -43,27 +43,27 @@ class Ratio:
 
     anchor_t: float = 4.0
 
-    def __call__(self, scene: Scene) -> Pairs:
+    def __call__(self, inputs: AssignmentInput) -> Pairs:
         """Return the pairs of the batch."""
-        ratio = scene.boxes[None, :, 2:] / scene.grid.prior_wh[:, None, :]  # K T 2
+        ratio = inputs.boxes[None, :, 2:] / inputs.grid.prior_wh[:, None, :]  # K T 2
         keep = torch.maximum(ratio, 1 / ratio).amax(dim=2) < self.anchor_t
         anchor, target = keep.nonzero(as_tuple=True)
-        cells, wanted = _cell_and_neighbours(scene)  # 5 T L 2, 5 T L
-        pair, which = wanted[:, target, scene.grid.head[anchor]].T.nonzero(as_tuple=True)
+        cells, wanted = _cell_and_neighbours(inputs)  # 5 T L 2, 5 T L
+        pair, which = wanted[:, target, inputs.grid.head[anchor]].T.nonzero(as_tuple=True)
         anchor, target = anchor[pair], target[pair]
-        cell = cells[which, target, scene.grid.head[anchor]]
-        iou = shape_ious(scene)[anchor, target]
+        cell = cells[which, target, inputs.grid.head[anchor]]
+        iou = shape_ious(inputs)[anchor, target]
         return Pairs(target, anchor, cell[:, 1], cell[:, 0], iou)
 
 
-def _cell_and_neighbours(scene: Scene) -> tuple[Tensor, Tensor]:
+def _cell_and_neighbours(inputs: AssignmentInput) -> tuple[Tensor, Tensor]:
     """Return the centre's cell and its four neighbours, [5 T L 2], and which of them YOLOv5 takes, [5 T L].
 
     Left where the fraction of x is below 1/2 and x > 1, right where that of (columns - x) is and columns - x > 1; up
     and down likewise. On an integer x both tests pass and "right" comes out as the own cell; it counts once.
     """
-    center, last = scene.centers, scene.grid.head_wh - 1
-    far = scene.grid.head_wh - center
+    center, last = inputs.centers, inputs.grid.head_wh - 1
+    far = inputs.grid.head_wh - center
     near_low = (center % 1 < 0.5) & (center > 1)  # T L 2
     near_high = (far % 1 < 0.5) & (far > 1)
     offsets = constant(OFFSETS, center.device)[:, None, None, :]
@@ -83,20 +83,20 @@ class Darknet:
 
     iou_t: float | None = None  # None: each head's own iou_thresh from the cfg
 
-    def __call__(self, scene: Scene) -> Pairs:
+    def __call__(self, inputs: AssignmentInput) -> Pairs:
         """Return the pairs of the batch."""
-        heads, device = scene.grid.heads, scene.boxes.device
+        heads, device = inputs.grid.heads, inputs.boxes.device
         joined = tuple(wh for head in heads for wh in head.anchors_wh)
         lists = [head.all_anchors_wh or joined for head in heads]  # as a rule all the same
-        best_of = {every: shape_iou(constant(every, device), scene.boxes[:, 2:]).argmax(dim=0) for every in set(lists)}
+        best_of = {every: shape_iou(constant(every, device), inputs.boxes[:, 2:]).argmax(dim=0) for every in set(lists)}
         best = torch.stack([best_of[every] for every in lists])  # L T, the first of equals
         numbers = constant(_anchor_numbers(heads), device, torch.int64)
-        iou = shape_ious(scene)
+        iou = shape_ious(inputs)
         thresholds = [head.iou_thresh if self.iou_t is None else self.iou_t for head in heads for _ in head.anchors_wh]
-        keep = numbers[:, None] == best[scene.grid.head]
+        keep = numbers[:, None] == best[inputs.grid.head]
         if min(thresholds) < 1:
             keep |= iou > constant(tuple(thresholds), device)[:, None]
-        return pairs_in_center_cell(scene, keep, iou)
+        return pairs_in_center_cell(inputs, keep, iou)
 
 
 def _anchor_numbers(heads: tuple[Head, ...]) -> tuple[int, ...]:
@@ -108,24 +108,24 @@ def _anchor_numbers(heads: tuple[Head, ...]) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def with_fallback(scene: Scene, pairs: Pairs) -> Pairs:
+def with_fallback(inputs: AssignmentInput, pairs: Pairs) -> Pairs:
     """Give every target without a pair its single best anchor over all heads, in the centre's cell."""
-    unmatched = torch.ones(len(scene.targets), dtype=torch.bool, device=scene.boxes.device)
+    unmatched = torch.ones(len(inputs.targets), dtype=torch.bool, device=inputs.boxes.device)
     unmatched[pairs.target] = False
-    iou = shape_ious(scene)
+    iou = shape_ious(inputs)
     best = torch.zeros_like(iou, dtype=torch.bool).scatter_(0, iou.argmax(dim=0, keepdim=True), True)
-    return Pairs.join([pairs, pairs_in_center_cell(scene, best & unmatched, iou)])
+    return Pairs.join([pairs, pairs_in_center_cell(inputs, best & unmatched, iou)])
 
 
-def shape_ious(scene: Scene) -> Tensor:
+def shape_ious(inputs: AssignmentInput) -> Tensor:
     """IoU of every anchor's shape with every target's, [K T]."""
-    return shape_iou(scene.grid.prior_wh, scene.boxes[:, 2:])
+    return shape_iou(inputs.grid.prior_wh, inputs.boxes[:, 2:])
 
 
-def pairs_in_center_cell(scene: Scene, keep: Tensor, iou: Tensor) -> Pairs:
+def pairs_in_center_cell(inputs: AssignmentInput, keep: Tensor, iou: Tensor) -> Pairs:
     """Return the (anchor, target) pairs that [K T] ``keep`` marks, in the cells of the targets' centres."""
     anchor, target = keep.nonzero(as_tuple=True)
-    cell = scene.cells[target, scene.grid.head[anchor]]
+    cell = inputs.cells[target, inputs.grid.head[anchor]]
     return Pairs(target, anchor, cell[:, 1], cell[:, 0], iou[anchor, target])
 
 

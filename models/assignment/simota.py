@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.assignment.candidates import cell_centers_within
-from models.assignment.inputs import Pairs, Scene, best_target_of_slot, ranks, window_pairs
+from models.assignment.inputs import AssignmentInput, Pairs, best_target_of_slot, ranks, window_pairs
 from utils.boxes import box_iou
 
 NUMBERS_AT_ONCE = 8_000_000  # raw numbers gathered in one go: bounds the memory
@@ -30,32 +30,32 @@ class SimOta:
     box_gain: float = 3.0
     num_best: int = 10
 
-    def __call__(self, scene: Scene) -> Pairs:
+    def __call__(self, inputs: AssignmentInput) -> Pairs:
         """Return the pairs of the batch, with the predicted IoU."""
         chunks, costs = [], []
-        at_once = NUMBERS_AT_ONCE // scene.raws[0].shape[-1]
-        for pairs in window_pairs(scene, *cell_centers_within(scene, self.radius), at_once=at_once):
-            truth = scene.boxes_xyxy[pairs.target]
-            pairs = replace(pairs, iou=box_iou(scene.predicted_xyxy(pairs), truth, elementwise=True))
-            cost = _class_cost(scene, pairs) - self.box_gain * (pairs.iou + 1e-8).log()
+        at_once = NUMBERS_AT_ONCE // inputs.raw_maps[0].shape[-1]
+        for pairs in window_pairs(inputs, *cell_centers_within(inputs, self.radius), at_once=at_once):
+            truth = inputs.boxes_xyxy[pairs.target]
+            pairs = replace(pairs, iou=box_iou(inputs.predicted_xyxy(pairs), truth, elementwise=True))
+            cost = _class_cost(inputs, pairs) - self.box_gain * (pairs.iou + 1e-8).log()
 
-            slots = scene.slots(pairs)
+            slots = inputs.slots(pairs)
             rank = ranks(pairs.target, -pairs.iou, slots)
             best = (rank < self.num_best).nonzero().squeeze(1)
-            best_ious = torch.zeros(len(scene.targets), self.num_best, device=cost.device)
+            best_ious = torch.zeros(len(inputs.targets), self.num_best, device=cost.device)
             best_ious[pairs.target[best], rank[best]] = pairs.iou[best]  # each place once, so the sum has one order
             num_slots = best_ious.sum(dim=1).floor().clamp(min=1)
             keep = (ranks(pairs.target, cost, slots) < num_slots[pairs.target]).nonzero().squeeze(1)
             chunks.append(pairs.select(keep))
             costs.append(cost[keep])
         order = torch.argsort(torch.cat([part.anchor for part in chunks]), stable=True)  # as Pairs.join does
-        return best_target_of_slot(scene, Pairs.join(chunks), torch.cat(costs)[order])
+        return best_target_of_slot(inputs, Pairs.join(chunks), torch.cat(costs)[order])
 
 
-def _class_cost(scene: Scene, pairs: Pairs) -> Tensor:
+def _class_cost(inputs: AssignmentInput, pairs: Pairs) -> Tensor:
     """Cross-entropy of the geometric mean of class probability and objectness with the one-hot class, [P]."""
-    raw = torch.cat(scene.raw_rows(pairs, slice(4, None))).float().sigmoid_()  # P 1+C
+    raw = torch.cat(inputs.raw_rows(pairs, slice(4, None))).float().sigmoid_()  # P 1+C
     probability = raw[:, 1:].mul_(raw[:, :1]).sqrt_()  # P C
-    of_label = probability.gather(1, scene.targets.label[pairs.target][:, None]).squeeze(1)
+    of_label = probability.gather(1, inputs.targets.label[pairs.target][:, None]).squeeze(1)
     absent = probability.neg_().log1p_().clamp_(min=LOWEST_LOG).sum(dim=1)
     return -absent + (-of_label).log1p().clamp(min=LOWEST_LOG) - of_label.log().clamp(min=LOWEST_LOG)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from models.assignment.inputs import Pairs, Scene
+from models.assignment.inputs import AssignmentInput, Pairs
 
 if TYPE_CHECKING:
     from models.assignment.options import AssignmentOptions
@@ -16,9 +16,11 @@ if TYPE_CHECKING:
 class Strategy:
     """One entry of :data:`STRATEGIES`: how to build its parts from the options, and which options each part uses."""
 
-    base: Callable[[AssignmentOptions], Callable[[Scene], Pairs]]  # builds what makes the base pairs of a scene
+    base: Callable[
+        [AssignmentOptions], Callable[[AssignmentInput], Pairs]
+    ]  # builds what makes the base pairs of a inputs
     base_uses: tuple[str, ...] = ()
-    extra: Callable[[AssignmentOptions], Callable[[Scene, Pairs], Pairs]] | None = (
+    extra: Callable[[AssignmentOptions], Callable[[AssignmentInput, Pairs], Pairs]] | None = (
         None  # likewise, given the base pairs
     )
     extra_uses: tuple[str, ...] = ()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from models.assignment.candidates import cell_centers_inside
-from models.assignment.inputs import Pairs, Scene, best_target_of_slot, ranks, window_pairs
+from models.assignment.inputs import AssignmentInput, Pairs, best_target_of_slot, ranks, window_pairs
 from utils.boxes import box_iou
 
 
@@ -26,16 +26,16 @@ class Tal:
     iou_power: float = 6.0
     num_best: int = 10
 
-    def __call__(self, scene: Scene) -> Pairs:
+    def __call__(self, inputs: AssignmentInput) -> Pairs:
         """Return the pairs of the batch, with the predicted IoU."""
         chunks = []
-        for pairs in window_pairs(scene, *cell_centers_inside(scene)):
-            truth = scene.boxes_xyxy[pairs.target]
-            pairs = replace(pairs, iou=box_iou(scene.predicted_xyxy(pairs), truth, elementwise=True))
-            objectness = torch.cat(scene.raw_rows(pairs, slice(4, 5))).float().squeeze(1)
-            score = objectness.sigmoid() * scene.class_logits(pairs).sigmoid()
+        for pairs in window_pairs(inputs, *cell_centers_inside(inputs)):
+            truth = inputs.boxes_xyxy[pairs.target]
+            pairs = replace(pairs, iou=box_iou(inputs.predicted_xyxy(pairs), truth, elementwise=True))
+            objectness = torch.cat(inputs.raw_rows(pairs, slice(4, 5))).float().squeeze(1)
+            score = objectness.sigmoid() * inputs.class_logits(pairs).sigmoid()
             aligned = score**self.score_power * pairs.iou**self.iou_power
-            keep = (ranks(pairs.target, -aligned, scene.slots(pairs)) < self.num_best) & (aligned > 0)
+            keep = (ranks(pairs.target, -aligned, inputs.slots(pairs)) < self.num_best) & (aligned > 0)
             chunks.append(pairs.select(keep))
         pairs = Pairs.join(chunks)
-        return best_target_of_slot(scene, pairs, -pairs.iou)
+        return best_target_of_slot(inputs, pairs, -pairs.iou)

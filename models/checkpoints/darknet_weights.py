@@ -31,7 +31,7 @@ FLOAT = np.dtype("<f4")
 
 
 @dataclass(frozen=True)
-class _Layer:
+class LayerTensors:
     """The tensors of one layer, in file order."""
 
     index: int
@@ -138,7 +138,7 @@ def _read_header(file, path: str | Path) -> tuple[tuple[int, int, int], int]:
     return version, struct.unpack(form, seen)[0]
 
 
-def _layers_of(network: Network) -> list[_Layer]:
+def _layers_of(network: Network) -> list[LayerTensors]:
     """Return the layers with weights, in cfg order, refusing a network whose batch norms are folded away."""
     found = []
     for section, module in zip(network.config.sections, network.layers, strict=True):
@@ -152,14 +152,14 @@ def _layers_of(network: Network) -> list[_Layer]:
             norm = () if module.bn is None else _batch_norm(module.bn)
             bias = () if module.bn is not None else (module.conv.bias,)
             tensors = (*norm, *bias, module.conv.weight)
-            found.append(_Layer(section.index, name, tensors, norm[3] if norm else None))
+            found.append(LayerTensors(section.index, name, tensors, norm[3] if norm else None))
         elif isinstance(module, nn.BatchNorm2d):
-            found.append(_Layer(section.index, name, _batch_norm(module), module.running_var))
+            found.append(LayerTensors(section.index, name, _batch_norm(module), module.running_var))
         else:  # a weighted shortcut, an implicit vector: one parameter, or nothing
             tensors = tuple(module.parameters())
             assert len(tensors) <= 1, f"{type(module).__name__} has no place in a .weights file"
             if tensors:
-                found.append(_Layer(section.index, name, tensors))
+                found.append(LayerTensors(section.index, name, tensors))
     return found
 
 
@@ -167,7 +167,9 @@ def _batch_norm(norm: nn.BatchNorm2d) -> tuple[Tensor, ...]:
     return norm.bias, norm.weight, norm.running_mean, norm.running_var
 
 
-def _layout(network: Network, wanted: list[_Layer], count: int, path: str | Path, upto: int | None) -> list[_Layer]:
+def _layout(
+    network: Network, wanted: list[LayerTensors], count: int, path: str | Path, upto: int | None
+) -> list[LayerTensors]:
     """Return the layers that a file of ``count`` numbers holds.
 
     Raises:
@@ -203,7 +205,7 @@ def _layout(network: Network, wanted: list[_Layer], count: int, path: str | Path
     return held
 
 
-def _check_numbers(numbers: np.ndarray, layers: list[_Layer], path: str | Path) -> None:
+def _check_numbers(numbers: np.ndarray, layers: list[LayerTensors], path: str | Path) -> None:
     start = 0
     for layer in layers:
         if not np.isfinite(numbers[start : start + layer.count]).all():
@@ -217,7 +219,7 @@ def _check_numbers(numbers: np.ndarray, layers: list[_Layer], path: str | Path) 
 
 
 @torch.no_grad()
-def _fill(wanted: list[_Layer], in_file: list[_Layer], numbers: np.ndarray) -> tuple[int, ...]:
+def _fill(wanted: list[LayerTensors], in_file: list[LayerTensors], numbers: np.ndarray) -> tuple[int, ...]:
     """Copy the numbers into the tensors; return the layers whose shapes differ, which stay as they are."""
     skipped = []
     start = 0

@@ -20,7 +20,7 @@ JOINING = ("shortcut", "sam", "scale_channels", "shift_channels", "control_chann
 
 
 @dataclass(frozen=True)
-class Shape:
+class MapShape:
     """A layer's output for one image of the ``[net]`` size, and its stride against that image.
 
     The stride is 0 for what lies on no grid, because its size does not follow the image's: global averages, vectors.
@@ -35,7 +35,7 @@ class Shape:
     def __str__(self) -> str:
         return f"{self.cols} x {self.rows} x {self.channels}"
 
-    def fits(self, other: Shape) -> bool:
+    def fits(self, other: MapShape) -> bool:
         """Whether the two maps lie on the same grid."""
         return self._grid == other._grid
 
@@ -43,26 +43,26 @@ class Shape:
     def _grid(self) -> tuple[int, int, Fraction, Fraction]:
         return self.rows, self.cols, self.stride_x, self.stride_y
 
-    def unlike(self, other: Shape, index: int) -> str:
+    def unlike(self, other: MapShape, index: int) -> str:
         """Say how a map and that of layer ``index`` differ, which should lie on one grid."""
         same_stride = (self.stride_x, self.stride_y) == (other.stride_x, other.stride_y)
         hint = "; make the width and height of [net] multiples of the largest stride" if same_stride else ""
         return f"{self} and layer {index} with {other}{hint}"
 
-    def scaled(self, rows: int, cols: int, by_x: Fraction | int, by_y: Fraction | int) -> Shape:
+    def scaled(self, rows: int, cols: int, by_x: Fraction | int, by_y: Fraction | int) -> MapShape:
         """Return the shape on another grid."""
         return replace(self, rows=rows, cols=cols, stride_x=self.stride_x * by_x, stride_y=self.stride_y * by_y)
 
 
 @dataclass(frozen=True)
-class Built:
+class Layer:
     """One layer: the module, where its inputs come from (-1 is the image), and what the table prints."""
 
     section: Section
     module: nn.Module
     sources: tuple[int, ...]
-    inputs: tuple[Shape, ...]
-    output: Shape
+    inputs: tuple[MapShape, ...]
+    output: MapShape
     geometry: str = ""  # size and stride, for the table
     operations: int = 0  # for one image of the [net] size; a multiply-add counts twice, as in Darknet
     head: Head | None = None
@@ -81,13 +81,13 @@ class SectionBuilder:
         self.builders = builders
         self.bn_eps = bn_eps
         self.bn_momentum = bn_momentum
-        self.built: list[Built] = []
+        self.built: list[Layer] = []
         self.parameters = 0
         net = config.net
-        self.image = Shape(net["channels"], net["height"], net["width"])
+        self.image = MapShape(net["channels"], net["height"], net["width"])
         self.reserve(net, 0, self.image)
 
-    def build(self) -> list[Built]:
+    def build(self) -> list[Layer]:
         """Build every section.
 
         Raises:
@@ -107,7 +107,7 @@ class SectionBuilder:
             if index >= 0 and self.built[index].head:
                 raise section.error(f"reads layer {index}, a [yolo] head; put a [route] to an earlier layer before it")
 
-    def reserve(self, section: Section, parameters: int, output: Shape) -> None:
+    def reserve(self, section: Section, parameters: int, output: MapShape) -> None:
         """Refuse sizes that no machine should be asked for."""
         if min(output.channels, output.rows, output.cols) < 1:
             raise section.error(f"leaves nothing: its output would be {output}")
@@ -151,9 +151,9 @@ def referred(section: Section, key: str) -> tuple[int, ...]:
     return indices
 
 
-def made(section: Section, module: nn.Module, output: Shape, geometry: str = "", operations: int = 0) -> Built:
+def made(section: Section, module: nn.Module, output: MapShape, geometry: str = "", operations: int = 0) -> Layer:
     """Return a layer whose sources the caller fills in."""
-    return Built(section, module, (), (), output, geometry, operations)
+    return Layer(section, module, (), (), output, geometry, operations)
 
 
-Builder = Callable[["SectionBuilder", Section, Sequence[Shape]], Built]
+Builder = Callable[["SectionBuilder", Section, Sequence[MapShape]], Layer]

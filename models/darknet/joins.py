@@ -9,18 +9,18 @@ from fractions import Fraction
 from torch import nn
 
 from models.darknet.cfg import Section
-from models.darknet.graph import Builder, Built, SectionBuilder, Shape, made, sources_of
+from models.darknet.graph import Builder, Layer, MapShape, SectionBuilder, made, sources_of
 from models.layers import Implicit, Product, Route, Shortcut, Sum
 
 
-def _sam(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+def _sam(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     gate, source = inputs
     if not gate.fits(source) or gate.channels != source.channels:
         raise section.error(f"multiplies maps of different sizes: {gate} and {source}", "from")
     return made(section, Product(section["activation"]), source, _numbers(section))
 
 
-def _scale_channels(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+def _scale_channels(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     gate, source = inputs
     if section["scale_wh"]:
         if gate.channels != 1 or not gate.fits(source):
@@ -32,24 +32,24 @@ def _scale_channels(builder: SectionBuilder, section: Section, inputs: Sequence[
     return made(section, Product(section["activation"]), source, _numbers(section))
 
 
-def _implicit(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+def _implicit(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     filters = section["filters"]
     atoms = section["atoms"] if section.kind == "implicit" else 1
-    output = Shape(filters, atoms, 1, Fraction(0), Fraction(0))
+    output = MapShape(filters, atoms, 1, Fraction(0), Fraction(0))
     builder.reserve(section, filters * atoms, output)
     uniform = section.kind == "implicit"  # Darknet's own; the other two are YOLOR's
     return made(section, Implicit(filters, atoms, section["mean"], section["std"], uniform), output)
 
 
-def _shift_channels(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+def _shift_channels(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     return _with_vector(section, inputs, Sum(section["activation"]))
 
 
-def _control_channels(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+def _control_channels(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     return _with_vector(section, inputs, Product(section["activation"]))
 
 
-def _with_vector(section: Section, inputs: Sequence[Shape], module: nn.Module) -> Built:
+def _with_vector(section: Section, inputs: Sequence[MapShape], module: nn.Module) -> Layer:
     source, vector = inputs
     if (vector.rows, vector.cols, vector.channels) != (1, 1, source.channels):
         raise section.error(f"needs 1 x 1 x {source.channels} from its layer, not {vector}", "from")
@@ -60,7 +60,7 @@ def _numbers(section: Section) -> str:
     return " ".join(str(index) for index in sources_of(section)[1:])
 
 
-def _route(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+def _route(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     groups, group_id = section["groups"], section["group_id"]
     if group_id >= groups:
         raise section.error(f"group_id={group_id} is not below groups={groups}", "group_id")
@@ -75,7 +75,7 @@ def _route(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -
     return made(section, Route(groups, group_id), output, numbers + (f" {group_id}/{groups}" if groups > 1 else ""))
 
 
-def _shortcut(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+def _shortcut(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     output = inputs[0]
     for index, source in zip(sources_of(section)[1:], inputs[1:], strict=True):
         if not source.fits(output):

@@ -13,7 +13,7 @@ from torch import nn
 
 from models.activations import build_activation
 from models.darknet.cfg import Section
-from models.darknet.graph import Builder, Built, SectionBuilder, Shape, made, sources_of
+from models.darknet.graph import Builder, Layer, MapShape, SectionBuilder, made, sources_of
 from models.darknet.joins import JOIN_BUILDERS
 from models.heads import Head
 from models.layers import Blur, Convolution, DropBlock, GlobalAverage, MaxDepth, Pool, Reorg, Softmax, Upsample, YoloMap
@@ -29,7 +29,7 @@ def _geometry(size: int, strides: tuple[int, int], dilation: int = 1) -> str:
     return f"{size} x {size} / {step}" + (f" ({dilation})" if dilation > 1 else "")
 
 
-def _convolutional(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+def _convolutional(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     (source,) = inputs
     filters, size, groups = section["filters"], section["size"], section["groups"]
     strides = _strides(section)
@@ -64,7 +64,7 @@ def _blur(section: Section, channels: int) -> Blur | None:
     return Blur(channels, 3 if kind == 1 else 2, _strides(section)) if kind else None
 
 
-def _blurred(shape: Shape, blur: Blur | None, strides: tuple[int, int]) -> Shape:
+def _blurred(shape: MapShape, blur: Blur | None, strides: tuple[int, int]) -> MapShape:
     if blur is None:
         return shape
     return shape.scaled(blur.output_side(shape.rows, strides[1]), blur.output_side(shape.cols, strides[0]), *strides)
@@ -85,7 +85,7 @@ def _own_activation(builder: SectionBuilder, section: Section) -> str:
     return "linear"
 
 
-def _pool(builder: SectionBuilder, section: Section, source: Shape, blur: Blur | None, average: bool) -> Built:
+def _pool(builder: SectionBuilder, section: Section, source: MapShape, blur: Blur | None, average: bool) -> Layer:
     strides = _strides(section)
     size = section["size"] or section["stride"]
     padding = size - 1 if section["padding"] < 0 else section["padding"]
@@ -102,7 +102,7 @@ def _pool(builder: SectionBuilder, section: Section, source: Shape, blur: Blur |
     return made(section, nn.Sequential(module, blur) if blur else module, output, _geometry(size, strides), operations)
 
 
-def _maxpool(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+def _maxpool(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     (source,) = inputs
     if section["maxpool_depth"]:
         output = replace(source, channels=section["out_channels"])
@@ -112,11 +112,11 @@ def _maxpool(builder: SectionBuilder, section: Section, inputs: Sequence[Shape])
     return _pool(builder, section, source, _blur(section, source.channels), average=False)
 
 
-def _local_avgpool(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+def _local_avgpool(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     return _pool(builder, section, inputs[0], None, average=True)
 
 
-def _upsample(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+def _upsample(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     (source,) = inputs
     stride = section["stride"]
     output = source.scaled(source.rows * stride, source.cols * stride, Fraction(1, stride), Fraction(1, stride))
@@ -124,7 +124,7 @@ def _upsample(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]
     return made(section, Upsample(stride, section["scale"]), output, f"{stride}x")
 
 
-def _dropout(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+def _dropout(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     probability = section["probability"]
     if not section["dropblock"]:
         return made(section, nn.Dropout(probability), inputs[0], f"p = {probability:g}")
@@ -136,7 +136,7 @@ def _dropout(builder: SectionBuilder, section: Section, inputs: Sequence[Shape])
     return made(section, DropBlock(probability, size, share), inputs[0], f"p = {probability:g}, blocks")
 
 
-def _yolo(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+def _yolo(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     (source,) = inputs
     head = _head(section, source)
     wanted = head.num_anchors * (5 + head.num_classes)
@@ -158,7 +158,7 @@ def _has_logistic(builder: SectionBuilder, section: Section) -> bool:
     return section.index > 0 and before.kind == "convolutional"  # its activation was checked when it was built
 
 
-def _head(section: Section, source: Shape) -> Head:
+def _head(section: Section, source: MapShape) -> Head:
     if source.stride_x != source.stride_y or source.stride_x < 1 or source.stride_x.denominator != 1:
         raise section.error(f"lies on a grid of stride {source.stride_x} x {source.stride_y}, not of one whole number")
     numbers, total = section["anchors"], section["num"]
@@ -185,25 +185,25 @@ def _head(section: Section, source: Shape) -> Head:
     )
 
 
-def _avgpool(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+def _avgpool(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     return made(section, GlobalAverage(), inputs[0].scaled(1, 1, 0, 0))
 
 
-def _batchnorm(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+def _batchnorm(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     (source,) = inputs
     builder.reserve(section, 2 * source.channels, source)
     return made(section, builder.batch_norm(source.channels), source)
 
 
-def _activation(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+def _activation(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     return made(section, build_activation(section["activation"], inplace=False), inputs[0], section["activation"])
 
 
-def _unchanged(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+def _unchanged(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     return made(section, nn.Identity(), inputs[0])
 
 
-def _softmax(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+def _softmax(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     (source,) = inputs
     groups = section["groups"]
     if source.channels * source.rows * source.cols % groups:
@@ -211,7 +211,7 @@ def _softmax(builder: SectionBuilder, section: Section, inputs: Sequence[Shape])
     return made(section, Softmax(groups, section["temperature"], bool(section["spatial"])), source)
 
 
-def _reorg(builder: SectionBuilder, section: Section, inputs: Sequence[Shape]) -> Built:
+def _reorg(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     (source,) = inputs
     stride = section["stride"]
     flat = section.kind == "reorg"

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Frame:
+class ImageMeta:
     """Where an image lies in the network input: ``network = original * scale + offset``, per axis."""
 
     image_id: int  # the id that COCO results carry
@@ -65,7 +65,7 @@ class Batch:
     images: Tensor  # [B 3 H W] uint8, RGB
     targets: Targets  # the objects that are learned from
     crowd: Targets  # crowd regions: never learned from, optionally ignored by the objectness loss
-    frames: tuple[Frame, ...]  # one per image
+    metas: tuple[ImageMeta, ...]  # one per image
 
     def pin_memory(self) -> Batch:
         """Return the same batch with its images in pinned memory; a DataLoader calls this where CUDA is used."""
