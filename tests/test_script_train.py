@@ -142,7 +142,12 @@ def test_an_interrupted_run_resumes_bit_for_bit(project, how, optimizer):
     shared = (*BASIC, "--epochs", "6", "--workers", "2", "--multi-scale", "--mixup", "0.5", optimizer)
     train(project, *shared, "--name", "whole")
     process = subprocess.Popen(
-        command(*shared, "--name", "cut"), cwd=project, env=environment(), stderr=subprocess.PIPE, text=True
+        command(*shared, "--name", "cut"),
+        cwd=project,
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background jobs ignore it
     )
     last = project / "runs/train/cut/last.pt"
     deadline = time.time() + 200
