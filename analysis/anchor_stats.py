@@ -19,8 +19,8 @@ from analysis.anchor_fit import one_thread, side_ratio
 from analysis.objects import Objects, letterboxed, select_objects
 from analysis.output.plots import anchor_scatter, bars, positives_per_object
 from analysis.output.result import Result, Table, share
-from models.assignment.assigner import Assigner, build_assigner
-from models.assignment.counts import all_slots
+from models.assignment.assigner import build_assigner
+from models.assignment.grid import SlotGrid, slot_grid
 from models.assignment.options import AssignmentOptions
 from models.heads import Head
 from utils.boxes import SIZE_NAMES, shape_iou
@@ -57,7 +57,6 @@ class ObjectBlock:
     """Some images' objects as the network's input would show them."""
 
     rows: slice  # of Objects
-    num_images: int
     targets: Targets
 
 
@@ -77,16 +76,16 @@ def anchor_stats(
     boxes_wh = torch.from_numpy(boxes_cxcywh[:, 2:] * img_size)
     anchors_wh = torch.tensor([wh for head in heads for wh in head.anchors_wh], dtype=torch.float32)
     counts = {name: Counts.zeros(len(objects), len(anchors_wh)) for name in strategies}
-    assigners = {name: _assigner(options, heads) for name, options in strategies.items()}
+    grid = slot_grid(tuple(heads), tuple((img_size // head.stride,) * 2 for head in heads), torch.device("cpu"))
+    assigners = {name: build_assigner(options, tuple(heads)) for name, options in strategies.items()}
     best_iou, best_ratio = np.zeros(len(objects), np.float32), np.full(len(objects), np.inf, np.float32)
     with one_thread(), tqdm(total=len(objects), desc="matching", unit=" objects", disable=None, leave=False) as bar:
         for block in _blocks(objects, boxes_cxcywh):
             shape_ious = shape_iou(boxes_wh[block.rows], anchors_wh)  # T K
             best_iou[block.rows] = shape_ious.amax(dim=1)
             best_ratio[block.rows] = side_ratio(boxes_wh[block.rows], anchors_wh).amin(dim=1)
-            raw_maps = [_blank_map(head, block.num_images, img_size) for head in heads]
             for name, assigner in assigners.items():
-                _count(counts[name], assigner(block.targets, raw_maps).base, raw_maps, block, shape_ious)
+                _count(counts[name], assigner.match(block.targets, grid).base, grid, block, shape_ious)
             bar.update(len(block.targets))
     statistics = {
         "img_size": img_size,
@@ -98,13 +97,6 @@ def anchor_stats(
     lost = _unmatched_table(annotations, objects, counts, boxes_wh.numpy(), best_iou)
     plots = _plots(statistics, boxes_wh.numpy(), anchors_wh.numpy())
     return Result("anchor-stats", data, statistics, (*_tables(statistics), lost), plots, _notes(statistics))
-
-
-def _assigner(options: AssignmentOptions, heads: Sequence[Head]) -> Assigner:
-    assigner = build_assigner(options, tuple(heads))
-    # Which negatives the loss ignores is a question about predictions, and there are none here.
-    assigner.ignore_thresholds, assigner.ignore_crowd = None, False
-    return assigner
 
 
 def _blocks(objects: Objects, boxes_cxcywh: np.ndarray) -> Iterator[ObjectBlock]:
@@ -120,29 +112,20 @@ def _blocks(objects: Objects, boxes_cxcywh: np.ndarray) -> Iterator[ObjectBlock]
             torch.from_numpy(objects.labels[rows]),
             torch.from_numpy(boxes_cxcywh[rows]),
         )
-        yield ObjectBlock(rows, stop - first_image, targets)
+        yield ObjectBlock(rows, targets)
         first_image, first_row = stop, rows.stop
 
 
-def _blank_map(head: Head, num_images: int, img_size: int) -> Tensor:
-    """Return a raw map of the right shape that takes no memory: only its shape counts where priors alone decide."""
-    cells = img_size // head.stride
-    return torch.zeros(1).expand(num_images, head.num_anchors, cells, cells, 5 + head.num_classes)
-
-
-def _count(
-    counts: Counts, matches: tuple[Matches, ...], raw_maps: list[Tensor], block: ObjectBlock, shape_ious: Tensor
-) -> None:
-    first_anchor = np.cumsum([0, *(raw.shape[1] for raw in raw_maps)])
-    target = torch.cat([part.target for part in matches])
-    anchor = torch.cat([part.anchor + int(first) for part, first in zip(matches, first_anchor, strict=False)])
+def _count(counts: Counts, matches: Matches, grid: SlotGrid, block: ObjectBlock, shape_ious: Tensor) -> None:
+    """Add the matches of a block to the counts; ``shape_ious`` [T K] are those of its objects with every anchor."""
+    anchor = grid.anchor_of_matches(matches)
     matched = torch.zeros(shape_ious.shape, dtype=torch.bool)
-    matched[target, anchor] = True
+    matched[matches.target, anchor] = True
     counts.objects_of_anchor[:] += matched.sum(dim=0).numpy()
     counts.positives_of_anchor[:] += torch.bincount(anchor, minlength=shape_ious.shape[1]).numpy()
     counts.shape_iou_sum[:] += torch.where(matched, shape_ious, 0.0).sum(dim=0, dtype=torch.float64).numpy()
-    counts.matches_of_object[block.rows] += torch.bincount(target, minlength=len(shape_ious)).numpy()
-    claims = torch.unique(all_slots(matches, [tuple(raw.shape[:4]) for raw in raw_maps]), return_counts=True)[1]
+    counts.matches_of_object[block.rows] += torch.bincount(matches.target, minlength=len(shape_ious)).numpy()
+    claims = torch.unique(grid.number_of_matches(matches), return_counts=True)[1]
     counts.slots[:] += (len(claims), int((claims > 1).sum()))
 
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from models.assignment.assigner import build_assigner
+from models.assignment.grid import grid_of_maps
 from models.assignment.options import AssignmentOptions
 from models.heads import Head
 from models.loss import LossOptions, build_loss
@@ -80,17 +81,18 @@ def assign(run: str) -> Assignment:
         "linear_reweight": float,
     }
     values = {name: kinds.get(name, bool)(value) for name, value in options.items()}
-    return build_assigner(AssignmentOptions(match=match, **values), HEADS)(targets(), example_maps())
+    maps = example_maps()
+    assigner = build_assigner(AssignmentOptions(match=match, **values), HEADS)
+    return assigner.match(targets(), grid_of_maps(HEADS, maps), maps)
 
 
-def describe(matches: tuple[Matches, ...], weights: bool) -> dict[str, str]:
+def describe(matches: Matches, weights: bool) -> dict[str, str]:
     """Return, per object, its matches as text: anchor, cell as (column, row), deciding IoU."""
     texts: dict[str, list[str]] = {name: [] for name in OBJECTS}
-    for number, part in enumerate(matches):
-        columns = (part.target, part.anchor, part.col, part.row, part.iou, part.weight)
-        for target, anchor, col, row, iou, weight in zip(*(column.tolist() for column in columns), strict=True):
-            weighted = f" × {weight:.3f}" if weights else ""
-            texts[list(OBJECTS)[target]].append(f"{ANCHOR_NAMES[number][anchor]}({col},{row}) {iou:.3f}{weighted}")
+    columns = (matches.target, matches.head, matches.anchor, matches.col, matches.row, matches.iou, matches.weight)
+    for target, head, anchor, col, row, iou, weight in zip(*(column.tolist() for column in columns), strict=True):
+        weighted = f" × {weight:.3f}" if weights else ""
+        texts[list(OBJECTS)[target]].append(f"{ANCHOR_NAMES[head][anchor]}({col},{row}) {iou:.3f}{weighted}")
     return {name: ", ".join(parts) or "–" for name, parts in texts.items()}
 
 
@@ -99,9 +101,9 @@ def tables() -> str:
     lines = ["| `--match` | set | a | b | c |", "|---|---|---|---|---|"]
     for run in RUNS:
         assignment = assign(run)
-        for name, half in (("base", assignment.base), ("extra", assignment.extra)):
-            if name == "base" or sum(map(len, half)):
-                row = describe(half, "reweight" in run and name == "extra")
+        for name, matches in (("base", assignment.base), ("extra", assignment.extra)):
+            if name == "base" or len(matches):
+                row = describe(matches, "reweight" in run and name == "extra")
                 match, *words = run.split()
                 words = ["--" + word.replace("_", "-").replace("=True", "").replace("=", " ") for word in words]
                 lines.append(f"| {' '.join([match, *words])} | {name} | {row['a']} | {row['b']} | {row['c']} |")

@@ -23,13 +23,14 @@ from PIL import Image
 from torch import Tensor
 
 from models.assignment.assigner import build_assigner
+from models.assignment.grid import grid_of_maps
 from models.assignment.options import AssignmentOptions
 from models.heads import Head, cell_grid, priors_wh
 from utils.boxes import box_iou, cxcywh_to_xyxy
 from utils.config import option, parse_options
 from utils.errors import run_command
 from utils.files import atomic_path
-from utils.structures import Matches, Targets
+from utils.structures import Targets
 
 SIZE = 320  # the network's input, pixels
 ANCHORS = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326))
@@ -129,25 +130,27 @@ def draw(
     rows = -(-len(strategies) // columns)
     figure = Figure(figsize=(3.3 * columns, 3.6 * rows), layout="constrained")
     for axes, match in zip(figure.subplots(rows, columns).flat, strategies, strict=True):
-        assignment = build_assigner(AssignmentOptions(match=match), heads)(targets, raw_maps)
+        assigner = build_assigner(AssignmentOptions(match=match), heads)
+        assignment = assigner.match(targets, grid_of_maps(heads, raw_maps), raw_maps)
         axes.imshow(image, alpha=0.75)
         for x1, y1, x2, y2 in (cxcywh_to_xyxy(targets.boxes_cxcywh) * SIZE).tolist():
             axes.add_patch(Rectangle((x1, y1), x2 - x1, y2 - y1, fill=False, color="white", linewidth=1.2))
-        for head, base, extra, color in zip(heads, assignment.base, assignment.extra, COLORS, strict=True):
-            draw_cells(axes, base, head, color, filled=True)
-            draw_cells(axes, extra, head, color, filled=False)
-        counts = [sum(map(len, half)) for half in (assignment.base, assignment.extra)]
-        found = {int(t) for half in (assignment.base, assignment.extra) for part in half for t in part.target}
-        extra_text = f" + {counts[1]} extra" if counts[1] else ""
-        axes.set_title(f"{match}: {counts[0]} base{extra_text}, {len(found)}/{len(targets)} objects", fontsize=9)
+        for matches, filled in ((assignment.base, True), (assignment.extra, False)):
+            for head, color, place in zip(heads, COLORS, matches.place_per_head(), strict=True):
+                draw_cells(axes, place, head, color, filled)
+        found = {*assignment.base.target.tolist(), *assignment.extra.target.tolist()}
+        extra_text = f" + {len(assignment.extra)} extra" if len(assignment.extra) else ""
+        title = f"{match}: {len(assignment.base)} base{extra_text}, {len(found)}/{len(targets)} objects"
+        axes.set_title(title, fontsize=9)
         axes.set_axis_off()
     return figure
 
 
-def draw_cells(axes: Axes, matches: Matches, head: Head, color: str, filled: bool) -> None:
+def draw_cells(axes: Axes, place: tuple[Tensor, ...], head: Head, color: str, filled: bool) -> None:
     """Mark each matched cell once, with the number of its matches where there are several."""
     cells: dict[tuple[int, int], int] = {}
-    for col, row in zip(matches.col.tolist(), matches.row.tolist(), strict=True):
+    _, _, rows, cols = place
+    for col, row in zip(cols.tolist(), rows.tolist(), strict=True):
         cells[col, row] = cells.get((col, row), 0) + 1
     for (col, row), count in cells.items():
         place, style = (col * head.stride, row * head.stride), {"facecolor": color, "alpha": 0.55}

@@ -9,6 +9,7 @@ Shape letters: B images, A anchors per cell, H W grid rows and columns, C classe
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from models.assignment.assigner import build_assigner
-from models.assignment.counts import MatchCounts, all_slots, count_matches, size_of
-from models.assignment.grid import constant
+from models.assignment.counts import MatchCounts, count_matches
+from models.assignment.grid import SlotGrid, constant, grid_of_maps
 from models.assignment.options import AssignmentOptions
 from models.assignment.strategies import makes_extra_matches
 from models.heads import Head, decode_boxes
@@ -111,6 +112,7 @@ class DetectionLoss:
         self, options: LossOptions, assignment: AssignmentOptions, heads: tuple[Head, ...], img_size: int | None = None
     ) -> None:
         self.options, self.heads, self.img_size = options, heads, img_size
+        self.num_classes = heads[0].num_classes
         self.assigner = build_assigner(assignment, heads)
         self.normalise = assignment.normalise
         self.has_extra = makes_extra_matches(assignment.match)
@@ -119,68 +121,76 @@ class DetectionLoss:
         self.gains = GAINS[options.gains]
         self.balance = _balance(options, heads)
 
-    def __call__(self, raw_maps: list[Tensor], targets: Targets, crowd: Targets | None = None) -> LossResult:
+    def __call__(self, raw_maps: Sequence[Tensor], targets: Targets, crowd: Targets | None = None) -> LossResult:
         """Return the loss of a batch from its raw maps [B A H W 5+C], with gradient."""
         with torch.autocast(raw_maps[0].device.type, enabled=False):
-            assignment = self.assigner(targets, raw_maps, crowd)
-            return self._loss(raw_maps, targets, assignment)
+            return self._loss(raw_maps, targets, crowd)
 
-    def _loss(self, raw_maps: list[Tensor], targets: Targets, assignment: Assignment) -> LossResult:
-        objectness, *rows = zip(
-            *(
-                gather_predictions(raw, base, extra)
-                for raw, base, extra in zip(raw_maps, assignment.base, assignment.extra, strict=True)
-            ),
-            strict=False,
-        )
-        halves = {
-            name: MatchedPredictions.of(matches, torch.cat(half_rows), targets, self.heads, raw_maps, self.options)
-            for name, matches, half_rows in zip(
-                ("base", "extra"), (assignment.base, assignment.extra), rows, strict=True
-            )
-        }
-        box = cls = objectness[0].new_zeros(())
-        for name, share in (("base", 1 - self.alpha), ("extra", self.alpha)):
-            if share > 0 and len(halves[name].iou):
-                box = box + share * halves[name].mean(1 - halves[name].iou, self.normalise)
-                if self.heads[0].num_classes > 1:
-                    cls = cls + share * halves[name].mean(self._class_loss(halves[name]), self.normalise)
-        obj = self._objectness_loss(objectness, assignment, halves)
+    def _loss(self, raw_maps: Sequence[Tensor], targets: Targets, crowd: Targets | None) -> LossResult:
+        grid = grid_of_maps(self.heads, raw_maps)
+        assignment = self.assigner.match(targets, grid, raw_maps, crowd)
+        objectness, base_rows, extra_rows = gather_predictions(raw_maps, assignment)
+        base = self.compare(assignment.base, base_rows, targets, grid)
+        extra = self.compare(assignment.extra, extra_rows, targets, grid)
 
-        shapes = [raw.shape[:4] for raw in raw_maps]
-        size = size_of(targets, self.heads, [shape[2:] for shape in shapes])
-        quality = (halves["base"].plain_iou, halves["extra"].plain_iou)
-        slots = (all_slots(assignment.base, shapes), all_slots(assignment.extra, shapes))
-        counts = count_matches(assignment, targets, size, quality, slots)
-        return LossResult(self._scaled({"box": box, "obj": obj, "cls": cls}, raw_maps), assignment, counts)
+        box = class_loss = objectness[0].new_zeros(())
+        for part, share in ((base, 1 - self.alpha), (extra, self.alpha)):
+            if share == 0 or len(part.matches) == 0:
+                continue  # 0 x NaN is not 0: what has no share must not be computed
+            box = box + share * part.mean(1 - part.iou, self.normalise)
+            if self.num_classes > 1:
+                class_loss = class_loss + share * part.mean(self.class_cross_entropy(part), self.normalise)
+        objectness_loss = self.objectness_loss(objectness, assignment.ignore, base, extra)
 
-    def _class_loss(self, half: MatchedPredictions) -> Tensor:
+        counts = count_matches(assignment, targets, grid, base.plain_iou, extra.plain_iou)
+        parts = {"box": box, "obj": objectness_loss, "cls": class_loss}
+        return LossResult(self._scaled(parts, raw_maps), assignment, counts)
+
+    def compare(self, matches: Matches, rows: Tensor, targets: Targets, grid: SlotGrid) -> MatchedPredictions:
+        """Decode the raw numbers ``rows`` [M 5+C] of the matches' slots and compare the boxes with their targets."""
+        prior_wh = (grid.prior_wh / grid.stride[:, None])[grid.anchor_of_matches(matches)]  # M 2, in cells
+        cell_xy = torch.stack((matches.col, matches.row), dim=1).float()
+        columns = (rows[:, :4], cell_xy, prior_wh)
+        per_head = zip(*(column.split(matches.per_head) for column in columns), self.heads, strict=True)
+        predicted = torch.cat([decode_boxes(raw, xy, wh, head) for raw, xy, wh, head in per_head])  # M 4, in cells
+        wanted = targets.boxes_cxcywh[matches.target] * grid.head_wh[matches.head].repeat(1, 2)
+        predicted, wanted = cxcywh_to_xyxy(predicted), cxcywh_to_xyxy(wanted)
+        kind = self.options.box_loss
+        iou = box_iou(predicted, wanted, kind, elementwise=True)
+        with torch.no_grad():
+            plain_iou = iou if kind == "iou" else box_iou(predicted, wanted, "iou", elementwise=True)
+        return MatchedPredictions(matches, iou, plain_iou.detach(), rows[:, 5:], targets.label[matches.target])
+
+    def class_cross_entropy(self, part: MatchedPredictions) -> Tensor:
         """Mean over classes of the cross-entropy of each match, [M]."""
         smooth = self.options.label_smoothing / 2
-        truth = torch.full_like(half.class_logits, smooth).scatter_(1, half.label[:, None], 1 - smooth)
-        return self._cross_entropy(half.class_logits, truth, self.options.cls_pw).mean(dim=1)
+        truth = torch.full_like(part.class_logits, smooth).scatter_(1, part.label[:, None], 1 - smooth)
+        return self._cross_entropy(part.class_logits, truth, self.options.cls_pw).mean(dim=1)
 
-    def _objectness_loss(
-        self, objectness: tuple[Tensor, ...], assignment: Assignment, halves: dict[str, MatchedPredictions]
+    def objectness_loss(
+        self,
+        objectness: Sequence[Tensor],
+        ignore: Sequence[Tensor | None],
+        base: MatchedPredictions,
+        extra: MatchedPredictions,
     ) -> Tensor:
         """Sum over heads of the mean over slots; an ignored slot adds nothing but is counted in the mean."""
+        truths = [torch.zeros_like(logits) for logits in objectness]  # B A H W each
+        written = [None if mask is None else torch.zeros_like(mask) for mask in ignore]
+        for part in (part for name, part in (("base", base), ("extra", extra)) if name in self.tobj):
+            values = part.objectness_target(self.options.gr).split(part.matches.per_head)
+            for index, place in enumerate(part.matches.place_per_head()):
+                write_largest(truths[index], place, values[index])
+                if written[index] is not None:
+                    written[index][place] = True
         total = objectness[0].new_zeros(())
-        per_half = {
-            name: halves[name].objectness_target(self.options.gr).split(halves[name].sizes) for name in self.tobj
-        }
-        for index, logits in enumerate(objectness):  # B A H W
-            truth = torch.zeros_like(logits)
-            written = torch.zeros_like(logits, dtype=torch.bool) if assignment.ignore[index] is not None else None
-            for name in self.tobj:
-                matches = getattr(assignment, name)[index]
-                place = (matches.image, matches.anchor, matches.row, matches.col)
-                write_largest(truth, place, per_half[name][index])
-                if written is not None:
-                    written[place] = True
+        for logits, truth, mask, positive, balance in zip(
+            objectness, truths, ignore, written, self.balance, strict=True
+        ):
             loss = self._cross_entropy(logits, truth, self.options.obj_pw)
-            if written is not None:
-                loss = loss.masked_fill(assignment.ignore[index] & ~written, 0)
-            total = total + self.balance[index] * loss.mean()
+            if mask is not None:
+                loss = loss.masked_fill(mask & ~positive, 0)
+            total = total + balance * loss.mean()
         return total
 
     def _cross_entropy(self, logits: Tensor, truth: Tensor, positive_weight: float) -> Tensor:
@@ -194,11 +204,11 @@ class DetectionLoss:
         wrong = (1 - of_truth).clamp(min=LEAST_WRONG)
         return loss * alpha * wrong**self.options.fl_gamma
 
-    def _scaled(self, parts: dict[str, Tensor], raw_maps: list[Tensor]) -> dict[str, Tensor]:
+    def _scaled(self, parts: dict[str, Tensor], raw_maps: Sequence[Tensor]) -> dict[str, Tensor]:
         """Multiply by the gains and by the number of images."""
         given = {name: getattr(self.options, name) for name in parts}
         gain = {name: getattr(self.gains, name) if value is None else value for name, value in given.items()}
-        gain["cls"] *= self.heads[0].num_classes / 80
+        gain["cls"] *= self.num_classes / 80
         if self.gains.per_head:
             size = self.img_size or max(raw_maps[0].shape[2:4]) * self.heads[0].stride
             gain = {name: value * 3 / len(self.heads) for name, value in gain.items()}
@@ -211,47 +221,18 @@ class DetectionLoss:
 class MatchedPredictions:
     """The base or the extra matches of all heads, with what the network says at their slots."""
 
+    matches: Matches
     iou: Tensor  # [M] of the predicted box with the object, of the kind of the box loss, with gradient
     plain_iou: Tensor  # [M] the same as plain IoU, without gradient: for the counts, alike for every box loss
     class_logits: Tensor  # [M C]
     label: Tensor  # [M] int64
-    weight: Tensor  # [M]
-    sizes: list[int]  # matches of each head
-
-    @staticmethod
-    def of(
-        matches: tuple[Matches, ...], rows: Tensor, targets: Targets, heads: tuple[Head, ...], raw_maps: list[Tensor],
-        options: LossOptions,
-    ) -> MatchedPredictions:  # fmt: skip
-        """Decode the raw ``rows`` [M 5+C] of the matches' slots and compare them with their targets."""
-        sizes = [len(part) for part in matches]
-        boxes, truth = [], []
-        for part, raw, head, map_of_head in zip(matches, rows.split(sizes), heads, raw_maps, strict=True):
-            device = rows.device
-            prior_wh = constant(head.anchors_wh, device)[part.anchor] / head.stride
-            cell = torch.stack((part.col, part.row), dim=1).float()
-            boxes.append(decode_boxes(raw[:, :4], cell, prior_wh, head))
-            grid_wh = constant((map_of_head.shape[3], map_of_head.shape[2]) * 2, device)
-            truth.append(targets.boxes_cxcywh[part.target] * grid_wh)
-        predicted, wanted = cxcywh_to_xyxy(torch.cat(boxes)), cxcywh_to_xyxy(torch.cat(truth))
-        iou = box_iou(predicted, wanted, options.box_loss, elementwise=True)
-        with torch.no_grad():
-            plain = iou if options.box_loss == "iou" else box_iou(predicted, wanted, "iou", elementwise=True)
-        return MatchedPredictions(
-            iou=iou,
-            plain_iou=plain.detach(),
-            class_logits=rows[:, 5:],
-            label=targets.label[torch.cat([part.target for part in matches])],
-            weight=torch.cat([part.weight for part in matches]),
-            sizes=sizes,
-        )
 
     def mean(self, values: Tensor, normalise: str) -> Tensor:
         """Weighted sum over the matches by their number: of each head, then summed over heads, or of all at once."""
-        weighted = values * self.weight
+        weighted = values * self.matches.weight
         if normalise == "batch":
             return weighted.sum() / max(1, len(weighted))
-        return torch.stack([part.sum() / max(1, len(part)) for part in weighted.split(self.sizes)]).sum()
+        return torch.stack([part.sum() / max(1, len(part)) for part in weighted.split(self.matches.per_head)]).sum()
 
     def objectness_target(self, gr: float) -> Tensor:
         """(1 − gr) + gr · max(IoU, 0), [M], without gradient."""

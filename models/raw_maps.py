@@ -1,64 +1,20 @@
-"""Reading a raw map for the loss, with a backward pass that writes one dense gradient and nothing else.
+"""Every read of a raw map by slot; the loss's read has a backward pass that writes one dense gradient and nothing else.
 
 Slicing and indexing a raw map in plain autograd makes a zero-filled gradient of the whole map for each read; the maps
 are the largest tensors of a training step, and writing them several times is what the loss's backward pass then costs.
 
-Shape letters: B images, A anchors per cell, H W grid rows and columns, C classes, M matches, N slots.
+Shape letters: B images, A anchors per cell, H W grid rows and columns, C classes, M matches, N slots, P pairs.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from utils.structures import Matches
-
-
-def gather_predictions(raw: Tensor, base: Matches, extra: Matches) -> tuple[Tensor, Tensor, Tensor]:
-    """Read what the loss needs from a raw map [B A H W 5+C], in float32.
-
-    Returns:
-        Objectness logits [B A H W], and the rows [M 5+C] of the base and of the extra matches.
-    """
-    if not is_dense(raw):
-        raw = raw.contiguous()
-    steps = flat_rows(raw)[1]
-    rows = [row_numbers(steps, half.image, half.anchor, half.row, half.col) for half in (base, extra)]
-    objectness, base_rows, extra_rows = _ReadRaw.apply(raw, *rows)
-    return objectness.as_strided(raw.shape[:4], steps), base_rows, extra_rows
-
-
-class _ReadRaw(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, raw: Tensor, *wheres: Tensor) -> tuple[Tensor, ...]:
-        ctx.save_for_backward(*wheres)
-        ctx.like = torch.empty_like(raw, device="meta")
-        ctx.device = raw.device
-        rows, _ = flat_rows(raw)
-        return (rows[:, 4].to(torch.float32, copy=True), *(rows.index_select(0, where).float() for where in wheres))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad_objectness: Tensor, *grad_rows: Tensor) -> tuple[Tensor | None, ...]:
-        gradient = torch.zeros_like(ctx.like, device=ctx.device)
-        rows, _ = flat_rows(gradient)
-        rows[:, 4] = grad_objectness
-        where, total = _sum_of_repeated(torch.cat(ctx.saved_tensors), torch.cat(grad_rows))
-        rows[where] += total.to(rows.dtype)
-        return gradient, *(None for _ in grad_rows)
-
-
-def _sum_of_repeated(where: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Add the rows that go to the same place, always in the same order; each place is then written once."""
-    order = torch.argsort(where, stable=True)
-    places, group = torch.unique_consecutive(where[order], return_inverse=True)
-    if len(places) == len(where):
-        return where, values
-    total = values.new_zeros(len(places), values.shape[1])
-    if values.is_cuda:  # index_add_ adds in any order there, index_put_ sorts first; on a CPU it is the other way round
-        return places, total.index_put_((group,), values[order], accumulate=True)
-    return places, total.index_add_(0, group, values[order])
+from utils.structures import Assignment
 
 
 def flat_rows(raw: Tensor) -> tuple[Tensor, tuple[int, ...]]:
@@ -99,3 +55,54 @@ def gather_numbers(raw: Tensor, column: Tensor, image: Tensor, anchor: Tensor, r
     """Return one number of a raw map [B A H W 5+C] per slot, [P] float32, each from a column of its own."""
     rows, steps = flat_rows(raw)
     return rows.view(-1)[row_numbers(steps, image, anchor, row, col) * raw.shape[-1] + column].float()
+
+
+def gather_predictions(raw_maps: Sequence[Tensor], assignment: Assignment) -> tuple[tuple[Tensor, ...], Tensor, Tensor]:
+    """Read what the loss needs from the raw maps [B A H W 5+C] of all heads, in float32.
+
+    Returns:
+        Objectness logits per head [B A H W], the raw numbers of the base matches' slots [M 5+C], and those of the
+        extra matches' slots [M' 5+C].
+    """
+    objectness, base_rows, extra_rows = [], [], []
+    places = zip(assignment.base.place_per_head(), assignment.extra.place_per_head(), strict=True)
+    for raw, (base, extra) in zip(raw_maps, places, strict=True):
+        raw = raw if is_dense(raw) else raw.contiguous()
+        _, steps = flat_rows(raw)
+        logits, of_base, of_extra = _GatherRows.apply(raw, row_numbers(steps, *base), row_numbers(steps, *extra))
+        objectness.append(logits.as_strided(raw.shape[:4], steps))
+        base_rows.append(of_base)
+        extra_rows.append(of_extra)
+    return tuple(objectness), torch.cat(base_rows), torch.cat(extra_rows)
+
+
+class _GatherRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, raw: Tensor, *wheres: Tensor) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(*wheres)
+        ctx.like = torch.empty_like(raw, device="meta")
+        ctx.device = raw.device
+        rows, _ = flat_rows(raw)
+        return (rows[:, 4].to(torch.float32, copy=True), *(rows.index_select(0, where).float() for where in wheres))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_objectness: Tensor, *grad_rows: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = torch.zeros_like(ctx.like, device=ctx.device)
+        rows, _ = flat_rows(gradient)
+        rows[:, 4] = grad_objectness
+        where, total = _sum_of_repeated(torch.cat(ctx.saved_tensors), torch.cat(grad_rows))
+        rows[where] += total.to(rows.dtype)
+        return gradient, *(None for _ in grad_rows)
+
+
+def _sum_of_repeated(where: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    """Add the rows that go to the same place, always in the same order; each place is then written once."""
+    order = torch.argsort(where, stable=True)
+    places, group = torch.unique_consecutive(where[order], return_inverse=True)
+    if len(places) == len(where):
+        return where, values
+    total = values.new_zeros(len(places), values.shape[1])
+    if values.is_cuda:  # index_add_ adds in any order there, index_put_ sorts first; on a CPU it is the other way round
+        return places, total.index_put_((group,), values[order], accumulate=True)
+    return places, total.index_add_(0, group, values[order])

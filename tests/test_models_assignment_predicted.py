@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from assignment_cases import CLASSES, as_dict, random_raws, rows, targets_of, two_heads
+from assignment_cases import CLASSES, as_dict, match_maps, random_raws, rows, targets_of, two_heads
 from assignment_oracle import Oracle
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 import models.assignment.inputs
 from models.assignment.assigner import build_assigner
 from models.assignment.candidates import cells_that_can_reach, whole_map
+from models.assignment.grid import grid_of_maps
 from models.assignment.inputs import AssignmentInput, window_pairs
 from models.assignment.options import AssignmentOptions
 from models.assignment.predicted import predicted_iou
@@ -35,7 +36,9 @@ def check(match, rows_, seed, decode, common, extra):
     expected = getattr(oracle, match)(**words) if match == "pure" else getattr(oracle, match)(base, **words, **extra)
     assume(oracle.margin > CLEAR)
 
-    assignment = build_assigner(AssignmentOptions(match=match, **common, **extra), heads)(targets_of(rows_), raw_maps)
+    assignment = match_maps(
+        build_assigner(AssignmentOptions(match=match, **common, **extra), heads), targets_of(rows_), raw_maps
+    )
     assert as_dict(assignment.base).keys() == base.keys()
     found = as_dict(assignment.extra)
     assert found.keys() == expected.keys()
@@ -84,9 +87,9 @@ def test_split_equals_the_oracle(rows_, seed, decode, common, extra):
 def test_fast_equals_the_oracle(rows_, seed, decode, common, extra):
     assignment = check("fast", rows_, seed, decode, common, extra)
     low, start = extra["linear_reweight"], common["extra_iou"]
-    for part in assignment.extra:
-        expected = torch.ones_like(part.iou) if low is None else low + (1 - low) * (part.iou - start) / (1 - start)
-        assert torch.allclose(part.weight, expected, atol=1e-5)
+    iou, weight = assignment.extra.iou, assignment.extra.weight
+    expected = torch.ones_like(iou) if low is None else low + (1 - low) * (iou - start) / (1 - start)
+    assert torch.allclose(weight, expected, atol=1e-5)
 
 
 @settings(max_examples=100, deadline=None)
@@ -96,7 +99,7 @@ def test_fast_finds_exactly_the_pairs_that_split_finds_on_the_map(rows_, seed, d
     raw_maps = random_raws(heads, 3, seed, spread=1.0)
     options = {"candidates": "map", "extra_iou": extra_iou, "match_iou": kind}
     fast, split = (
-        build_assigner(AssignmentOptions(match=match, **options), heads)(targets_of(rows_), raw_maps)
+        match_maps(build_assigner(AssignmentOptions(match=match, **options), heads), targets_of(rows_), raw_maps)
         for match in ("fast", "split")
     )
     found, expected = as_dict(fast.extra), as_dict(split.extra)
@@ -111,14 +114,15 @@ def test_a_match_never_crosses_images_though_a_naive_batched_iou_would():
     raw[1, ..., 2:4] = -3.0  # image 1 predicts boxes of a pixel
     rows_ = [(1, 0, 0.375, 0.375, 0.25, 0.25)]  # exactly cell (1, 1): centre 24, size 16
 
-    scene = AssignmentInput.of(targets_of(rows_), [raw], heads)
+    grid = grid_of_maps(heads, [raw])
+    scene = AssignmentInput(targets_of(rows_), grid, (raw,))
     boxes = torch.tensor([[24.0 - 8, 24 - 8, 24 + 8, 24 + 8]])
-    naive = [predicted_iou(AssignmentInput.of(targets_of([(b, *rows_[0][1:])]), [raw], heads), pairs, "iou").max()
+    naive = [predicted_iou(AssignmentInput(targets_of([(b, *rows_[0][1:])]), grid, (raw,)), pairs, "iou").max()
              for b in range(2) for pairs in window_pairs(scene, scene.cells, scene.cells)]  # fmt: skip
     assert naive[0] == 1 and naive[1] < 0.1 and torch.equal(scene.boxes_xyxy, boxes)
     for match in ("pure", "split", "fast"):
         assigner = build_assigner(AssignmentOptions(match=match, candidates="map", iou_t=0.99), heads)
-        assert as_dict(assigner(targets_of(rows_), [raw]).extra) == {}
+        assert as_dict(match_maps(assigner, targets_of(rows_), [raw]).extra) == {}
 
 
 def test_sets_may_overlap_in_pure_and_never_do_in_split_and_fast():
@@ -128,7 +132,7 @@ def test_sets_may_overlap_in_pure_and_never_do_in_split_and_fast():
     rows_ = [(0, 0, 0.375, 0.375, 0.25, 0.25)]
     slot = (0, 0, 0, 1, 1)
     for match, extra in (("pure", {slot: 1.0}), ("split", {}), ("fast", {})):
-        assignment = build_assigner(AssignmentOptions(match=match), heads)(targets_of(rows_), [raw])
+        assignment = match_maps(build_assigner(AssignmentOptions(match=match), heads), targets_of(rows_), [raw])
         assert as_dict(assignment.base) == {slot: 1.0} and as_dict(assignment.extra) == extra
 
 
@@ -142,7 +146,9 @@ def test_fast_reaches_a_cell_that_predicts_beyond_its_border():
     targets = targets_of([(0, 0, 2.2 / 6, 1.5 / 4, 1 / 6, 1 / 4)])
     for match in ("fast", "split"):
         assigner = build_assigner(AssignmentOptions(match=match, candidates="map", iou_t=1.0), heads)
-        assert as_dict(assigner(targets, [raw]).extra) == pytest.approx({(0, 0, 0, 1, 3): 0.7 / 1.3}, abs=1e-5)
+        assert as_dict(match_maps(assigner, targets, [raw]).extra) == pytest.approx(
+            {(0, 0, 0, 1, 3): 0.7 / 1.3}, abs=1e-5
+        )
 
 
 def test_refilter_leaves_an_object_without_base_match_its_new_ones():
@@ -150,7 +156,7 @@ def test_refilter_leaves_an_object_without_base_match_its_new_ones():
     raw = torch.zeros(1, 1, 4, 4, 8)
     targets = targets_of([(0, 0, 0.375, 0.375, 0.25, 0.25)])  # predicted exactly, by an anchor of exactly its shape
     assigner = build_assigner(AssignmentOptions(match="split", refilter=True, iou_t=1.0), heads)
-    assignment = assigner(targets, [raw])
+    assignment = match_maps(assigner, targets, [raw])
     assert as_dict(assignment.base) == {} and as_dict(assignment.extra) == {(0, 0, 0, 1, 1): 1.0}
 
 
@@ -171,7 +177,9 @@ def test_refilter_keeps_what_beats_the_worst_base_prediction():
     targets = targets_of([(0, 0, 0.375, 0.375, 0.5, 0.5)])
 
     def extra(**options):
-        return as_dict(build_assigner(AssignmentOptions(match="split", **options), heads)(targets, [raw]).extra)
+        return as_dict(
+            match_maps(build_assigner(AssignmentOptions(match="split", **options), heads), targets, [raw]).extra
+        )
 
     best, beside = (0, 0, 1, 1, 1), (0, 0, 1, 1, 2)
     assert extra() == pytest.approx({best: 0.75, beside: 0.6}, abs=1e-4)
@@ -192,8 +200,8 @@ def test_assign_rate_of_100_base_matches_is_exact():
     targets = targets_of([(0, 0, (i + 0.5) / 10, (j + 0.5) / 10, 0.1, 0.1) for j in range(10) for i in range(10)])
     for rate, number in ((0.29, 29), (0.295, 29), (0.5, 50), (0.0, 0)):
         assigner = build_assigner(AssignmentOptions(match="split", candidates="cell", assign_rate=rate), heads)
-        assignment = assigner(targets, [raw])
-        assert (len(assignment.base[0]), len(assignment.extra[0])) == (100, number)
+        assignment = match_maps(assigner, targets, [raw])
+        assert (len(assignment.base), len(assignment.extra)) == (100, number)
 
 
 def test_remove_duplicate_gives_a_slot_to_the_better_object_and_never_a_base_slot():
@@ -205,7 +213,9 @@ def test_remove_duplicate_gives_a_slot_to_the_better_object_and_never_a_base_slo
     targets = targets_of([(0, 0, 0.375, 0.375, 0.25, 0.25), (0, 1, 0.375, 0.375, 0.25, 0.1875)])
 
     def extra(**options):
-        return as_dict(build_assigner(AssignmentOptions(match="fast", **options), heads)(targets, [raw]).extra)
+        return as_dict(
+            match_maps(build_assigner(AssignmentOptions(match="fast", **options), heads), targets, [raw]).extra
+        )
 
     # IoU with 16 x 13: 13/16 = 0.8125 for the first, 12/13 = 0.923 for the second.
     both = {(0, 0, 1, 1, 1): 13 / 16, (1, 0, 1, 1, 1): 12 / 13}
@@ -222,7 +232,7 @@ def test_no_chunk_is_larger_than_asked_for_plus_one_target(at_once):
     heads = two_heads()
     raw_maps = random_raws(heads, 3, 1)
     targets = targets_of([(b, n % 3, 0.1 + 0.2 * n, 0.5, 0.1 * n, 0.4) for b in (2, 0, 1) for n in range(5)])
-    scene = AssignmentInput.of(targets, raw_maps, heads)
+    scene = AssignmentInput(targets, grid_of_maps(heads, raw_maps), tuple(raw_maps))
     for low, high in ((scene.cells - 1, scene.cells + 1), whole_map(scene), cells_that_can_reach(scene, (0.5, 0.5))):
         chunks = list(window_pairs(scene, low, high, at_once))
         per_target = torch.cat([pairs.target for pairs in chunks]).bincount(minlength=len(targets))
@@ -237,11 +247,11 @@ def test_chunks_change_nothing(match, monkeypatch):
     targets = targets_of([(b, n % 3, 0.1 + 0.2 * n, 0.5, 0.3, 0.4) for b in (2, 0, 1) for n in range(5)])
     options = {"candidates": "map", "extra_iou": 0.3} if match in DEFAULT_CANDIDATES else {}
     assigner = build_assigner(AssignmentOptions(match=match, **options), heads)
-    whole = assigner(targets, raw_maps)
+    whole = match_maps(assigner, targets, raw_maps)
     for limit in (1, 100, 1000):
         monkeypatch.setattr(window_pairs, "__defaults__", (limit,))
         monkeypatch.setattr("models.assignment.simota.NUMBERS_AT_ONCE", limit * (5 + CLASSES))
-        parts = assigner(targets, raw_maps)
+        parts = match_maps(assigner, targets, raw_maps)
         assert as_dict(parts.base) == pytest.approx(as_dict(whole.base))
         assert as_dict(parts.extra) == pytest.approx(as_dict(whole.extra))
     assert models.assignment.inputs.PAIRS_AT_ONCE >= 100_000

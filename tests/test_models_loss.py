@@ -16,7 +16,7 @@ from models.raw_maps import gather_predictions
 from utils.boxes import IOU_KINDS
 from utils.config import REPOSITORY, build_options, read_recipe
 from utils.errors import UserError
-from utils.structures import Matches, Targets
+from utils.structures import Assignment, Matches, Targets
 
 ROWS = [(b, n % 3, 0.15 + 0.17 * n, 0.3 + 0.1 * n, 0.2 + 0.05 * n, 0.5 - 0.06 * n) for b in (0, 2) for n in range(5)]
 PLAIN = LossOptions(box=1.0, obj=1.0, cls=80 / CLASSES, box_loss="giou")  # every gain 1
@@ -40,11 +40,8 @@ def bce(logit, truth):
 
 def slots_of(matches):
     """[(target, head, anchor, row, col, weight)], repeated matches included."""
-    found = []
-    for head, part in enumerate(matches):
-        columns = (part.target, part.anchor, part.row, part.col, part.weight)
-        found += [(t, head, a, j, i, w) for t, a, j, i, w in zip(*(c.tolist() for c in columns), strict=True)]
-    return found
+    columns = (matches.target, matches.head, matches.anchor, matches.row, matches.col, matches.weight)
+    return list(zip(*(column.tolist() for column in columns), strict=True))
 
 
 def plain_parts(heads, raw_maps, assignment, alpha, tobj, kind="giou", normalise="head"):
@@ -84,7 +81,7 @@ def test_parts_equal_the_formula(match, alpha):
     extra = {"extra_iou": 0.3} if match in ("pure", "split", "fast") else {}
     extra |= {"linear_reweight": 0.5} if match == "fast" else {}
     result = run(heads, raw_maps, AssignmentOptions(match=match, alpha=alpha, **extra))
-    assert match == "standard" or sum(map(len, result.assignment.extra)) > 5
+    assert match == "standard" or len(result.assignment.extra) > 5
     used = 0.0 if match == "standard" else alpha  # without extra matches alpha means nothing
     expected = plain_parts(heads, raw_maps, result.assignment, used, "base+extra")
     for name, value in expected.items():
@@ -119,7 +116,7 @@ def test_alpha_zero_and_objectness_of_base_is_standard_to_the_last_bit(match, si
         sum(result.parts.values()).backward()
         results.append((result.parts, [raw.grad for raw in raw_maps], result.assignment))
     (parts, grads, _), (other_parts, other_grads, assignment) = results
-    assert sum(map(len, assignment.extra)) > 20
+    assert len(assignment.extra) > 20
     for name in parts:
         assert torch.equal(parts[name], other_parts[name])
     assert all(torch.equal(one, two) for one, two in zip(grads, other_grads, strict=True))
@@ -204,9 +201,10 @@ def test_ignored_slots_get_no_objectness_gradient_unless_matched():
     options = AssignmentOptions(ignore_thresh=0.2, ignore_crowd=True)
     result = run(heads, raw_maps, options, crowd=crowd)
     result.parts["obj"].backward()
-    for raw, mask, part in zip(raw_maps, result.assignment.ignore, result.assignment.base, strict=True):
+    places = result.assignment.base.place_per_head()
+    for raw, mask, place in zip(raw_maps, result.assignment.ignore, places, strict=True):
         matched = torch.zeros_like(mask)
-        matched[part.image, part.anchor, part.row, part.col] = True
+        matched[place] = True
         assert (mask & ~matched).any() and mask[1].any()
         assert torch.equal(raw.grad[..., 4] == 0, mask & ~matched)
 
@@ -328,7 +326,9 @@ def test_wild_predictions_and_degenerate_objects_stay_finite():
 def matches_at(image, anchor, row, col):
     count = len(image)
     index = [torch.tensor(values) for values in (image, anchor, row, col)]
-    return Matches(torch.zeros(count, dtype=torch.int64), *index, torch.zeros(count), torch.ones(count))
+    zeros = torch.zeros(count, dtype=torch.int64)
+    image, anchor, row, col = index
+    return Matches(zeros, image, zeros, anchor, row, col, torch.zeros(count), torch.ones(count), (count,))
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous", "with gaps"])
@@ -342,8 +342,9 @@ def test_reading_has_the_gradient_of_plain_indexing(layout, dtype):
     leaf.requires_grad_()
     reference = leaf.detach().float().requires_grad_()
     base, extra = matches_at([0, 0, 1, 0], [0, 2, 1, 0], [5, 0, 3, 5], [9, 0, 4, 9]), matches_at([0], [0], [5], [9])
-    ours = gather_predictions(leaf[..., :8], base, extra)
-    theirs = (reference[..., 4], *(reference[m.image, m.anchor, m.row, m.col, :8] for m in (base, extra)))
+    objectness, *rows = gather_predictions([leaf[..., :8]], Assignment(base, extra, (None,)))
+    ours = (*objectness, *rows)
+    theirs = (reference[..., 4], *(reference[(*m.place, slice(8))] for m in (base, extra)))
     weights = [torch.randn(part.shape) for part in ours]
     sum((part * weight).sum() for part, weight in zip(ours, weights, strict=True)).backward()
     sum((part * weight).sum() for part, weight in zip(theirs, weights, strict=True)).backward()
@@ -485,7 +486,7 @@ def test_extra_matches_are_counted_apart():
     heads = two_heads()
     result = run(heads, leaf_raws(heads), AssignmentOptions(match="pure", extra_iou=0.3, candidates="map"))
     figures = result.counts.summary()
-    base, extra = (sum(map(len, half)) for half in (result.assignment.base, result.assignment.extra))
+    base, extra = len(result.assignment.base), len(result.assignment.extra)
     assert figures["extra_share"] == pytest.approx(extra / (base + extra))
     assert figures["positives_per_object"] == pytest.approx((base + extra) / len(ROWS))
 

@@ -1,6 +1,7 @@
 """The records that cross package borders, with their shapes and units.
 
-Shape letters: B images in a batch, T targets, M matches, N boxes, H W pixels of the network input.
+Shape letters: B images in a batch, T targets, M matches, A anchors of a head, N boxes, H W pixels of the network input
+(of a map: rows and columns of its grid).
 Box formats: ``cxcywh`` is centre and size, ``xyxy`` is the two corners. "Normalised" means divided by the width and
 height of the network input, after letterboxing; "original pixels" are those of the image file.
 """
@@ -79,35 +80,38 @@ class Batch:
 
 @dataclass(frozen=True)
 class Matches:
-    """Pairs (target, slot) of one head; a slot is the predictor at (image, anchor, row, col)."""
+    """Pairs (target, slot), heads in order; a slot is the predictor at (image, head, anchor, row, col)."""
 
     target: Tensor  # [M] int64, row of the batch's Targets
     image: Tensor  # [M] int64
+    head: Tensor  # [M] int64, rising
     anchor: Tensor  # [M] int64, index among the head's anchors
     row: Tensor  # [M] int64, grid row
     col: Tensor  # [M] int64, grid column
     iou: Tensor  # [M] float32, the value that decided the match
     weight: Tensor  # [M] float32, 1 unless the strategy weighs its matches
+    per_head: tuple[int, ...]  # matches of each head, counted once: splitting by head never waits for a GPU
 
     def __len__(self) -> int:
         return len(self.target)
 
-    def select(self, index: Tensor) -> Matches:
-        """Return the matches at ``index``, a [M] bool mask or an index tensor."""
-        return Matches(*(getattr(self, f.name)[index] for f in fields(self)))
+    @property
+    def place(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Image, anchor, row and column of each match: its index in its head's map [B A H W]."""
+        return self.image, self.anchor, self.row, self.col
+
+    def place_per_head(self) -> list[tuple[Tensor, ...]]:
+        """:attr:`place` of the matches of each head."""
+        return list(zip(*(column.split(self.per_head) for column in self.place), strict=True))
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which slots learn from which targets, one entry per head in each tuple.
+    """Which slots learn from which targets."""
 
-    ``base`` matches were made by the prior (anchor-GT), ``extra`` matches by the prediction (pred-GT).
-    ``ignore`` marks slots that are neither positive nor negative in the objectness loss ([B A H W] bool), or is None.
-    """
-
-    base: tuple[Matches, ...]
-    extra: tuple[Matches, ...]
-    ignore: tuple[Tensor | None, ...]
+    base: Matches  # by the strategy's own rule
+    extra: Matches  # added because of predictions
+    ignore: tuple[Tensor | None, ...]  # per head [B A H W] bool, slots that are neither positive nor negative, or None
 
 
 @dataclass(frozen=True)

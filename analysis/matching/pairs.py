@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from models.assignment.assigner import Assigner
-from models.assignment.grid import SlotGrid
+from models.assignment.grid import SlotGrid, grid_of_maps
 from models.assignment.inputs import AssignmentInput
 from models.heads import Head, decode_map
 from utils.boxes import box_iou, cxcywh_to_xyxy
@@ -42,9 +42,8 @@ class Predictions:
         boxes = [decode_map(raw, head).flatten(1, 3) * head.stride for raw, head in zip(raw_maps, heads, strict=True)]
         objectness = [raw[..., 4].flatten(1) for raw in raw_maps]
         boxes_xyxy = cxcywh_to_xyxy(torch.cat(boxes, dim=1))
-        return Predictions(
-            AssignmentInput.of(targets, list(raw_maps), heads), boxes_xyxy, torch.cat(objectness, dim=1).float()
-        )
+        inputs = AssignmentInput(targets, grid_of_maps(heads, raw_maps), tuple(raw.detach() for raw in raw_maps))
+        return Predictions(inputs, boxes_xyxy, torch.cat(objectness, dim=1).float())
 
     def ious(self, target: Tensor, slot: Tensor, kinds: Sequence[str]) -> Tensor:
         """IoU of every kind between targets [...] and the predictions of slots [...] of their images, [... Q]."""
@@ -64,13 +63,9 @@ class MatchedPairs:
     extra: Tensor  # [T Z] int64, extra matches
 
 
-def slot_numbers(matches: tuple[Matches, ...], grid: SlotGrid) -> tuple[Tensor, Tensor]:
-    """Return the (target, slot) of the matches of all heads; slots are numbered within an image."""
-    slots = []
-    for index, part in enumerate(matches):
-        anchor = grid.head_start[index] + part.anchor
-        slots.append(grid.first_slot[anchor] + part.row * grid.cols[anchor] + part.col)
-    return torch.cat([part.target for part in matches]), torch.cat(slots)
+def slot_numbers(matches: Matches, grid: SlotGrid) -> Tensor:
+    """Return the slot of each match, [M] int64, numbered within its image."""
+    return grid.number(grid.anchor_of_matches(matches), matches.row, matches.col)
 
 
 def match(
@@ -81,38 +76,35 @@ def match(
     device = raw_maps[0].device
     for assigner in assigners.values():
         start = _now(device)
-        assignments.append(assigner(batch.targets, raw_maps, batch.crowd))
+        assignments.append(assigner.match(batch.targets, predictions.grid, raw_maps, batch.crowd))
         seconds.append(_now(device) - start)
     return matched_pairs(assignments, predictions.grid, len(batch.targets)), seconds
 
 
 def matched_pairs(assignments: Sequence[Assignment], grid: SlotGrid, num_targets: int) -> MatchedPairs:
     """Return the distinct pairs of several strategies."""
-    keys, strategy, counts = [], [], {"base": [], "extra": []}
+    keys, strategy, base, extra = [], [], [], []
     for number, assignment in enumerate(assignments):
-        for half, per_strategy in counts.items():
-            target, slot = slot_numbers(getattr(assignment, half), grid)
-            per_strategy.append(torch.bincount(target, minlength=num_targets))
-            keys.append(target * grid.slots_per_image + slot)
-            strategy.append(torch.full_like(target, number))
+        for matches, counts in ((assignment.base, base), (assignment.extra, extra)):
+            counts.append(torch.bincount(matches.target, minlength=num_targets))
+            keys.append(grid.pack(matches.target, slot_numbers(matches, grid)))
+            strategy.append(torch.full_like(matches.target, number))
     distinct, which = torch.unique(torch.cat(keys), return_inverse=True)
     member = torch.zeros(len(distinct), len(assignments), dtype=torch.bool, device=distinct.device)
     member[which, torch.cat(strategy)] = True
-    target = torch.div(distinct, grid.slots_per_image, rounding_mode="floor")
-    slot = distinct - target * grid.slots_per_image
-    base, extra = (torch.stack(per_strategy, dim=1) for per_strategy in counts.values())
-    return MatchedPairs(target, slot, member, base, extra)
+    target, slot = grid.unpack(distinct)
+    return MatchedPairs(target, slot, member, torch.stack(base, dim=1), torch.stack(extra, dim=1))
 
 
 def slots_per_image(predictions: Predictions, pairs: MatchedPairs) -> dict[str, Tensor]:
     """Return per image and strategy, [B Z]: slots with a match, and those that several objects claim."""
     grid = predictions.grid
     image = predictions.inputs.targets.image[pairs.target]
-    distinct, which = torch.unique(image * grid.slots_per_image + pairs.slot, return_inverse=True)
+    distinct, which = torch.unique(grid.pack(image, pairs.slot), return_inverse=True)
     member = pairs.member.long()
     claims = member.new_zeros(len(distinct), member.shape[1]).index_add_(0, which, member)
-    owner = torch.div(distinct, grid.slots_per_image, rounding_mode="floor")
-    zeros = member.new_zeros(predictions.inputs.batch_size, member.shape[1])
+    owner, _ = grid.unpack(distinct)
+    zeros = member.new_zeros(len(predictions.boxes_xyxy), member.shape[1])
     return {
         "slots": zeros.index_add(0, owner, (claims > 0).long()),
         "shared_slots": zeros.index_add(0, owner, (claims > 1).long()),

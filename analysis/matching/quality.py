@@ -42,10 +42,10 @@ def neighbourhood(inputs: AssignmentInput) -> Candidates:
     cell = inputs.cells[:, None] + offset[:, None]  # T 9 L 2
     valid = ((cell >= 0) & (cell < grid.head_wh)).all(dim=-1)
     cell = cell.clamp(min=0).minimum((grid.head_wh - 1).long())
-    number = cell[..., 1] * grid.head_wh[:, 0].long() + cell[..., 0]  # T 9 L
-    slot = grid.first_slot + number[..., grid.head]  # T 9 K
-    anchor = torch.arange(grid.num_anchors, device=grid.head.device).repeat(9)
-    return Candidates(slot.flatten(1), valid[..., grid.head].flatten(1), anchor)
+    anchor = torch.arange(grid.num_anchors, device=grid.head.device)
+    on_head = cell[..., grid.head, :]  # T 9 K 2
+    slot = grid.number(anchor, on_head[..., 1], on_head[..., 0])  # T 9 K
+    return Candidates(slot.flatten(1), valid[..., grid.head].flatten(1), anchor.repeat(9))
 
 
 def center_cell(near: Candidates) -> Candidates:
@@ -59,7 +59,7 @@ def whole_map(inputs: AssignmentInput) -> Candidates:
     """Return all slots of each object's image."""
     grid = inputs.grid
     slot = torch.arange(grid.slots_per_image, device=grid.head.device)
-    anchor = torch.searchsorted(grid.first_slot, slot, right=True) - 1
+    anchor = grid.locate(slot).anchor
     slot = slot.expand(len(inputs.targets), -1)
     return Candidates(slot, torch.ones(1, 1, dtype=torch.bool, device=slot.device).expand_as(slot), anchor)
 
@@ -101,7 +101,7 @@ def positives(predictions: Predictions, pairs: MatchedPairs, kinds: Sequence[str
     num_strategies = member.shape[1]
     q = predictions.ious(pairs.target, pairs.slot, kinds)
     image = predictions.inputs.targets.image[pairs.target]
-    slot = image * predictions.grid.slots_per_image + pairs.slot
+    slot = predictions.grid.pack(image, pairs.slot)
     distinct, which = torch.unique(slot, return_inverse=True)
     claims = member.new_zeros(len(distinct), num_strategies).index_add_(0, which, member)
     contested = member * (claims[which] > 1)
@@ -125,8 +125,8 @@ def is_matched(candidates: Candidates, pairs: MatchedPairs, grid: SlotGrid, targ
     result = pairs.member.new_zeros(*candidates.slot.shape, pairs.member.shape[1])
     if not len(pairs.target):
         return result
-    wanted = pairs.target * grid.slots_per_image + pairs.slot  # ascending: torch.unique sorts
-    keys = target * grid.slots_per_image + candidates.slot
+    wanted = grid.pack(pairs.target, pairs.slot)  # ascending: torch.unique sorts
+    keys = grid.pack(target, candidates.slot)
     place = torch.searchsorted(wanted, keys).clamp(max=len(wanted) - 1)
     found = (wanted[place] == keys) & candidates.valid
     return pairs.member[place] & found[..., None]

@@ -88,23 +88,19 @@ def _overlapping_of(predictions: Predictions, candidates: Candidates, min_q: flo
     target = torch.arange(len(candidates.slot), device=candidates.slot.device)[:, None].expand_as(candidates.slot)
     q = predictions.ious(target, candidates.slot, ("iou",))[..., 0]
     keep = (q >= min_q) & candidates.valid
-    key = torch.sort(target[keep] * predictions.grid.slots_per_image + candidates.slot[keep]).values
-    target = torch.div(key, predictions.grid.slots_per_image, rounding_mode="floor")
-    return target, key - target * predictions.grid.slots_per_image
+    return predictions.grid.unpack(torch.sort(predictions.grid.pack(target[keep], candidates.slot[keep])).values)
 
 
 def class_logits(predictions: Predictions, raw_maps: Sequence[Tensor], target: Tensor, slot: Tensor) -> Tensor:
     """Return the raw number that each slot has for the class of its object, [P] float32."""
     grid, targets = predictions.grid, predictions.inputs.targets
-    anchor = torch.searchsorted(grid.first_slot, slot, right=True) - 1
-    cell = slot - grid.first_slot[anchor]
-    row = torch.div(cell, grid.cols[anchor], rounding_mode="floor")
-    col = cell - row * grid.cols[anchor]
+    place = grid.locate(slot)
     image, column = targets.image[target], targets.label[target] + 5
     result = predictions.objectness.new_zeros(len(slot))
     for index, raw in enumerate(raw_maps):
-        on = (grid.head[anchor] == index).nonzero().squeeze(1)
-        result[on] = gather_numbers(raw, column[on], image[on], grid.anchor[anchor[on]], row[on], col[on])
+        on = (grid.head[place.anchor] == index).nonzero().squeeze(1)
+        anchor = grid.anchor[place.anchor[on]]
+        result[on] = gather_numbers(raw, column[on], image[on], anchor, place.row[on], place.col[on])
     return result
 
 
@@ -170,7 +166,7 @@ def _geometry(predictions: Predictions, slot: Tensor, pair: Tensor) -> dict[str,
     inputs, grid = predictions.inputs, predictions.grid
     there = (pair >= 0).nonzero().squeeze(1)
     chosen = slot[pair[there]]
-    stride = grid.stride[torch.searchsorted(grid.first_slot, chosen, right=True) - 1]
+    stride = grid.stride[grid.locate(chosen).anchor]
     boxes = xyxy_to_cxcywh(predictions.boxes_xyxy[inputs.targets.image[there], chosen]) / stride[:, None]
     area = boxes.new_full((len(pair),), float("nan"))
     offset = area.clone()

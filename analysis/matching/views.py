@@ -20,7 +20,6 @@ from analysis.matching.pairs import Predictions, slot_numbers
 from data.dataset import BatchPlan, DetectionDataset
 from data.labels.annotations import Annotations
 from models.assignment.assigner import build_assigner
-from models.assignment.grid import SlotGrid
 from utils.draw import class_color, class_name, draw_box, draw_detections, line_width
 from utils.structures import Batch, Detections
 
@@ -105,13 +104,15 @@ def matched_slots(batch: Batch, raw_maps: list[Tensor], plan: MeasurementPlan) -
     """Return the slots of a batch of one image that any strategy matches, by object, then by slot."""
     heads = plan.detector.heads
     predictions = Predictions.of(batch.targets, raw_maps, heads)
+    grid = predictions.grid
     found: dict[tuple[int, int], list[list[bool]]] = {}
     for number, options in enumerate(plan.strategies.values()):
-        assignment = build_assigner(options, heads)(batch.targets, raw_maps, batch.crowd)
-        for half, matches in enumerate((assignment.base, assignment.extra)):
-            for pair in zip(*(one.tolist() for one in slot_numbers(matches, predictions.grid)), strict=True):
+        assignment = build_assigner(options, heads).match(batch.targets, grid, raw_maps, batch.crowd)
+        for part, matches in enumerate((assignment.base, assignment.extra)):
+            slots = slot_numbers(matches, grid)
+            for pair in zip(matches.target.tolist(), slots.tolist(), strict=True):
                 flags = found.setdefault(pair, [[False] * len(plan.strategies) for _ in range(2)])
-                flags[half][number] = True
+                flags[part][number] = True
     if not found:
         return ()
     pairs = sorted(found)
@@ -120,23 +121,14 @@ def matched_slots(batch: Batch, raw_maps: list[Tensor], plan: MeasurementPlan) -
     boxes = meta.to_original(predictions.boxes_xyxy[0, slot], clip=False).tolist()
     q = predictions.ious(target, slot, plan.kinds[:1])[:, 0].tolist()
     objectness = predictions.objectness[0, slot].sigmoid().tolist()
-    places, cells = _places(slot, predictions.grid)
-    cells_xyxy = meta.to_original(cells, clip=False).tolist()
+    place = grid.locate(slot)
+    columns = (grid.head[place.anchor], grid.anchor[place.anchor], place.row, place.col)
+    places = torch.stack(columns, dim=1).tolist()
+    cells_xyxy = meta.to_original(grid.cells_xyxy(place), clip=False).tolist()
     return tuple(
         MatchedSlot(pair[0], *place, tuple(cell), tuple(box), fit, sure, tuple(found[pair][0]), tuple(found[pair][1]))
         for pair, place, cell, box, fit, sure in zip(pairs, places, cells_xyxy, boxes, q, objectness, strict=True)
     )
-
-
-def _places(slot: Tensor, grid: SlotGrid) -> tuple[list[list[int]], Tensor]:
-    """Return (head, anchor, row, column) of the slots, and their cells as boxes in network pixels."""
-    anchor = torch.searchsorted(grid.first_slot, slot, right=True) - 1
-    inside = slot - grid.first_slot[anchor]
-    row = torch.div(inside, grid.cols[anchor], rounding_mode="floor")
-    col = inside - row * grid.cols[anchor]
-    corner = torch.stack((col, row), dim=1) * grid.stride[anchor][:, None]
-    cells = torch.cat((corner, corner + grid.stride[anchor][:, None]), dim=1)
-    return torch.stack((grid.head[anchor], grid.anchor[anchor], row, col), dim=1).tolist(), cells
 
 
 def picture(view: ImageView, names: Sequence[str], strategies: Sequence[str]) -> np.ndarray:

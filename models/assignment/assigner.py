@@ -6,11 +6,12 @@ Training and the analyses both go through :func:`build_assigner`; there is no se
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
+from models.assignment.grid import SlotGrid
 from models.assignment.ignored import ignored_slots
 from models.assignment.inputs import AssignmentInput, Pairs
 from models.assignment.options import AssignmentOptions
@@ -23,7 +24,7 @@ from utils.structures import Assignment, Targets
 
 
 class Assigner:
-    """The strategy of some options: targets and raw maps in, :class:`Assignment` out, without gradient."""
+    """The strategy of some options: targets and raw maps in, :class:`utils.structures.Assignment` out, no gradient."""
 
     def __init__(self, options: AssignmentOptions, heads: tuple[Head, ...]) -> None:
         parts = strategies_of(options.match)
@@ -33,26 +34,32 @@ class Assigner:
         self.ignore_thresholds, self.ignore_crowd = _ignore_rules(options, self.heads)
 
     @torch.no_grad()
-    def __call__(
-        self, targets: Targets, raw_maps: list[Tensor] | tuple[Tensor, ...], crowd: Targets | None = None
+    def match(
+        self,
+        targets: Targets,
+        grid: SlotGrid,
+        raw_maps: Sequence[Tensor] | None = None,
+        crowd: Targets | None = None,
     ) -> Assignment:
         """Match a batch.
 
         Args:
-            targets: the objects, on the device of the maps.
-            raw_maps: one raw map [B A H W 5+C] per head; strategies that look at priors only use their shapes.
+            targets: the objects, on the device of the grid.
+            grid: the slots of the heads at the batch's size.
+            raw_maps: one [B A H W 5+C] per head; without them only strategies that look at priors alone, and no slot
+                is ignored, because that is a question about predictions.
             crowd: crowd regions, used where they are ignored.
         """
-        inputs = AssignmentInput.of(targets, raw_maps, self.heads)
-        base = extra = Pairs.none(raw_maps[0].device)
+        inputs = AssignmentInput(targets, grid, tuple(raw.detach() for raw in raw_maps or ()))
+        base = extra = Pairs.none(grid.head.device)
         if len(targets):
             base = self.make_base(inputs)
             if self.options.match_fallback:
                 base = with_fallback(inputs, base)
             if self.make_extra is not None:
                 extra = self.make_extra(inputs, base)
-        ignore = (None,) * len(raw_maps)
-        if self.ignore_thresholds is not None or self.ignore_crowd:
+        ignore: tuple[Tensor | None, ...] = (None,) * len(grid.heads)
+        if raw_maps is not None and (self.ignore_thresholds is not None or self.ignore_crowd):
             ignore = ignored_slots(inputs, self.ignore_thresholds, crowd if self.ignore_crowd else None)
         return Assignment(inputs.matches(base), inputs.matches(extra), ignore)
 

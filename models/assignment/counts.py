@@ -10,9 +10,9 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from models.heads import Head
+from models.assignment.grid import SlotGrid
 from utils.boxes import SIZE_LIMITS, SIZE_NAMES
-from utils.structures import Assignment, Matches, Targets
+from utils.structures import Assignment, Targets
 
 
 @dataclass(frozen=True)
@@ -75,34 +75,34 @@ def _share(part: float, whole: float) -> float:
     return part / whole if whole else 0.0
 
 
-def size_of(targets: Targets, heads: tuple[Head, ...], shapes: list[tuple[int, int]]) -> Tensor:
+def size_of(targets: Targets, grid: SlotGrid) -> Tensor:
     """Return each target's size at network scale, [T] int64: 0 small, 1 medium, 2 large."""
-    pixels = shapes[0][0] * shapes[0][1] * heads[0].stride ** 2
+    pixels = grid.shapes[0][0] * grid.shapes[0][1] * grid.heads[0].stride ** 2
     area = targets.boxes_cxcywh[:, 2] * targets.boxes_cxcywh[:, 3] * pixels
     return (area >= SIZE_LIMITS[0]).long() + (area >= SIZE_LIMITS[1]).long()
 
 
 @torch.no_grad()
 def count_matches(
-    assignment: Assignment, targets: Targets, size: Tensor, quality: tuple[Tensor, Tensor], slots: tuple[Tensor, Tensor]
+    assignment: Assignment, targets: Targets, grid: SlotGrid, base_iou: Tensor, extra_iou: Tensor
 ) -> MatchCounts:
     """Count one batch's matches.
 
     Args:
         assignment: its matches.
         targets: its objects.
-        size: [T] from :func:`size_of`.
-        quality: plain IoU of the predictions of the base and of the extra matches, over all heads.
-        slots: number of each match's slot, unique in the batch, likewise.
+        grid: numbers the slots.
+        base_iou: plain IoU of the prediction of each base match with its object, [M].
+        extra_iou: likewise of the extra matches.
     """
+    base, extra = assignment.base, assignment.extra
+    size = size_of(targets, grid)
     per_size = torch.nn.functional.one_hot(size, 3).double()  # T 3
-    base_target, extra_target = (
-        torch.cat([part.target for part in half]) for half in (assignment.base, assignment.extra)
-    )
-    has_base = _marked(base_target, len(targets))
-    has_any = has_base | _marked(extra_target, len(targets))
-    target = torch.cat((base_target, extra_target))
-    loses, repeated, collisions = losing_matches(torch.cat(slots), target, torch.cat(quality))
+    has_base = marked(base.target, len(targets))
+    has_any = has_base | marked(extra.target, len(targets))
+    target = torch.cat((base.target, extra.target))
+    slot = torch.cat((grid.number_of_matches(base), grid.number_of_matches(extra)))
+    loses, repeated, collisions = losing_matches(slot, target, torch.cat((base_iou, extra_iou)))
     keeps_one = torch.zeros_like(size).index_add_(0, target, (~loses).long()) > 0
 
     def by_size(flags: Tensor, values: Tensor = per_size) -> Tensor:
@@ -112,10 +112,10 @@ def count_matches(
         objects=per_size.sum(0),
         unmatched=by_size(~has_any),
         unmatched_base=by_size(~has_base),
-        base=quality[0].new_full((), len(base_target), dtype=torch.float64),
-        extra=quality[0].new_full((), len(extra_target), dtype=torch.float64),
-        base_iou=quality[0].sum(dtype=torch.float64),
-        extra_iou=quality[1].sum(dtype=torch.float64),
+        base=base_iou.new_full((), len(base), dtype=torch.float64),
+        extra=base_iou.new_full((), len(extra), dtype=torch.float64),
+        base_iou=base_iou.sum(dtype=torch.float64),
+        extra_iou=extra_iou.sum(dtype=torch.float64),
         collisions=collisions,
         lost_slots=by_size(loses & ~repeated, per_size[target]),
         lost_all_slots=by_size(has_any & ~keeps_one),
@@ -153,16 +153,8 @@ def losing_matches(slot: Tensor, target: Tensor, quality: Tensor) -> tuple[Tenso
     return loses[back], repeated[back], collided.sum(dtype=torch.float64)
 
 
-def _marked(target: Tensor, size: int) -> Tensor:
-    marked = torch.zeros(size, dtype=torch.bool, device=target.device)
-    marked[target] = True
-    return marked
-
-
-def all_slots(matches: tuple[Matches, ...], shapes: list[tuple[int, int, int, int]]) -> Tensor:
-    """Return the number of each match's slot over all heads, unique in a batch; shapes are (B, A, H, W) of the maps."""
-    parts, offset = [], 0
-    for part, (images, anchors, rows, cols) in zip(matches, shapes, strict=True):
-        parts.append(offset + ((part.image * anchors + part.anchor) * rows + part.row) * cols + part.col)
-        offset += images * anchors * rows * cols
-    return torch.cat(parts)
+def marked(target: Tensor, num_targets: int) -> Tensor:
+    """Return [T] bool, True for the targets whose rows are in ``target`` [M]."""
+    result = torch.zeros(num_targets, dtype=torch.bool, device=target.device)
+    result[target] = True
+    return result

@@ -1,7 +1,11 @@
-"""The numbers of the slots of all heads, and what is constant of them at one input size."""
+"""Slots by number: one numbering of the predictors of all heads, both ways, and what is constant at one input size.
+
+Shape letters: L heads, K anchors of all heads together, P slots, M matches.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -9,6 +13,7 @@ import torch
 from torch import Tensor
 
 from models.heads import Head
+from utils.structures import Matches
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,7 +27,7 @@ class SlotGrid:
     prior_wh: Tensor  # [K 2] network pixels
     stride: Tensor  # [K] network pixels per cell
     cols: Tensor  # [K] int64, grid columns of the anchor's head
-    first_slot: Tensor  # [K] int64, slot of the anchor at row 0, column 0 of image 0
+    first_slot: Tensor  # [K] int64, number of the anchor's slot at row 0, column 0
     head_wh: Tensor  # [L 2] float32, columns and rows of each head
     head_start: Tensor  # [L] int64, first anchor of each head
     input_wh: Tensor  # [2] float32, network pixels
@@ -32,6 +37,57 @@ class SlotGrid:
     def num_anchors(self) -> int:
         """Anchors of all heads together."""
         return len(self.head)
+
+    def number(self, anchor: Tensor, row: Tensor, col: Tensor, image: Tensor | int = 0) -> Tensor:
+        """Return the number of each slot, [P] int64: unique in the batch, and within an image where that is left out.
+
+        Args:
+            anchor: [P] int64, among the anchors of all heads.
+            row: [P] int64.
+            col: [P] int64.
+            image: [P] int64.
+        """
+        return self.pack(image, self.first_slot[anchor] + row * self.cols[anchor] + col)
+
+    def locate(self, number: Tensor) -> SlotPlace:
+        """Return where the slots with these numbers [P] lie: the inverse of :meth:`number`."""
+        image, slot = self.unpack(number)
+        anchor = torch.searchsorted(self.first_slot, slot, right=True) - 1
+        cell = slot - self.first_slot[anchor]
+        row = torch.div(cell, self.cols[anchor], rounding_mode="floor")
+        return SlotPlace(image, anchor, row, cell - row * self.cols[anchor])
+
+    def pack(self, owner: Tensor | int, slot: Tensor) -> Tensor:
+        """Return one number for an image of the batch, or a target, and a slot's number within its image."""
+        return owner * self.slots_per_image + slot
+
+    def unpack(self, packed: Tensor) -> tuple[Tensor, Tensor]:
+        """Return owner and slot of numbers that :meth:`pack` made."""
+        owner = torch.div(packed, self.slots_per_image, rounding_mode="floor")
+        return owner, packed - owner * self.slots_per_image
+
+    def number_of_matches(self, matches: Matches) -> Tensor:
+        """Return the number of each match's slot, [M] int64, unique in the batch."""
+        return self.number(self.anchor_of_matches(matches), matches.row, matches.col, matches.image)
+
+    def anchor_of_matches(self, matches: Matches) -> Tensor:
+        """Return the anchor of each match, [M] int64, among the anchors of all heads."""
+        return self.head_start[matches.head] + matches.anchor
+
+    def cells_xyxy(self, place: SlotPlace) -> Tensor:
+        """Return the cell of each slot as corners in network pixels, [P 4]."""
+        corner = torch.stack((place.col, place.row), dim=1) * self.stride[place.anchor][:, None]
+        return torch.cat((corner, corner + self.stride[place.anchor][:, None]), dim=1)
+
+
+@dataclass(frozen=True)
+class SlotPlace:
+    """Where slots lie."""
+
+    image: Tensor  # [P] int64
+    anchor: Tensor  # [P] int64, among the anchors of all heads
+    row: Tensor  # [P] int64
+    col: Tensor  # [P] int64
 
 
 @lru_cache(maxsize=256)
@@ -69,3 +125,8 @@ def slot_grid(heads: tuple[Head, ...], shapes: tuple[tuple[int, int], ...], devi
         input_wh=real([shapes[0][1] * heads[0].stride, shapes[0][0] * heads[0].stride]),
         slots_per_image=int(sizes.sum()),
     )
+
+
+def grid_of_maps(heads: tuple[Head, ...], raw_maps: Sequence[Tensor]) -> SlotGrid:
+    """Return the slots of some raw maps [B A H W 5+C], one per head."""
+    return slot_grid(heads, tuple((raw.shape[2], raw.shape[3]) for raw in raw_maps), raw_maps[0].device)

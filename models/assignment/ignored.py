@@ -29,17 +29,18 @@ def ignored_slots(
         crowd: regions; a prediction more than half of which lies in one of its image is ignored.
     """
     grid = inputs.grid
-    ignored = torch.zeros(inputs.batch_size * grid.slots_per_image, dtype=torch.bool, device=inputs.raw_maps[0].device)
+    batch_size = len(inputs.raw_maps[0])
+    ignored = torch.zeros(batch_size * grid.slots_per_image, dtype=torch.bool, device=grid.head.device)
     if thresholds is not None and len(inputs.targets):
         limit = constant(thresholds, ignored.device)[grid.head]
         for pairs in window_pairs(inputs, *cells_that_can_reach(inputs, thresholds)):
             above = predicted_iou(inputs, pairs, "iou") > limit[pairs.anchor]
             ignored[inputs.slots(pairs.select(above))] = True
     if crowd is not None and len(crowd):
-        regions = AssignmentInput(crowd, inputs.raw_maps, grid)
+        regions = AssignmentInput(crowd, grid, inputs.raw_maps)
         for pairs in window_pairs(regions, *cells_that_can_predict_inside(regions)):
             cover = intersection_over_first(regions.predicted_xyxy(pairs), regions.boxes_xyxy[pairs.target])
             ignored[regions.slots(pairs.select(cover > CROWD_COVER))] = True
     sizes = [head.num_anchors * rows * cols for head, (rows, cols) in zip(grid.heads, grid.shapes, strict=True)]
-    parts = ignored.view(inputs.batch_size, grid.slots_per_image).split(sizes, dim=1)
+    parts = ignored.view(batch_size, grid.slots_per_image).split(sizes, dim=1)
     return tuple(part.unflatten(1, raw.shape[1:4]) for part, raw in zip(parts, inputs.raw_maps, strict=True))

@@ -16,8 +16,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from models.assignment.grid import SlotGrid, slot_grid
-from models.heads import Head, decode_boxes
+from models.assignment.grid import SlotGrid
+from models.heads import decode_boxes
 from models.raw_maps import gather_numbers, gather_rows
 from utils.boxes import cxcywh_to_xyxy
 from utils.structures import Matches, Targets
@@ -69,24 +69,11 @@ class Pairs:
 
 @dataclass(frozen=True, eq=False)
 class AssignmentInput:
-    """What a strategy sees of one batch: the targets and the raw maps, detached."""
+    """What a strategy sees of one batch."""
 
     targets: Targets
-    raw_maps: tuple[Tensor, ...]  # one [B A H W 5+C] per head
     grid: SlotGrid
-
-    @staticmethod
-    def of(targets: Targets, raw_maps: list[Tensor] | tuple[Tensor, ...], heads: tuple[Head, ...]) -> AssignmentInput:
-        """Build the inputs of a batch from the network's raw maps, which may still need a gradient."""
-        shapes = tuple((raw.shape[2], raw.shape[3]) for raw in raw_maps)
-        return AssignmentInput(
-            targets, tuple(raw.detach() for raw in raw_maps), slot_grid(heads, shapes, raw_maps[0].device)
-        )
-
-    @property
-    def batch_size(self) -> int:
-        """Images in the batch."""
-        return self.raw_maps[0].shape[0]
+    raw_maps: tuple[Tensor, ...] = ()  # one [B A H W 5+C] per head, detached; none where only priors are looked at
 
     @cached_property
     def boxes(self) -> Tensor:
@@ -117,21 +104,17 @@ class AssignmentInput:
         return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
     def slots(self, pairs: Pairs) -> Tensor:
-        """Number of each pair's slot in the batch, [P] int64, unique over images and heads."""
-        grid = self.grid
-        inside = grid.first_slot[pairs.anchor] + pairs.row * grid.cols[pairs.anchor] + pairs.col
-        return self.targets.image[pairs.target] * grid.slots_per_image + inside
+        """Number of each pair's slot, [P] int64, unique in the batch."""
+        return self.grid.number(pairs.anchor, pairs.row, pairs.col, self.targets.image[pairs.target])
 
     def cell_slots(self, pairs: Pairs) -> Tensor:
         """Number of the slot of the first anchor in each pair's cell, [P] int64: it names the cell in the batch."""
-        grid = self.grid
-        first = grid.first_slot[grid.head_start[grid.head[pairs.anchor]]]
-        inside = first + pairs.row * grid.cols[pairs.anchor] + pairs.col
-        return self.targets.image[pairs.target] * grid.slots_per_image + inside
+        first = self.grid.head_start[self.grid.head[pairs.anchor]]
+        return self.grid.number(first, pairs.row, pairs.col, self.targets.image[pairs.target])
 
     def keys(self, pairs: Pairs) -> Tensor:
-        """Number of each pair (target and slot), [P] int64."""
-        return pairs.target * (self.batch_size * self.grid.slots_per_image) + self.slots(pairs)
+        """Number of each pair of a target and a slot, [P] int64."""
+        return self.grid.number(pairs.anchor, pairs.row, pairs.col, pairs.target)
 
     def split_by_head(self, pairs: Pairs) -> list[int]:
         """Number of pairs of each head."""
@@ -163,13 +146,19 @@ class AssignmentInput:
                  for raw, xy, wh, head in zip(raw_maps, cell, prior, self.grid.heads, strict=True)]  # fmt: skip
         return cxcywh_to_xyxy(torch.cat(boxes))
 
-    def matches(self, pairs: Pairs) -> tuple[Matches, ...]:
-        """The pairs as one record per head."""
-        sizes = self.split_by_head(pairs)
-        weight = torch.ones_like(pairs.iou) if pairs.weight is None else pairs.weight
-        image, anchor = self.targets.image[pairs.target], self.grid.anchor[pairs.anchor]
-        columns = (pairs.target, image, anchor, pairs.row, pairs.col, pairs.iou, weight)
-        return tuple(Matches(*parts) for parts in zip(*(column.split(sizes) for column in columns), strict=True))
+    def matches(self, pairs: Pairs) -> Matches:
+        """The pairs as matches."""
+        return Matches(
+            target=pairs.target,
+            image=self.targets.image[pairs.target],
+            head=self.grid.head[pairs.anchor],
+            anchor=self.grid.anchor[pairs.anchor],
+            row=pairs.row,
+            col=pairs.col,
+            iou=pairs.iou,
+            weight=torch.ones_like(pairs.iou) if pairs.weight is None else pairs.weight,
+            per_head=tuple(self.split_by_head(pairs)),
+        )
 
 
 def window_pairs(inputs: AssignmentInput, low: Tensor, high: Tensor, at_once: int = PAIRS_AT_ONCE) -> Iterator[Pairs]:

@@ -54,8 +54,9 @@ class Split:
         if self.refilter:
             extra = extra.select(extra.iou > self._worst_base(inputs, base)[extra.target])
         if self.reduce_anchor:
-            cell = extra.target * (inputs.batch_size * inputs.grid.slots_per_image) + inputs.cell_slots(extra)
-            extra = extra.select(ranks(cell, -extra.iou, extra.anchor) == 0)
+            first = inputs.grid.head_start[inputs.grid.head[extra.anchor]]
+            cell_of_target = inputs.grid.number(first, extra.row, extra.col, extra.target)
+            extra = extra.select(ranks(cell_of_target, -extra.iou, extra.anchor) == 0)
         if self.extra_topk is not None:
             extra = extra.select(ranks(extra.target, -extra.iou, inputs.slots(extra)) < self.extra_topk)
         if self.assign_rate is not None:
@@ -83,7 +84,7 @@ class Fast:
     def __call__(self, inputs: AssignmentInput, base: Pairs) -> Pairs:
         """Return the extra pairs, given the base ones."""
         if self.candidates == "map":
-            pairs = window_pairs(inputs, *cells_that_can_reach(inputs, (self.extra_iou,) * len(inputs.raw_maps)))
+            pairs = window_pairs(inputs, *cells_that_can_reach(inputs, (self.extra_iou,) * len(inputs.grid.heads)))
         else:
             pairs = candidate_pairs(inputs, self.candidates)
         extra = without(inputs, predicted_above(inputs, pairs, self.extra_iou, self.match_iou), base)
@@ -126,7 +127,7 @@ def _best_of_batch(inputs: AssignmentInput, pairs: Pairs, limit: int) -> Pairs:
     if len(pairs) <= limit:
         return pairs
     image = inputs.targets.image[pairs.target]
-    slot_of_image = inputs.slots(pairs) - image * inputs.grid.slots_per_image
+    slot_of_image = inputs.grid.number(pairs.anchor, pairs.row, pairs.col)
     everything = torch.zeros_like(image)
     return pairs.select(ranks(everything, -pairs.iou, slot_of_image, inputs.target_rank[pairs.target], image) < limit)
 
