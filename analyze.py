@@ -22,11 +22,12 @@ from analysis.matching.command import Source, matching_stats, open_everything, r
 from analysis.matching.options import MatchingOptions
 from analysis.output.report import ReportOptions, write_report
 from analysis.output.result import Result, print_result, with_problems, write_result
-from analysis.strategies import StrategyOptions, needs_predictions, prior_strategies
+from analysis.strategies import StrategyOptions
 from data.data_file import SPLITS, open_data, split_shown
 from data.labels.annotations import Annotations
 from data.labels.read import read_dataset
 from engine.run_folder import new_run_folder, newest_run
+from models.assignment.strategies import prior_strategies, reads_predictions
 from models.heads import Head
 from models.network import build_network, check_image_size, require_heads
 from utils import distributed
@@ -158,9 +159,9 @@ def run_anchor_stats(options: AnalyzeGroups) -> Result:
     """Matches of every strategy that looks only at priors."""
     names = options.strategies.match.split(",") if options.strategies.match else prior_strategies()
     if options.analyze.matching_stats:  # which also looks at the others
-        names = [name for name in names if not needs_predictions(name)] or prior_strategies()
+        names = [name for name in names if not reads_predictions(name)] or prior_strategies()
     for name in names:
-        if needs_predictions(name):
+        if reads_predictions(name):
             raise UserError(
                 f"--match {name} looks at predictions, which --anchor-stats has none of; use --matching-stats"
             )

@@ -19,6 +19,7 @@ from scipy.cluster import vq
 from torch import Tensor
 from tqdm import tqdm
 
+from models.assignment.prior import Ratio, Standard
 from models.assignment.strategies import strategies_of
 from utils.boxes import shape_iou
 from utils.config import option
@@ -28,10 +29,6 @@ MAX_EXACT_SIZES = 50_000
 MAX_RESTART_SIZES = 20_000  # restarts run on a sample of this many; the best is polished on all
 MAX_ITERATIONS = 300
 DECIMALS = 2  # anchors are judged as they are written into the cfg
-
-# The prior's rule by which each strategy accepts an anchor: shape IoU > iou_t, or ratio of sides < anchor_t. Strategies
-# that are not named here give every object an anchor: there is no recall to maximise, mean best IoU decides alone.
-RECALL_RULES = {"standard": "iou", "pure": "iou", "split": "iou", "fast": "iou", "ratio": "ratio"}
 
 
 @dataclass(frozen=True)
@@ -45,9 +42,9 @@ class AnchorFitOptions:
         "the recall that --match asks for; linear, geometric: equally or geometrically spaced sizes x --ratios",
         choices=("kmeans", "iou", "evolve", "linear", "geometric"),
     )
-    iou_t: float = option(0.2, "an anchor recalls a box when their shape IoU is above this")
-    anchor_t: float = option(4.0, "an anchor recalls a box when no ratio of their sides reaches this")
-    match: str = option("standard", "the strategy of models/assignment/assigner.py whose recall rule evolve maximises")
+    iou_t: float = option(Standard.iou_t, "an anchor recalls a box when their shape IoU is above this")
+    anchor_t: float = option(Ratio.anchor_t, "an anchor recalls a box when no ratio of their sides reaches this")
+    match: str = option("standard", "the strategy whose recall rule evolve maximises")
     restarts: int = option(20, "starting points of kmeans and iou, the best is kept")
     generations: int = option(2000, "mutations that evolve tries")
     iou_slack: float = option(0.01, "mean best IoU that evolve may give up for recall")
@@ -297,7 +294,7 @@ def _statistics(fit: Fit) -> tuple[float, float, float]:
 
 def recall_rule(match: str) -> str:
     """Return which recall a strategy's rule means: "iou", "ratio" or "" where it gives every object an anchor."""
-    return RECALL_RULES.get(match.split("+")[0], "")
+    return strategies_of(match)[0].anchor_rule
 
 
 def _sample(sizes: BoxSizes, rng: np.random.Generator) -> BoxSizes:

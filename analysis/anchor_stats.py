@@ -22,6 +22,7 @@ from analysis.output.result import Result, Table, share
 from models.assignment.assigner import build_assigner
 from models.assignment.grid import SlotGrid, slot_grid
 from models.assignment.options import AssignmentOptions
+from models.assignment.prior import Ratio, Standard
 from models.heads import Head
 from utils.boxes import SIZE_NAMES, shape_iou
 from utils.structures import Matches, Targets
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 OBJECTS_PER_BLOCK = 16_384
 IMAGES_PER_BLOCK = 4_096
-DEFAULT_IOU_T, DEFAULT_ANCHOR_T = 0.2, 4.0  # of standard and ratio, docs/assignment.md
 
 
 @dataclass(frozen=True)
@@ -133,8 +133,8 @@ def _recall(
     best_iou: np.ndarray, best_ratio: np.ndarray, strategies: Mapping[str, AssignmentOptions]
 ) -> dict[str, float | None]:
     given = list(strategies.values())
-    iou_t = next((options.iou_t for options in given if options.iou_t is not None), DEFAULT_IOU_T)
-    anchor_t = next((options.anchor_t for options in given if options.anchor_t is not None), DEFAULT_ANCHOR_T)
+    iou_t = next((options.iou_t for options in given if options.iou_t is not None), Standard.iou_t)
+    anchor_t = next((options.anchor_t for options in given if options.anchor_t is not None), Ratio.anchor_t)
     return {
         "iou_t": iou_t,
         "by_iou": share((best_iou > iou_t).sum(), len(best_iou)),

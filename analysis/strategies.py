@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 
-from models.assignment.options import AssignmentOptions
-from models.assignment.strategies import STRATEGIES, options_used
+from models.assignment.options import AssignmentOptions, options_used
+from models.assignment.strategies import STRATEGIES
 from utils.boxes import IOU_KINDS
 from utils.config import option
 
-# Strategies whose matches depend on priors and boxes alone, so that they need no network. A test holds every entry of
-# STRATEGIES against this list by giving it different predictions.
-PRIOR_STRATEGIES = ("standard", "ratio", "darknet", "atss")
 READ_BY_MATCHING_STATS = frozenset({"match_iou", "candidates"})  # these also say what --matching-stats measures
 
 
@@ -19,7 +16,9 @@ READ_BY_MATCHING_STATS = frozenset({"match_iou", "candidates"})  # these also sa
 class StrategyOptions(AssignmentOptions):
     """Which strategies are compared; each takes the options that it uses."""
 
-    match: str = option("", "strategies, separated by commas; A+B: base matches of A with extra matches of B")
+    match: str = option(
+        "", f"some of {','.join(STRATEGIES)}, separated by commas; A+B: base matches of A, extra ones of B"
+    )
     match_iou: tuple[str, ...] = option(
         (), "kinds of IoU that are measured; the first decides extra matches", tuple(IOU_KINDS)
     )
@@ -58,13 +57,3 @@ class StrategyOptions(AssignmentOptions):
             name: AssignmentOptions(match=name, **{key: value for key, value in given.items() if key in used[name]})
             for name in names
         }
-
-
-def prior_strategies() -> list[str]:
-    """Return the names of the strategies that need no network, in the table's order."""
-    return [name for name in STRATEGIES if name in PRIOR_STRATEGIES]
-
-
-def needs_predictions(match: str) -> bool:
-    """Whether a strategy, or either part of ``A+B``, looks at a network's predictions."""
-    return any(name not in PRIOR_STRATEGIES for name in match.split("+"))

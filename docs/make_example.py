@@ -16,6 +16,7 @@ from torch import Tensor
 from models.assignment.assigner import build_assigner
 from models.assignment.grid import grid_of_maps
 from models.assignment.options import AssignmentOptions
+from models.assignment.strategies import STRATEGIES
 from models.heads import Head
 from models.loss import LossOptions, build_loss
 from utils.config import REPOSITORY
@@ -39,11 +40,15 @@ PREDICTIONS = {  # (head, anchor, column, row): centre and size in pixels; every
     (0, 0, 6, 1): (100, 20, 12, 10),
     (0, 1, 6, 1): (103, 23, 8, 8),
 }
+VARIANTS = {  # more rows of the table: options that change what a strategy selects in the example
+    "standard": ("match_anchors=best", "match_fallback=True"),
+    "split": ("extra_topk=1", "refilter=True", "assign_rate=0.5"),
+    "fast": ("extra_iou=0.25", "extra_iou=0.25 remove_duplicate=True", "linear_reweight=0.2"),
+}
 RUNS = (
-    "standard", "standard match_anchors=best", "standard match_fallback=True", "ratio", "darknet", "pure", "split",
-    "split extra_topk=1", "split refilter=True", "split assign_rate=0.5", "fast", "fast extra_iou=0.25",
-    "fast extra_iou=0.25 remove_duplicate=True", "fast linear_reweight=0.2", "atss", "simota", "tal", "atss+fast",
-)  # fmt: skip
+    *(f"{name} {options}".strip() for name in STRATEGIES for options in ("", *VARIANTS.get(name, ()))),
+    "atss+fast",
+)
 
 
 def targets() -> Targets:

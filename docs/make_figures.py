@@ -25,6 +25,7 @@ from torch import Tensor
 from models.assignment.assigner import build_assigner
 from models.assignment.grid import grid_of_maps
 from models.assignment.options import AssignmentOptions
+from models.assignment.strategies import STRATEGIES, prior_strategies, reads_predictions
 from models.heads import Head, cell_grid, priors_wh
 from utils.boxes import box_iou, cxcywh_to_xyxy
 from utils.config import option, parse_options
@@ -45,8 +46,8 @@ OBJECTS = {  # corners in the pixels of the sample image, 512 x 600
 }
 COLORS = ("tab:red", "tab:orange", "tab:cyan")  # per head: stride 32, 16, 8
 FIGURES = {
-    "assignment_priors.png": ("standard", "ratio", "darknet", "atss"),
-    "assignment_predictions.png": ("pure", "split", "fast", "simota", "tal", "atss+fast"),
+    "assignment_priors.png": tuple(prior_strategies()),
+    "assignment_predictions.png": (*(name for name in STRATEGIES if reads_predictions(name)), "atss+fast"),
 }
 
 

@@ -18,6 +18,7 @@ import yaml
 
 from analysis.compare_runs import MAP50, POSITIVES, Run, confidence_interval, read_run
 from engine.run_folder import epoch_summary
+from models.assignment.strategies import STRATEGIES
 from utils.config import REPOSITORY, option, parse_options
 from utils.errors import UserError, run_command
 from utils.files import write_text_atomically
@@ -26,14 +27,10 @@ DOCUMENT = REPOSITORY / "docs" / "assignment.md"
 NOT_RUN = "Not run yet.\n\n"  # stands in the document until the first table
 RUNS = Path("runs/train")
 ALPHAS = (0.0, 0.3, 0.5, 1.0)
-SETTINGS = (
-    ("standard", 0.0),
-    ("ratio", 0.0),
-    ("darknet", 0.0),
-    *((match, alpha) for match in ("pure", "split", "fast") for alpha in ALPHAS),
-    ("atss", 0.0),
-    ("simota", 0.0),
-    ("tal", 0.0),
+SETTINGS = tuple(
+    (name, alpha)
+    for name, strategy in STRATEGIES.items()
+    for alpha in (ALPHAS if strategy.extra is not None else ALPHAS[:1])
 )
 COLLAPSE = 0.8  # of the mAP of standard; below it a strategy has failed
 

@@ -6,11 +6,11 @@ import torch
 
 from analysis.anchor_stats import anchor_stats
 from analysis.objects import letterboxed, select_objects
-from analysis.strategies import PRIOR_STRATEGIES, StrategyOptions, prior_strategies
+from analysis.strategies import StrategyOptions
 from data.labels.annotations import Annotations
 from models.assignment.assigner import build_assigner
 from models.assignment.options import AssignmentOptions
-from models.assignment.strategies import STRATEGIES
+from models.assignment.strategies import STRATEGIES, prior_strategies
 from models.heads import Head
 from tests.assignment_cases import match_maps
 from utils.structures import Targets
@@ -252,7 +252,7 @@ def test_prior_strategies_are_those_that_do_not_look_at_predictions(name):
                 for m in (assignment.base, assignment.extra)
             ]
         )
-    assert (found[0] == found[1]) == (name in PRIOR_STRATEGIES)
+    assert (found[0] == found[1]) == (name in prior_strategies())
 
 
 def test_each_strategy_takes_the_options_it_uses():

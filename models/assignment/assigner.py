@@ -14,7 +14,7 @@ from torch import Tensor
 from models.assignment.grid import SlotGrid
 from models.assignment.ignored import ignored_slots
 from models.assignment.inputs import AssignmentInput, Pairs
-from models.assignment.options import AssignmentOptions
+from models.assignment.options import AssignmentOptions, build_rule
 from models.assignment.predicted import without
 from models.assignment.prior import with_fallback
 from models.assignment.strategies import strategies_of
@@ -29,9 +29,9 @@ class Assigner:
     def __init__(self, options: AssignmentOptions, heads: tuple[Head, ...]) -> None:
         parts = strategies_of(options.match)
         self.options, self.heads = options, tuple(heads)
-        self.make_base = parts[0].base(options)
+        self.make_base = build_rule(parts[0].base, options)
         self.make_extra = _extra_part(parts, options)
-        self.ignore_thresholds, self.ignore_crowd = _ignore_rules(options, self.heads)
+        self.ignore_thresholds, self.ignore_crowd = _ignore_rules(parts[0], options, self.heads)
 
     @torch.no_grad()
     def match(
@@ -64,24 +64,26 @@ class Assigner:
         return Assignment(inputs.matches(base), inputs.matches(extra), ignore)
 
 
-def _ignore_rules(options: AssignmentOptions, heads: tuple[Head, ...]) -> tuple[tuple[float, ...] | None, bool]:
+def _ignore_rules(
+    strategy: Strategy, options: AssignmentOptions, heads: tuple[Head, ...]
+) -> tuple[tuple[float, ...] | None, bool]:
     """Return the IoU of each head above which a prediction is no negative, if any, and whether crowds are ignored."""
-    as_darknet = options.match.split("+")[0] == "darknet"
     thresholds = None
     if options.ignore_thresh is not None:
         thresholds = (options.ignore_thresh,) * len(heads)
-    elif as_darknet:
+    elif strategy.ignores_by_default:
         thresholds = tuple(head.ignore_thresh for head in heads)
-    return thresholds, as_darknet if options.ignore_crowd is None else options.ignore_crowd
+    ignore_crowd = strategy.ignores_by_default if options.ignore_crowd is None else options.ignore_crowd
+    return thresholds, ignore_crowd
 
 
 def _extra_part(parts: list[Strategy], options: AssignmentOptions) -> Callable[[AssignmentInput, Pairs], Pairs] | None:
     last = parts[-1]
     if last.extra is not None:
-        return last.extra(options)
+        return build_rule(last.extra, options)
     if len(parts) == 1:
         return None
-    make_pairs = last.base(options)
+    make_pairs = build_rule(last.base, options)
 
     def unlike_base(inputs: AssignmentInput, base: Pairs) -> Pairs:
         return without(inputs, make_pairs(inputs), base)

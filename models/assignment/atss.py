@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from models.assignment.inputs import AssignmentInput, Pairs, best_target_of_slot
+from models.assignment.strategy import Strategy
 from utils.boxes import box_iou
 
 
@@ -66,3 +67,6 @@ class Atss:
         row = torch.div(order, window, rounding_mode="floor")
         col = order - row * window
         return start[..., :1] + col, start[..., 1:] + row, square.gather(2, order).isfinite()
+
+
+STRATEGY = Strategy("atss", Atss)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 from models.assignment.candidates import CANDIDATES
-from models.assignment.strategies import STRATEGIES, options_used
+from models.assignment.inputs import Pairs
+from models.assignment.strategies import STRATEGIES, strategies_of
 from utils.boxes import IOU_KINDS
 from utils.config import option
 
@@ -14,7 +16,7 @@ from utils.config import option
 class AssignmentOptions:
     """Which slots learn from which objects; an option that the strategy does not use is refused."""
 
-    match: str = option("standard", "strategy, or A+B: the base matches of A with the extra matches of B")
+    match: str = option("standard", f"strategy: {', '.join(STRATEGIES)}; or A+B: base matches of A, extra ones of B")
     alpha: float = option(0.0, "share of the extra matches in the box and class loss, 0 to 1")
     iou_t: float | None = option(None, "an anchor matches above this shape IoU (standard: 0.2; darknet: the cfg's)")
     match_anchors: str | None = option(None, "anchors that may match: all, or the best of each head", ("all", "best"))
@@ -56,6 +58,36 @@ RANGES = (
     ("alpha", 0, 1), ("iou_t", 0, 1), ("anchor_t", 1, 1e6), ("extra_iou", 0.01, 1), ("extra_topk", 1, 1_000_000),
     ("assign_rate", 0, 1e6), ("linear_reweight", 0, 1), ("ignore_thresh", 0.01, 1),
 )  # fmt: skip
+
+
+OPTIONS_OF_ALL = {"match", "alpha", "match_fallback", "ignore_thresh", "ignore_crowd", "normalise"}
+
+
+def options_used(match: str) -> set[str]:
+    """Return the names of the options that ``--match`` uses.
+
+    Raises:
+        ValueError: ``match`` names no strategy.
+    """
+    parts = strategies_of(match)
+    first, last = parts[0], parts[-1]
+    used = OPTIONS_OF_ALL | option_names(first.base)
+    if last.extra is not None:
+        used |= option_names(last.extra) | {"tobj"}
+    elif len(parts) == 2:
+        used |= option_names(last.base) | {"tobj"}
+    return used
+
+
+def option_names(rule: type) -> set[str]:
+    """Return the fields of a strategy's rule that are options."""
+    return {item.name for item in fields(rule)} & {item.name for item in fields(AssignmentOptions)}
+
+
+def build_rule(rule: type, options: AssignmentOptions) -> Callable[..., Pairs]:
+    """Return a strategy's rule with the options that were given; what is None keeps the rule's own default."""
+    given = {name: getattr(options, name) for name in option_names(rule)}
+    return rule(**{name: value for name, value in given.items() if value is not None})
 
 
 def with_strategy(options: AssignmentOptions, match: str) -> AssignmentOptions:

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from models.assignment.candidates import candidate_pairs, cells_that_can_reach
 from models.assignment.inputs import AssignmentInput, Pairs, best_target_of_slot, ranks, window_pairs
+from models.assignment.prior import Standard
+from models.assignment.strategy import Strategy
 from utils.boxes import box_iou
 
 EPSILON = 1e-6  # so that 0.29 of 100 matches are 29, though 0.29 * 100 is 28.999999999999996
@@ -140,3 +142,9 @@ def _best_anchor_of_cell(inputs: AssignmentInput, pairs: Pairs) -> Pairs:
     anchor = pairs.anchor.masked_fill(pairs.iou < best[cell], none)
     winner = torch.full_like(cell, none).scatter_reduce_(0, cell, anchor, "amin")
     return pairs.select(pairs.anchor == winner[cell])
+
+
+STRATEGIES = tuple(
+    Strategy(name, Standard, extra, reads_predictions=True, anchor_rule="iou")
+    for name, extra in (("pure", Pure), ("split", Split), ("fast", Fast))
+)

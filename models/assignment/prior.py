@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.assignment.grid import constant
 from models.assignment.inputs import AssignmentInput, Pairs
+from models.assignment.strategy import Strategy
 from models.heads import Head
 from utils.boxes import shape_iou
 
@@ -23,13 +24,13 @@ class Standard:
     """YOLOv3 in PyTorch, cfg era: every anchor whose shape IoU is above ``iou_t``, in the centre's cell."""
 
     iou_t: float = 0.20
-    only_best: bool = False  # of each head, the best anchor alone may match
+    match_anchors: str = "all"  # or "best": of each head, the best anchor alone may match
 
     def __call__(self, inputs: AssignmentInput) -> Pairs:
         """Return the pairs of the batch."""
         iou = shape_ious(inputs)
         keep = iou > self.iou_t
-        if self.only_best:
+        if self.match_anchors == "best":
             keep &= _best_of_each_head(iou, inputs.grid.heads)
         return pairs_in_center_cell(inputs, keep, iou)
 
@@ -135,3 +136,10 @@ def _best_of_each_head(iou: Tensor, heads: tuple[Head, ...]) -> Tensor:
         torch.zeros_like(part, dtype=torch.bool).scatter_(0, part.argmax(dim=0, keepdim=True), True) for part in parts
     ]
     return torch.cat(best)
+
+
+STRATEGIES = (
+    Strategy("standard", Standard, anchor_rule="iou"),
+    Strategy("ratio", Ratio, anchor_rule="ratio"),
+    Strategy("darknet", Darknet, ignores_by_default=True),
+)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.assignment.candidates import cell_centers_within
 from models.assignment.inputs import AssignmentInput, Pairs, best_target_of_slot, ranks, window_pairs
+from models.assignment.strategy import Strategy
 from utils.boxes import box_iou
 
 NUMBERS_AT_ONCE = 8_000_000  # raw numbers gathered in one go: bounds the memory
@@ -59,3 +60,6 @@ def _class_cost(inputs: AssignmentInput, pairs: Pairs) -> Tensor:
     of_label = probability.gather(1, inputs.targets.label[pairs.target][:, None]).squeeze(1)
     absent = probability.neg_().log1p_().clamp_(min=LOWEST_LOG).sum(dim=1)
     return -absent + (-of_label).log1p().clamp(min=LOWEST_LOG) - of_label.log().clamp(min=LOWEST_LOG)
+
+
+STRATEGY = Strategy("simota", SimOta, reads_predictions=True)

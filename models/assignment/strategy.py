@@ -1,26 +1,21 @@
-"""One strategy: how to build its parts from the options, and which options each part uses."""
+"""What an assignment strategy is: a rule for the base matches, perhaps one for extra matches, and a few facts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-from models.assignment.inputs import AssignmentInput, Pairs
-
-if TYPE_CHECKING:
-    from models.assignment.options import AssignmentOptions
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """One entry of :data:`STRATEGIES`: how to build its parts from the options, and which options each part uses."""
+    """One entry of :data:`models.assignment.strategies.STRATEGIES`.
 
-    base: Callable[
-        [AssignmentOptions], Callable[[AssignmentInput], Pairs]
-    ]  # builds what makes the base pairs of a inputs
-    base_uses: tuple[str, ...] = ()
-    extra: Callable[[AssignmentOptions], Callable[[AssignmentInput, Pairs], Pairs]] | None = (
-        None  # likewise, given the base pairs
-    )
-    extra_uses: tuple[str, ...] = ()
+    A rule is a frozen dataclass. Its fields hold the defaults; those that :class:`models.assignment.options.
+    AssignmentOptions` has too are options of the strategy.
+    """
+
+    name: str  # in --match
+    base: type  # called with (AssignmentInput), returns Pairs
+    extra: type | None = None  # called with (AssignmentInput, base: Pairs), returns Pairs
+    reads_predictions: bool = False  # False: its matches follow from boxes and priors, no network is needed
+    anchor_rule: str = ""  # by which an object may fit no anchor: "iou" or "ratio"; "": every object gets one
+    ignores_by_default: bool = False  # the cfg's ignore_thresh, and crowd regions, without being asked

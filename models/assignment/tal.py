@@ -11,6 +11,7 @@ import torch
 
 from models.assignment.candidates import cell_centers_inside
 from models.assignment.inputs import AssignmentInput, Pairs, best_target_of_slot, ranks, window_pairs
+from models.assignment.strategy import Strategy
 from utils.boxes import box_iou
 
 
@@ -39,3 +40,6 @@ class Tal:
             chunks.append(pairs.select(keep))
         pairs = Pairs.join(chunks)
         return best_target_of_slot(inputs, pairs, -pairs.iou)
+
+
+STRATEGY = Strategy("tal", Tal, reads_predictions=True)
