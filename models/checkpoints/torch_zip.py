@@ -1,23 +1,21 @@
-"""Read a ``torch.save`` file without running its pickle: out come tensors, plain containers and inert records.
+"""Read a ``torch.save`` file without running code of it: out come tensors, plain containers and inert records.
 
-A pickle is a small program that may call any function. This reader interprets its opcodes itself and *calls nothing
-that the file names*: a module object becomes a :class:`Record` of its state, four known constructors (``OrderedDict``,
-``set``, a tensor, a parameter) are done by hand, and any other global is refused by its name. Tensors are read straight
-from the zip archive, with every size, offset and stride checked against the bytes that are there.
+A pickle is a small program that may call any function by its name. ``torch.load(weights_only=True)`` interprets it by a
+list of names, to which inert classes are added here that stand for PyTorch's layers and YOLOv5's modules: no name in a
+file leads to a class of its own, least of all a foreign ``models.yolo`` to our ``models``. torch's list is longer than
+we need, so that every name is checked against ours first, and torch reads only a copy of what was checked.
 """
 
 from __future__ import annotations
 
-import math
+import io
 import os
 import pickletools
-import struct
+import re
+import warnings
 import zipfile
-import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,60 +23,65 @@ from torch import Tensor
 from utils.errors import UserError
 
 PICKLE_LIMIT = 32 << 20  # bytes; the largest official YOLOv5 checkpoint has well under one MiB
+# Tuples in a pickle, about six per tensor; a training checkpoint of yolov5x6 has 20,000. Nested ones as a key take 80
+# bytes of C's stack per level to hash, so this many need half of the usual 8 MB, and 120,000 would crash Python.
+TUPLES_LIMIT = 50_000
 DIMENSIONS_LIMIT = 8  # of a tensor
 EXPANSION_LIMIT = 1 << 22  # elements of a tensor that repeats its storage (stride 0), as YOLOv5's cached grids may
-SCALARS = (str, int, float, bool, bytes, type(None))  # what may be a key; anything else could be costly to hash
 
 # Classes whose objects are only recorded, never built: PyTorch's layers and those of the YOLOv5 repository.
-RECORDED_PACKAGES = ("torch.nn.modules.",)
-RECORDED_MODULES = ("models.yolo", "models.common", "models.experimental")
+RECORDED_MODULE = re.compile(r"(torch\.nn\.modules(\.\w+)*|models\.(yolo|common|experimental))\.\w+", re.ASCII)
 # Values that a training run leaves in its checkpoint and that we never look at.
 RECORDED_VALUES = (
-    "_codecs.encode", "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
+    "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
     "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath", "pathlib.PureWindowsPath",
-    "torch.device", "torch.Size",
 )  # fmt: skip
-SETS = ("builtins.set", "__builtin__.set")
-STORAGES = {
-    "torch.HalfStorage": torch.float16, "torch.BFloat16Storage": torch.bfloat16, "torch.FloatStorage": torch.float32,
-    "torch.DoubleStorage": torch.float64, "torch.LongStorage": torch.int64, "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16, "torch.CharStorage": torch.int8, "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool,
-}  # fmt: skip
-DTYPES = tuple(str(dtype) for dtype in STORAGES.values())
-ORDERED_DICT = "collections.OrderedDict"
-TENSOR = "torch._utils._rebuild_tensor_v2"
-PARAMETER = "torch._utils._rebuild_parameter"
-ZIP_ERRORS = (
-    zipfile.BadZipFile,
-    zlib.error,
-    EOFError,
-    struct.error,
-    ValueError,
-    OverflowError,
-    NotImplementedError,
-    RuntimeError,
-)
+# What torch itself makes of its own list: values, a tensor from its storage, the storages' and numbers' types.
+MADE_BY_TORCH = (
+    "collections.OrderedDict", "builtins.set", "__builtin__.set", "torch.Size", "torch.device",
+    "_codecs.encode",  # the bytes of a numpy number
+    "torch._utils._rebuild_tensor_v2", "torch._utils._rebuild_parameter",
+    "torch.HalfStorage", "torch.BFloat16Storage", "torch.FloatStorage", "torch.DoubleStorage", "torch.LongStorage",
+    "torch.IntStorage", "torch.ShortStorage", "torch.CharStorage", "torch.ByteStorage", "torch.BoolStorage",
+    "torch.float16", "torch.bfloat16", "torch.float32", "torch.float64", "torch.int64",
+    "torch.int32", "torch.int16", "torch.int8", "torch.uint8", "torch.bool",
+)  # fmt: skip
 
 
-@dataclass
 class Record:
-    """An object that was not built: its class's name and the state that the pickle wanted to give it."""
+    """An object that was not built: a class of this kind stands for the file's; the pickle's state is its attributes.
 
-    class_name: str  # with its module, as "models.common.Conv"
-    state: dict[str, Any] = field(default_factory=dict)
+    There are no methods to be called by accident, and the names below win over attributes from the file.
+    """
+
+    def __init__(self, *_: Any) -> None:  # only for a call: what makes a module in a pickle does not come here
+        raise _RefusedError(f"its pickle wants to call '{self.class_name[:80]}', which is refused; nothing was run")
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            vars(self).update(state)
+
+    @property
+    def state(self) -> dict[str, Any]:
+        """The attributes as a dict."""
+        return vars(self)
+
+    @property
+    def class_name(self) -> str:
+        """The class's name with its module, as "models.common.Conv"."""
+        return f"{type(self).__module__}.{type(self).__name__}"
 
     @property
     def kind(self) -> str:
         """The class's name without its module."""
-        return self.class_name.rpartition(".")[2]
+        return type(self).__name__
 
 
-@dataclass(frozen=True)
-class _Name:
-    """A global that the pickle mentions; only ever compared with the names above."""
+class _ValueRecord(Record):
+    """A value that the pickle makes by a call, as it does numpy's scalars; the arguments are dropped."""
 
-    text: str
+    def __init__(self, *_: Any) -> None:
+        pass
 
 
 class _RefusedError(Exception):
@@ -93,288 +96,153 @@ def read_torch_zip(path: str | Path) -> Any:
             this file; the message names it. Nothing that the file asks for was run.
         OSError: the file cannot be opened.
     """
-    size = os.path.getsize(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            storages = _Storages(archive, size)
-            return _Machine(storages.tensor_storage).run(storages.pickle())
+        program, archive = _checked_copy(path)
+        names = _global_names(program)
+        content = _interpret(archive, [_stand_in(name) for name in names if name not in MADE_BY_TORCH])
+        _check_tensors(content)
+        return content
     except _RefusedError as refusal:
         raise UserError(f"{path}: {refusal}") from None
-    except ZIP_ERRORS as error:
-        raise UserError(
-            f"{path}: not a readable torch checkpoint ({str(error)[:120] or type(error).__name__}); files from before "
+
+
+def _checked_copy(path: str | Path) -> tuple[bytes, io.BytesIO]:
+    """Return an archive's pickle, and a new archive of that pickle and the storages.
+
+    torch is given the copy because it may read a forged archive, one of two tables for instance, otherwise than Python.
+
+    Raises:
+        _RefusedError: no archive, damaged, not torch's, or larger than its bytes allow.
+    """
+    size = os.path.getsize(path)
+    copy = io.BytesIO()
+    try:
+        with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as clean:
+            pickle_name = _pickle_name(archive, size)
+            prefix = pickle_name.removesuffix("data.pkl")
+            program = archive.read(pickle_name)
+            for name, content in (("data.pkl", program), ("version", b"3\n"), ("byteorder", b"little")):
+                clean.writestr(f"archive/{name}", content)
+            for name in dict.fromkeys(archive.namelist()):
+                if name.startswith(prefix + "data/"):
+                    clean.writestr(f"archive/{name.removeprefix(prefix)}", archive.read(name))
+    except (_RefusedError, OSError):
+        raise
+    except Exception as error:  # what zipfile raises on damaged bytes: BadZipFile, struct.error, RuntimeError, ...
+        raise _RefusedError(
+            f"not a readable torch checkpoint ({str(error)[:120] or type(error).__name__}); files from before "
             "PyTorch 1.6 and incomplete downloads look like this"
+        ) from error
+    copy.seek(0)
+    return program, copy
+
+
+def _pickle_name(archive: zipfile.ZipFile, file_size: int) -> str:
+    """Return the name of the one pickle in an archive of so many bytes, after every check that needs no storage."""
+    entries = {entry.filename: entry for entry in archive.infolist()}
+    for name, entry in entries.items():
+        if entry.compress_type != zipfile.ZIP_STORED:
+            raise _RefusedError(f"its entry {name[:60]!r} is compressed, which torch.save never does")
+    if sum(entry.file_size for entry in archive.infolist()) > file_size:
+        raise _RefusedError("its entries claim more bytes than the file has")
+    pickles = [name for name in entries if name == "data.pkl" or name.endswith("/data.pkl")]
+    if len(pickles) != 1:
+        raise _RefusedError(f"a torch checkpoint has one data.pkl, this archive has {len(pickles)}")
+    length = entries[pickles[0]].file_size
+    if length > PICKLE_LIMIT:
+        raise _RefusedError(f"its pickle has {length:,} bytes, more than the {PICKLE_LIMIT:,} that we read")
+    byte_order = pickles[0].removesuffix("data.pkl") + "byteorder"
+    if byte_order in entries and archive.read(byte_order) != b"little":
+        raise _RefusedError("its numbers are not little-endian")
+    return pickles[0]
+
+
+def _global_names(program: bytes) -> set[str]:
+    """Return every global that a pickle mentions, all of them in our list; nothing is run.
+
+    torch's interpreter stops at an instruction that it does not know and reads the others as ``pickletools`` does.
+
+    Raises:
+        _RefusedError: a name that is not in the list, another pickle protocol than 2 or 3, or damaged.
+    """
+    names: set[str] = set()
+    memo: dict[int, Any] = {}
+    texts: list[Any] = [None, None]  # the last two values, for STACK_GLOBAL, whose name is on the stack
+    protocol = position = tuples = 0
+    try:
+        for opcode, argument, place in pickletools.genops(program):
+            position = place or 0
+            if opcode.name == "PROTO":
+                protocol = max(protocol, argument)
+            elif opcode.name in ("GLOBAL", "INST"):
+                names.add(_checked(argument.replace(" ", ".", 1)))
+            elif opcode.name == "STACK_GLOBAL":
+                _checked(".".join(map(str, texts)))  # for the message only; the protocol is refused below
+            tuples += opcode.name.startswith("TUPLE")
+            if opcode.name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
+                memo[len(memo) if argument is None else argument] = texts[1]
+            else:
+                texts = [texts[1], memo.get(argument) if "BINGET" in opcode.name else argument]
+    except (ValueError, OverflowError) as error:
+        raise _RefusedError(f"its pickle is damaged after byte {position} ({str(error)[:80]})") from error
+    if protocol > 3:
+        raise _RefusedError(f"it is in pickle protocol {protocol}; only 2 is read, which torch.save takes by itself")
+    if tuples > TUPLES_LIMIT:
+        raise _RefusedError(f"its pickle has {tuples:,} tuples, more than the {TUPLES_LIMIT:,} that we read")
+    return names
+
+
+def _checked(name: str) -> str:
+    if name not in MADE_BY_TORCH and name not in RECORDED_VALUES and not RECORDED_MODULE.fullmatch(name):
+        raise _RefusedError(
+            f"its pickle asks for {name[:80]!r}, which is no tensor, container or layer; nothing was run, "
+            "and the file is refused"
+        )
+    return name
+
+
+def _stand_in(name: str) -> type[Record]:
+    """Return a class that has the name of the file's, and nothing else of it."""
+    module, _, kind = name.rpartition(".")
+    return type(kind, (_ValueRecord if name in RECORDED_VALUES else Record,), {"__module__": module})
+
+
+def _interpret(archive: io.BytesIO, stand_ins: list[type[Record]]) -> Any:
+    """Return what the archive's pickle makes, with the stand-ins under the names that they have."""
+    try:
+        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # 3 differs in bytes only
+            return torch.load(archive, map_location="cpu", weights_only=True, mmap=False)
+    except _RefusedError:
+        raise
+    except Exception as error:  # as open-ended as zipfile's: IndexError, TypeError, RuntimeError, ...
+        reason = str(error).rpartition("WeightsUnpickler error:")[2].strip().split("\n")[0]
+        raise _RefusedError(
+            f"its pickle is damaged, or a tensor does not fit its storage ({reason[:120] or type(error).__name__}); "
+            "use another copy of the file"
         ) from error
 
 
-class _Storages:
-    """The zip archive of a ``torch.save`` file: one pickle and one entry of raw bytes per storage."""
-
-    def __init__(self, archive: zipfile.ZipFile, file_size: int) -> None:
-        self.archive = archive
-        entries = archive.infolist()
-        packed = [entry.filename for entry in entries if entry.compress_type != zipfile.ZIP_STORED]
-        if packed:
-            raise _RefusedError(f"its entry '{packed[0][:60]}' is compressed, which torch.save never does")
-        if sum(entry.file_size for entry in entries) > file_size:
-            raise _RefusedError("its entries claim more bytes than the file has")
-        self.entries = {entry.filename: entry for entry in entries}
-        pickles = [name for name in self.entries if name == "data.pkl" or name.endswith("/data.pkl")]
-        if len(pickles) != 1:
-            raise _RefusedError(f"a torch checkpoint has one data.pkl, this archive has {len(pickles)}")
-        self.pickle_name = pickles[0]
-        self.prefix = self.pickle_name.removesuffix("data.pkl")
-        order = self.entries.get(self.prefix + "byteorder")
-        if order is not None and (order.file_size > 16 or archive.read(order) != b"little"):
-            raise _RefusedError("its numbers are not little-endian")
-        self.cache: dict[str, Tensor] = {}
-
-    def pickle(self) -> bytes:
-        entry = self.entries[self.pickle_name]
-        if entry.file_size > PICKLE_LIMIT:
-            raise _RefusedError(
-                f"its pickle has {entry.file_size:,} bytes, more than the {PICKLE_LIMIT:,} that we read"
-            )
-        return self.archive.read(entry)
-
-    def tensor_storage(self, persistent_id: Any) -> Tensor:
-        """Return the flat tensor of ``("storage", type, key, location, number of elements)``."""
-        if not (isinstance(persistent_id, tuple) and len(persistent_id) == 5 and persistent_id[0] == "storage"):
-            raise _RefusedError("it refers to something that is not a tensor storage")
-        _, kind, key, _, count = persistent_id
-        if not (isinstance(kind, _Name) and kind.text in STORAGES and isinstance(key, str) and _is_count(count)):
-            raise _RefusedError("it describes a tensor storage of an unknown kind")
-        dtype = STORAGES[kind.text]
-        if key not in self.cache:
-            entry = self.entries.get(f"{self.prefix}data/{key}")
-            if entry is None:
-                raise _RefusedError(f"its storage '{key[:40]}' is missing from the archive")
-            if entry.file_size != count * dtype.itemsize:
-                wanted = count * dtype.itemsize
-                raise _RefusedError(
-                    f"its storage '{key[:40]}' has {entry.file_size} bytes where {wanted} are announced"
-                )
-            raw = bytearray(self.archive.read(entry))
-            self.cache[key] = torch.frombuffer(raw, dtype=dtype) if raw else torch.empty(0, dtype=dtype)
-        storage = self.cache[key]
-        if storage.dtype != dtype or len(storage) != count:
-            raise _RefusedError(f"its storage '{key[:40]}' is described in two ways")
-        return storage
-
-
-def _is_count(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 48
-
-
-def _view(storage: Any, offset: Any, size: Any, stride: Any) -> Tensor:
-    """Return the tensor that looks at a storage through a size and a stride, both checked against its length."""
-    shapes_good = all(
-        isinstance(numbers, tuple) and len(numbers) <= DIMENSIONS_LIMIT and all(map(_is_count, numbers))
-        for numbers in (size, stride)
-    )
-    if not (isinstance(storage, Tensor) and storage.ndim == 1 and _is_count(offset) and shapes_good):
-        raise _RefusedError("it describes a tensor without a storage, a size and a stride")
-    if len(size) != len(stride):
-        raise _RefusedError("a tensor has as many strides as dimensions")
-    last = offset + sum((count - 1) * step for count, step in zip(size, stride, strict=True))
-    empty = math.prod(size) == 0
-    if (
-        math.prod(size) > max(len(storage), EXPANSION_LIMIT)
-        or (not empty and last >= len(storage))
-        or (empty and offset > len(storage))
-    ):
-        raise _RefusedError(f"a tensor of size {'x'.join(map(str, size))} reaches beyond its storage of {len(storage)}")
-    return torch.empty(size, dtype=storage.dtype) if empty else torch.as_strided(storage, size, stride, offset)
-
-
-class _Machine:
-    """The pickle virtual machine, less everything that could call, import or set an attribute."""
-
-    def __init__(self, load_storage: Callable[[Any], Tensor]) -> None:
-        self.load_storage = load_storage
-        self.stack: list[Any] = []
-        self.marks: list[int] = []
-        self.memo: dict[int, Any] = {}
-
-    def run(self, program: bytes) -> Any:
-        position = 0
-        try:
-            for opcode, argument, place in pickletools.genops(program):
-                position = place or 0
-                if opcode.name == "STOP":
-                    return self.pop()
-                if opcode.name not in OPCODES:
-                    raise _RefusedError(f"it uses the pickle instruction {opcode.name}, which no torch.save writes")
-                OPCODES[opcode.name](self, argument)
-        except ValueError as error:
-            raise _RefusedError(f"its pickle is damaged after byte {position} ({str(error)[:80]})") from error
-        raise _RefusedError("its pickle has no end")
-
-    def fail(self, what: str) -> NoReturn:
-        raise _RefusedError(f"its pickle is damaged: {what}")
-
-    def pop(self) -> Any:
-        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            self.fail("a value is missing")
-        return self.stack.pop()
-
-    def top(self) -> Any:
-        value = self.pop()
-        self.stack.append(value)
-        return value
-
-    def push(self, value: Any) -> None:
-        self.stack.append(value)
-
-    def pop_to_mark(self) -> list[Any]:
-        if not self.marks:
-            self.fail("a mark is missing")
-        start = self.marks.pop()
-        values = self.stack[start:]
-        del self.stack[start:]
-        return values
-
-    def drop(self, _: Any) -> None:
-        self.pop()
-
-    def drop_to_mark(self, _: Any) -> None:
-        self.pop_to_mark()
-
-    def pop_many(self, count: int) -> tuple[Any, ...]:
-        return tuple(reversed([self.pop() for _ in range(count)]))
-
-    def mark(self, _: Any) -> None:
-        self.marks.append(len(self.stack))
-
-    def put(self, index: int | None) -> None:
-        self.memo[len(self.memo) if index is None else index] = self.top()
-
-    def get(self, index: int) -> None:
-        if index not in self.memo:
-            self.fail("it refers to a value that it never stored")
-        self.push(self.memo[index])
-
-    def set_items(self, keys_and_values: list[Any]) -> None:
-        target = self.top()
-        if not isinstance(target, dict) or len(keys_and_values) % 2:
-            self.fail("items without a dictionary")
-        for key, value in zip(keys_and_values[::2], keys_and_values[1::2], strict=True):
-            if not isinstance(key, SCALARS):
-                self.fail(f"a dictionary key of type {type(key).__name__}")
-            target[key] = value
-
-    def append(self, values: list[Any]) -> None:
-        target = self.top()
-        if not isinstance(target, list):
-            self.fail("values without a list")
-        target.extend(values)
-
-    def add(self, values: list[Any]) -> None:
-        target = self.top()
-        if not isinstance(target, set):
-            self.fail("values without a set")
-        target.update(self.hashable(values))
-
-    def hashable(self, values: Any) -> list[Any]:
-        if not isinstance(values, (list, tuple)) or not all(isinstance(value, SCALARS) for value in values):
-            self.fail("a set of something else than plain values")
-        return list(values)
-
-    def name(self, text: str) -> None:
-        """Push a global, if it is one of those we know how to treat without it."""
-        recorded = text.startswith(RECORDED_PACKAGES) or text.rpartition(".")[0] in RECORDED_MODULES
-        known = (ORDERED_DICT, TENSOR, PARAMETER, *SETS, *STORAGES, *RECORDED_VALUES, *DTYPES)
-        if not recorded and text not in known:
-            raise _RefusedError(
-                f"its pickle asks for '{text[:80]}', which is no tensor, container or layer; nothing was run, "
-                "and the file is refused"
-            )
-        self.push(_Name(text))
-
-    def global_name(self, argument: str) -> None:
-        self.name(argument.replace(" ", "."))
-
-    def stack_global(self, _: Any) -> None:
-        module, name = self.pop_many(2)
-        if not (isinstance(module, str) and isinstance(name, str)):
-            self.fail("a global without a name")
-        self.name(f"{module}.{name}")
-
-    def new_object(self, _: Any) -> None:
-        kind, _ = self.pop_many(2)
-        if not isinstance(kind, _Name):
-            self.fail("an object without a class")
-        if kind.text == ORDERED_DICT:
-            self.push({})
-        elif kind.text in SETS:
-            self.push(set())
-        else:
-            self.push(Record(kind.text))
-
-    def build(self, _: Any) -> None:
-        target, state = self.pop_many(2)
-        if isinstance(target, Record) and isinstance(state, dict):
-            target.state.update(state)
-        elif not isinstance(target, (dict, Record)):  # a dict's own attributes (a state dict's _metadata) are not ours
-            self.fail("a state for something that has none")
-        self.push(target)
-
-    def reduce(self, _: Any) -> None:
-        """Do by hand what the few known constructors would do."""
-        function, arguments = self.pop_many(2)
-        if not (isinstance(function, _Name) and isinstance(arguments, tuple)):
-            self.fail("a call of something that is no global")
-        text = function.text
-        if text == ORDERED_DICT and not arguments:
-            self.push({})
-        elif text in SETS and len(arguments) <= 1:
-            self.push(set(self.hashable(arguments[0])) if arguments else set())
-        elif text == TENSOR and len(arguments) >= 4:
-            self.push(_view(*arguments[:4]))
-        elif text == PARAMETER and arguments and isinstance(arguments[0], Tensor):
-            self.push(arguments[0])
-        elif text in RECORDED_VALUES:
-            self.push(Record(text))
-        else:
-            raise _RefusedError(f"its pickle wants to call '{text[:80]}', which is refused; nothing was run")
-
-    def storage(self, _: Any) -> None:
-        self.push(self.load_storage(self.pop()))
-
-
-Step = Callable[[_Machine, Any], None]
-OPCODES: dict[str, Step] = {
-    "MARK": _Machine.mark,
-    "POP": _Machine.drop,
-    "POP_MARK": _Machine.drop_to_mark,
-    "DUP": lambda machine, _: machine.push(machine.top()),
-    "NONE": lambda machine, _: machine.push(None),
-    "NEWTRUE": lambda machine, _: machine.push(True),
-    "NEWFALSE": lambda machine, _: machine.push(False),
-    "EMPTY_TUPLE": lambda machine, _: machine.push(()),
-    "EMPTY_LIST": lambda machine, _: machine.push([]),
-    "EMPTY_DICT": lambda machine, _: machine.push({}),
-    "EMPTY_SET": lambda machine, _: machine.push(set()),
-    "TUPLE": lambda machine, _: machine.push(tuple(machine.pop_to_mark())),
-    "TUPLE1": lambda machine, _: machine.push(machine.pop_many(1)),
-    "TUPLE2": lambda machine, _: machine.push(machine.pop_many(2)),
-    "TUPLE3": lambda machine, _: machine.push(machine.pop_many(3)),
-    "APPEND": lambda machine, _: machine.append([machine.pop()]),
-    "APPENDS": lambda machine, _: machine.append(machine.pop_to_mark()),
-    "ADDITEMS": lambda machine, _: machine.add(machine.pop_to_mark()),
-    "SETITEM": lambda machine, _: machine.set_items(list(machine.pop_many(2))),
-    "SETITEMS": lambda machine, _: machine.set_items(machine.pop_to_mark()),
-    "MEMOIZE": lambda machine, _: machine.put(None),
-    "GLOBAL": _Machine.global_name,
-    "STACK_GLOBAL": _Machine.stack_global,
-    "NEWOBJ": _Machine.new_object,
-    "REDUCE": _Machine.reduce,
-    "BUILD": _Machine.build,
-    "BINPERSID": _Machine.storage,
-}
-OPCODES |= dict.fromkeys(("PROTO", "FRAME"), lambda machine, _: None)
-OPCODES |= dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.put)
-OPCODES |= dict.fromkeys(("BINGET", "LONG_BINGET"), _Machine.get)
-OPCODES |= dict.fromkeys(("BININT", "BININT1", "BININT2", "LONG1", "LONG4", "BINFLOAT"), _Machine.push)
-OPCODES |= dict.fromkeys(("BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"), _Machine.push)
-OPCODES |= dict.fromkeys(("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"), _Machine.push)
+def _check_tensors(content: Any) -> None:
+    """Refuse tensors that torch allows and that would take any amount of memory when they are copied."""
+    todo, seen = [content], set()
+    while todo:
+        value = todo.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if isinstance(value, dict):
+            todo += dict.values(value)
+        elif isinstance(value, (list, tuple, set)):
+            todo += value
+        elif isinstance(value, Record):
+            todo.append(vars(value))
+        elif isinstance(value, Tensor):
+            length = value.untyped_storage().nbytes() // value.itemsize
+            if (
+                value.ndim > DIMENSIONS_LIMIT
+                or value.numel() > max(length, EXPANSION_LIMIT)
+                or value.storage_offset() > length
+            ):
+                shape = "x".join(map(str, value.shape))
+                raise _RefusedError(f"a tensor of size {shape} does not fit its storage of {length} numbers")
