@@ -51,7 +51,8 @@ MADE_BY_TORCH = (
 class Record:
     """An object that was not built: a class of this kind stands for the file's; the pickle's state is its attributes.
 
-    There are no methods to be called by accident, and the names below win over attributes from the file.
+    As in ``nn.Module``, a module's parts, parameters and buffers are attributes, too. There are no methods to be called
+    by accident, and the two names below win over attributes from the file.
     """
 
     def __init__(self, *_: Any) -> None:  # only for a call: what makes a module in a pickle does not come here
@@ -61,10 +62,12 @@ class Record:
         if isinstance(state, dict):
             vars(self).update(state)
 
-    @property
-    def state(self) -> dict[str, Any]:
-        """The attributes as a dict."""
-        return vars(self)
+    def __getattr__(self, name: str) -> Any:
+        for table in ("_parameters", "_buffers", "_modules"):
+            values = vars(self).get(table)
+            if isinstance(values, dict) and name in values:
+                return values[name]
+        raise AttributeError(f"a {self.kind[:40]} without '{name}'")
 
     @property
     def class_name(self) -> str:

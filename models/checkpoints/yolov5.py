@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from models.checkpoints.report import LoadReport
 from models.checkpoints.torch_zip import Record, read_torch_zip
-from models.checkpoints.yolov5_modules import ConvTensors, ModuleGraph, Node, children, concat, trace_modules
+from models.checkpoints.yolov5_modules import Node, children, concat, conv_settings, trace_modules
 from models.layers import Convolution
 from models.network import Network
 from utils.errors import UserError
@@ -35,7 +35,7 @@ class Yolov5Checkpoint:
     strides: tuple[int, ...]  # of the heads, in their order
     anchors_wh: tuple[tuple[tuple[float, float], ...], ...]  # per head, pixels of the network input
     size_name: str  # "yolov5n", "yolov5s-focus", or "" where it is no official size
-    graph: ModuleGraph
+    heads: tuple[Node, ...]  # their outputs as graphs of what feeds them
 
     @property
     def cfg_name(self) -> str:
@@ -60,28 +60,26 @@ def read_yolov5_checkpoint(path: str | Path) -> Yolov5Checkpoint:
         UserError: no torch archive, code in it, or not a YOLOv5 detection model of releases 4 to 7.
     """
     content = read_torch_zip(path)
-    model = content.get("ema") or content.get("model") if isinstance(content, dict) else None
-    if not isinstance(model, Record):
+    found = [dict.get(content, key) for key in ("ema", "model")] if isinstance(content, dict) else []
+    model = next((value for value in found if isinstance(value, Record)), None)
+    if model is None:
         raise UserError(
             f"{path}: neither a checkpoint of this toolkit nor of YOLOv5, which holds a model under 'model' or 'ema'"
         )
-    graph = trace_modules(model, str(path))
+    heads = tuple(trace_modules(model, str(path)))
     try:
-        modules = list(children(children(model)["model"]).values())
+        modules = children(model.model)
         detect = modules[-1]
-        strides = tuple(int(stride) for stride in _numbers(detect.state["stride"]))
-        anchors = detect.state["_buffers"]["anchors"].float()  # heads, anchors, 2; grid units
-        pixels = anchors * torch.tensor(strides).view(-1, 1, 1)
+        strides = tuple(int(stride) for stride in _numbers(detect.stride).flatten())
+        pixels = _numbers(detect.anchors) * torch.tensor(strides).view(-1, 1, 1)  # heads, anchors, 2; stored in cells
         anchors_wh = tuple(tuple((float(w), float(h)) for w, h in head) for head in pixels)
-        names = _names(model.state["names"])
+        names = _names(model.names)
         size_name = _size_name(modules)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise UserError(f"{path}: not a YOLOv5 detection model ({error!s:.80})") from error
-    if len(strides) != len(graph.heads) or len(anchors_wh) != len(graph.heads):
-        raise UserError(
-            f"{path}: {len(graph.heads)} heads, {len(strides)} strides and {len(anchors_wh)} sets of anchors"
-        )
-    return Yolov5Checkpoint(str(path), names, strides, anchors_wh, size_name, graph)
+    if len(strides) != len(heads) or len(anchors_wh) != len(heads):
+        raise UserError(f"{path}: {len(heads)} heads, {len(strides)} strides and {len(anchors_wh)} sets of anchors")
+    return Yolov5Checkpoint(str(path), names, strides, anchors_wh, size_name, heads)
 
 
 def load_yolov5_checkpoint(network: Network, path: str | Path | Yolov5Checkpoint) -> LoadReport:
@@ -96,25 +94,25 @@ def load_yolov5_checkpoint(network: Network, path: str | Path | Yolov5Checkpoint
     checkpoint = path if isinstance(path, Yolov5Checkpoint) else read_yolov5_checkpoint(path)
     _check_heads(network, checkpoint)
     same_classes = network.num_classes == len(checkpoint.names)
-    pairs = _Overlay(network, checkpoint).pairs(same_classes)
-    last = {node.name for node in checkpoint.graph.heads}
-    skipped = tuple(sorted(index for name, index in pairs.items() if name in last and not same_classes))
-    ready = {
-        index: _prepared(checkpoint, name, network.layers[index])
-        for name, index in pairs.items()
+    layer_of = _overlay(network, checkpoint, same_classes)
+    skipped = () if same_classes else tuple(sorted(layer_of[node] for node in checkpoint.heads))
+    ready = [
+        _prepared(checkpoint.path, node, network.layers[index])
+        for node, index in layer_of.items()
         if index not in skipped
-    }
+    ]
     with torch.no_grad():
-        for tensors in ready.values():
+        for tensors in ready:
             for target, source in tensors:
                 target.copy_(source)
-    return LoadReport(checkpoint.path, len(ready), len(pairs), skipped=skipped)
+    return LoadReport(checkpoint.path, len(ready), len(layer_of), skipped=skipped)
 
 
-def _numbers(values: Any) -> list[float]:
+def _numbers(values: Any) -> Tensor:
+    """Return a small tensor of the checkpoint as float32."""
     if not isinstance(values, Tensor) or values.numel() > 100:
-        raise TypeError("no strides")
-    return values.float().flatten().tolist()
+        raise TypeError("no strides or no anchors")
+    return values.detach().float()
 
 
 def _names(names: Any) -> tuple[str, ...]:
@@ -128,9 +126,8 @@ def _names(names: Any) -> tuple[str, ...]:
 def _size_name(modules: list[Record]) -> str:
     first = modules[0]
     focus = first.kind == "Focus"
-    stem = children(first)["conv"]
-    filters = (children(stem)["conv"] if focus else stem).state["out_channels"]
-    name = SIZES.get((filters, len(children(children(modules[2])["m"]))), "")
+    stem = first.conv.conv if focus else first.conv
+    name = SIZES.get((stem.out_channels, len(children(modules[2].m))), "")
     return f"{name}-focus" if name and focus else name
 
 
@@ -155,51 +152,45 @@ def _fitting(checkpoint: Yolov5Checkpoint) -> str:
     return f"; its cfg is {checkpoint.size_name}.cfg" if checkpoint.size_name in SHIPPED else ""
 
 
-class _Overlay:
-    """Lays the graph of a checkpoint over that of a cfg."""
+def _overlay(network: Network, checkpoint: Yolov5Checkpoint, same_classes: bool) -> dict[Node, int]:
+    """Walk both graphs from the heads to the image; return the layer of each of the checkpoint's convolutions.
 
-    def __init__(self, network: Network, checkpoint: Yolov5Checkpoint) -> None:
-        self.network = network
-        self.checkpoint = checkpoint
-        self.cfg_nodes = cfg_graph(network)
+    Raises:
+        UserError: the graphs differ; names the first module and layer that do.
+    """
+    cfg_nodes = cfg_graph(network)
+    head_layers = {head.stride: layer for head, layer in zip(network.heads, network.head_layers, strict=True)}
+    todo = [
+        (node, cfg_nodes[head_layers[stride]])
+        for stride, node in zip(checkpoint.strides, checkpoint.heads, strict=True)
+    ]
+    seen: set[tuple[Node, Node]] = set()
+    layer_of: dict[Node, int] = {}
+    while todo:
+        theirs, ours = todo.pop()
+        if (theirs, ours) in seen:
+            continue
+        seen.add((theirs, ours))
+        free = "filters" if theirs in checkpoint.heads and not same_classes else ""
+        difference = _difference(theirs, ours, free)
+        if not difference and theirs.operation == "conv" and layer_of.setdefault(theirs, ours.index) != ours.index:
+            difference = f"is also layer {layer_of[theirs]}, so the connections differ"
+        if difference:
+            raise UserError(f"{checkpoint.path}: {theirs.name} {difference} ({ours.name}){_fitting(checkpoint)}")
+        todo += zip(theirs.inputs, ours.inputs, strict=True)
+    return layer_of
 
-    def pairs(self, same_classes: bool) -> dict[str, int]:
-        """Return the layer of each of the checkpoint's convolutions.
 
-        Raises:
-            UserError: the graphs differ.
-        """
-        layer_of = {
-            head.stride: layer for head, layer in zip(self.network.heads, self.network.head_layers, strict=True)
-        }
-        todo = []
-        for stride, node in zip(self.checkpoint.strides, self.checkpoint.graph.heads, strict=True):
-            todo.append((node, self.cfg_nodes[layer_of[stride]]))
-        free = set() if same_classes else {id(node) for node, _ in todo}  # their filters may differ
-        seen: set[tuple[int, int]] = set()
-        found: dict[str, int] = {}
-        while todo:
-            theirs, ours = todo.pop()
-            if (id(theirs), id(ours)) in seen:
-                continue
-            seen.add((id(theirs), id(ours)))
-            self.compare(theirs, ours, ("filters",) if id(theirs) in free else ())
-            if theirs.operation == "conv" and found.setdefault(theirs.name, ours.index) != ours.index:
-                self.refuse(theirs, ours, f"is also layer {found[theirs.name]}, so the connections differ")
-            todo += zip(theirs.inputs, ours.inputs, strict=True)
-        return found
-
-    def compare(self, theirs: Node, ours: Node, free: tuple[str, ...]) -> None:
-        if theirs.operation != ours.operation:
-            self.refuse(theirs, ours, f"is a {theirs.operation} where the cfg has a {ours.operation}")
-        if len(theirs.inputs) != len(ours.inputs):
-            self.refuse(theirs, ours, f"joins {len(theirs.inputs)} maps where the cfg joins {len(ours.inputs)}")
-        for (key, wanted), (_, found) in zip(theirs.settings, ours.settings, strict=True):
-            if wanted != found and key not in free:
-                self.refuse(theirs, ours, f"has {key} {_shown(wanted)}, the cfg {_shown(found)}")
-
-    def refuse(self, theirs: Node, ours: Node, what: str) -> None:
-        raise UserError(f"{self.checkpoint.path}: {theirs.name} {what} ({ours.name}){_fitting(self.checkpoint)}")
+def _difference(theirs: Node, ours: Node, free: str) -> str:
+    """Return in words what differs between two nodes, not looking at the setting ``free``; empty if nothing does."""
+    if theirs.operation != ours.operation:
+        return f"is a {theirs.operation} where the cfg has a {ours.operation}"
+    if len(theirs.inputs) != len(ours.inputs):
+        return f"joins {len(theirs.inputs)} maps where the cfg joins {len(ours.inputs)}"
+    for (key, wanted), (_, found) in zip(theirs.settings, ours.settings, strict=True):
+        if wanted != found and key != free:
+            return f"has {key} {_shown(wanted)}, the cfg {_shown(found)}"
+    return ""
 
 
 def _shown(value: Any) -> str:
@@ -215,7 +206,10 @@ def cfg_graph(network: Network) -> dict[int, Node]:
         name = f"{section.source}:{section.line}"
         kind = section.kind
         if isinstance(module, Convolution):
-            node = Node("conv", _conv_settings(module, section["activation"]), inputs, name, index)
+            linear = isinstance(module.activation, nn.Identity)  # also where the head does what the section says
+            activation = "linear" if linear else section["activation"]
+            settings = conv_settings(module.conv, module.bn is not None, activation)
+            node = Node("conv", settings, inputs, name, index)
         elif kind == "route" and section["groups"] == 1:
             node = concat(list(inputs), name, index)
         elif kind == "shortcut" and section["activation"] == "linear" and not list(module.parameters()):
@@ -235,41 +229,20 @@ def cfg_graph(network: Network) -> dict[int, Node]:
     return nodes
 
 
-def _conv_settings(module: Convolution, activation: str) -> tuple[tuple[str, Any], ...]:
-    conv = module.conv
-    linear = isinstance(module.activation, nn.Identity)  # also where the head does what the section says
-    return (
-        ("filters", conv.out_channels),
-        ("size", conv.kernel_size),
-        ("stride", conv.stride),
-        ("padding", conv.padding),
-        ("dilation", conv.dilation),
-        ("groups", conv.groups),
-        ("batch_normalize", module.bn is not None),
-        ("activation", "linear" if linear else activation),
-    )
-
-
-def _prepared(checkpoint: Yolov5Checkpoint, name: str, layer: Convolution) -> list[tuple[Tensor, Tensor]]:
+def _prepared(path: str, node: Node, layer: Convolution) -> list[tuple[Tensor, Tensor]]:
     """Return (our tensor, its new numbers in float32) of one convolution, checked."""
-    stored: ConvTensors = checkpoint.graph.tensors[name]
-    pairs: list[tuple[Tensor, Tensor | None]] = [(layer.conv.weight, stored.weight)]
-    if layer.bn is None:
-        pairs.append((layer.conv.bias, stored.bias))
-    else:
-        norm = layer.bn
-        pairs += [(getattr(norm, key), stored.norm[key]) for key in ("weight", "bias", "running_mean", "running_var")]
+    ours = layer.state_dict()
     ready = []
-    for target, source in pairs:
-        if source is None or source.shape != target.shape:
-            raise UserError(f"{checkpoint.path}: {name} has a tensor of another shape than its settings say")
+    for key, source in node.tensors.items():
+        if key not in ours or source.shape != ours[key].shape:
+            raise UserError(f"{path}: {node.name} has a tensor of another shape than its settings say")
         source = source.float()
         if not torch.isfinite(source).all():
-            raise UserError(f"{checkpoint.path}: {name} has numbers that are not finite")
-        if layer.bn is not None and target is layer.bn.running_var:
+            raise UserError(f"{path}: {node.name} has numbers that are not finite")
+        if layer.bn is not None and key == "bn.running_var":
             # Another epsilon than the cfg's is the same network when the variances carry the difference.
-            source = source + (stored.norm_eps - layer.bn.eps)
+            source = source + (node.norm_eps - layer.bn.eps)
             if source.min() + layer.bn.eps <= 0:
-                raise UserError(f"{checkpoint.path}: {name} has a negative variance")
-        ready.append((target, source))
+                raise UserError(f"{path}: {node.name} has a negative variance")
+        ready.append((ours[key], source))
     return ready

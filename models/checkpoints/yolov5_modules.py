@@ -7,46 +7,30 @@ tensor finds its layer by what it is connected to and not by counting.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.checkpoints.torch_zip import Record
 from utils.errors import UserError
 
 MODULES_LIMIT = 5_000  # yolov5x6 has about 1,000 modules
 ACTIVATIONS = {"SiLU": "swish", "Hardswish": "hard_swish", "ReLU": "relu", "Mish": "mish", "Identity": "linear"}
+Settings = tuple[tuple[str, Any], ...]
 
 
 @dataclass(frozen=True, eq=False)
 class Node:
     """A value in the graph: what made it, of what, and the name or layer number that messages and tensors go by."""
 
-    operation: str  # image, conv, maxpool, upsample, concat, add, reorg
-    settings: tuple[tuple[str, Any], ...]  # compared between checkpoint and cfg
+    operation: str  # image, conv, maxpool, upsample, concat, add, reorg3d
+    settings: Settings  # compared between checkpoint and cfg
     inputs: tuple[Node, ...]
     name: str  # "model.2.cv1", or the cfg's line
     index: int = -1  # of the cfg's layer
-
-
-@dataclass
-class ConvTensors:
-    """The tensors of one convolution and of the batch norm behind it, as the checkpoint stores them."""
-
-    weight: Tensor  # [out, in/groups, rows, cols]
-    bias: Tensor | None
-    norm: dict[str, Tensor] = field(default_factory=dict)  # weight, bias, running_mean, running_var
-    norm_eps: float = 0.0
-
-
-@dataclass
-class ModuleGraph:
-    """The outputs of the detection heads as graphs, and the tensors of each convolution by its name."""
-
-    heads: list[Node] = field(default_factory=list)
-    tensors: dict[str, ConvTensors] = field(default_factory=dict)
-    visited: int = 0
+    tensors: dict[str, Tensor] = field(default_factory=dict)  # of a checkpoint's convolution, "conv.weight"
+    norm_eps: float = 0.0  # what its batch norm adds to the variances
 
 
 def concat(inputs: list[Node], name: str, index: int = -1) -> Node:
@@ -55,108 +39,146 @@ def concat(inputs: list[Node], name: str, index: int = -1) -> Node:
     return flat[0] if len(flat) == 1 else Node("concat", (), tuple(flat), name, index)
 
 
-def trace_modules(model: Record, path: str) -> ModuleGraph:
-    """Execute a YOLOv5 ``Model`` record symbolically.
+def conv_settings(conv: Record | nn.Conv2d, has_norm: bool, activation: str) -> Settings:
+    """Return what a convolution computes, of a checkpoint's record or of a layer of ours."""
+    return (
+        ("filters", int(conv.out_channels)),
+        ("size", _pair(conv.kernel_size)),
+        ("stride", _pair(conv.stride)),
+        ("padding", _pair(conv.padding)),
+        ("dilation", _pair(conv.dilation)),
+        ("groups", int(conv.groups)),
+        ("batch_normalize", has_norm),
+        ("activation", activation),
+    )
+
+
+def trace_modules(model: Record, path: str) -> list[Node]:
+    """Execute a YOLOv5 ``Model`` record symbolically; return the outputs of its detection heads.
 
     Raises:
         UserError: a module that no YOLOv5 detection model of releases 4 to 7 has, or one without its parts.
     """
     try:
-        return _trace(model)
+        return _Tracer().trace(model)
     except (KeyError, IndexError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise UserError(f"{path}: not the module tree of a YOLOv5 detection model ({error!s:.80})") from error
     except _UnknownModuleError as error:
         raise UserError(f"{path}: {error}") from error
 
 
-class _UnknownModuleError(Exception):
-    """A part of the checkpoint that no detection network of ours has."""
-
-
-def _trace(model: Record) -> ModuleGraph:
-    graph = ModuleGraph()
-    image = Node("image", (), (), "image")
-    outputs: list[Node] = []
-    for number, module in enumerate(children(children(model)["model"]).values()):
-        source = module.state["f"]
-        sources = [source] if isinstance(source, int) else list(source)
-        inputs = [(outputs[s] if s != -1 else (outputs[-1] if outputs else image)) for s in sources]
-        name = f"model.{number}"
-        if module.kind == "Detect":
-            graph.heads = [
-                _plain_conv(graph, conv, node, f"{name}.m.{level}")
-                for level, (conv, node) in enumerate(zip(children(children(module)["m"]).values(), inputs, strict=True))
-            ]
-            return graph
-        outputs.append(_call(graph, module, inputs, name))
-    raise ValueError("it has no Detect module")
-
-
-def children(record: Record) -> dict[str, Record]:
-    """Return a module record's sub-modules by name."""
-    modules = record.state["_modules"]
-    if not all(isinstance(module, Record) for module in modules.values()):
+def children(record: Record) -> list[Record]:
+    """Return the parts of a module that has nothing but parts, as a ``Sequential``."""
+    modules = list(record._modules.values())
+    if not all(isinstance(module, Record) for module in modules):
         raise TypeError("a sub-module that is no module")
     return modules
 
 
-def _call(graph: ModuleGraph, module: Record, inputs: list[Node], name: str) -> Node:
-    graph.visited += 1
-    if graph.visited > MODULES_LIMIT:
-        raise ValueError(f"more than {MODULES_LIMIT} modules")
-    if module.kind not in MODULES:
-        known = ", ".join(MODULES)
-        raise _UnknownModuleError(
-            f"{name} is a {module.kind[:40]}; YOLOv5 detection models are made of {known}, Detect"
-        )
-    return MODULES[module.kind](graph, module, inputs, name)
+class _UnknownModuleError(Exception):
+    """A part of the checkpoint that no detection network of ours has."""
 
 
-def _conv_bn_act(graph: ModuleGraph, module: Record, inputs: list[Node], name: str) -> Node:
-    parts = children(module)
-    return _add_conv(graph, name, parts["conv"], inputs[0], parts.get("bn"), _activation(parts["act"], name))
+class _Tracer:
+    """Does what the ``forward`` of each kind of module does, with nodes; the module's class is its name only."""
+
+    def __init__(self) -> None:
+        self.visited = 0
+
+    def trace(self, model: Record) -> list[Node]:
+        """Go through the list of modules, each of which says by ``f`` which outputs it takes."""
+        outputs: list[Node] = []
+        for number, module in enumerate(children(model.model)):
+            sources = [module.f] if isinstance(module.f, int) else list(module.f)
+            latest = outputs[-1] if outputs else Node("image", (), (), "image")
+            inputs = [latest if source == -1 else outputs[source] for source in sources]
+            name = f"model.{number}"
+            if module.kind == "Detect":
+                levels = enumerate(zip(children(module.m), inputs, strict=True))
+                return [_conv_node(conv, None, "linear", node, f"{name}.m.{level}") for level, (conv, node) in levels]
+            outputs.append(self.call(module, inputs, name))
+        raise ValueError("it has no Detect module")
+
+    def call(self, module: Record, inputs: list[Node], name: str) -> Node:
+        self.visited += 1
+        if self.visited > MODULES_LIMIT:
+            raise ValueError(f"more than {MODULES_LIMIT} modules")
+        if module.kind not in MODULES:
+            known = ", ".join(MODULES)
+            raise _UnknownModuleError(
+                f"{name} is a {module.kind[:40]}; YOLOv5 detection models are made of {known}, Detect"
+            )
+        return MODULES[module.kind](self, module, inputs, name)
+
+    def conv(self, module: Record, inputs: list[Node], name: str) -> Node:
+        return _conv_node(module.conv, getattr(module, "bn", None), _activation(module.act, name), inputs[0], name)
+
+    def c3(self, module: Record, inputs: list[Node], name: str) -> Node:
+        deep = self.call(module.cv1, inputs, f"{name}.cv1")
+        for number, bottleneck in enumerate(children(module.m)):
+            deep = self.call(bottleneck, [deep], f"{name}.m.{number}")
+        beside = self.call(module.cv2, inputs, f"{name}.cv2")
+        return self.call(module.cv3, [concat([deep, beside], name)], f"{name}.cv3")
+
+    def bottleneck(self, module: Record, inputs: list[Node], name: str) -> Node:
+        narrow = self.call(module.cv1, inputs, f"{name}.cv1")
+        wide = self.call(module.cv2, [narrow], f"{name}.cv2")
+        return Node("add", (), (wide, inputs[0]), name) if module.add else wide
+
+    def sppf(self, module: Record, inputs: list[Node], name: str) -> Node:
+        stages = [self.call(module.cv1, inputs, f"{name}.cv1")]
+        for _ in range(3):
+            stages.append(_maxpool(module.m, stages[-1], f"{name}.m"))
+        return self.call(module.cv2, [concat(stages, name)], f"{name}.cv2")
+
+    def spp(self, module: Record, inputs: list[Node], name: str) -> Node:
+        narrow = self.call(module.cv1, inputs, f"{name}.cv1")
+        pooled = [_maxpool(pool, narrow, f"{name}.m.{number}") for number, pool in enumerate(children(module.m))]
+        return self.call(module.cv2, [concat([narrow, *pooled], name)], f"{name}.cv2")
+
+    def focus(self, module: Record, inputs: list[Node], name: str) -> Node:
+        """Cells to channels before a convolution; Darknet's ``[reorg3d]`` has the second and third quarter swapped."""
+        cells = Node("reorg3d", (("stride", 2),), (inputs[0],), name)
+        node = self.call(module.conv, [cells], f"{name}.conv")
+        weight = node.tensors["conv.weight"].unflatten(1, (4, -1))[:, [0, 2, 1, 3]].flatten(1, 2)
+        return replace(node, tensors=node.tensors | {"conv.weight": weight})
+
+    def concat(self, module: Record, inputs: list[Node], name: str) -> Node:
+        return concat(inputs, name)
+
+    def upsample(self, module: Record, inputs: list[Node], name: str) -> Node:
+        return Node("upsample", (("stride", int(module.scale_factor)),), (inputs[0],), name)
 
 
-def _plain_conv(graph: ModuleGraph, conv: Record, node: Node, name: str) -> Node:
-    return _add_conv(graph, name, conv, node, None, "linear")
+def _conv_node(conv: Record, norm: Record | None, activation: str, node: Node, name: str) -> Node:
+    """Return the node of a convolution, with its tensors by the names that they have in a ``Convolution`` of ours."""
+    tensors = {"conv.weight": _tensor(conv.weight, 4)}
+    bias = getattr(conv, "bias", None)
+    if norm is None or bias is not None:
+        tensors["conv.bias"] = _tensor(bias, 1)
+    if norm is not None:
+        names = ("weight", "bias", "running_mean", "running_var")
+        tensors |= {f"bn.{key}": _tensor(getattr(norm, key), 1) for key in names}
+    settings = conv_settings(conv, norm is not None, activation)
+    return Node("conv", settings, (node,), name, tensors=tensors, norm_eps=float(norm.eps) if norm else 0.0)
 
 
 def _activation(act: Record, name: str) -> str:
-    if act.kind == "LeakyReLU" and act.state["negative_slope"] == 0.1:
+    if act.kind == "LeakyReLU" and act.negative_slope == 0.1:
         return "leaky"
     if act.kind not in ACTIVATIONS:
         raise _UnknownModuleError(f"{name} has the activation {act.kind[:40]}, which no Darknet layer has")
     return ACTIVATIONS[act.kind]
 
 
-def _add_conv(graph: ModuleGraph, name: str, conv: Record, node: Node, norm: Record | None, activation: str) -> Node:
-    state, parameters = conv.state, conv.state["_parameters"]
-    tensors = ConvTensors(_tensor(parameters["weight"], 4), parameters.get("bias"))
-    if norm is not None:
-        stored = norm.state["_parameters"] | norm.state["_buffers"]
-        names = ("weight", "bias", "running_mean", "running_var")
-        tensors.norm = {key: _tensor(stored[key], 1) for key in names}
-        tensors.norm_eps = float(norm.state["eps"])
-    if tensors.bias is not None:
-        _tensor(tensors.bias, 1)
-    graph.tensors[name] = tensors
-    settings = (
-        ("filters", int(state["out_channels"])),
-        ("size", _pair(state["kernel_size"])),
-        ("stride", _pair(state["stride"])),
-        ("padding", _pair(state["padding"])),
-        ("dilation", _pair(state["dilation"])),
-        ("groups", int(state["groups"])),
-        ("batch_normalize", norm is not None),
-        ("activation", activation),
-    )
-    return Node("conv", settings, (node,), name)
+def _maxpool(pool: Record, node: Node, name: str) -> Node:
+    return Node("maxpool", (("size", _pair(pool.kernel_size)), ("stride", _pair(pool.stride))), (node,), name)
 
 
 def _tensor(value: Any, dimensions: int) -> Tensor:
     if not isinstance(value, Tensor) or value.ndim != dimensions:
         raise TypeError("a parameter that is no tensor of the right kind")
-    return value
+    return value.detach()
 
 
 def _pair(value: Any) -> tuple[int, int]:
@@ -164,67 +186,13 @@ def _pair(value: Any) -> tuple[int, int]:
     return int(first), int(second)
 
 
-def _c3(graph: ModuleGraph, module: Record, inputs: list[Node], name: str) -> Node:
-    parts = children(module)
-    deep = _call(graph, parts["cv1"], inputs, f"{name}.cv1")
-    for number, bottleneck in enumerate(children(parts["m"]).values()):
-        deep = _call(graph, bottleneck, [deep], f"{name}.m.{number}")
-    beside = _call(graph, parts["cv2"], inputs, f"{name}.cv2")
-    return _call(graph, parts["cv3"], [concat([deep, beside], name)], f"{name}.cv3")
-
-
-def _bottleneck(graph: ModuleGraph, module: Record, inputs: list[Node], name: str) -> Node:
-    parts = children(module)
-    narrow = _call(graph, parts["cv1"], inputs, f"{name}.cv1")
-    wide = _call(graph, parts["cv2"], [narrow], f"{name}.cv2")
-    return Node("add", (), (wide, inputs[0]), name) if module.state["add"] else wide
-
-
-def _maxpool(pool: Record, node: Node, name: str) -> Node:
-    settings = (("size", _pair(pool.state["kernel_size"])), ("stride", _pair(pool.state["stride"])))
-    return Node("maxpool", settings, (node,), name)
-
-
-def _sppf(graph: ModuleGraph, module: Record, inputs: list[Node], name: str) -> Node:
-    parts = children(module)
-    stages = [_call(graph, parts["cv1"], inputs, f"{name}.cv1")]
-    for _ in range(3):
-        stages.append(_maxpool(parts["m"], stages[-1], f"{name}.m"))
-    return _call(graph, parts["cv2"], [concat(stages, name)], f"{name}.cv2")
-
-
-def _spp(graph: ModuleGraph, module: Record, inputs: list[Node], name: str) -> Node:
-    parts = children(module)
-    narrow = _call(graph, parts["cv1"], inputs, f"{name}.cv1")
-    pooled = [_maxpool(pool, narrow, f"{name}.m.{key}") for key, pool in children(parts["m"]).items()]
-    return _call(graph, parts["cv2"], [concat([narrow, *pooled], name)], f"{name}.cv2")
-
-
-def _focus(graph: ModuleGraph, module: Record, inputs: list[Node], name: str) -> Node:
-    """Cells to channels before a convolution; Darknet's ``[reorg3d]`` has the second and third quarter swapped."""
-    cells = Node("reorg3d", (("stride", 2),), (inputs[0],), name)
-    node = _call(graph, children(module)["conv"], [cells], f"{name}.conv")
-    tensors = graph.tensors[node.name]
-    tensors.weight = tensors.weight.unflatten(1, (4, -1))[:, [0, 2, 1, 3]].flatten(1, 2)
-    return node
-
-
-def _concat(graph: ModuleGraph, module: Record, inputs: list[Node], name: str) -> Node:
-    return concat(inputs, name)
-
-
-def _upsample(graph: ModuleGraph, module: Record, inputs: list[Node], name: str) -> Node:
-    return Node("upsample", (("stride", int(module.state["scale_factor"])),), (inputs[0],), name)
-
-
-Builder = Callable[[ModuleGraph, Record, list[Node], str], Node]
-MODULES: dict[str, Builder] = {
-    "Conv": _conv_bn_act,
-    "C3": _c3,
-    "Bottleneck": _bottleneck,
-    "SPPF": _sppf,
-    "SPP": _spp,
-    "Focus": _focus,
-    "Concat": _concat,
-    "Upsample": _upsample,
+MODULES: dict[str, Callable[[_Tracer, Record, list[Node], str], Node]] = {
+    "Conv": _Tracer.conv,
+    "C3": _Tracer.c3,
+    "Bottleneck": _Tracer.bottleneck,
+    "SPPF": _Tracer.sppf,
+    "SPP": _Tracer.spp,
+    "Focus": _Tracer.focus,
+    "Concat": _Tracer.concat,
+    "Upsample": _Tracer.upsample,
 }
