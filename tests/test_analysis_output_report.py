@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from analysis.matching.browser import bits, browser_data
 from analysis.matching.views import ImageView, MatchedSlot, lost_picture, matched_slots, picture
-from analysis.output.report import as_html, write_report
+from analysis.output.report import write_report
 from analysis.output.result import Result, Table
 from models.assignment.options import AssignmentOptions
 from models.heads import Head
@@ -24,7 +24,7 @@ from utils.structures import Batch, Detections, ImageMeta, Targets
 
 HEADS = (Head(((10.0, 20.0),), 16, 2), Head(((40.0, 40.0), (60.0, 30.0)), 32, 2))
 STRATEGIES = {"standard": AssignmentOptions(), "fast": AssignmentOptions(match="fast")}
-NASTY = '</script><script>alert(1)</script> & "%%DATA%%"'
+NASTY = '</script><script>alert(1)</script> & "{{ command }} {% endfor %}" <!--'
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
@@ -58,11 +58,12 @@ def report(tmp_path_factory):
 
 
 class Elements(html.parser.HTMLParser):
-    """Counts the elements of a page and keeps what stands in the data element."""
+    """Counts the elements of a page and keeps its text and, apart, what stands in the data element."""
 
     def __init__(self, text):
         super().__init__()
-        self.counts, self.data, self.path = Counter(), "", []
+        self.counts, self.data, self.text = Counter(), "", ""
+        self.in_data = False
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
@@ -70,7 +71,10 @@ class Elements(html.parser.HTMLParser):
         self.in_data = dict(attributes).get("id") == "data"
 
     def handle_data(self, data):
-        self.data += data if getattr(self, "in_data", False) else ""
+        if self.in_data:
+            self.data += data
+        else:
+            self.text += data
 
     def handle_endtag(self, tag):
         self.in_data = False
@@ -82,6 +86,7 @@ def test_names_cannot_break_the_page(report):
     data = json.loads(page.data)
     assert data["images"][0]["objects"][1]["name"] == NASTY
     assert data["strategies"] == ["standard", "fast"]
+    assert page.text.count(NASTY) == 6  # command, fact, note, and the title, a column's name and a cell of the table
 
 
 def test_the_page_names_nothing_outside_itself(report):
@@ -106,9 +111,10 @@ def test_browser_data_by_hand():
     assert bits((True, False, True)) == 5
 
 
-def test_a_long_table_is_cut_and_says_so():
+def test_a_long_table_is_cut_and_says_so(tmp_path):
     table = Table("many", "Many", ("n", "share"), tuple((i, 0.5) for i in range(250)), listing=True)
-    text = as_html(table)
+    write_report([Result("x", {}, {}, (table,))], tmp_path / "report.html", "")
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert text.count("<tr>") == 1 + 40 and "210 more rows in many.csv" in text and "50.00 %" in text
 
 

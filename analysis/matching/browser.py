@@ -30,7 +30,7 @@ def jpeg_uri(image_bgr: np.ndarray) -> str:
 
 
 def browser_data(views: Sequence[ImageView], names: Sequence[str], plan: MeasurementPlan) -> dict[str, Any]:
-    """Return what the browser draws; ``report_template.html`` reads exactly these keys.
+    """Return what the browser draws; ``report.html.j2`` reads exactly these keys.
 
     A slot is [object, head, anchor, row, column, cell, box, q, objectness, base, extra]; the last two are bit masks of
     the strategies. Boxes are [x1, y1, x2, y2] in original pixels.
