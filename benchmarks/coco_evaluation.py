@@ -7,54 +7,49 @@ pycocotools needs minutes. Run: ``python -m benchmarks.coco_evaluation [--images
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import time
 from dataclasses import dataclass
 
 import numpy as np
 
+from benchmarks.coco_size_analysis import NUM_CLASSES, made_up_coco
 from evaluation.coco import BACKENDS, evaluate_coco
 from utils.config import option, parse_options
 from utils.errors import UserError, run_command
 
-CLASSES, OBJECTS, DETECTIONS, CROWD_SHARE = 80, 7.3, 100, 0.012
+OBJECTS, DETECTIONS = 7.3, 100  # per image
 
 
 @dataclass(frozen=True)
-class BenchmarkOptions:
+class CocoEvaluationOptions:
     """What to time."""
 
     images: int = option(500, "images; 5000 is the size of COCO val2017")
 
 
-def made_up(num_images: int) -> tuple[dict, list[dict]]:
-    """Return a ground truth and results of which most lie near an object of the same class."""
+def made_up_results(ground_truth: dict) -> list[dict]:
+    """Return the detections of every image that has objects; most lie near an object and have its class."""
     rng = np.random.default_rng(0)
-    images = [{"id": number + 1, "width": 640, "height": 480} for number in range(num_images)]
-    categories = [{"id": number + 1, "name": f"class {number}"} for number in range(CLASSES)]
-    annotations, results = [], []
-    for image in images:
-        count = 1 + rng.poisson(OBJECTS - 1)
-        size = np.exp(rng.normal(4, 1, (count, 2))).clip(4, 400)
-        boxes = np.concatenate((rng.random((count, 2)) * 240, size), axis=1).round(2)
-        labels = rng.integers(1, CLASSES + 1, count)
-        for box, label in zip(boxes.tolist(), labels.tolist(), strict=True):
-            crowd = int(rng.random() < CROWD_SHARE)
-            row = {"id": len(annotations) + 1, "image_id": image["id"], "category_id": label, "iscrowd": crowd}
-            annotations.append(row | {"bbox": box, "area": box[2] * box[3]})
-        near = rng.integers(0, count, DETECTIONS)
+    results = []
+    for image_id, objects in itertools.groupby(ground_truth["annotations"], key=lambda one: one["image_id"]):
+        objects = list(objects)
+        boxes, labels = (np.array([one[key] for one in objects]) for key in ("bbox", "category_id"))
+        near = rng.integers(0, len(objects), DETECTIONS)
         found = (boxes[near] * np.exp(rng.normal(0, 0.12, (DETECTIONS, 4)))).round(3)
         right = rng.random(DETECTIONS) < 0.6
-        classes = np.where(right, labels[near], rng.integers(1, CLASSES + 1, DETECTIONS))
+        classes = np.where(right, labels[near], rng.integers(1, NUM_CLASSES + 1, DETECTIONS))
         scores = (rng.random(DETECTIONS) ** 4).round(5)
         for box, label, score in zip(found.tolist(), classes.tolist(), scores.tolist(), strict=True):
-            results.append({"image_id": image["id"], "category_id": label, "bbox": box, "score": score})
-    return {"images": images, "categories": categories, "annotations": annotations}, results
+            results.append({"image_id": image_id, "category_id": label, "bbox": box, "score": score})
+    return results
 
 
 def main() -> None:
     """Print the times and their ratio."""
-    (options,) = parse_options(__doc__.splitlines()[0], BenchmarkOptions)
-    ground_truth, results = made_up(options.images)
+    (options,) = parse_options(__doc__.splitlines()[0], CocoEvaluationOptions)
+    ground_truth = made_up_coco(options.images, round(OBJECTS * options.images))
+    results = made_up_results(ground_truth)
     print(f"{options.images} images, {len(ground_truth['annotations'])} objects, {len(results)} detections")
     seconds, metrics = {}, {}
     for name in BACKENDS:

@@ -1,12 +1,12 @@
-"""How long the analyses take at the size of COCO train2017, and how much memory: ``benchmarks/coco_size_analysis.py``.
+"""How long the analyses take at the size of COCO train2017, and how much memory.
 
 Makes up a COCO JSON with 860,000 boxes in 118,000 images, whose objects per image are distributed as in train2017
 (about 5.9 million pairs), and runs the scripts on it, each in a process of its own.
+Run: ``python -m benchmarks.coco_size_analysis [--images 118287 --boxes 860001]``
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import multiprocessing
 import os
@@ -14,11 +14,14 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from utils.config import REPOSITORY, option, parse_options
+from utils.errors import run_command
+
 NUM_CLASSES = 80
 RUNS = {
     "analyze.py --dataset-stats": ("analyze.py", "--dataset-stats"),
@@ -26,6 +29,14 @@ RUNS = {
     "kmeans_anchors.py": ("kmeans_anchors.py", "--cfg", "yolov3.cfg"),
 }
 LIMITS = {"seconds": 60.0, "GiB": 2.0}
+
+
+@dataclass(frozen=True)
+class CocoSizeOptions:
+    """How large the made-up data set is."""
+
+    images: int = option(118_287, "images of the made-up data set")
+    boxes: int = option(860_001, "boxes of the made-up data set")
 
 
 def made_up_coco(num_images: int, num_boxes: int, seed: int = 0) -> dict:
@@ -82,10 +93,7 @@ def measure(arguments: tuple[str, ...], folder: Path) -> tuple[float, float, flo
 
 def main() -> None:
     """Make the data, run every script, print a table and fail where a limit is exceeded."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", type=int, default=118_287, help="images of the made-up data set")
-    parser.add_argument("--boxes", type=int, default=860_001, help="boxes of the made-up data set")
-    options = parser.parse_args()
+    (options,) = parse_options(__doc__.splitlines()[0], CocoSizeOptions)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         json_path = folder / "instances_made_up.json"
@@ -111,4 +119,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -7,11 +7,12 @@ Run: ``python -m benchmarks.inference [--batch-size 1]``
 from __future__ import annotations
 
 import statistics
-import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
+from benchmarks.harness import seconds_alternating
 from models.detector import Detector
 from models.network import Network, build_network
 from utils.config import find_file, option, parse_options
@@ -22,7 +23,7 @@ CASES = (("yolov3-nano.cfg", 320), ("yolov3-tiny.cfg", 416), ("yolov3-spp.cfg", 
 
 
 @dataclass(frozen=True)
-class BenchmarkOptions:
+class InferenceOptions:
     """What to time."""
 
     cfg: str = option("", "one network; default: nano, v3-tiny, v3-spp and v5s")
@@ -32,7 +33,7 @@ class BenchmarkOptions:
     device: str = option("", "cpu or a CUDA device")
 
 
-def contestants(network: Network, images: torch.Tensor) -> dict[str, callable]:
+def contestants(network: Network, images: torch.Tensor) -> dict[str, Callable[[], object]]:
     """Return the ways to run a network, each a function without arguments."""
     detector = Detector(network)
     fused = network.fuse().eval()
@@ -45,22 +46,14 @@ def contestants(network: Network, images: torch.Tensor) -> dict[str, callable]:
 
 
 @torch.inference_mode()
-def measure(cfg: str, size: int, options: BenchmarkOptions) -> str:
+def measure(cfg: str, size: int, options: InferenceOptions) -> str:
     """Return the line of one network."""
     torch.manual_seed(0)
     device = choose_device(options.device)
     network = build_network(find_file(cfg, "cfg")).to(device).eval()
     images = torch.randint(0, 256, (options.batch_size, 3, size, size), dtype=torch.uint8, device=device)
-    ways = contestants(network, images)
-    times: dict[str, list[float]] = {name: [] for name in ways}
-    for _ in range(options.repeats + 1):
-        for name, run in ways.items():
-            start = time.perf_counter()
-            run()
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            times[name].append((time.perf_counter() - start) * 1e3)
-    medians = {name: statistics.median(values[1:]) for name, values in times.items()}
+    seconds = seconds_alternating(contestants(network, images), device, options.repeats)
+    medians = {name: statistics.median(values) * 1e3 for name, values in seconds.items()}
     best = medians["fused + channels-last"]
     shown = ", ".join(f"{name} {value:.1f} ms ({value / best:.2f} x)" for name, value in medians.items())
     return f"{cfg} {size}: {shown}"
@@ -68,7 +61,7 @@ def measure(cfg: str, size: int, options: BenchmarkOptions) -> str:
 
 def main() -> None:
     """Print a line per network."""
-    (options,) = parse_options(__doc__.splitlines()[0], BenchmarkOptions)
+    (options,) = parse_options(__doc__.splitlines()[0], InferenceOptions)
     use_threads()
     print(f"{describe_device(choose_device(options.device))}, batch {options.batch_size}")
     for cfg, size in ((options.cfg, options.img_size),) if options.cfg else CASES:

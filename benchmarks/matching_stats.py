@@ -1,100 +1,96 @@
-"""What --matching-stats costs on top of the forward passes: ``python benchmarks/matching_stats.py --weights …``.
+"""What --matching-stats costs on top of the forward passes.
 
 Runs the same batches through the network alone, as test.py does, and through the network and everything that
 --matching-stats measures, alternately in one process, and prints the ratio. Images are loaded beforehand.
+Run: ``python -m benchmarks.matching_stats --weights …``; exits with status 1 where the ratio is above the limit.
 """
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import statistics
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
+from functools import partial
 
 import torch
-
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis.matching.command import Source, loader_settings, open_everything
 from analysis.matching.measure import measure_raw_maps, to_device
 from analysis.matching.options import MatchingOptions
 from analysis.strategies import StrategyOptions
+from benchmarks.harness import seconds_alternating
 from data.loader import evaluation_batches
 from models.assignment.assigner import build_assigner
+from utils.boxes import IOU_KINDS
+from utils.config import build_options, option, parse_options
+from utils.errors import run_command
 from utils.structures import Batch
 
 LIMIT = 1.15
 
 
+@dataclass(frozen=True)
+class MatchingStatsOptions:
+    """What to time."""
+
+    weights: str = option("", "default: the newest run's best.pt")
+    cfg: str = option("", "the network of the weights, where they do not say it")
+    data: str = option("", "data set; default: the one of the training")
+    split: str = option("valid", "which part of it")
+    img_size: int = option(0, "side of the input in pixels; default: that of the training")
+    match: str = option("standard", "strategies, separated by commas")
+    match_iou: tuple[str, ...] = option(("iou",), "kinds of IoU that are measured", tuple(IOU_KINDS))
+    hard: int = option(0, "above 0: measure the loss of every image, too")
+    batches: int = option(8, "batches that are timed")
+    rounds: int = option(10, "how often each batch is timed; the median counts")
+    device: str = option("", "cpu or a CUDA device")
+
+
 def main() -> None:
     """Measure and print; exit with status 1 where the limit is passed."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--weights", default="", help="default: the newest run's best.pt")
-    parser.add_argument("--cfg", default="")
-    parser.add_argument("--data", default="")
-    parser.add_argument("--split", default="valid")
-    parser.add_argument("--img-size", type=int, default=0)
-    parser.add_argument("--match", default="standard")
-    parser.add_argument("--match-iou", nargs="+", default=["iou"])
-    parser.add_argument("--hard", type=int, default=0, help="above 0: measure the loss of every image, too")
-    parser.add_argument("--batches", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--device", default="")
-    args = parser.parse_args()
-    options = MatchingOptions(weights=args.weights, hard=args.hard, workers=0, device=args.device)
-    strategies = StrategyOptions(match=args.match, match_iou=tuple(args.match_iou))
-    inputs = open_everything(Source(args.data, args.split, args.cfg, args.img_size), options, strategies)
+    (options,) = parse_options(__doc__.splitlines()[0], MatchingStatsOptions)
+    wanted = {name: getattr(options, name) for name in ("weights", "hard", "device", "match", "match_iou")}
+    # No workers: those that load the next batches would compete with what is timed.
+    matching, strategies = build_options(wanted | {"workers": 0}, (MatchingOptions, StrategyOptions))
+    source = Source(options.data, options.split, options.cfg, options.img_size)
+    inputs = open_everything(source, matching, strategies)
     plan = inputs.plan
     assigners = {name: build_assigner(one, plan.detector.heads) for name, one in plan.strategies.items()}
-    batches = []
-    for batch in evaluation_batches(inputs.annotations, loader_settings(inputs, options)):
-        batches.append(batch)
-        if len(batches) == args.batches:
-            break
-
-    device = plan.detector.device
+    loaded = evaluation_batches(inputs.annotations, loader_settings(inputs, matching))
+    batches = list(itertools.islice(loaded, options.batches))
 
     def forward(batch: Batch) -> None:
         plan.detector.raw_maps(batch.images)
 
     def forward_and_measure(batch: Batch) -> None:
-        measure_raw_maps(to_device(batch, device), plan.detector.raw_maps(batch.images), plan, assigners)
+        raw_maps = plan.detector.raw_maps(batch.images)
+        measure_raw_maps(to_device(batch, plan.detector.device), raw_maps, plan, assigners)
 
-    alone, both = [], []
     with torch.inference_mode():
-        for number in range(args.rounds + 1):
-            seconds = {forward: 0.0, forward_and_measure: 0.0}
-            for batch in batches:
-                for run in (forward, forward_and_measure)[:: 1 if number % 2 else -1]:  # neither always comes second
-                    seconds[run] += timed(run, batch, device)
-            if number:  # the first round warms up
-                alone.append(seconds[forward])
-                both.append(seconds[forward_and_measure])
+        seconds = [
+            seconds_alternating(
+                {"alone": partial(forward, batch), "both": partial(forward_and_measure, batch)},
+                plan.detector.device,
+                options.rounds,
+            )
+            for batch in batches
+        ]
+    # Seconds of a round: one pass over all batches.
+    alone, both = (
+        [sum(round_) for round_ in zip(*(batch[name] for batch in seconds), strict=True)] for name in ("alone", "both")
+    )
     images = sum(len(batch.images) for batch in batches)
     objects = sum(len(batch.targets) for batch in batches)
     ratio = statistics.median(two / one for one, two in zip(alone, both, strict=True))
-    of_fastest = min(both) / min(alone)
     print(
-        f"{images} images with {objects} objects, {args.rounds} rounds: forward passes alone "
+        f"{images} images with {objects} objects, {options.rounds} rounds: forward passes alone "
         f"{statistics.median(alone) / images * 1e3:.2f} ms per image, with the statistics "
         f"{statistics.median(both) / images * 1e3:.2f} ms; median ratio {ratio:.3f} (limit {LIMIT}), of the fastest "
-        f"rounds {of_fastest:.3f}; {torch.get_num_threads()} threads"
+        f"rounds {min(both) / min(alone):.3f}; {torch.get_num_threads()} threads"
     )
     sys.exit(ratio > LIMIT)
 
 
-def timed(run: Callable[[Batch], None], batch: Batch, device: torch.device) -> float:
-    """Return the seconds that a call takes."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    start = time.perf_counter()
-    run(batch)
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter() - start
-
-
 if __name__ == "__main__":
-    main()
+    run_command(main)

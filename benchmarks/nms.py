@@ -8,16 +8,16 @@ Run: ``python -m benchmarks.nms [--confidence 0.001] [--repeats 9]``
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.harness import time_ms
 from models.nms import LOGIT_SLACK, logit, non_max_suppression, select_candidates
 from utils.config import option, parse_options
 from utils.devices import choose_device, describe_device, use_threads
@@ -33,7 +33,7 @@ CASES = {  # slots, objects, mean objectness logit away from objects
 
 
 @dataclass(frozen=True)
-class BenchmarkOptions:
+class NmsOptions:
     """What to time."""
 
     confidence: float = option(0.001, "minimum score; above 0.1 a box has one class only")
@@ -58,7 +58,7 @@ def slots(num_slots: int, num_objects: int, background: float) -> tuple[Tensor, 
     return torch.cat((centers - sizes / 2, centers + sizes / 2), dim=1), objectness, classes
 
 
-def ours(boxes: Tensor, objectness: Tensor, classes: Tensor, options: BenchmarkOptions) -> np.ndarray:
+def ours(boxes: Tensor, objectness: Tensor, classes: Tensor, options: NmsOptions) -> np.ndarray:
     """Return the detections [N 6] of models/nms.py; like the detector, look at the objectness first."""
     passing = (objectness > logit(options.confidence) - LOGIT_SLACK).nonzero().flatten()
     multi_label = options.confidence <= 0.1
@@ -68,9 +68,7 @@ def ours(boxes: Tensor, objectness: Tensor, classes: Tensor, options: BenchmarkO
     return torch.cat((candidates[kept], score[kept, None], label[kept, None].float()), dim=1).cpu().numpy()
 
 
-def usual(
-    suppress: Callable, boxes: Tensor, objectness: Tensor, classes: Tensor, options: BenchmarkOptions
-) -> np.ndarray:
+def usual(suppress: Callable, boxes: Tensor, objectness: Tensor, classes: Tensor, options: NmsOptions) -> np.ndarray:
     """Return the detections [N 6] of the usual way with an NMS ``suppress(boxes, scores, labels, iou)``."""
     product = objectness.sigmoid()[:, None] * classes.sigmoid()
     if options.confidence <= 0.1:
@@ -112,21 +110,9 @@ def plain_loop(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> np.
 RIVALS: dict[str, Callable] = {"OpenCV": opencv, "numpy loop": plain_loop}
 
 
-def milliseconds(run: Callable[[], np.ndarray], repeats: int, device: torch.device) -> tuple[float, np.ndarray]:
-    """Return the median time and the last result."""
-    times = []
-    for _ in range(repeats + 1):  # the first warms up
-        start = time.perf_counter()
-        result = run()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        times.append((time.perf_counter() - start) * 1e3)
-    return statistics.median(times[1:]), result
-
-
 def main() -> None:
     """Print a line per case."""
-    (options,) = parse_options(__doc__.splitlines()[0], BenchmarkOptions)
+    (options,) = parse_options(__doc__.splitlines()[0], NmsOptions)
     device = choose_device(options.device)
     use_threads()
     print(
@@ -135,14 +121,16 @@ def main() -> None:
     for name, case in CASES.items():
         tensors = slots(*case)
         on_device = tuple(tensor.to(device) for tensor in tensors)
-        ours_ms, result = milliseconds(lambda on=on_device: ours(*on, options), options.repeats, device)
-        line = f"{name}: ours {ours_ms:.1f} ms, {len(result)} detections"
+        own = time_ms(partial(ours, *on_device, options), device, options.repeats)
+        line = f"{name}: ours {own.median_ms:.1f} ms, {len(own.result)} detections"
         for rival, suppress in RIVALS.items():
-            theirs_ms, expected = milliseconds(
-                lambda s=suppress, t=tensors: usual(s, *t, options), max(1, options.repeats // 4), torch.device("cpu")
+            run = partial(usual, suppress, *tensors, options)
+            theirs = time_ms(run, torch.device("cpu"), max(1, options.repeats // 4))
+            is_same = own.result.shape == theirs.result.shape and np.allclose(
+                own.result, theirs.result, rtol=1e-4, atol=1e-3
             )
-            same = result.shape == expected.shape and np.allclose(result, expected, rtol=1e-4, atol=1e-3)
-            line += f"; {rival} {theirs_ms:.0f} ms ({theirs_ms / ours_ms:.1f} x{'' if same else ', other results'})"
+            ratio = theirs.median_ms / own.median_ms
+            line += f"; {rival} {theirs.median_ms:.0f} ms ({ratio:.1f} x{'' if is_same else ', other results'})"
         print(line, flush=True)
 
 

@@ -8,19 +8,19 @@ machine. Run: ``python -m benchmarks.training_step [--cfg yolov3-tiny.cfg --img-
 from __future__ import annotations
 
 import statistics
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from benchmarks.harness import random_targets
 from engine.optimizer import OptimizerOptions, build_optimizer
 from models.assignment.options import AssignmentOptions
 from models.loss import DetectionLoss, LossOptions, build_loss
 from models.network import Network, build_network, initialise_head_biases
 from utils.config import find_file, option, parse_options
-from utils.devices import amp_dtype, choose_device, describe_device, use_threads
+from utils.devices import amp_dtype, choose_device, describe_device, synchronised_time, use_threads
 from utils.errors import run_command
 from utils.files import write_json_atomically
 from utils.structures import Targets
@@ -31,7 +31,7 @@ PARTS = ("forward", "loss", "backward", "optimizer")
 
 
 @dataclass(frozen=True)
-class BenchmarkOptions:
+class TrainingStepOptions:
     """What to time."""
 
     cfg: str = option("", "one network; default: v3-tiny, v3-spp and nano")
@@ -64,26 +64,20 @@ class Contestant:
 
     def step(self, images: Tensor, targets: Targets) -> None:
         """Take one training step and note how long each part took."""
-        marks = [self._now(images)]
+        marks = [synchronised_time(images.device)]
         dtype = amp_dtype(images.device)
         with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
-            raws = self.network(images.contiguous(memory_format=self.layout))
-        marks.append(self._now(images))
-        loss = sum(self.loss_function(raws, targets).parts.values())
-        marks.append(self._now(images))
+            raw_maps = self.network(images.contiguous(memory_format=self.layout))
+        marks.append(synchronised_time(images.device))
+        loss = sum(self.loss_function(raw_maps, targets).parts.values())
+        marks.append(synchronised_time(images.device))
         loss.backward()
-        marks.append(self._now(images))
+        marks.append(synchronised_time(images.device))
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        marks.append(self._now(images))
+        marks.append(synchronised_time(images.device))
         for part, start, end in zip(PARTS, marks, marks[1:], strict=False):
             self.seconds[part].append(end - start)
-
-    @staticmethod
-    def _now(images: Tensor) -> float:
-        if images.is_cuda:
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
     def medians(self) -> dict[str, float]:
         """Return the median seconds of each part and of the whole step, the warm-up step left out."""
@@ -92,21 +86,9 @@ class Contestant:
         return {"step": statistics.median(map(sum, steps)), **parts}
 
 
-def random_batch(options: BenchmarkOptions, size: int, classes: int, device: torch.device) -> tuple[Tensor, Targets]:
-    """Return noise images and objects of COCO-like sizes."""
-    count = options.batch_size * options.objects
-    generator = torch.Generator().manual_seed(0)
-    images = torch.rand(options.batch_size, 3, size, size, generator=generator)
-    sides = torch.exp(torch.rand(count, 2, generator=generator) * 3 - 3.7)  # 0.025 to 0.5 of the image
-    centers = sides / 2 + torch.rand(count, 2, generator=generator) * (1 - sides)
-    labels = torch.randint(classes, (count,), generator=generator)
-    owner = torch.arange(options.batch_size).repeat_interleave(options.objects)
-    return images.to(device), Targets(owner, labels, torch.cat((centers, sides), 1)).to(device)
-
-
 def main() -> None:
     """Time all cases and print one table; write it to runs/benchmarks/training_step.json."""
-    (options,) = parse_options(__doc__.splitlines()[0], BenchmarkOptions)
+    (options,) = parse_options(__doc__.splitlines()[0], TrainingStepOptions)
     device = choose_device(options.device)
     use_threads()
     print(f"batch {options.batch_size}, {options.objects} objects per image, {describe_device(device)}")
@@ -116,7 +98,9 @@ def main() -> None:
     rows = []
     for cfg, size in [(options.cfg, options.img_size)] if options.cfg else CASES:
         contestants = {name: Contestant.build(cfg, layout, device) for name, layout in LAYOUTS.items()}
-        images, targets = random_batch(options, size, next(iter(contestants.values())).network.num_classes, device)
+        classes = contestants["plain"].network.num_classes
+        images = torch.rand(options.batch_size, 3, size, size, device=device)
+        targets = random_targets(options.batch_size, options.batch_size * options.objects, classes, device)
         for _ in range(options.repeats + 1):
             for contestant in contestants.values():
                 contestant.step(images, targets)

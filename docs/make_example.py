@@ -7,24 +7,20 @@ from __future__ import annotations
 
 import argparse
 import math
-import re
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from docs.document import write_part
 from models.assignment.assigner import build_assigner
 from models.assignment.grid import grid_of_maps
 from models.assignment.options import AssignmentOptions
 from models.assignment.strategies import STRATEGIES
 from models.heads import Head
 from models.loss import LossOptions, build_loss
-from utils.config import REPOSITORY
 from utils.errors import run_command
-from utils.files import write_text_atomically
 from utils.structures import Assignment, Matches, Targets
 
-DOCUMENT = REPOSITORY / "docs" / "assignment.md"
 WIDTH, HEIGHT = 128, 96
 FINE = Head(((16.0, 16.0), (24.0, 40.0)), 16, 3, mask=(0, 1))  # anchors F0 and F1 on 8 x 6 cells
 COARSE = Head(((48.0, 40.0), (96.0, 80.0)), 32, 3, mask=(2, 3))  # anchors C0 and C1 on 4 x 3 cells
@@ -120,20 +116,12 @@ def tables() -> str:
     return "\n".join(lines)
 
 
-def document_with(text: str, document: str) -> str:
-    """Return the document with the tables put between its two marks."""
-    return re.sub(
-        r"(<!-- example -->\n).*?(\n<!-- end of example -->)", lambda m: m[1] + text + m[2], document, flags=re.S
-    )
-
-
 def main() -> None:
     """Print the tables, or write them into the document."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="put the tables into docs/assignment.md")
     if parser.parse_args().write:
-        path = Path(DOCUMENT)
-        write_text_atomically(path, document_with(tables(), path.read_text(encoding="utf-8")))
+        write_part("example", tables())
     else:
         print(tables())
 

@@ -22,19 +22,20 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.harness import yolov3_heads
+from data.letterbox import letterbox_meta, place_image
 from models.assignment.assigner import build_assigner
 from models.assignment.grid import grid_of_maps
 from models.assignment.options import AssignmentOptions
 from models.assignment.strategies import STRATEGIES, prior_strategies, reads_predictions
 from models.heads import Head, cell_grid, priors_wh
-from utils.boxes import box_iou, cxcywh_to_xyxy
+from utils.boxes import box_iou, cxcywh_to_xyxy, xyxy_to_cxcywh
 from utils.config import option, parse_options
 from utils.errors import run_command
 from utils.files import atomic_path
 from utils.structures import Targets
 
 SIZE = 320  # the network's input, pixels
-ANCHORS = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326))
 OBJECTS = {  # corners in the pixels of the sample image, 512 x 600
     "person": (12, 18, 508, 600),
     "cap": (129, 18, 361, 154),
@@ -62,7 +63,7 @@ def main() -> None:
     """Draw the figures."""
     (options,) = parse_options("Draw which slots each strategy selects.", DrawOptions)
     matplotlib.use("Agg")
-    heads = yolov3_heads()
+    heads = yolov3_heads(len(OBJECTS))
     image, targets = sample()
     raw_maps = half_trained_maps(heads, targets)
     for name, strategies in FIGURES.items():
@@ -72,33 +73,14 @@ def main() -> None:
         print(f"{Path(options.folder) / name}: {', '.join(strategies)}")
 
 
-def yolov3_heads() -> tuple[Head, ...]:
-    """Return YOLOv3's three heads, coarse to fine."""
-    anchors = tuple((float(w), float(h)) for w, h in ANCHORS)
-    return tuple(
-        Head(
-            anchors[first : first + 3],
-            stride,
-            len(OBJECTS),
-            all_anchors_wh=anchors,
-            mask=tuple(range(first, first + 3)),
-        )
-        for first, stride in ((6, 32), (3, 16), (0, 8))
-    )
-
-
 def sample() -> tuple[np.ndarray, Targets]:
     """Return the letterboxed image [320 320 3] uint8 RGB and its objects."""
     with cbook.get_sample_data("grace_hopper.jpg") as file:
         original = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    height, width = original.shape[:2]
-    scale = SIZE / max(height, width)
-    new_wh = (round(width * scale), round(height * scale))
-    left, top = (SIZE - new_wh[0]) // 2, (SIZE - new_wh[1]) // 2
-    image = np.full((SIZE, SIZE, 3), 114, np.uint8)
-    image[top : top + new_wh[1], left : left + new_wh[0]] = cv2.resize(original, new_wh, interpolation=cv2.INTER_AREA)
-    corners = torch.tensor(list(OBJECTS.values())) * scale + torch.tensor([left, top, left, top])
-    boxes = torch.cat(((corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]), dim=1) / SIZE
+    frame = letterbox_meta(0, "", original.shape[1::-1], (SIZE, SIZE))
+    image = np.empty((SIZE, SIZE, 3), np.uint8)
+    place_image(original, frame, image)
+    boxes = xyxy_to_cxcywh(frame.to_network(torch.tensor(list(OBJECTS.values())).float())) / SIZE
     return image, Targets(torch.zeros(len(boxes), dtype=torch.int64), torch.arange(len(boxes)), boxes)
 
 

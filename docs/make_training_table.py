@@ -8,7 +8,6 @@ and then the same with ``--data bccd.data``; the document gets one table per dat
 
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -17,14 +16,15 @@ from pathlib import Path
 import yaml
 
 from analysis.compare_runs import MAP50, POSITIVES, Run, confidence_interval, read_run
+from docs.document import DOCUMENT, read_document, with_part
 from engine.run_folder import epoch_summary
 from models.assignment.strategies import STRATEGIES
 from utils.config import REPOSITORY, option, parse_options
 from utils.errors import UserError, run_command
 from utils.files import write_text_atomically
 
-DOCUMENT = REPOSITORY / "docs" / "assignment.md"
 NOT_RUN = "Not run yet.\n\n"  # stands in the document until the first table
+LAST_MARK = "<!-- end of training results -->"
 RUNS = Path("runs/train")
 ALPHAS = (0.0, 0.3, 0.5, 1.0)
 SETTINGS = tuple(
@@ -36,7 +36,7 @@ COLLAPSE = 0.8  # of the mAP of standard; below it a strategy has failed
 
 
 @dataclass(frozen=True)
-class StrategyOptions:
+class TrainingTableOptions:
     """What to train, and how."""
 
     data: str = option("shapes.data", "data set")
@@ -51,7 +51,7 @@ class StrategyOptions:
 
 def main() -> None:
     """Train what is missing, print the table, and write it into the document where asked to."""
-    (options,) = parse_options("Train the same network with every strategy.", StrategyOptions)
+    (options,) = parse_options("Train the same network with every strategy.", TrainingTableOptions)
     wanted = [setting for setting in SETTINGS if not options.only or setting[0] in options.only]
     for match, alpha in wanted:
         for seed in options.seeds:
@@ -59,16 +59,16 @@ def main() -> None:
     text = table(options)
     print(text)
     if options.write:
-        write_text_atomically(DOCUMENT, document_with(text, options.data, DOCUMENT.read_text(encoding="utf-8")))
+        write_text_atomically(DOCUMENT, document_with(text, options.data, read_document()))
 
 
-def run_folder(match: str, alpha: float, seed: int, options: StrategyOptions) -> Path:
+def run_folder(match: str, alpha: float, seed: int, options: TrainingTableOptions) -> Path:
     """Return the folder of one training."""
     data, cfg = Path(options.data).stem, Path(options.cfg).stem
     return RUNS / f"strategies_{data}_{cfg}_{options.epochs}" / f"{match}_{alpha:g}_{seed}"
 
 
-def finished_run(folder: Path, options: StrategyOptions) -> Run | None:
+def finished_run(folder: Path, options: TrainingTableOptions) -> Run | None:
     """Return the training in a folder if it is there and complete, with the flags that are asked for now."""
     if not (folder / "results.csv").is_file():
         return None
@@ -79,7 +79,7 @@ def finished_run(folder: Path, options: StrategyOptions) -> Run | None:
     return run if complete else None
 
 
-def train(match: str, alpha: float, seed: int, options: StrategyOptions) -> None:
+def train(match: str, alpha: float, seed: int, options: TrainingTableOptions) -> None:
     """Run one training, unless it is there."""
     folder = run_folder(match, alpha, seed, options)
     if finished_run(folder, options):
@@ -98,7 +98,7 @@ def train(match: str, alpha: float, seed: int, options: StrategyOptions) -> None
     write_text_atomically(folder / "extra.yaml", yaml.safe_dump(options.extra))
 
 
-def table(options: StrategyOptions) -> str:
+def table(options: TrainingTableOptions) -> str:
     """Return the Markdown table of all runs that are there, and which strategies collapsed."""
     lines = [
         f"`{options.cfg}`, `{options.data}`, {options.epochs} epochs, seeds {' '.join(map(str, options.seeds))}"
@@ -131,16 +131,13 @@ def table(options: StrategyOptions) -> str:
 
 def document_with(text: str, data: str, document: str) -> str:
     """Return the document with the data set's table put in, or replaced, between the two marks of the results."""
-    name = Path(data).stem
-    block = f"<!-- results of {name} -->\n{text}\n<!-- end of results of {name} -->"
-    old = re.compile(rf"<!-- results of {name} -->\n.*?<!-- end of results of {name} -->", flags=re.S)
-    if old.search(document):
-        return old.sub(lambda _: block, document)
-    mark = "<!-- end of training results -->"
-    if mark not in document:
-        raise UserError(f"{DOCUMENT}: has no line '{mark}' to put the table before")
-    document = document.replace(NOT_RUN, "")
-    return document.replace(mark, f"{block}\n\n{mark}")
+    mark = f"results of {Path(data).stem}"
+    if f"<!-- {mark} -->" not in document:
+        if LAST_MARK not in document:
+            raise UserError(f"{DOCUMENT}: has no line '{LAST_MARK}' to put the table before")
+        document = document.replace(NOT_RUN, "")
+        document = document.replace(LAST_MARK, f"<!-- {mark} -->\n\n<!-- end of {mark} -->\n\n{LAST_MARK}")
+    return with_part(document, mark, text)
 
 
 if __name__ == "__main__":

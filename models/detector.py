@@ -7,7 +7,6 @@ of one image.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 
 from models.heads import Head, decode_boxes, priors_wh
 from models.nms import LOGIT_SLACK, logit, non_max_suppression, select_candidates
+from utils.devices import synchronised_time
 from utils.structures import Detections, ImageMeta
 
 MULTI_LABEL_BELOW = 0.1  # up to this confidence one box may carry several classes, as every COCO evaluation does it
@@ -93,12 +93,12 @@ class Detector:
             images: [B 3 H W] uint8, RGB, as the loader gives them.
             metas: where each image lies in the network input.
         """
-        start = self._now()
+        start = synchronised_time(self.device)
         raw_maps = self.raw_maps(images)
-        middle = self._now()
+        middle = synchronised_time(self.device)
         found = self.detect(raw_maps, metas)
         self.seconds_inference += middle - start
-        self.seconds_nms += self._now() - middle
+        self.seconds_nms += synchronised_time(self.device) - middle
         self.images_seen += len(images)
         return found
 
@@ -137,11 +137,6 @@ class Detector:
         """Return the mean time per image since the last reset."""
         count = max(1, self.images_seen)
         return Speed(self.seconds_inference / count * 1e3, self.seconds_nms / count * 1e3, self.images_seen)
-
-    def _now(self) -> float:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        return time.perf_counter()
 
 
 def decode_predictions(raw_maps: Sequence[Tensor], heads: Sequence[Head], confidence: float) -> DecodedPredictions:

@@ -7,7 +7,9 @@ import pytest
 import torch
 
 from benchmarks import assignment
+from benchmarks.harness import Timing
 from docs import make_example, make_training_table
+from docs.document import read_document, with_part
 from models.assignment.options import AssignmentOptions
 from models.assignment.strategies import STRATEGIES
 from models.heads import decode_map
@@ -15,14 +17,10 @@ from utils.boxes import box_iou, cxcywh_to_xyxy
 from utils.config import REPOSITORY
 
 
-def document():
-    return make_example.DOCUMENT.read_text(encoding="utf-8")
-
-
 def test_the_tables_of_the_document_are_what_the_script_prints():
-    text = document()
+    text = read_document()
     assert "| tal | base |" in text
-    assert make_example.document_with(make_example.tables(), text) == text, "run: python -m docs.make_example --write"
+    assert with_part(text, "example", make_example.tables()) == text, "run: python -m docs.make_example --write"
 
 
 def test_the_predictions_are_those_of_the_document():
@@ -55,7 +53,7 @@ def test_the_alpha_weighted_example():
 
 
 def test_the_document_names_every_strategy_and_option():
-    text = document()
+    text = read_document()
     for name in STRATEGIES:
         assert f"| `{name}` |" in text
     for name in AssignmentOptions.__dataclass_fields__:
@@ -63,7 +61,7 @@ def test_the_document_names_every_strategy_and_option():
 
 
 def test_a_table_of_results_is_put_in_once_and_then_replaced():
-    text = document()
+    text = read_document()
     assert "<!-- end of training results -->" in text
     once = make_training_table.document_with("| one |", "cfg/shapes.data", text)
     both = make_training_table.document_with("| two |", "bccd.data", once)
@@ -75,11 +73,11 @@ def test_a_table_of_results_is_put_in_once_and_then_replaced():
 
 
 def test_the_benchmark_says_median_and_best_and_whether_a_limit_fails(capsys):
-    times = {"standard": (2.5, 1.5), "fast": (4.0, 3.0), "split on the map": (10.0, 10.0)}
+    times = {"standard": Timing(2.5, 1.5), "fast": Timing(4.0, 3.0), "split on the map": Timing(10.0, 10.0)}
     assert assignment.print_verdicts(times, {"fast": 100.0})
     out = capsys.readouterr().out
     assert "holds: standard at 16 x 7: 1.50 ms at best, 2.50 in the median" in out and "FAILS" not in out
-    assert not assignment.print_verdicts({"standard": (2.5, 2.1)}, {})
+    assert not assignment.print_verdicts({"standard": Timing(2.5, 2.1)}, {})
     assert not assignment.print_verdicts({}, {"fast": 1025.0})
     assert "FAILS: 64 x 100: at most 1025 MiB (fast)" in capsys.readouterr().out
 
@@ -91,12 +89,13 @@ def test_matching_64_images_with_100_objects_takes_less_than_1_gib(name):
     images = 16 if name == "split on the map" else 64
     code = f"""
 import torch
-from benchmarks.assignment import VARIANTS, peak_mib, random_batch, yolov3_heads
+from benchmarks.assignment import CLASSES, VARIANTS, random_batch
+from benchmarks.harness import peak_mib, yolov3_heads
 from models.assignment.assigner import AssignmentOptions, build_assigner
 from models.assignment.grid import grid_of_maps
 torch.set_num_threads(1)
-values = VARIANTS[{name!r}] | {{"match": VARIANTS[{name!r}].get("match", {name!r})}}
-heads, device = yolov3_heads(), torch.device("cpu")
+values = VARIANTS[{name!r}]
+heads, device = yolov3_heads(CLASSES), torch.device("cpu")
 raw_maps, targets = random_batch({images}, 100, heads, device)
 assigner = build_assigner(AssignmentOptions(**values), heads)
 grid = grid_of_maps(heads, raw_maps)

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from utils.devices import amp_dtype, choose_device, describe_device, use_threads
+from utils.devices import amp_dtype, choose_device, describe_device, synchronised_time, use_threads
 from utils.errors import UserError
 
 
@@ -67,6 +67,15 @@ def test_mixed_precision_only_where_it_helps(monkeypatch, name, capability, expe
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: name)
     assert amp_dtype(torch.device("cuda:0")) == expected
     assert amp_dtype(torch.device("cpu")) is None
+
+
+def test_the_clock_waits_for_the_gpu_that_is_asked_for(monkeypatch):
+    events = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: events.append(device))
+    monkeypatch.setattr("time.perf_counter", lambda: events.append("clock") or 7.5)
+    assert synchronised_time(torch.device("cpu")) == 7.5 and events == ["clock"]
+    assert synchronised_time(torch.device("cuda:1")) == 7.5
+    assert events[1:] == [torch.device("cuda:1"), "clock"]  # first the wait, then the time
 
 
 def test_processes_share_the_cores(monkeypatch):

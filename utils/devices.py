@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import time
 
 import cv2
 import torch
@@ -58,6 +59,13 @@ def describe_device(device: torch.device) -> str:
         properties = torch.cuda.get_device_properties(device)
         return f"torch {torch.__version__}, {device} ({properties.name}, {properties.total_memory / 2**30:.0f} GiB)"
     return f"torch {torch.__version__}, {device}, {torch.get_num_threads()} threads"
+
+
+def synchronised_time(device: torch.device) -> float:
+    """Return a clock's seconds once the work that a device was given is done; a GPU works on while Python goes on."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def amp_dtype(device: torch.device) -> torch.dtype | None:

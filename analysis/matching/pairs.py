@@ -8,7 +8,6 @@ Shape letters: B images, S slots of one image, T objects, Z strategies, Q kinds 
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +19,7 @@ from models.assignment.grid import SlotGrid, grid_of_maps
 from models.assignment.inputs import AssignmentInput
 from models.heads import Head, decode_map
 from utils.boxes import box_iou, cxcywh_to_xyxy
+from utils.devices import synchronised_time
 from utils.structures import Assignment, Batch, Matches, Targets
 
 
@@ -75,9 +75,9 @@ def match(
     assignments, seconds = [], []
     device = raw_maps[0].device
     for assigner in assigners.values():
-        start = _now(device)
+        start = synchronised_time(device)
         assignments.append(assigner.match(batch.targets, predictions.grid, raw_maps, batch.crowd))
-        seconds.append(_now(device) - start)
+        seconds.append(synchronised_time(device) - start)
     return matched_pairs(assignments, predictions.grid, len(batch.targets)), seconds
 
 
@@ -109,9 +109,3 @@ def slots_per_image(predictions: Predictions, pairs: MatchedPairs) -> dict[str, 
         "slots": zeros.index_add(0, owner, (claims > 0).long()),
         "shared_slots": zeros.index_add(0, owner, (claims > 1).long()),
     }
-
-
-def _now(device: torch.device) -> float:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
