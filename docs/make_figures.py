@@ -77,10 +77,10 @@ def sample() -> tuple[np.ndarray, Targets]:
     """Return the letterboxed image [320 320 3] uint8 RGB and its objects."""
     with cbook.get_sample_data("grace_hopper.jpg") as file:
         original = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-    frame = letterbox_meta(0, "", original.shape[1::-1], (SIZE, SIZE))
+    meta = letterbox_meta(0, "", original.shape[1::-1], (SIZE, SIZE))
     image = np.empty((SIZE, SIZE, 3), np.uint8)
-    place_image(original, frame, image)
-    boxes = xyxy_to_cxcywh(frame.to_network(torch.tensor(list(OBJECTS.values())).float())) / SIZE
+    place_image(original, meta, image)
+    boxes = xyxy_to_cxcywh(meta.to_network(torch.tensor(list(OBJECTS.values())).float())) / SIZE
     return image, Targets(torch.zeros(len(boxes), dtype=torch.int64), torch.arange(len(boxes)), boxes)
 
 

@@ -1,0 +1,119 @@
+"""What CONTRIBUTING.md promises: one file and one line add a strategy, box loss, section, label format or analysis.
+
+Each test writes the file and the line into a process of its own, and finds the addition wherever it must appear.
+"""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(code: str, folder: Path):
+    """Run a program with our packages and return what it prints, as JSON."""
+    done = subprocess.run([sys.executable, "-c", code], cwd=folder, env={"PYTHONPATH": str(ROOT)}, text=True,
+                          capture_output=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+STRATEGY = """
+import contextlib, io, json
+from dataclasses import dataclass
+import torch
+
+# The one file: a rule and its entry. Every object gets the anchor that the options name, in its centre's cell.
+from models.assignment.inputs import Pairs
+from models.assignment.strategy import Strategy
+
+@dataclass(frozen=True)
+class First:
+    anchor_t: float = 1.5
+
+    def __call__(self, inputs):
+        target = torch.arange(len(inputs.targets))
+        anchor = torch.zeros_like(target)
+        cell = inputs.cells[target, inputs.grid.head[anchor]]
+        return Pairs(target, anchor, cell[:, 1], cell[:, 0], torch.ones(len(target)))
+
+# The one line: its place in the table.
+from models.assignment import strategies
+strategies.STRATEGIES["first"] = Strategy("first", First)
+
+import analyze, kmeans_anchors, train
+from utils.config import parse_options
+from models.assignment.options import AssignmentOptions, options_used
+from models.assignment.assigner import build_assigner
+from models.assignment.grid import slot_grid
+from models.heads import Head
+from utils.structures import Targets
+from analysis.anchor_stats import anchor_stats
+from benchmarks import assignment
+from docs import make_example, make_figures, make_training_table
+
+def help_of(groups):
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), contextlib.suppress(SystemExit):
+        parse_options("d", *groups, argv=["--help"])
+    return text.getvalue()
+
+heads = (Head(((16.0, 16.0), (30.0, 30.0)), 16, 2),)
+assigner = build_assigner(AssignmentOptions(match="first", anchor_t=1.2), heads)
+targets = Targets(torch.tensor([0]), torch.tensor([1]), torch.tensor([[0.5, 0.5, 0.2, 0.2]]))
+found = assigner.match(targets, slot_grid(heads, ((4, 4),), torch.device("cpu"))).base
+print(json.dumps({
+    "match": [found.anchor.item(), found.row.item(), found.col.item()],
+    "option": assigner.make_base.anchor_t,
+    "help": ["first" in help_of(groups) for groups in (train.GROUPS, analyze.GROUPS)],
+    "used": "anchor_t" in options_used("first"),
+    "analysis": "first" in strategies.prior_strategies(),
+    "benchmark": "first" in assignment.VARIANTS and "first" in assignment.PRIOR_ONLY,
+    "example": "first" in make_example.RUNS and "| first | base |" in make_example.tables(),
+    "figures": "first" in make_figures.FIGURES["assignment_priors.png"],
+    "training table": ("first", 0.0) in make_training_table.SETTINGS,
+}))
+"""
+
+
+def test_a_strategy(tmp_path):
+    found = run(STRATEGY, tmp_path)
+    assert found.pop("match") == [0, 2, 2] and found.pop("option") == 1.2  # the centre lies in cell (2, 2) of 4 x 4
+    assert found.pop("help") == [True, True]
+    assert all(found.values()), found
+
+
+BOX_LOSS = """
+import contextlib, io, json, torch
+from utils import boxes
+
+# The one file is utils/boxes.py, where the kinds of IoU are; the one line is the entry.
+boxes.IOU_KINDS["half"] = lambda a, b: boxes._iou(a, b) / 2
+
+import analyze, train
+from models.assignment.options import AssignmentOptions
+from models.heads import Head
+from models.loss import LossOptions, build_loss
+from utils.config import build_options
+from utils.structures import Targets
+
+heads = (Head(((16.0, 16.0),), 16, 1),)
+targets = Targets(torch.tensor([0]), torch.tensor([0]), torch.tensor([[0.125, 0.125, 0.25, 0.25]]))
+raw = torch.zeros(1, 1, 4, 4, 6)  # predicts the object exactly: IoU 1, half of it 0.5
+parts = build_loss(LossOptions(box=64.0, box_loss="half"), AssignmentOptions(), heads)([raw], targets).parts
+(chosen,) = build_options({"match": "fast", "match_iou": "half"}, [AssignmentOptions])
+choices = [
+    item.metadata["choices"]
+    for group in (*train.GROUPS, *analyze.GROUPS)
+    for name, item in group.__dataclass_fields__.items()
+    if name in ("box_loss", "match_iou")
+]
+print(json.dumps({"box": parts["box"].item(), "match_iou": chosen.match_iou, "choices": choices}))
+"""
+
+
+def test_a_box_loss(tmp_path):
+    found = run(BOX_LOSS, tmp_path)
+    assert found["box"] == 0.5 and found["match_iou"] == "half"
+    assert len(found["choices"]) == 3 and all("half" in choices for choices in found["choices"])
