@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from models.darknet.cfg import DarknetConfig, Section, parse_cfg, parse_cfg_text
+from models.darknet.cfg import parse_cfg, parse_cfg_text
 from models.darknet.graph import Layer, SectionBuilder, sources_of
-from models.darknet.sections import BUILDERS
+from models.darknet.kinds import KINDS
+from models.darknet.section import DarknetConfig, Section
 from models.heads import Head
 from models.layers import Convolution
 from utils.errors import UserError, run_command
@@ -187,7 +188,7 @@ def _build(config: DarknetConfig, num_classes: int | None, bn_eps: float | None,
         config = _with_classes(config, num_classes)
     eps = next(value for value in (bn_eps, net["bn_eps"], DARKNET_BN_EPS) if value is not None)
     momentum = next(value for value in (bn_momentum, net["bn_momentum"], BN_MOMENTUM) if value is not None)
-    network = Network(config, SectionBuilder(config, BUILDERS, eps, momentum).build())
+    network = Network(config, SectionBuilder(config, KINDS, eps, momentum).build())
     if len({head.num_classes for head in network.heads}) > 1:
         line = config.sections[network.head_layers[-1]].line
         raise UserError(f"{config.source}:{line}: the [yolo] sections disagree about the number of classes")

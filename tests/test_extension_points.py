@@ -117,3 +117,52 @@ def test_a_box_loss(tmp_path):
     found = run(BOX_LOSS, tmp_path)
     assert found["box"] == 0.5 and found["match_iou"] == "half"
     assert len(found["choices"]) == 3 and all("half" in choices for choices in found["choices"])
+
+
+SECTION = """
+import json, torch
+from dataclasses import replace
+from torch import nn
+
+# The one file: its keys, its module and its builder.
+from models.darknet.graph import SectionKind, made
+from models.darknet.schema import number
+
+class Scaled(nn.Module):
+    def __init__(self, by):
+        super().__init__()
+        self.by = by
+
+    def forward(self, image):
+        return image * self.by
+
+def build(builder, section, inputs):
+    return made(section, Scaled(section["factor"]), inputs[0], f"x {section['factor']:g}")
+
+# The one line: its place in the table.
+from models.darknet import kinds
+kinds.KINDS["scaled"] = SectionKind("scaled", {"factor": number(2.0)}, build)
+
+from models.darknet.cfg import parse_cfg_text
+from models.network import build_network_from_text, layer_table
+from utils.errors import UserError
+
+TEXT = "[net]\\nwidth=8\\nheight=8\\nchannels=1\\n[scaled]\\n{}=3\\n[scaled]\\n"
+network = build_network_from_text(TEXT.format("factor"), "x.cfg")
+image = torch.ones(1, 1, 8, 8)
+for layer in network.layers:
+    image = layer(image)
+try:
+    parse_cfg_text(TEXT.format("facter"), "x.cfg")
+except UserError as error:
+    message = str(error)
+print(json.dumps({"value": image.unique().item(), "table": layer_table(network), "message": message}))
+"""
+
+
+def test_a_section_of_the_dialect(tmp_path):
+    found = run(SECTION, tmp_path)
+    assert found["value"] == 6  # 3 as written, 2 by default
+    assert "scaled" in found["table"] and "x 3" in found["table"]
+    assert found["message"].startswith("x.cfg:6: [scaled] has no key 'facter'")
+    assert "did you mean 'factor'" in found["message"]

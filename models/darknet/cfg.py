@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from models.darknet.kinds import KINDS
 from models.darknet.schema import (
     ACTIVATION_ALIASES,
     COMMON,
@@ -21,10 +21,10 @@ from models.darknet.schema import (
     NET,
     REFUSED,
     SECTION_ALIASES,
-    SECTIONS,
     UNSUPPORTED_SECTIONS,
     Key,
 )
+from models.darknet.section import DarknetConfig, Section
 from utils.errors import UserError, suggestion
 
 MAX_BYTES = 1_000_000  # the largest published cfg has about 60 kB
@@ -34,47 +34,9 @@ MAX_LIST = 10_000  # values of one list
 _Raw = tuple[str, int, dict[str, tuple[str, int]]]
 
 
-@dataclass(frozen=True)
-class Section:
-    """One section: what was written, checked and typed; a key that was not written has its default."""
-
-    kind: str  # canonical name: "convolutional" also where the file says [conv]
-    index: int  # layer number as Darknet counts, -1 for [net]
-    line: int  # of the [header]
-    source: str  # file name, for messages
-    written: Mapping[str, Any] = field(default_factory=dict)
-    lines: Mapping[str, int] = field(default_factory=dict)
-
-    def __getitem__(self, key: str) -> Any:
-        value = self.written.get(key)
-        return schema_of(self.kind)[key].default if value is None else value
-
-    def __contains__(self, key: str) -> bool:
-        return key in self.written
-
-    def error(self, message: str, key: str = "") -> UserError:
-        """Return an error that names this section's line, or the line of one of its keys."""
-        return UserError(f"{self.source}:{self.lines.get(key, self.line)}: [{self.kind}] {message}")
-
-    def replace(self, **values: Any) -> Section:
-        """Return a copy with other values; lines stay."""
-        return dataclasses.replace(self, written={**self.written, **values})
-
-
-@dataclass(frozen=True)
-class DarknetConfig:
-    """A parsed cfg file."""
-
-    source: str
-    text: str
-    net: Section
-    sections: tuple[Section, ...]
-    notes: tuple[str, ...]  # one line each: what was read but has no effect here
-
-
-def schema_of(kind: str) -> dict[str, Key]:
+def schema_of(kind: str) -> Mapping[str, Key]:
     """Return the known keys of a section kind."""
-    return NET if kind == "net" else {**SECTIONS[kind], **COMMON}
+    return NET if kind == "net" else {**KINDS[kind].keys, **COMMON}
 
 
 def parse_cfg(path: str | Path) -> DarknetConfig:
@@ -140,11 +102,11 @@ def _kind(line: str, place: str) -> str:
         raise UserError(f"{place}: '{_short(line)}' is no section header; write [name]")
     name = line[1:-1].lower()
     name = SECTION_ALIASES.get(name, name)
-    if name == "net" or name in SECTIONS:
+    if name == "net" or name in KINDS:
         return name
     if name in UNSUPPORTED_SECTIONS:
         raise UserError(f"{place}: Darknet knows [{name}], this toolkit does not build it")
-    close = suggestion(name, ["net", *SECTIONS, *SECTION_ALIASES])
+    close = suggestion(name, ["net", *KINDS, *SECTION_ALIASES])
     raise UserError(f"{place}: unknown section [{_short(name)}]{close}")
 
 
@@ -165,13 +127,13 @@ def _read_key(line: str, place: str, section: _Raw, doubles: list[str]) -> None:
 
 def _typed(kind: str, index: int, line: int, source: str, values: dict[str, tuple[str, int]]) -> Section:
     lines = {name: number for name, (_, number) in values.items()}
-    blank = Section(kind, index, line, source, {}, lines)
+    blank = Section(kind, index, line, source, schema_of(kind), {}, lines)
     typed = {name: _value(blank, name, text) for name, (text, _) in values.items()}
-    return Section(kind, index, line, source, typed, lines)
+    return dataclasses.replace(blank, written=typed)
 
 
 def _value(section: Section, name: str, text: str) -> Any:
-    key = schema_of(section.kind)[name]
+    key = section.keys[name]
     if key.kind == "text":
         value = text.lower() if key.choices else text
         if key.choices and value not in key.choices:
@@ -209,7 +171,7 @@ def _notes(sections: list[Section], doubles: list[str]) -> tuple[str, ...]:
     ignored: dict[str, list[str]] = {}
     for section in sections:
         keys = ignored.setdefault(section.kind, [])
-        keys += [name for name in section.written if schema_of(section.kind)[name].role == IGNORED and name not in keys]
+        keys += [name for name in section.written if section.keys[name].role == IGNORED and name not in keys]
     lines = [f"[{kind}] {', '.join(keys)}" for kind, keys in ignored.items() if keys]
     without = (f"{sections[0].source}: without effect here: {'; '.join(lines)}",) if lines else ()
     otherwise = [

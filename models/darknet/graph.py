@@ -11,12 +11,12 @@ from fractions import Fraction
 
 from torch import nn
 
-from models.darknet.cfg import DarknetConfig, Section
+from models.darknet.schema import Key
+from models.darknet.section import DarknetConfig, Section
 from models.heads import Head
 
 MAX_PARAMETERS = 300_000_000  # the largest published cfg, yolov4-p7, has 287 million
 MAX_MAP = 2**28  # numbers in one layer's output for one image: 1 GiB
-JOINING = ("shortcut", "sam", "scale_channels", "shift_channels", "control_channels")  # these read ``from`` as well
 
 
 @dataclass(frozen=True)
@@ -76,9 +76,9 @@ class Layer:
 class SectionBuilder:
     """Builds the sections in order and remembers what the later ones may refer to."""
 
-    def __init__(self, config: DarknetConfig, builders: Mapping[str, Builder], bn_eps: float, bn_momentum: float):
+    def __init__(self, config: DarknetConfig, kinds: Mapping[str, SectionKind], bn_eps: float, bn_momentum: float):
         self.config = config
-        self.builders = builders
+        self.kinds = kinds
         self.bn_eps = bn_eps
         self.bn_momentum = bn_momentum
         self.built: list[Layer] = []
@@ -97,7 +97,7 @@ class SectionBuilder:
             sources = sources_of(section)
             inputs = tuple(self.image if index < 0 else self.built[index].output for index in sources)
             self.check_sources(section, sources)
-            layer = self.builders[section.kind](self, section, inputs)
+            layer = self.kinds[section.kind].build(self, section, inputs)
             self.built.append(replace(layer, sources=sources, inputs=inputs))
         return self.built
 
@@ -129,9 +129,9 @@ def sources_of(section: Section) -> tuple[int, ...]:
         UserError: a reference to the section itself, a later one or none.
     """
     before = (section.index - 1,)
-    if section.kind == "route":
+    if "layers" in section.keys:
         return referred(section, "layers")
-    if section.kind in JOINING:
+    if "from" in section.keys:
         if section.index == 0:
             raise section.error("cannot be the first layer: it joins two layers")
         return before + referred(section, "from")
@@ -157,3 +157,15 @@ def made(section: Section, module: nn.Module, output: MapShape, geometry: str = 
 
 
 Builder = Callable[["SectionBuilder", Section, Sequence[MapShape]], Layer]
+
+
+@dataclass(frozen=True)
+class SectionKind:
+    """One kind of section: the keys it may have, and what builds its layer.
+
+    A kind with the key ``from`` reads the layers it names besides the one before it; with ``layers``, those alone.
+    """
+
+    name: str  # between the brackets
+    keys: Mapping[str, Key]
+    build: Builder

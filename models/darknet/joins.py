@@ -8,8 +8,9 @@ from fractions import Fraction
 
 from torch import nn
 
-from models.darknet.cfg import Section
-from models.darknet.graph import Builder, Layer, MapShape, SectionBuilder, made, sources_of
+from models.darknet.graph import Layer, MapShape, SectionBuilder, SectionKind, made, sources_of
+from models.darknet.schema import SECTIONS
+from models.darknet.section import Section
 from models.layers import Implicit, Product, Route, Shortcut, Sum
 
 
@@ -94,14 +95,17 @@ def _shortcut(builder: SectionBuilder, section: Section, inputs: Sequence[MapSha
     return made(section, module, output, " ".join(str(index) for index in sources_of(section)[1:]), operations)
 
 
-JOIN_BUILDERS: dict[str, Builder] = {
-    "control_channels": _control_channels,
-    "implicit": _implicit,
-    "implicit_add": _implicit,
-    "implicit_mul": _implicit,
-    "route": _route,
-    "sam": _sam,
-    "scale_channels": _scale_channels,
-    "shift_channels": _shift_channels,
-    "shortcut": _shortcut,
-}
+KINDS = tuple(
+    SectionKind(name, SECTIONS[name], build)
+    for name, build in {
+        "control_channels": _control_channels,
+        "implicit": _implicit,
+        "implicit_add": _implicit,
+        "implicit_mul": _implicit,
+        "route": _route,
+        "sam": _sam,
+        "scale_channels": _scale_channels,
+        "shift_channels": _shift_channels,
+        "shortcut": _shortcut,
+    }.items()
+)

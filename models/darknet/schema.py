@@ -142,6 +142,7 @@ MATCHES_OTHERWISE = {"iou_thresh_kind": "iou", "truth_thresh": 1}
 
 _SHORTCUT_NORMALIZATION = choice("none", "none", "relu", "avg_relu", "softmax")
 
+# Keys of the sections that this toolkit builds; models/darknet/kinds.py has what builds them.
 SECTIONS: dict[str, dict[str, Key]] = {
     "convolutional": CONVOLUTIONAL,
     "maxpool": {**_POOL, "maxpool_depth": FLAG, "out_channels": CHANNELS, "antialiasing": integer(0, 0, 2)},

@@ -1,4 +1,4 @@
-"""Typed cfg sections to layers: one function per section kind, in the table ``BUILDERS``.
+"""Builders of the layers that read one map: one function per kind of section, listed in ``KINDS``.
 
 Each takes the builder (for its limits and settings), the section and the shapes it reads, and returns the layer.
 """
@@ -12,9 +12,9 @@ from fractions import Fraction
 from torch import nn
 
 from models.activations import build_activation
-from models.darknet.cfg import Section
-from models.darknet.graph import Builder, Layer, MapShape, SectionBuilder, made, sources_of
-from models.darknet.joins import JOIN_BUILDERS
+from models.darknet.graph import Layer, MapShape, SectionBuilder, SectionKind, made, sources_of
+from models.darknet.schema import SECTIONS
+from models.darknet.section import Section
 from models.heads import Head
 from models.layers import Blur, Convolution, DropBlock, GlobalAverage, MaxDepth, Pool, Reorg, Softmax, Upsample, YoloMap
 
@@ -232,20 +232,22 @@ def _reorg(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]
     return made(section, Reorg(stride, bool(section["reverse"]), flat), output, f"/ {stride}")
 
 
-BUILDERS: dict[str, Builder] = {
-    **JOIN_BUILDERS,
-    "activation": _activation,
-    "avgpool": _avgpool,
-    "batchnorm": _batchnorm,
-    "convolutional": _convolutional,
-    "cost": _unchanged,
-    "dropout": _dropout,
-    "local_avgpool": _local_avgpool,
-    "maxpool": _maxpool,
-    "reorg": _reorg,
-    "reorg3d": _reorg,
-    "silence": _unchanged,
-    "softmax": _softmax,
-    "upsample": _upsample,
-    "yolo": _yolo,
-}
+KINDS = tuple(
+    SectionKind(name, SECTIONS[name], build)
+    for name, build in {
+        "activation": _activation,
+        "avgpool": _avgpool,
+        "batchnorm": _batchnorm,
+        "convolutional": _convolutional,
+        "cost": _unchanged,
+        "dropout": _dropout,
+        "local_avgpool": _local_avgpool,
+        "maxpool": _maxpool,
+        "reorg": _reorg,
+        "reorg3d": _reorg,
+        "silence": _unchanged,
+        "softmax": _softmax,
+        "upsample": _upsample,
+        "yolo": _yolo,
+    }.items()
+)

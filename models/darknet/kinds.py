@@ -1,0 +1,14 @@
+"""The table of section kinds. A new kind is one file with its :class:`SectionKind`, and its line here."""
+
+from __future__ import annotations
+
+from models.darknet import joins, sections
+from models.darknet.graph import SectionKind
+
+KINDS: dict[str, SectionKind] = {
+    kind.name: kind
+    for kind in (
+        *sections.KINDS,
+        *joins.KINDS,
+    )
+}
