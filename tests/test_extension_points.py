@@ -166,3 +166,42 @@ def test_a_section_of_the_dialect(tmp_path):
     assert "scaled" in found["table"] and "x 3" in found["table"]
     assert found["message"].startswith("x.cfg:6: [scaled] has no key 'facter'")
     assert "did you mean 'factor'" in found["message"]
+
+
+LABEL_FORMAT = """
+import json
+from pathlib import Path
+import cv2
+import numpy as np
+
+# The one file: what reads a label file, here "name x1 y1 x2 y2" per line.
+from data.labels.label_format import LabelFormat, LabelRows
+
+def read(path):
+    words = [line.split() for line in Path(path).read_text().splitlines()]
+    boxes = np.array([word[1:] for word in words], dtype=np.float64).reshape(-1, 4)
+    count = len(words)
+    lines = np.arange(1, count + 1)
+    return LabelRows(boxes, [word[0] for word in words], lines, np.zeros(count, bool), False, (0, 0), [])
+
+# The one line: its place in the table.
+from data.labels import formats
+formats.FORMATS[".box"] = LabelFormat(".box", "boxes", read)
+
+from data.data_file import open_data
+from data.labels.read import read_dataset
+for folder in ("images", "boxes"):
+    Path(folder).mkdir()
+cv2.imwrite("images/a.png", np.zeros((20, 30, 3), np.uint8))
+Path("boxes/a.box").write_text("cat 1 2 11 12\\ndog 3 4 13 14\\ndog 3 4 13 14\\n")
+found = read_dataset(open_data("images"), "train")
+print(json.dumps({"names": found.names, "labels": found.labels.tolist(), "boxes": found.boxes_xyxy.tolist(),
+                  "problems": [str(problem) for problem in found.problems]}))
+"""
+
+
+def test_a_label_format(tmp_path):
+    found = run(LABEL_FORMAT, tmp_path)
+    assert found["names"] == ["cat", "dog"] and found["labels"] == [0, 1]
+    assert found["boxes"] == [[1, 2, 11, 12], [3, 4, 13, 14]]
+    assert len(found["problems"]) == 1 and "a.box:3" in found["problems"][0] and "duplicate" in found["problems"][0]

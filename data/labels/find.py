@@ -9,6 +9,8 @@ from pathlib import Path
 from data.data_file import DataDescription
 from data.image_files import IMAGE_SUFFIXES, list_images
 from data.labels.annotations import Problem
+from data.labels.formats import FORMATS
+from data.labels.label_format import IMAGE_FOLDERS
 from utils.config import REPOSITORY
 from utils.errors import UserError
 
@@ -64,19 +66,13 @@ def label_candidates(image_path: str) -> list[str]:
     """Return where the label of an image may lie, in the order of preference."""
     stem = os.path.splitext(image_path)[0]
     parts = Path(stem).parts
+    last = max((i for i, part in enumerate(parts[:-1]) if part in IMAGE_FOLDERS), default=None)
     found = []
-    for folders, replacement, suffix in (
-        (("images", "JPEGImages"), "labels", ".txt"),
-        ((), "", ".txt"),
-        (("JPEGImages", "images"), "Annotations", ".xml"),
-        ((), "", ".xml"),
-    ):
-        if not folders:
-            found.append(stem + suffix)
-            continue
-        last = max((i for i, part in enumerate(parts[:-1]) if part in folders), default=None)
+    for label_format in FORMATS.values():
         if last is not None:
-            found.append(os.path.join(*parts[:last], replacement, *parts[last + 1 :]) + suffix)
+            folder = (*parts[:last], label_format.folder, *parts[last + 1 :])
+            found.append(os.path.join(*folder) + label_format.suffix)
+        found.append(stem + label_format.suffix)
     return found
 
 

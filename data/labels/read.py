@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,25 +19,14 @@ from data.labels import cache
 from data.labels.annotations import Annotations, Problem, category_ids_for
 from data.labels.coco import read_coco
 from data.labels.find import image_and_label_files, label_candidates
+from data.labels.formats import FORMATS
+from data.labels.label_format import LabelRows
 from data.labels.row_table import RowTable
-from data.labels.voc import parse_voc
-from data.labels.yolo import parse_yolo_text, yolo_to_xyxy
+from data.labels.yolo import yolo_to_xyxy
 from data.shapes import ensure_drawn
 from utils.errors import UserError, suggestion
 
 DRAWINGS = {"shapes": ensure_drawn}  # built-in sets, the values of ``draw =`` in a .data file
-
-
-class LabelRows(NamedTuple):
-    """The objects of one label file."""
-
-    boxes: np.ndarray  # [K 4] float64: relative cxcywh where ``relative``, else corners in pixels
-    labels: list[str] | np.ndarray  # K class names, or [K] class indices
-    lines: np.ndarray  # [K] int64
-    crowd: np.ndarray  # [K] bool
-    relative: bool
-    wh: tuple[int, int]  # the image's size in pixels, (0, 0) where the file does not say
-    problems: list[Problem]
 
 
 def read_dataset(description: DataDescription, split: str, need_images: bool = True) -> Annotations:
@@ -86,29 +74,6 @@ def _read_or_recall(source: Path, images: list[str], labels: list[str], descript
     return annotations
 
 
-def _read_yolo(path: str) -> LabelRows:
-    with open(path, encoding="utf-8-sig") as file:
-        text = file.read()
-    rows, lines, problems = parse_yolo_text(text, path)
-    return LabelRows(rows[:, 1:], rows[:, 0].astype(np.int64), lines, np.zeros(len(rows), bool), True, (0, 0), problems)
-
-
-def _read_voc(path: str) -> LabelRows:
-    voc = parse_voc(Path(path).read_bytes())
-    problems, kept = [], []
-    for item in voc.objects:
-        corners = item.corners()
-        if corners is None:
-            problems.append(Problem(path, item.line, "object without four numbers in <bndbox>", item.name))
-        else:
-            kept.append((item, corners))
-    boxes = np.array([corners for _, corners in kept], dtype=np.float64).reshape(-1, 4)
-    lines = np.array([item.line for item, _ in kept], dtype=np.int64)
-    crowd = np.array([item.difficult for item, _ in kept], dtype=bool)
-    return LabelRows(boxes, [item.name for item, _ in kept], lines, crowd, False, (voc.width, voc.height), problems)
-
-
-READERS = {".txt": _read_yolo, ".xml": _read_voc}
 NO_ROWS = LabelRows(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool), True, (0, 0), [])
 
 
@@ -118,7 +83,7 @@ def _read_pairs(images: list[str], labels: list[str], description: DataDescripti
     kept, per_image = [], []
     for index, label in enumerate(labels):
         try:
-            rows = READERS[os.path.splitext(label)[1].lower()](label) if label else NO_ROWS
+            rows = FORMATS[os.path.splitext(label)[1].lower()].read(label) if label else NO_ROWS
         except ValueError as error:  # not text, or not XML
             reason = "is not a UTF-8 text file" if isinstance(error, UnicodeDecodeError) else str(error)
             problems.append(Problem(label, 0, "label file that cannot be read, its image left out", reason))

@@ -7,7 +7,13 @@ own evaluation neither asks for them nor punishes them.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from xml.parsers import expat
+
+import numpy as np
+
+from data.labels.annotations import Problem
+from data.labels.label_format import LabelFormat, LabelRows
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -86,3 +92,22 @@ def _store(result: VocFile, path: list[str], text: str) -> None:
         result.objects[-1].difficult = text == "1"
     elif path[:2] == ["object", "bndbox"] and len(path) == 3:
         result.objects[-1].values[path[2]] = text
+
+
+def read_voc(path: str) -> LabelRows:
+    """Read an annotation file: class names and corners in pixels; difficult objects are crowd regions."""
+    voc = parse_voc(Path(path).read_bytes())
+    problems, kept = [], []
+    for item in voc.objects:
+        corners = item.corners()
+        if corners is None:
+            problems.append(Problem(path, item.line, "object without four numbers in <bndbox>", item.name))
+        else:
+            kept.append((item, corners))
+    boxes = np.array([corners for _, corners in kept], dtype=np.float64).reshape(-1, 4)
+    lines = np.array([item.line for item, _ in kept], dtype=np.int64)
+    crowd = np.array([item.difficult for item, _ in kept], dtype=bool)
+    return LabelRows(boxes, [item.name for item, _ in kept], lines, crowd, False, (voc.width, voc.height), problems)
+
+
+FORMAT = LabelFormat(".xml", "Annotations", read_voc)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from data.labels.annotations import Problem
+from data.labels.label_format import LabelFormat, LabelRows
 
 RANGE_TOLERANCE = 1e-3  # files are written with few decimals
 
@@ -80,3 +81,14 @@ def yolo_to_xyxy(boxes: np.ndarray, image_wh: np.ndarray) -> np.ndarray:
     """Turn relative ``cx cy w h`` [K 4] into corners in pixels; ``image_wh`` is [K 2]."""
     center, size = boxes[:, :2] * image_wh, boxes[:, 2:] * image_wh
     return np.concatenate((center - size / 2, center + size / 2), axis=1)
+
+
+def read_yolo(path: str) -> LabelRows:
+    """Read a label file: one object per line, class number and relative centre and size."""
+    with open(path, encoding="utf-8-sig") as file:
+        text = file.read()
+    rows, lines, problems = parse_yolo_text(text, path)
+    return LabelRows(rows[:, 1:], rows[:, 0].astype(np.int64), lines, np.zeros(len(rows), bool), True, (0, 0), problems)
+
+
+FORMAT = LabelFormat(".txt", "labels", read_yolo)
