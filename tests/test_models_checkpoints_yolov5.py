@@ -307,6 +307,39 @@ def test_another_cfg_is_refused_and_the_right_one_named(save):
         load_yolov5_checkpoint(build_network(REPOSITORY / "cfg/yolov3-tiny.cfg"), path)
 
 
+@pytest.mark.parametrize(
+    ("route", "wrong"),
+    [
+        # Line 72 joins a C3's deep way, layer 6, and the short one, layer 2; layer 4 is the start of the deep one.
+        ("layers=-1,2", "layers=-1,4"),
+        ("from=-3", "from=-5"),
+    ],
+)
+def test_a_wrong_route_between_maps_of_one_shape_is_refused(save, route, wrong):
+    text = (REPOSITORY / "cfg/yolov5n.cfg").read_text()
+    assert route in text
+    network = build_network_from_text(text.replace(route, wrong, 1), "wrong.cfg")
+    with pytest.raises(UserError, match=r"model.2.cv1 is the same layer as model.2.cv2, so the connections differ"):
+        load_yolov5_checkpoint(network, save(Model(16)))
+
+
+def test_a_layer_that_the_cfg_has_twice_is_refused(save):
+    # The last C3's cv1 gets a map of its own, made as that of its cv2 is: from layer 86, by another convolution.
+    text = (REPOSITORY / "cfg/yolov5n.cfg").read_text()
+    head, tail = text.rsplit("[route]\nlayers=-2\n", 1)
+    conv = "[convolutional]\nbatch_normalize=1\nfilters=128\nsize=3\nstride=2\npad=1\nactivation=swish\n\n"
+    text = f"{head}[route]\nlayers=86\n\n{conv}[route]\nlayers=-1,52\n{tail}"
+    with pytest.raises(UserError, match=r"model.21 is also layer \d+, so the connections differ"):
+        load_yolov5_checkpoint(build_network_from_text(text, "twice.cfg"), save(Model(16)))
+
+
+def test_a_bias_beside_a_batch_norm_is_not_dropped(save):
+    model = Model(16)
+    model.model[3].conv.bias = nn.Parameter(torch.ones(64))
+    with pytest.raises(UserError, match=r"model.3 has a tensor of another shape"):
+        load_yolov5_checkpoint(build_network(REPOSITORY / "cfg/yolov5n.cfg"), save(model))
+
+
 def test_files_without_a_detection_model_are_refused(save):
     with pytest.raises(UserError, match="nor of YOLOv5"):
         read_yolov5_checkpoint(save(None))

@@ -166,6 +166,7 @@ def _overlay(network: Network, checkpoint: Yolov5Checkpoint, same_classes: bool)
     ]
     seen: set[tuple[Node, Node]] = set()
     layer_of: dict[Node, int] = {}
+    module_at: dict[int, Node] = {}
     while todo:
         theirs, ours = todo.pop()
         if (theirs, ours) in seen:
@@ -173,8 +174,12 @@ def _overlay(network: Network, checkpoint: Yolov5Checkpoint, same_classes: bool)
         seen.add((theirs, ours))
         free = "filters" if theirs in checkpoint.heads and not same_classes else ""
         difference = _difference(theirs, ours, free)
-        if not difference and theirs.operation == "conv" and layer_of.setdefault(theirs, ours.index) != ours.index:
-            difference = f"is also layer {layer_of[theirs]}, so the connections differ"
+        if not difference and theirs.operation == "conv":
+            layer, module = layer_of.setdefault(theirs, ours.index), module_at.setdefault(ours.index, theirs)
+            if layer != ours.index:
+                difference = f"is also layer {layer}, so the connections differ"
+            elif module is not theirs:  # two of one shape, as a C3's ways are, and a route to the wrong one
+                difference = f"is the same layer as {module.name}, so the connections differ"
         if difference:
             raise UserError(f"{checkpoint.path}: {theirs.name} {difference} ({ours.name}){_fitting(checkpoint)}")
         todo += zip(theirs.inputs, ours.inputs, strict=True)
