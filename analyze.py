@@ -26,7 +26,7 @@ from analysis.strategies import StrategyOptions
 from data.data_file import SPLITS, open_data, split_shown
 from data.labels.annotations import Annotations
 from data.labels.read import read_dataset
-from engine.run_folder import new_run_folder, newest_run
+from engine.run_folder import new_run_folder, newest_run, options_of_run, weights_of_run
 from models.assignment.strategies import prior_strategies, reads_predictions
 from models.heads import Head
 from models.network import build_network, check_image_size, require_heads
@@ -34,7 +34,6 @@ from utils import distributed
 from utils.config import build_options, find_file, flat_dict, option, parse_flags
 from utils.errors import UserError, run_command
 
-TRAINING_RUNS = Path("runs/train")
 ANALYSES = Path("runs/analyze")
 OF_ANNOTATIONS = ("dataset_stats", "anchor_stats")
 
@@ -139,13 +138,13 @@ def default_modes(given: dict[str, Any]) -> list[str]:
     """Return what is analysed where nothing was chosen: without any option also the newest trained network."""
     if "report" in given:
         return ["dataset_stats", "matching_stats"]
-    trained = not given and any(TRAINING_RUNS.glob("*/*.pt"))
+    trained = not given and weights_of_run(newest_run())
     return ["dataset_stats", "anchor_stats", *(["matching_stats"] if trained else [])]
 
 
 def with_defaults(options: AnalyzeOptions) -> AnalyzeOptions:
     """Fill in data and cfg: those of the newest training run, else the demo set and its network."""
-    newest = {} if options.data and options.cfg else newest_run()
+    newest = {} if options.data and options.cfg else options_of_run(newest_run())
     data = options.data or newest.get("data") or "shapes.data"
     return replace(options, data=data, cfg=options.cfg or newest.get("cfg") or "yolov3-nano.cfg")
 

@@ -19,7 +19,7 @@ from data.splits import open_split
 from engine.ema import AveragedModel
 from engine.evaluate import evaluate
 from engine.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
-from engine.run_folder import plot_labels
+from engine.run_folder import TRAINING_RUNS, plot_labels
 from engine.train_loop import TrainState, train_one_epoch, wrap_for_processes
 from engine.training_run import EpochBar, TrainingRun
 from evaluation.coco import Metrics
@@ -44,7 +44,6 @@ from utils.devices import amp_dtype, choose_device, describe_device, use_threads
 from utils.errors import UserError, run_command
 from utils.seeding import seed_epoch, seed_everything
 
-RUNS = "runs/train"
 MAY_CHANGE_ON_RESUME = {"resume", "device", "workers", "cache_images"}
 
 
@@ -139,7 +138,7 @@ def main() -> None:
     schedule = Schedule(options.optimizer, options.train.epochs, len(train_batches), options.train.batches_per_step)
     precision = amp_dtype(device) if options.train.amp else None
 
-    run = TrainingRun.start(RUNS, options.as_dict(), train_set.names, network.cfg_text, state)
+    run = TrainingRun.start(TRAINING_RUNS, options.as_dict(), train_set.names, network.cfg_text, state)
     announce(run, options, network, train_set, device)
     wrapped = wrap_for_processes(network, device)
     with run.interruptible():

@@ -1,4 +1,4 @@
-"""The folder of one run: its configuration, its log and its curves."""
+"""The folder of one run: its configuration, its log and its curves; and which run is the newest."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import yaml
 from utils.errors import UserError
 from utils.files import atomic_path, write_text_atomically
 
-RUNS = "runs/train"
+TRAINING_RUNS = "runs/train"
+CHECKPOINTS = ("best.pt", "last.pt")  # of a run; the first that is there is taken
 Row = dict[str, float]
 
 
@@ -168,21 +169,42 @@ def plot_labels(path: Path, labels: Sequence[int], centers_xy: Any, sizes_wh: An
         figure.savefig(temporary, dpi=100)
 
 
-def find_newest_checkpoint(runs: str | Path = RUNS) -> Path:
-    """Return ``best.pt`` of the run that wrote last, ``last.pt`` where it has no best one.
+def newest_run(runs: str | Path = TRAINING_RUNS) -> Path | None:
+    """Return the folder of the run that wrote last, None where there is no run.
+
+    This one rule decides whose weights test.py, detect.py and analyze.py take, and whose data and cfg analyze.py looks
+    at. A run wrote when its ``best.pt`` or ``last.pt`` did, the later of the two: a run that is resumed becomes the
+    newest again, one that has no weights (yet) is passed over. Where no run has weights, the newest ``config.yaml``
+    decides.
+    """
+    for names in (CHECKPOINTS, ("config.yaml",)):
+        found = [path for name in names for path in Path(runs).glob(f"*/{name}")]
+        if found:
+            return max(found, key=lambda path: path.stat().st_mtime).parent
+    return None
+
+
+def weights_of_run(folder: Path | None) -> Path | None:
+    """Return ``best.pt`` of a run, ``last.pt`` where it has no best one, None without a run or weights."""
+    paths = [folder / name for name in CHECKPOINTS] if folder else []
+    return next((path for path in paths if path.is_file()), None)
+
+
+def find_newest_checkpoint(runs: str | Path = TRAINING_RUNS) -> Path:
+    """Return the weights of the newest run.
 
     Raises:
-        UserError: there is no run; says to train one.
+        UserError: there is no run with weights; says to train one.
     """
-    found = [path for pattern in ("best.pt", "last.pt") for path in Path(runs).glob(f"*/{pattern}")]
-    if not found:
+    found = weights_of_run(newest_run(runs))
+    if found is None:
         raise UserError(f"no trained network in {runs}/; run train.py first, or name one with --weights")
-    folder = max(found, key=lambda path: path.stat().st_mtime).parent
-    return folder / "best.pt" if (folder / "best.pt").is_file() else folder / "last.pt"
+    return found
 
 
-def newest_run() -> dict[str, Any]:
-    """Return the options of the newest run in runs/train, or nothing where there is none."""
-    configs = sorted(Path(RUNS).glob("*/config.yaml"), key=lambda path: path.stat().st_mtime)
-    values = yaml.safe_load(configs[-1].read_text(encoding="utf-8")) if configs else None
+def options_of_run(folder: Path | None) -> dict[str, Any]:
+    """Return the flat options in a run's ``config.yaml``, nothing where there is no run or no such file."""
+    if folder is None or not (folder / "config.yaml").is_file():
+        return {}
+    values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     return values if isinstance(values, dict) else {}

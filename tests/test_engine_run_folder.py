@@ -1,9 +1,21 @@
 import csv
+import os
 
 import pytest
 import yaml
 
-from engine.run_folder import epoch_summary, new_run_folder, plot_labels, plot_results, save_config, save_results_csv
+from engine.run_folder import (
+    epoch_summary,
+    find_newest_checkpoint,
+    new_run_folder,
+    newest_run,
+    options_of_run,
+    plot_labels,
+    plot_results,
+    save_config,
+    save_results_csv,
+    weights_of_run,
+)
 from utils.errors import UserError
 
 HISTORY = [
@@ -60,3 +72,46 @@ def test_a_name_that_leads_out_of_the_runs_is_refused(tmp_path, name):
     with pytest.raises(UserError, match="inside"):
         new_run_folder(tmp_path / "runs", name)
     assert not list(tmp_path.iterdir())
+
+
+def write_at(path, time, text=""):
+    """Write a file whose modification time is so many seconds after 1970."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    os.utime(path, (time, time))
+
+
+def test_the_newest_run_is_the_one_that_wrote_weights_last(tmp_path):
+    assert newest_run(tmp_path) is None
+    with pytest.raises(UserError, match=r"train\.py"):
+        find_newest_checkpoint(tmp_path)
+    for time, name in enumerate(("a/best.pt", "a/last.pt", "b/best.pt", "b/last.pt", "c/last.pt")):
+        write_at(tmp_path / name, time)
+    assert newest_run(tmp_path) == tmp_path / "c"
+    assert find_newest_checkpoint(tmp_path) == tmp_path / "c/last.pt"
+    write_at(tmp_path / "a/last.pt", 99)  # resumed: its best weights are older than this
+    assert find_newest_checkpoint(tmp_path) == tmp_path / "a/best.pt"
+
+
+def test_weights_and_options_are_those_of_one_run(tmp_path):
+    write_at(tmp_path / "old/config.yaml", 1, "data: old.data\n")
+    write_at(tmp_path / "old/best.pt", 5)
+    write_at(tmp_path / "new/config.yaml", 9, "data: new.data\n")  # has no weights yet, as with --nosave
+    write_at(tmp_path / "new/.last.77.pt", 9)  # killed while it wrote
+    write_at(tmp_path / "new/copy.pt", 9)
+    assert newest_run(tmp_path) == tmp_path / "old"
+    assert options_of_run(newest_run(tmp_path)) == {"data": "old.data"}
+    assert weights_of_run(newest_run(tmp_path)) == find_newest_checkpoint(tmp_path)
+    (tmp_path / "old/config.yaml").unlink()  # options of another run would not fit these weights
+    assert options_of_run(newest_run(tmp_path)) == {}
+
+
+def test_without_any_weights_the_newest_configuration_counts(tmp_path):
+    for time, name in enumerate(("b", "a")):
+        write_at(tmp_path / name / "config.yaml", time, f"data: {name}.data\n")
+    assert options_of_run(newest_run(tmp_path)) == {"data": "a.data"}
+    assert weights_of_run(newest_run(tmp_path)) is None
+    with pytest.raises(UserError, match="no trained network"):
+        find_newest_checkpoint(tmp_path)
+    write_at(tmp_path / "a/config.yaml", 7, "- no options\n")
+    assert options_of_run(newest_run(tmp_path)) == options_of_run(None) == {}

@@ -5,7 +5,6 @@ import zipfile
 import pytest
 import torch
 
-from engine.run_folder import find_newest_checkpoint
 from models.checkpoints.darknet_weights import save_darknet_weights
 from models.checkpoints.format import save_checkpoint
 from models.checkpoints.load import load_network, load_weights
@@ -112,16 +111,3 @@ def test_bad_files(tmp_path):
             load_network(tmp_path / name)
         assert name in str(caught.value) and "\n" not in str(caught.value)
     assert not os.path.exists("/tmp/yolo_lab_evil")
-
-
-def test_newest_run_and_its_best_weights(tmp_path):
-    with pytest.raises(UserError, match=r"train\.py"):
-        find_newest_checkpoint(tmp_path)
-    for time, name in enumerate(("a/best.pt", "a/last.pt", "b/best.pt", "b/last.pt", "c/last.pt")):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-        os.utime(path, (time, time))
-    assert find_newest_checkpoint(tmp_path) == tmp_path / "c/last.pt"
-    os.utime(tmp_path / "a/last.pt", (99, 99))  # resumed: its best weights are older than this
-    assert find_newest_checkpoint(tmp_path) == tmp_path / "a/best.pt"

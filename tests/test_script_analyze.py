@@ -143,6 +143,19 @@ def test_without_a_mode_it_says_what_it_chose(run, no_drawing, tmp_path):
     assert document()["mode"] == "dataset-stats"
 
 
+def test_without_arguments_only_a_run_with_weights_has_matches_to_look_at(run, tmp_path):
+    run_folder = tmp_path / "runs/train/exp"
+    run_folder.mkdir(parents=True)
+    (run_folder / "config.yaml").write_text("data: mine.data\ncfg: yolov3-tiny.cfg\n")
+    (run_folder / ".last.77.pt").touch()  # of a process that was killed while it wrote
+    assert analyze.default_modes({}) == ["dataset_stats", "anchor_stats"]
+    options = analyze.with_defaults(analyze.AnalyzeOptions())
+    assert (options.data, options.cfg) == ("mine.data", "yolov3-tiny.cfg")
+    (run_folder / "last.pt").touch()
+    assert analyze.default_modes({}) == ["dataset_stats", "anchor_stats", "matching_stats"]
+    assert analyze.default_modes({"data": "x"}) == ["dataset_stats", "anchor_stats"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
