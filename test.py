@@ -16,17 +16,17 @@ from data.letterbox import RESIZES
 from data.loader import LoaderSettings, evaluation_batches
 from data.splits import open_split
 from engine.evaluate import collect_results
-from engine.run_folder import find_newest_checkpoint, new_run_folder
+from engine.resolve import Wanted, check_classes, resolve
+from engine.run_folder import new_run_folder
 from evaluation.coco import BACKENDS, Metrics, evaluate_coco
 from evaluation.results import clean_ground_truth
-from models.checkpoints.load import LoadedNetwork, load_network
+from models.checkpoints.load import LoadedNetwork
 from models.detector import Detector, Speed
-from models.network import check_image_size
 from utils import distributed
 from utils.config import option, parse_options
 from utils.devices import choose_device, describe_device, use_threads
 from utils.draw import draw_predictions
-from utils.errors import UserError, run_command
+from utils.errors import run_command
 from utils.files import write_json_atomically
 from utils.structures import Batch, Detections
 
@@ -76,11 +76,14 @@ def main() -> None:
     use_threads()
     distributed.start(device)
 
-    weights = options.weights or str(find_newest_checkpoint())
-    loaded = load_network(weights, options.cfg)
-    options = with_defaults_of_training(options, weights, loaded)
-    dataset = open_split(options.data, SPLITS[options.task], options.single_cls)
-    check_classes(options, loaded, dataset)
+    wanted = Wanted(options.weights, options.cfg, options.data, options.img_size, options.single_cls)
+    found = resolve(wanted, square=False)
+    loaded = found.loaded
+    options = replace(  # so that metrics.json says what was evaluated, not what was left open
+        options, weights=found.weights, data=found.data, img_size=found.input_wh, single_cls=found.single_cls
+    )
+    dataset = open_split(found.data, SPLITS[options.task], found.single_cls)
+    check_classes(found, dataset)
     batches = evaluation_batches(dataset, loader_settings(options, loaded, device))
     detector = Detector(
         loaded.network.to(device),
@@ -116,33 +119,6 @@ def main() -> None:
     distributed.stop()
 
 
-def with_defaults_of_training(options: EvaluationOptions, weights: str, loaded: LoadedNetwork) -> EvaluationOptions:
-    """Fill what the command line left open with what the network was trained with.
-
-    Raises:
-        UserError: the weights do not say on which data, or the image size does not fit the network.
-    """
-    trained = loaded.options
-    data = options.data or trained.get("data", "")
-    if not data:
-        raise UserError(f"{weights}: does not say on which data it was trained; name the data set with --data")
-    of_cfg = loaded.network.input_wh if not trained else (max(loaded.network.input_wh),)  # train.py's inputs are square
-    size = options.img_size or tuple(trained.get("img_size") or ())[-1:] or of_cfg
-    size = size if len(size) == 2 else (size[0], size[0])
-    check_image_size(loaded.network, size)
-    single_cls = options.single_cls or bool(trained.get("single_cls"))
-    return replace(options, weights=weights, data=data, img_size=size, single_cls=single_cls)
-
-
-def check_classes(options: EvaluationOptions, loaded: LoadedNetwork, dataset: Annotations) -> None:
-    """Refuse a network that was made for other classes than the data has."""
-    if not options.single_cls and loaded.network.num_classes != len(dataset.names):
-        raise UserError(
-            f"{options.weights}: detects {loaded.network.num_classes} classes, {options.data} has "
-            f"{len(dataset.names)}; name the data set of these weights with --data"
-        )
-
-
 def loader_settings(options: EvaluationOptions, loaded: LoadedNetwork, device: torch.device) -> LoaderSettings:
     """Return how the batches are made."""
     width, height = options.img_size
@@ -163,10 +139,11 @@ def announce(options: EvaluationOptions, loaded: LoadedNetwork, dataset: Annotat
     """Say in one line what was chosen."""
     if distributed.is_main():
         width, height = options.img_size
+        batches = ", rectangular batches" if options.rect else ""
         print(
             f"test: {options.weights} ({loaded.network.cfg_path}) on {options.data} "
             f"({split_shown(options.data, SPLITS[options.task])}), {len(dataset)} images, {options.resize} to "
-            f"{width}x{height}{', rectangular batches' * options.rect} ({describe_device(device)})"
+            f"{width}x{height}{batches} ({describe_device(device)})"
         )
         if options.half and device.type != "cuda":
             print("--half means nothing on this device: computing in float32")

@@ -24,12 +24,12 @@ from data.data_file import split_shown
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings
 from data.splits import open_split
-from engine.run_folder import find_newest_checkpoint, new_run_folder, save_config
+from engine.resolve import NAME_THE_DATA, Wanted, check_classes, resolve
+from engine.run_folder import new_run_folder, save_config
 from models.assignment.options import AssignmentOptions
-from models.checkpoints.load import LoadedNetwork, load_network
+from models.checkpoints.load import LoadedNetwork
 from models.detector import Detector
 from models.loss import build_loss
-from models.network import check_image_size
 from utils import distributed
 from utils.devices import choose_device, describe_device, use_threads
 from utils.errors import UserError
@@ -110,22 +110,13 @@ def open_everything(source: Source, options: MatchingOptions, strategies: Strate
     device = choose_device(options.device)
     use_threads()
     distributed.start(device)
-    weights = options.weights or str(find_newest_checkpoint())
-    loaded = load_network(weights, source.cfg)
-    trained = loaded.options
-    data = source.data or trained.get("data", "")
-    if not data:
-        raise UserError(f"{weights}: does not say on which data it was trained; name the data set with --data")
-    img_size = source.img_size or max((*(trained.get("img_size") or ())[-1:], 0)) or max(loaded.network.input_wh)
-    check_image_size(loaded.network, img_size)
-    annotations = open_split(data, source.split, bool(trained.get("single_cls")))
+    side = (source.img_size,) if source.img_size else ()
+    found = resolve(Wanted(options.weights, source.cfg, source.data, side))
+    annotations = open_split(found.data, source.split, found.single_cls)
     if not len(annotations):
-        raise UserError(f"{data}: the {source.split} split has no images")
-    if loaded.network.num_classes != len(annotations.names):
-        raise UserError(
-            f"{weights}: detects {loaded.network.num_classes} classes, {data} has {len(annotations.names)}; name the "
-            "data set of these weights with --data, or other weights with --weights"
-        )
+        raise UserError(f"{found.data}: the {source.split} split has no images")
+    check_classes(found, annotations, remedy=f"{NAME_THE_DATA}, or other weights with --weights")
+    loaded, trained, img_size = found.loaded, found.loaded.options, found.input_wh[0]
     chosen = chosen_strategies(strategies, trained)
     kinds = strategies.match_iou or DEFAULT_KINDS
     rule = SuppressionRule(options.conf_thres, options.iou_thres)
@@ -137,12 +128,12 @@ def open_everything(source: Source, options: MatchingOptions, strategies: Strate
     plan = MeasurementPlan(
         detector, chosen, kinds, candidates or "cell", candidates or "map", options.min_q, rule, loss
     )
-    inputs = MatchingInputs(weights, loaded, annotations, data, source.split, img_size, chosen, kinds, plan)
+    inputs = MatchingInputs(found.weights, loaded, annotations, found.data, source.split, img_size, chosen, kinds, plan)
     if distributed.is_main():
         print(
-            f"analyze: {weights} ({loaded.network.cfg_path}) on {data} ({split_shown(data, source.split)}), "
-            f"{len(annotations)} images at {img_size}x{img_size}, --match {','.join(chosen)}, "
-            f"--match-iou {' '.join(kinds)} ({describe_device(device)})"
+            f"analyze: {found.weights} ({loaded.network.cfg_path}) on {found.data} "
+            f"({split_shown(found.data, source.split)}), {len(annotations)} images at {img_size}x{img_size}, "
+            f"--match {','.join(chosen)}, --match-iou {' '.join(kinds)} ({describe_device(device)})"
         )
     return inputs
 
