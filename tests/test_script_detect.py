@@ -198,11 +198,3 @@ def test_a_folder_that_cannot_be_written(project, script, monkeypatch, capsys):
     (project / "runs/detect").write_text("a file where a folder is needed")
     assert run_script(script, monkeypatch, "--source", "images") == 2
     assert "cannot write here" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    "name, stem",
-    [("a/b c/film.avi", "film"), ("rtsp://host:554/cam?x=1", "host_554_cam_x_1"), ("camera 0", "camera_0"), ("…", "_")],
-)
-def test_file_names_of_streams(script, name, stem):
-    assert script.safe_stem(name) == stem
