@@ -1,7 +1,7 @@
 """Scenes for the tests of the analyses: raw maps made by hand or by chance, and a plain-Python reading of them.
 
-The reading is an implementation of its own: loops over single slots, the formulas of section 2 of the specification and
-the IoU family written out, in Python's numbers. Nothing of the code under test is used for it.
+The reading is an implementation of its own: loops over single slots, the formulas of docs/assignment.md and the IoU
+family written out, in Python's numbers. Nothing of the code under test is used for it.
 """
 
 import math
@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import torch
 
-from analysis.matching.measure import Measured, MeasurementPlan, measure_raw_maps
+from analysis.matching.measure import MeasurementPlan, Measurements, measure_raw_maps
 from analysis.matching.suppression import SuppressionRule
 from models.assignment.assigner import build_assigner
 from models.assignment.options import AssignmentOptions
@@ -76,7 +76,7 @@ def random_scene(seed, images=3, objects=14, input_wh=(96, 64), classes=3):
 
 
 def measured(heads, raw_maps, targets, strategies, kinds=("iou",), **settings):
-    """Columns of one batch as :class:`Measured`, measured by the code under test; ``settings`` of its plan."""
+    """Columns of one batch as :class:`Measurements`, measured by the code under test; ``settings`` of its plan."""
     options = {name: one if isinstance(one, AssignmentOptions) else AssignmentOptions(match=name)
                for name, one in strategies.items()}  # fmt: skip
     settings = {"candidates": "cell", "score_candidates": "map", "min_q": 0.1, "suppression": SuppressionRule(),
@@ -90,7 +90,8 @@ def measured(heads, raw_maps, targets, strategies, kinds=("iou",), **settings):
     objects = {name: value.numpy() for name, value in objects.items()}
     objects |= {"row": torch.arange(len(targets)).numpy(), "image": targets.image.numpy()}
     per_image = {name: value.numpy() for name, value in per_image.items()} | {"index": torch.arange(images).numpy()}
-    return Measured(objects, per_image, {"milliseconds": torch.tensor([seconds]).numpy()})
+    batches = {"milliseconds": torch.tensor([seconds]).numpy()}
+    return Measurements(objects, per_image, batches, tuple(options), kinds, heads)
 
 
 def match_sets(heads, raw_maps, targets, options):

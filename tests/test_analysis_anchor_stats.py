@@ -204,7 +204,7 @@ def test_boxes_lie_where_the_loader_puts_them(shared):
 
 
 def test_coco_at_416_and_640_is_what_others_counted(shared):
-    """Design notes, section B.7: an independent count on the same images, and ultralytics' own log at 640."""
+    """Counted once by code that is not ours, on the same images; at 640 by the log of ultralytics' own training."""
     from analyze import AnalyzeOptions, read_annotations, read_heads
 
     path = str(shared / "data/coco/annotations/instances_train2017.json")

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from analysis.matching.options import BREAKDOWNS
-from analysis.matching.statistics import Subject, all_statistics, groups_of, statistics_of
+from analysis.matching.statistics import groups_of, statistics, statistics_of
 from models.assignment.candidates import CANDIDATES
 from models.assignment.options import AssignmentOptions
 from models.heads import Head
@@ -30,10 +30,6 @@ ONE_HEAD = (Head(((32.0, 32.0), (16.0, 16.0), (64.0, 64.0)), 32, 1),)  # a 2x2 g
 STRATEGIES = ("standard", "pure", "split", "fast", "ratio", "atss", "simota", "tal")
 
 
-def statistics(result, strategies, heads, kinds=("iou",)):
-    return all_statistics(Subject(result, tuple(strategies), kinds, heads), {})
-
-
 def hand_scene():
     """One object of 32x32 in the first cell of ONE_HEAD, and what the three slots of that cell predict.
 
@@ -48,7 +44,7 @@ def hand_scene():
 
 def test_an_unmatched_anchor_that_predicts_better_than_every_matched_one():
     raw_maps, targets, strategies = hand_scene()
-    one = statistics(measured(ONE_HEAD, raw_maps, targets, strategies), strategies, ONE_HEAD)["strategies"]["standard"]
+    one = statistics(measured(ONE_HEAD, raw_maps, targets, strategies), {})["strategies"]["standard"]
     of_iou = one["iou"]["iou"]
     assert one["positives"] == one["base"] == 1 and one["extra"] == 0
     assert one["without_match"] == {"objects": 0, "object_share": 0.0}
@@ -83,7 +79,7 @@ def test_better_than_the_worst_but_not_than_the_best_match():
         say(raw_maps, ONE_HEAD, (0, 0, anchor, 0, 0), box)
     targets = targets_of([(0, 0, 0, 0, 63.9, 32)], (64, 64))  # the centre stays in the first cell
     strategies = {"standard": AssignmentOptions(iou_t=0.3)}
-    one = statistics(measured(ONE_HEAD, raw_maps, targets, strategies), strategies, ONE_HEAD)
+    one = statistics(measured(ONE_HEAD, raw_maps, targets, strategies), {})
     of_iou = one["strategies"]["standard"]["iou"]["iou"]
     assert (of_iou["unmatched_over_min"]["objects"], of_iou["unmatched_over_max"]["objects"]) == (1, 0)
     assert (of_iou["feature_maps"]["over_min"], of_iou["feature_maps"]["over_max"]) == (1, 0)
@@ -94,7 +90,7 @@ def test_an_object_without_a_match_is_counted_and_has_no_sets_to_compare():
     # A 2x60 object: shape IoU 64/1080, 32/344, 120/4096, all below 0.2.
     raw_maps = quiet_maps(ONE_HEAD, 1, (64, 64))
     targets = targets_of([(0, 0, 10, 2, 12, 62)], (64, 64))
-    result = statistics(measured(ONE_HEAD, raw_maps, targets, {"standard": None}), ["standard"], ONE_HEAD)
+    result = statistics(measured(ONE_HEAD, raw_maps, targets, {"standard": None}), {})
     one = result["strategies"]["standard"]
     assert one["without_match"] == {"objects": 1, "object_share": 1.0}
     assert one["iou"]["iou"]["objects_with_both"] == 0
@@ -126,7 +122,7 @@ def test_collisions_and_agreement_by_hand():
     raw_maps, _, strategies = hand_scene()
     targets = targets_of([(0, 0, 0, 0, 32, 32)] * 2, (64, 64))
     strategies |= {"fast": AssignmentOptions(match="fast", iou_t=0.3)}
-    result = statistics(measured(ONE_HEAD, raw_maps, targets, strategies), strategies, ONE_HEAD)
+    result = statistics(measured(ONE_HEAD, raw_maps, targets, strategies), {})
     standard, fast = result["strategies"].values()
     assert (standard["positives"], standard["collisions"]["slots"], standard["collisions"]["shared_slots"]) == (2, 1, 1)
     assert standard["collisions"]["contested_positives"] == 2
@@ -138,7 +134,10 @@ def test_collisions_and_agreement_by_hand():
 
 
 def oracle(heads, raw_maps, rows, sets, kind, candidates):
-    """Statistics of section 3 for each strategy, one object and one slot at a time; sets: name -> {(target, slot)}."""
+    """Statistics of docs/analysis.md, *matching-stats*, for each strategy, one object and one slot at a time.
+
+    sets: name -> {(target, slot)}.
+    """
     slots = {}
     for image in range(len(raw_maps[0])):
         slots |= read_slots(heads, raw_maps, image)
@@ -217,9 +216,7 @@ def test_every_figure_equals_a_plain_python_implementation(seed, candidates):
     options = {name: AssignmentOptions(match=name, **({"extra_iou": 0.3} if name in ("pure", "split", "fast") else {}))
                for name in STRATEGIES}  # fmt: skip
     kinds = tuple(IOU_KINDS)
-    result = statistics(
-        measured(heads, raw_maps, targets, options, kinds, candidates=candidates), options, heads, kinds
-    )
+    result = statistics(measured(heads, raw_maps, targets, options, kinds, candidates=candidates), {})
     sets = {name: match_sets(heads, raw_maps, targets, one) for name, one in options.items()}
     contradictions = 0
     for kind in kinds:
@@ -295,7 +292,7 @@ def test_looking_at_a_few_objects_at_a_time_changes_nothing(monkeypatch, at_once
 def test_without_any_object_every_figure_is_there_and_undefined():
     raw_maps = quiet_maps(ONE_HEAD, 2, (64, 64))
     found = measured(ONE_HEAD, raw_maps, Targets.empty(), {"standard": None, "fast": None})
-    result = statistics(found, ["standard", "fast"], ONE_HEAD)
+    result = statistics(found, {})
     one = result["strategies"]["standard"]
     assert result["objects"] == 0 and one["without_match"] == {"objects": 0, "object_share": None}
     assert one["iou"]["iou"]["feature_maps"]["total"] == 0 and result["agreement"]["fast"]["standard"] is None
@@ -313,17 +310,16 @@ def _numbers(value):
 
 def test_groups_add_up_to_the_whole():
     heads, raw_maps, targets, rows = random_scene(3, objects=30)
-    result = measured(heads, raw_maps, targets, {"standard": None, "split": None})
-    subject = Subject(result, ("standard", "split"), ("iou",), heads)
+    found = measured(heads, raw_maps, targets, {"standard": None, "split": None})
     group = np.array([row[1] for row in rows])
-    whole = all_statistics(subject, {"class": (("a", "b", "c"), group)})
+    whole = statistics(found, {"class": (("a", "b", "c"), group)})
     parts = list(whole["by"]["class"].values())
     assert sum(part["objects"] for part in parts) == whole["objects"] == 30
     for name in ("standard", "split"):
         for path in (("positives",), ("without_match", "objects"), ("collisions", "contested_positives"),
                      ("iou", "iou", "objects_with_both"), ("iou", "iou", "unmatched_over_max", "objects")):  # fmt: skip
             assert sum(_at(part["strategies"][name], path) for part in parts) == _at(whole["strategies"][name], path)
-    assert statistics_of(subject, group == 1)["objects"] == int((group == 1).sum())
+    assert statistics_of(found, group == 1)["objects"] == int((group == 1).sum())
 
 
 def _at(statistics, path):

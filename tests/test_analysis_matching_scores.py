@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from analysis.matching.statistics import Subject, all_statistics
+from analysis.matching.statistics import statistics
 from analysis.matching.suppression import SuppressionRule
 from models.assignment.candidates import CANDIDATES
 from models.heads import Head
@@ -26,10 +26,6 @@ from utils.boxes import IOU_KINDS
 HEADS = (Head(((32.0, 32.0), (16.0, 16.0)), 32, 2), Head(((12.0, 12.0),), 16, 2))  # 2x2 and 4x4 cells in 64x64
 
 
-def scores(result, heads, kinds=("iou",)):
-    return all_statistics(Subject(result, ("standard",), kinds, heads), {})
-
-
 def test_the_most_confident_slot_is_not_the_best_one():
     # An object of class 1, 0..32 x 0..32. Slot A (first head): 32x24 of it, q = 3/4, objectness logit 0 (1/2), class
     # logit 0 (1/2). Slot B (second head, row 0, col 1): 16x16 around (16.5, 8.5), clipped nowhere: 8.5..24.5 x
@@ -45,7 +41,7 @@ def test_the_most_confident_slot_is_not_the_best_one():
         x, y = (col + 0.5) * stride, (row + 0.5) * stride
         say(raw_maps, HEADS, slot, (x - 1, y - 1, x + 1, y + 1), 6.0)
     result = measured(HEADS, raw_maps, targets_of([(0, 1, 0, 0, 32, 32)], (64, 64)), {"standard": None})
-    one = scores(result, HEADS)["scores"]["iou"]
+    one = statistics(result, {})["scores"]["iou"]
     assert one["objects"] == 1
     assert one["objectness"]["objects"] == 1 and one["objectness"]["mean_q_ratio"] == pytest.approx(1 / 3, abs=1e-5)
     assert one["score"]["objects"] == 0 and one["score"]["mean_q_ratio"] == pytest.approx(1)
@@ -57,7 +53,7 @@ def test_the_most_confident_slot_is_not_the_best_one():
     assert columns["area_best"] == pytest.approx(3 / 4) and columns["area_confident"] == pytest.approx(1)
     assert columns["offset_best"] == pytest.approx(1 / 8, abs=1e-5)
     assert columns["offset_confident"] == pytest.approx(math.hypot(0.5, 7.5) / 16, abs=1e-5)
-    moments = scores(result, HEADS)["scores"]["iou"]["moments"]
+    moments = statistics(result, {})["scores"]["iou"]["moments"]
     assert moments["area_ratio"] == {"mean": pytest.approx(3 / 4), "std": 0.0, "objects": 1}
 
 
@@ -67,7 +63,7 @@ def test_equal_scores_are_no_mismatch():
     say(raw_maps, HEADS, (0, 0, 0, 0, 0), (0, 0, 32, 24), 2.0, (1.0, 1.0))
     say(raw_maps, HEADS, (0, 0, 1, 0, 0), (0, 0, 32, 16), 2.0, (1.0, 1.0))
     result = measured(HEADS, raw_maps, targets_of([(0, 0, 0, 0, 32, 32)], (64, 64)), {"standard": None})
-    one = scores(result, HEADS)["scores"]["iou"]
+    one = statistics(result, {})["scores"]["iou"]
     assert one["objectness"]["objects"] == one["score"]["objects"] == 0
     assert one["objectness"]["mean_q_ratio"] == pytest.approx(1)
 
@@ -76,14 +72,14 @@ def test_an_object_that_no_prediction_overlaps_is_left_out():
     raw_maps = quiet_maps(HEADS, 1, (64, 64))
     targets = targets_of([(0, 0, 1, 1, 3, 3)], (64, 64))  # 2x2: at most 4/144 of any predicted box
     result = measured(HEADS, raw_maps, targets, {"standard": None})
-    one = scores(result, HEADS)
+    one = statistics(result, {})
     assert one["scores"]["iou"].pop("moments")["best_q"] == {"mean": None, "std": None, "objects": 0}
     nothing = {"objects": 0, "object_share": None, "mean_q_ratio": None}
     assert one["scores"]["iou"] == {"objects": 0, "objectness": nothing, "score": nothing}
 
 
 def oracle(heads, raw_maps, rows, kind, candidates, min_q):
-    """One dict per object that some slot overlaps: what section 3's mismatch and moments need."""
+    """One dict per object that some slot overlaps: its mismatch and its moments in docs/analysis.md."""
     found = []
     for image, label, *box in rows:
         slots = read_slots(heads, raw_maps, image)
@@ -124,7 +120,7 @@ def test_scores_and_moments_equal_a_plain_python_implementation(seed, candidates
     heads, raw_maps, targets, rows = random_scene(seed + 20)
     kinds = tuple(IOU_KINDS)
     result = measured(heads, raw_maps, targets, {"standard": None}, kinds, score_candidates=candidates)
-    result = scores(result, heads, kinds)
+    result = statistics(result, {})
     mismatches = 0
     for kind in kinds:
         wanted = oracle(heads, raw_maps, rows, kind, candidates, 0.1)

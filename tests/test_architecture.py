@@ -21,6 +21,17 @@ INSIDE = {  # what a folder may import from its own package, besides itself
     "models/darknet": {"models.activations", "models.heads", "models.layers"},
     "data/labels": {"data.data_file", "data.image_files", "data.shapes"},
 }
+MATCHING_STATS = (  # the files of analysis/matching, from the command down; a file imports from later rows only
+    {"command"},
+    {"pictures", "browser"},
+    {"views"},
+    {"statistics", "tables"},
+    {"measure"},
+    {"scores", "suppression", "losses"},
+    {"quality"},
+    {"pairs"},
+    {"blocks", "options"},
+)
 SCRIPTS = {"train", "test", "detect", "analyze", "kmeans_anchors", "export"}
 SINKS = {"utils", "misc", "general", "common", "helpers"}
 MAX_LINES = 400
@@ -79,6 +90,18 @@ def test_a_wrong_import_would_be_found(tmp_path):
         "models/bad.py imports data.loader",
         "data/labels/bad.py imports data.loader",
     ]
+
+
+def test_the_files_of_matching_stats_import_one_way():
+    row_of = {name: number for number, row in enumerate(MATCHING_STATS) for name in row}
+    files = {path.stem: path for path in (ROOT / "analysis/matching").glob("*.py") if path.stem != "__init__"}
+    assert files.keys() == row_of.keys()
+    upwards = []
+    for stem, path in files.items():
+        imported = [name.split(".") for name in imported_modules(path)]
+        inside = [parts[2] for parts in imported if parts[:2] == ["analysis", "matching"] and len(parts) > 2]
+        upwards += [f"{stem} imports {name}" for name in inside if row_of[name] <= row_of[stem]]
+    assert upwards == []
 
 
 def test_no_file_is_a_sink_by_name():

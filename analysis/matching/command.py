@@ -15,7 +15,7 @@ from analysis.matching.losses import loss_options_of
 from analysis.matching.measure import MeasurementPlan, measure_images
 from analysis.matching.options import MatchingOptions
 from analysis.matching.pictures import ImagePictures, hard_tables, spread
-from analysis.matching.statistics import Subject, all_statistics, groups_of
+from analysis.matching.statistics import groups_of, statistics
 from analysis.matching.suppression import SuppressionRule
 from analysis.matching.tables import all_plots, all_tables, notes_of
 from analysis.output.result import Result, with_problems
@@ -79,23 +79,20 @@ def matching_stats(
         UserError: an image cannot be read.
     """
     partial = folder / "partial"
-    measured = measure_images(inputs.annotations, inputs.plan, loader_settings(inputs, options), partial)
-    if measured is None:
+    found = measure_images(inputs.annotations, inputs.plan, loader_settings(inputs, options), partial)
+    if found is None:
         return None
-    subject = Subject(measured, tuple(inputs.strategies), inputs.kinds, inputs.plan.detector.heads)
     by = [name for name in options.by.split(",") if name]
-    statistics = settings_of(inputs) | all_statistics(subject, groups_of(inputs.annotations, measured.objects, by))
+    numbers = settings_of(inputs) | statistics(found, groups_of(inputs.annotations, found.objects, by))
     net_hw = (inputs.img_size, inputs.img_size)
-    pictures = ImagePictures(inputs.annotations, inputs.plan, net_hw, measured, folder)
+    pictures = ImagePictures(inputs.annotations, inputs.plan, net_hw, found, folder)
     hard = pictures.draw_hard(options.hard)
     pictures.draw_lost(options.draw_lost)
-    tables = (*all_tables(statistics), *hard_tables(hard))
-    statistics |= {"hard_examples": hard[:HARD_LISTED]}
+    tables = (*all_tables(numbers), *hard_tables(hard))
+    numbers |= {"hard_examples": hard[:HARD_LISTED]}
     views = pictures.views(spread(len(inputs.annotations), report_images))
     browser = browser_data(views, inputs.annotations.names, inputs.plan) if views else None
-    result = Result(
-        "matching-stats", description(inputs), statistics, tables, all_plots(statistics), notes_of(statistics)
-    )
+    result = Result("matching-stats", description(inputs), numbers, tables, all_plots(numbers), notes_of(numbers))
     result = with_problems(result, inputs.annotations)
     remove_blocks(partial)
     return replace(result, folder=folder, browser=browser)

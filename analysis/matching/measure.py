@@ -3,6 +3,8 @@
 One pass over the images: one letterboxed forward pass each, from which every strategy and every kind of IoU is counted.
 ``docs/analysis.md`` defines the statistics; ``quality``, ``scores`` and ``suppression`` measure the objects of a batch,
 ``statistics`` sums up what was measured.
+
+Letters: M objects, N images, Z strategies, Q kinds of IoU, L heads, K anchors of all heads.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ from models.assignment.assigner import build_assigner
 from models.assignment.candidates import CANDIDATES
 from models.assignment.options import AssignmentOptions
 from models.detector import Detector
+from models.heads import Head
 from models.loss import DetectionLoss
 from utils import distributed
 from utils.structures import Batch
@@ -55,23 +58,26 @@ class MeasurementPlan:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Everything that was measured over a data set; ``objects`` by annotation row, ``images`` by image number."""
+class Measurements:
+    """Everything that was measured over a data set, and what the dimensions of its columns are."""
 
-    objects: Columns
-    images: Columns
+    objects: Columns  # [M ...] each, in the order of the annotations' rows; "row" is that row, "image" one of images
+    images: Columns  # [N ...] each, in the order of the annotations' images
     batches: Columns  # "milliseconds" [number of batches, Z]
+    strategies: tuple[str, ...]  # what Z counts
+    kinds: tuple[str, ...]  # of IoU: what Q counts
+    heads: tuple[Head, ...]  # what L counts; their anchors, one head after the other, are what K counts
 
 
 def measure_images(
-    annotations: Annotations, plan: MeasurementPlan, loader: LoaderSettings, folder: Path | None = None
-) -> Measured | None:
+    annotations: Annotations, plan: MeasurementPlan, settings: LoaderSettings, folder: Path | None = None
+) -> Measurements | None:
     """Measure every object of a data set; under ``torchrun`` each process takes its share of the batches.
 
     Args:
         annotations: with images.
         plan: what to measure.
-        loader: size and number of images per batch; its rank and world size are set here.
+        settings: size and number of images per batch, for one process: the batches are shared out here.
         folder: partial results are kept here, in the folder of the run, and not measured again; None: nowhere.
 
     Returns:
@@ -79,9 +85,9 @@ def measure_images(
     """
     kept, done = read_blocks(folder) if folder else ({}, set())
     rows_of_image = rows_without_crowd(annotations)
-    todo = [item for item in enumerate(evaluation_plans(annotations.image_wh, loader)) if item[0] not in done]
+    todo = [item for item in enumerate(evaluation_plans(annotations.image_wh, settings)) if item[0] not in done]
     mine = todo[distributed.rank() :: distributed.world_size()]
-    batches = Batches(DetectionDataset(annotations, loader.resize), lambda _: [one for _, one in mine], loader)
+    batches = Batches(DetectionDataset(annotations, settings.resize), lambda _: [one for _, one in mine], settings)
     strategies = {name: build_assigner(one, plan.detector.heads) for name, one in plan.strategies.items()}
     block, parts = ColumnBlock(), []
     bar = tqdm(total=len(annotations), unit=" images", desc="matching", disable=None if distributed.is_main() else True)
@@ -103,7 +109,17 @@ def measure_images(
         if folder:
             block.write(folder)
     everything = _gathered(parts)
-    return None if everything is None else _as_measured(concatenate([kept, *everything] if kept else everything))
+    if everything is None:
+        return None
+    columns = concatenate([kept, *everything] if kept else everything)
+    return Measurements(
+        objects=in_order_of(columns, "object", "row"),
+        images=in_order_of(columns, "image", "index"),
+        batches=in_order_of(columns, "batch", "first"),
+        strategies=tuple(plan.strategies),
+        kinds=plan.kinds,
+        heads=plan.detector.heads,
+    )
 
 
 def measure_batch(
@@ -167,11 +183,3 @@ def _gathered(parts: list[Columns]) -> list[Columns] | None:
     everyone = [None] * distributed.world_size() if distributed.is_main() else None
     dist.gather_object(parts, everyone, dst=0)
     return [part for one in everyone for part in one] if everyone is not None else None
-
-
-def _as_measured(columns: Columns) -> Measured:
-    return Measured(
-        in_order_of(columns, "object", "row"),
-        in_order_of(columns, "image", "index"),
-        in_order_of(columns, "batch", "first"),
-    )

@@ -1,4 +1,4 @@
-"""ImagePictures of single images from a matching-stats run: the hardest ones, and those in which NMS lost objects."""
+"""Pictures of single images from a matching-stats run: the hardest ones, and those in which NMS lost objects."""
 
 from __future__ import annotations
 
@@ -10,31 +10,36 @@ from typing import Any
 import numpy as np
 
 from analysis.matching.losses import PARTS, hardest
-from analysis.matching.measure import Measured, MeasurementPlan
+from analysis.matching.measure import MeasurementPlan, Measurements
 from analysis.matching.views import ImageView, lost_picture, picture, view_images
 from analysis.output.result import Table
 from data.labels.annotations import Annotations
 from utils.draw import write_image
 
-LOST_REASONS = (("suppressed", "suppressed"), ("merged", "merged"))  # column of the objects -> word on the picture
+LOST_REASONS = ("suppressed", "merged")  # columns of the objects, and words on the picture
 
 
 class ImagePictures:
     """Draws images of a data set that was measured into the folder of the run."""
 
     def __init__(
-        self, annotations: Annotations, plan: MeasurementPlan, net_hw: tuple[int, int], measured: Measured, folder: Path
+        self,
+        annotations: Annotations,
+        plan: MeasurementPlan,
+        net_hw: tuple[int, int],
+        found: Measurements,
+        folder: Path,
     ) -> None:
         self.annotations, self.plan, self.net_hw = annotations, plan, net_hw
-        self.measured, self.folder = measured, folder
+        self.found, self.folder = found, folder
 
     def draw_hard(self, count: int) -> list[dict[str, Any]]:
         """Draw the images with the largest loss; return the losses of all images, largest first, if they are known."""
-        if "loss" not in self.measured.images:
+        if "loss" not in self.found.images:
             return []
-        losses = self.measured.images["loss"].astype(np.float64)
+        losses = self.found.images["loss"].astype(np.float64)
         ranking = hardest(losses.sum(axis=1).tolist(), len(losses))
-        order = self.measured.images["index"][ranking]
+        order = self.found.images["index"][ranking]
         parts = {
             index: dict(zip(PARTS, losses[row].tolist(), strict=True))
             for index, row in zip(order, ranking, strict=True)
@@ -42,7 +47,7 @@ class ImagePictures:
         for number, view in enumerate(self.views(order[:count])):
             view = replace(view, remarks={"loss": parts[view.index]})
             path = self.folder / "hard" / f"{number + 1:03d}-{view.image_id}.jpg"
-            write_image(path, picture(view, self.annotations.names, tuple(self.plan.strategies)))
+            write_image(path, picture(view, self.annotations.names, self.found.strategies))
         return [
             {
                 "image_id": int(self.annotations.image_ids[index]),
@@ -55,14 +60,14 @@ class ImagePictures:
 
     def draw_lost(self, count: int) -> int:
         """Draw the images that lost most objects to NMS; return how many."""
-        objects = self.measured.objects
+        objects = self.found.objects
         lost = objects["suppressed"] | (objects["merged"] > 0)
         images, per_image = np.unique(objects["image"][lost], return_counts=True)
         chosen = images[np.lexsort((images, -per_image))][:count]
         for number, view in enumerate(self.views(chosen)):
             rows = np.flatnonzero(objects["image"] == view.index)  # in the order of the view's objects
             reasons = {
-                place: ", ".join(word for column, word in LOST_REASONS if objects[column][row])
+                place: ", ".join(reason for reason in LOST_REASONS if objects[reason][row])
                 for place, row in enumerate(rows)
                 if lost[row]
             }

@@ -65,7 +65,7 @@ def whole_map(inputs: AssignmentInput) -> Candidates:
 
 
 def measure(predictions: Predictions, pairs: MatchedPairs, kinds: Sequence[str], candidates: str) -> dict[str, Tensor]:
-    """Return the columns of section 3's statistics that do not need scores.
+    """Return the columns that follow from boxes alone; see docs/analysis.md, *matching-stats*.
 
     Args:
         predictions: of the batch.

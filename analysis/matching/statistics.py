@@ -7,12 +7,11 @@ is NaN in the columns and None in the statistics.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from analysis.matching.measure import Measured
+from analysis.matching.measure import Measurements
 from analysis.objects import object_occlusion, select_objects
 from analysis.output.result import mean, share
 from data.labels.annotations import Annotations
@@ -29,47 +28,32 @@ SCORE_MOMENTS = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What was measured, and what its dimensions are."""
-
-    measured: Measured
-    strategies: tuple[str, ...]
-    kinds: tuple[str, ...]
-    heads: tuple[Head, ...]
-
-    @property
-    def image(self) -> np.ndarray:
-        """Image of every object, [M], as a row of ``measured.images``."""
-        return self.measured.objects["image"]
+Groups = tuple[Sequence[str], np.ndarray]  # names of some groups, and the group of every object [M] as their index
 
 
-def all_statistics(subject: Subject, groups: Mapping[str, tuple[Sequence[str], np.ndarray]]) -> dict[str, Any]:
-    """Return the statistics of all objects, and those of each group: breakdown -> group's name -> statistics.
+def statistics(found: Measurements, groups: Mapping[str, Groups]) -> dict[str, Any]:
+    """Return the statistics of all objects, and under ``by`` those of each group that has any.
 
     Args:
-        subject: what was measured.
-        groups: breakdown -> names of its groups, and the group of every object [M].
+        found: what was measured.
+        groups: breakdown -> its groups; in the result: breakdown -> group's name -> its statistics.
     """
-    everyone = np.ones(len(subject.image), dtype=bool)
-    statistics = statistics_of(subject, everyone)
-    for number, (name, one) in enumerate(statistics["strategies"].items()):
-        one["collisions"] |= _slots(subject.measured.images, number)
-        one["milliseconds_per_batch"] = mean(subject.measured.batches["milliseconds"][:, number])
-        assert name == subject.strategies[number]
-    statistics["suppression"]["merged_pairs"] = int(subject.measured.images["merged_pairs"].sum())
-    statistics["by"] = {
+    result = statistics_of(found, np.ones(len(found.objects["image"]), dtype=bool))
+    for number, name in enumerate(found.strategies):
+        one = result["strategies"][name]
+        one["collisions"] |= _slots(found.images, number)
+        one["milliseconds_per_batch"] = mean(found.batches["milliseconds"][:, number])
+    result["suppression"]["merged_pairs"] = int(found.images["merged_pairs"].sum())
+    result["by"] = {
         breakdown: {
-            name: statistics_of(subject, group == index) for index, name in enumerate(names) if (group == index).any()
+            name: statistics_of(found, group == index) for index, name in enumerate(names) if (group == index).any()
         }
         for breakdown, (names, group) in groups.items()
     }
-    return statistics
+    return result
 
 
-def groups_of(
-    annotations: Annotations, objects: Mapping[str, np.ndarray], by: Sequence[str]
-) -> dict[str, tuple[Sequence[str], np.ndarray]]:
+def groups_of(annotations: Annotations, objects: Mapping[str, np.ndarray], by: Sequence[str]) -> dict[str, Groups]:
     """Return the groups that measured objects belong to, for every chosen breakdown.
 
     Args:
@@ -97,23 +81,23 @@ def groups_of(
     return {name: makers[name]() for name in by}
 
 
-def statistics_of(subject: Subject, chosen: np.ndarray) -> dict[str, Any]:
+def statistics_of(found: Measurements, chosen: np.ndarray) -> dict[str, Any]:
     """Return the statistics of the objects where ``chosen`` [M] is True."""
-    objects = {name: values[chosen] for name, values in subject.measured.objects.items()}
+    objects = {name: values[chosen] for name, values in found.objects.items()}
     count = int(chosen.sum())
     strategies = {}
-    for number, name in enumerate(subject.strategies):
+    for number, name in enumerate(found.strategies):
         strategies[name] = _strategy_statistics(objects, number, count) | {
-            "iou": {kind: _kind_statistics(subject, objects, number, index) for index, kind in enumerate(subject.kinds)}
+            "iou": {kind: _kind_statistics(found, objects, number, index) for index, kind in enumerate(found.kinds)}
         }
     return {
         "objects": count,
         "images": len(np.unique(objects["image"])),
         "strategies": strategies,
-        "agreement": _agreement(objects, subject.strategies),
-        "scores": {kind: score_statistics(objects, index) for index, kind in enumerate(subject.kinds)},
+        "agreement": _agreement(objects, found.strategies),
+        "scores": {kind: score_statistics(objects, index) for index, kind in enumerate(found.kinds)},
         "best_from_neighbour": {
-            kind: _counted(objects["best_from_neighbour"][:, index], count) for index, kind in enumerate(subject.kinds)
+            kind: _counted(objects["best_from_neighbour"][:, index], count) for index, kind in enumerate(found.kinds)
         },
         "suppression": {
             name: _counted(objects[name], count) for name in ("found", "detected", "suppressed", "removed_by_none")
@@ -150,7 +134,7 @@ def _slots(images: Mapping[str, np.ndarray], number: int) -> dict[str, Any]:
     return {"slots": slots, "shared_slots": shared, "shared_slot_share": share(shared, slots)}
 
 
-def _kind_statistics(subject: Subject, objects: Mapping[str, np.ndarray], number: int, index: int) -> dict[str, Any]:
+def _kind_statistics(found: Measurements, objects: Mapping[str, np.ndarray], number: int, index: int) -> dict[str, Any]:
     """Statistics of a strategy under one kind of IoU."""
     high, low = objects["matched_max"][:, number, index], objects["matched_min"][:, number, index]
     free = objects["unmatched_max"][:, number, index]
@@ -161,21 +145,21 @@ def _kind_statistics(subject: Subject, objects: Mapping[str, np.ndarray], number
         "objects_with_both": int(both.sum()),
         "unmatched_over_min": _counted(both & (free > low), int(both.sum())),
         "unmatched_over_max": _counted(over_max, int(both.sum())),
-        "feature_maps": _feature_maps(subject, objects, number, index),
+        "feature_maps": _feature_maps(found, objects, number, index),
         "mean_q_of_positives": share(objects["positives_q"][:, number, index].sum(dtype=np.float64), positives),
-        "anchors": _anchors(subject, objects, number, index),
-        "misassigned_anchors": _misassigned_anchors(subject, objects, number, index, over_max),
+        "anchors": _anchors(found, objects, number, index),
+        "misassigned_anchors": _misassigned_anchors(found, objects, number, index, over_max),
         "moments": _match_moments(objects, number, index),
     }
 
 
-def _feature_maps(subject: Subject, objects: Mapping[str, np.ndarray], number: int, index: int) -> dict[str, Any]:
+def _feature_maps(found: Measurements, objects: Mapping[str, np.ndarray], number: int, index: int) -> dict[str, Any]:
     """Images x heads; one where some object's best unmatched candidate beats its best, or its worst, matched one."""
-    total = len(np.unique(objects["image"])) * len(subject.heads)
+    total = len(np.unique(objects["image"])) * len(found.heads)
     result: dict[str, Any] = {"total": total}
     for key, column in (("over_max", "map_over_max"), ("over_min", "map_over_min")):
         rows, heads = np.nonzero(objects[column][:, number, index])
-        maps = len(np.unique(objects["image"][rows] * len(subject.heads) + heads))
+        maps = len(np.unique(objects["image"][rows] * len(found.heads) + heads))
         result |= {key: maps, f"{key}_share": share(maps, total)}
     return result
 
@@ -187,7 +171,7 @@ def anchor_rows(heads: Sequence[Head]) -> Iterator[dict[str, Any]]:
             yield {"head": index, "stride": head.stride, "anchor": number, "width": width, "height": height}
 
 
-def _anchors(subject: Subject, objects: Mapping[str, np.ndarray], number: int, index: int) -> list[dict[str, Any]]:
+def _anchors(found: Measurements, objects: Mapping[str, np.ndarray], number: int, index: int) -> list[dict[str, Any]]:
     matched, shape_iou = objects["matched"][:, number], objects["shape_iou"]
     matched_q = objects["matched_q"][:, number, index].sum(axis=0, dtype=np.float64)
     candidates_q = objects["candidates_q"][:, index].sum(axis=0, dtype=np.float64)
@@ -204,12 +188,12 @@ def _anchors(subject: Subject, objects: Mapping[str, np.ndarray], number: int, i
             "mean_shape_iou": share(prior_sum[k], with_match[k]),
             "mean_candidate_q": share(candidates_q[k], candidates[k]),
         }
-        for k, row in enumerate(anchor_rows(subject.heads))
+        for k, row in enumerate(anchor_rows(found.heads))
     ]
 
 
 def _misassigned_anchors(
-    subject: Subject, objects: Mapping[str, np.ndarray], number: int, index: int, over_max: np.ndarray
+    found: Measurements, objects: Mapping[str, np.ndarray], number: int, index: int, over_max: np.ndarray
 ) -> list[dict[str, Any]]:
     """Per anchor: how often it held the best unmatched, and the worst matched, candidate of the objects at stake."""
     matched = objects["matched"][:, number].sum(axis=0)
@@ -224,7 +208,7 @@ def _misassigned_anchors(
             "worst_matched": int((worse == k).sum()),
             "matched_share": share((worse == k).sum(), matched[k]),
         }
-        for k, row in enumerate(anchor_rows(subject.heads))
+        for k, row in enumerate(anchor_rows(found.heads))
     ]
 
 
