@@ -10,6 +10,7 @@ import re
 import shlex
 import sys
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -203,17 +204,16 @@ def tables(sets: dict[str, np.ndarray], fits: dict[str, Fit], options: AnchorFit
             *(f"{fit.recall_ratio * 100:.2f} %" for fit in fits.values()),
         ),
     )
-    columns: tuple[str, ...] = ("anchor",)
-    parts: list[list[tuple[Any, ...]]] = []
-    longest = max(map(len, sets.values()))
-    for name, anchors_wh in sets.items():
-        columns += tuple(f"{name} {what}" for what in ("w", "h", "w/h", "boxes"))
-        part = [
+    parts = [
+        [
             (float(w), float(h), float(w / h), boxes)
             for (w, h), boxes in zip(anchors_wh, fits[name].boxes_per_anchor, strict=True)
         ]
-        parts.append(part + [(None,) * 4] * (longest - len(part)))
-    anchors = tuple((index, *left, *right) for index, (left, right) in enumerate(zip(*parts, strict=True)))
+        for name, anchors_wh in sets.items()
+    ]
+    side_by_side = zip_longest(*parts, fillvalue=(None,) * 4)
+    anchors = tuple((index, *left, *right) for index, (left, right) in enumerate(side_by_side))
+    columns = ("anchor", *(f"{name} {what}" for name in sets for what in ("w", "h", "w/h", "boxes")))
     return (
         Table("fit", "How well the anchors fit", ("statistic", *sets), rows),
         Table("anchors", "Anchors in network pixels: the found by area, the present as in the cfg", columns, anchors),

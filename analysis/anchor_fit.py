@@ -202,7 +202,7 @@ def evolve(sizes: BoxSizes, num: int, options: AnchorFitOptions, rng: np.random.
     sample = _sample(sizes, rng)
     floor = list(_statistics(measure(sample, euclidean, options)))
     statistics = _statistics(measure(sample, start, options))
-    if all(figure >= least for figure, least in zip(statistics, floor, strict=True)):
+    if all(value >= least for value, least in zip(statistics, floor, strict=True)):
         floor[0] = max(floor[0], statistics[0] - options.iou_slack)
     else:
         start = euclidean
@@ -271,7 +271,7 @@ class _Population:
             self.sizes.mean(best_iou > self.options.iou_t),
             self.sizes.mean(best_ratio < self.options.anchor_t),
         )
-        floored = all(figure >= least for figure, least in zip(statistics, self.floor, strict=True))
+        floored = all(value >= least for value, least in zip(statistics, self.floor, strict=True))
         if floored and self._objective(statistics) > self.objective:
             self.anchors = self.anchors.copy()
             self.anchors[which] = anchors_wh

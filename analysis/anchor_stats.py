@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.anchor_fit import one_thread, side_ratio
-from analysis.objects import Objects, letterboxed, select_objects
-from analysis.output.plots import anchor_scatter, bars, positives_per_object
-from analysis.output.result import Result, Table, share
+from analysis.objects import Objects, anchor_rows, letterboxed, select_objects
+from analysis.output.plots import anchor_labels, anchor_scatter, bars, positives_per_object
+from analysis.output.result import Result, Table, counted, distribution, rows_of, share, table_of
 from models.assignment.assigner import build_assigner
 from models.assignment.grid import SlotGrid, slot_grid
 from models.assignment.options import AssignmentOptions
@@ -32,6 +33,23 @@ if TYPE_CHECKING:
 
 OBJECTS_PER_BLOCK = 16_384
 IMAGES_PER_BLOCK = 4_096
+STRATEGY_COLUMNS = {
+    "strategy": "strategy",
+    "objects": "objects",
+    "without a match": "unmatched/objects",
+    "share without": "unmatched/object_share",
+    "positives per object": "positives_per_object/mean",
+    "slots": "collisions/slots",
+    "slots of several objects": "collisions/shared_slots",
+    "share of slots": "collisions/shared_slot_share",
+    "share of surplus matches": "collisions/surplus_match_share",
+}
+ANCHOR_COLUMNS = {
+    **{name: name for name in ("strategy", "head", "stride", "anchor", "width", "height", "objects")},
+    "share of objects": "object_share",
+    "positives": "positives",
+    "mean shape IoU": "mean_shape_iou",
+}
 
 
 @dataclass(frozen=True)
@@ -149,14 +167,9 @@ def _strategy_statistics(counts: Counts, objects: Objects, heads: Sequence[Head]
     positives, (slots, shared) = int(counts.matches_of_object.sum()), counts.slots.tolist()
     return {
         "positives": positives,
-        "positives_per_object": {
-            "mean": share(positives, len(objects)),
-            "max": int(counts.matches_of_object.max(initial=0)),
-            "counts": np.bincount(counts.matches_of_object, minlength=1).tolist() if len(objects) else [],
-        },
+        "positives_per_object": distribution(counts.matches_of_object),
         "unmatched": {
-            "objects": int(unmatched.sum()),
-            "object_share": share(int(unmatched.sum()), len(objects)),
+            **counted(unmatched),
             "by_size": _split(unmatched, objects.sizes, SIZE_NAMES),
             "by_class": _split(unmatched, objects.labels, objects.names),
         },
@@ -182,69 +195,49 @@ def _split(unmatched: np.ndarray, group: np.ndarray, names: Sequence[str]) -> li
 
 
 def _anchor_statistics(counts: Counts, heads: Sequence[Head], num_objects: int) -> list[dict[str, Any]]:
-    rows = [(index, number) for index, head in enumerate(heads) for number in range(head.num_anchors)]
     return [
-        {
-            "head": head,
-            "stride": heads[head].stride,
-            "anchor": number,
-            "width": heads[head].anchors_wh[number][0],
-            "height": heads[head].anchors_wh[number][1],
+        row
+        | {
             "objects": int(counts.objects_of_anchor[place]),
             "object_share": share(counts.objects_of_anchor[place], num_objects),
             "positives": int(counts.positives_of_anchor[place]),
             "mean_shape_iou": share(counts.shape_iou_sum[place], counts.objects_of_anchor[place]),
         }
-        for place, (head, number) in enumerate(rows)
+        for place, row in enumerate(anchor_rows(heads))
     ]
 
 
 def _tables(statistics: Mapping[str, Any]) -> tuple[Table, ...]:
     strategies, recall = statistics["strategies"], statistics["best_possible_recall"]
-    overview = tuple(
-        (
-            name,
-            statistics["objects"],
-            one["unmatched"]["objects"],
-            one["unmatched"]["object_share"],
-            one["positives_per_object"]["mean"],
-            *(one["collisions"][key] for key in ("slots", "shared_slots", "shared_slot_share", "surplus_match_share")),
-        )
-        for name, one in strategies.items()
-    )
     rules = (
         (f"shape IoU > {recall['iou_t']:g}", recall["by_iou"]),
         (f"ratio of sides < {recall['anchor_t']:g}", recall["by_ratio"]),
     )
-    columns = ("strategy", "objects", "without a match", "share without", "positives per object", "slots")
-    columns += ("slots of several objects", "share of slots", "share of surplus matches")
-    anchors = tuple((name, *row.values()) for name, one in strategies.items() for row in one["anchors"])
-    anchor_columns = ("strategy", "head", "stride", "anchor", "width", "height", "objects", "share of objects")
-    anchor_columns += ("positives", "mean shape IoU")
-    size = f"{statistics['img_size']} x {statistics['img_size']}"
+    overview = ({**row, "objects": statistics["objects"]} for row in rows_of(strategies, "strategy"))
+    anchors = ({"strategy": name, **row} for name, one in strategies.items() for row in one["anchors"])
+    title = f"Matches at {statistics['img_size']} x {statistics['img_size']}"
     return (
-        Table("strategies", f"Matches at {size}", columns, overview),
+        table_of("strategies", title, overview, STRATEGY_COLUMNS),
         Table("recall", "Best possible recall of the anchors", ("rule", "share of objects"), rules),
-        Table("anchors", "Per anchor (network pixels)", anchor_columns, anchors),
+        table_of("anchors", "Per anchor (network pixels)", anchors, ANCHOR_COLUMNS),
         _split_table("unmatched_by_size", "size", "by_size", strategies),
         _split_table("unmatched_by_class", "class", "by_class", strategies),
         _positives_table(strategies),
     )
 
 
-def _split_table(stem: str, column: str, key: str, strategies: Mapping[str, Any]) -> Table:
-    groups = [(name, row) for name, one in strategies.items() for row in one["unmatched"][key]]
+def _split_table(stem: str, heading: str, key: str, strategies: Mapping[str, Any]) -> Table:
+    rows = [{"strategy": name, **row} for name, one in strategies.items() for row in one["unmatched"][key]]
     if key == "by_class":  # 80 classes: the worst first, those without objects left out
-        groups = sorted((pair for pair in groups if pair[1]["objects"]), key=lambda pair: -pair[1]["unmatched"])
-    rows = tuple((name, *row.values()) for name, row in groups)
-    columns = ("strategy", column, "objects", "without a match", "share without")
-    return Table(stem, f"Objects without a match, by {column}", columns, rows)
+        rows = sorted((row for row in rows if row["objects"]), key=lambda row: -row["unmatched"])
+    columns = {"strategy": "strategy", heading: "name", "objects": "objects", "without a match": "unmatched",
+               "share without": "unmatched_share"}  # fmt: skip
+    return table_of(stem, f"Objects without a match, by {heading}", rows, columns)
 
 
 def _positives_table(strategies: Mapping[str, Any]) -> Table:
-    lists = [one["positives_per_object"]["counts"] for one in strategies.values()]
-    longest = max(map(len, lists), default=0)
-    rows = tuple((n, *(counts[n] if n < len(counts) else 0 for counts in lists)) for n in range(longest))
+    counts = (one["positives_per_object"]["counts"] for one in strategies.values())
+    rows = tuple((number, *row) for number, row in enumerate(zip_longest(*counts, fillvalue=0)))
     return Table("positives_per_object", "Objects by their number of positives", ("positives", *strategies), rows)
 
 
@@ -270,8 +263,7 @@ def _unmatched_table(
 
 def _plots(statistics: Mapping[str, Any], boxes_wh: np.ndarray, anchors_wh: np.ndarray) -> dict[str, Any]:
     strategies = statistics["strategies"]
-    first = next(iter(strategies.values()))["anchors"]
-    labels = [f"stride {row['stride']}: {row['width']:g} x {row['height']:g}" for row in first]
+    labels = anchor_labels(next(iter(strategies.values()))["anchors"])
     per_anchor = {name: [row["objects"] for row in one["anchors"]] for name, one in strategies.items()}
     return {
         "anchors": anchor_scatter(boxes_wh, {"anchors": anchors_wh}, "Objects and anchors"),

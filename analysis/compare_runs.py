@@ -18,7 +18,7 @@ import yaml
 from scipy.special import stdtrit
 
 from analysis.output.plots import curves
-from analysis.output.result import Result, Table, mean, share
+from analysis.output.result import Cell, Result, Table, mean, share, table_of
 from engine.run_folder import Row, epoch_summary
 from utils.config import option
 from utils.errors import UserError
@@ -198,40 +198,46 @@ def _setting_statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def _tables(statistics: Mapping[str, Any]) -> tuple[Table, ...]:
-    columns = ("run", "match", "α", "options", "seed", "epochs")
-    for name in SCORES:
-        columns += (f"{name} max", f"{name} mean", f"{name} std", f"{name} best epoch")
-    columns += ("positives per object", "share without a match")
-    rows = []
-    for run in statistics["runs"]:
-        extra = " ".join(f"{key}={_shown(value)}" for key, value in run["options"].items())
-        row = [run["run"], run["match"], run["alpha"], extra, run["seed"], run["epochs"]]
-        for name in SCORES:
-            row += [run[name][key] for key in ("max", "mean", "std", "best_epoch")]
-        rows.append((*row, run["positives_per_object"], run["unmatched_share"]))
+    run_columns: dict[str, Cell] = {
+        "run": "run",
+        "match": "match",
+        "α": "alpha",
+        "options": _shown_options,
+        "seed": "seed",
+        "epochs": "epochs",
+        **{
+            f"{name} {key.replace('_', ' ')}": f"{name}/{key}"
+            for name in SCORES
+            for key in ("max", "mean", "std", "best_epoch")
+        },
+        "positives per object": "positives_per_object",
+        "share without a match": "unmatched_share",
+    }
+    setting_columns: dict[str, Cell] = {
+        "setting": "setting",
+        "runs": lambda setting: len(setting["runs"]),
+        **{
+            f"{name} {key}{mark}": f"{name}/{key}/{part}"
+            for name in SCORES
+            for key in ("max", "mean")
+            for mark, part in (("", "mean"), (" ±", "interval_95"))
+        },
+        "positives per object": "positives_per_object",
+    }
     over = f"the last {statistics['last']} evaluated epochs" if statistics["last"] else "all evaluated epochs"
-    seeds = []
-    for setting in statistics["settings"]:
-        row = [setting["setting"], len(setting["runs"])]
-        for name in SCORES:
-            row += [value for key in ("max", "mean") for value in _interval(setting[name][key])]
-        seeds.append((*row, setting["positives_per_object"]))
-    seed_columns = ("setting", "runs")
-    for name in SCORES:
-        seed_columns += tuple(f"{name} {key}{part}" for key in ("max", "mean") for part in ("", " ±"))
     return (
-        Table("runs", f"Runs: max, mean and std over {over}", columns, tuple(rows)),
-        Table(
+        table_of("runs", f"Runs: max, mean and std over {over}", statistics["runs"], run_columns),
+        table_of(
             "settings",
             f"Settings: mean over the seeds ± half of the 95 % interval (Student's t) of each run's figure over {over}",
-            (*seed_columns, "positives per object"),
-            tuple(seeds),
+            statistics["settings"],
+            setting_columns,
         ),
     )
 
 
-def _interval(figure: Mapping[str, Any]) -> tuple[float | None, float | None]:
-    return figure["mean"], figure["interval_95"]
+def _shown_options(run: Mapping[str, Any]) -> str:
+    return " ".join(f"{key}={_shown(value)}" for key, value in run["options"].items())
 
 
 def _plot(runs: Sequence[Run], groups: Sequence[Sequence[int]], labels: Sequence[str]) -> Any:

@@ -1,6 +1,6 @@
 """``analyze.py --dataset-stats``: what the annotations look like; no model and no image is read.
 
-Every figure is defined in docs/analysis.md. Boxes are in the pixels of the original image; "share of images" is a
+Every statistic is defined in docs/analysis.md. Boxes are in the pixels of the original image; "share of images" is a
 share of the annotated images, those with at least one counted object.
 """
 
@@ -8,34 +8,55 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
 
-from analysis.objects import Objects, add_occlusion, pair_blocks, pair_geometry, select_objects
+from analysis.objects import OCCLUSION_LIMITS, Objects, add_occlusion, pair_blocks, pair_geometry, select_objects
 from analysis.output.plots import bars, histogram_grid
-from analysis.output.result import Result, Table, mean, share
+from analysis.output.result import Result, Table, counted, mean, rows_of, share, table_of, value_at
 from utils.boxes import SIZE_NAMES
 from utils.config import option
 
 if TYPE_CHECKING:
     from data.labels.annotations import Annotations
 
-OCCLUSION_LIMITS = (0.3, 0.5, 0.7)
 OCCLUSION_EDGES = np.linspace(0, 1, 21)
 RELATIVE_SIZE_EDGES = np.linspace(0, 1, 21)
 ASPECT_EDGES = 2.0 ** np.arange(-4, 4.5, 0.5)  # w/h; what lies outside counts in the first or last bin
 COUNT_EDGES = np.array((0, 1, 2, 3, 4, 5, 6, 8, 11, 16, 21, 31, 51, 101, 1001))  # objects per image
-PAIR_KINDS = ("near", "overlapping", "contained", "coincident")
+PAIR_DEFINITIONS = {  # with their threshold
+    "near": "gap < {} px",
+    "overlapping": "IoU > {}",
+    "contained": "intersection over smaller area > {}",
+    "coincident": "distance of centres < {} px",
+}
 HISTOGRAMS = {  # title and what is counted
     "relative_size": ("size: sqrt(wh / WH)", "objects"),
     "aspect": ("aspect ratio w/h", "objects"),
     "occlusion": ("occlusion: largest share covered by one box", "objects"),
     "objects_per_image": ("objects per image", "images"),
 }
+OVERVIEW = {  # what the first table calls a statistic, and where it is
+    "images": "images/total",
+    "annotated images": "images/annotated",
+    "images without objects": "images/without_objects",
+    "objects": "objects/total",
+    "of these crowd regions": "objects/crowd",
+    "pairs of objects in one image": "pairs/total",
+    "objects per annotated image, mean": "objects_per_image/mean",
+    "objects per annotated image, median": "objects_per_image/median",
+    "objects per annotated image, most": "objects_per_image/max",
+    "label problems": "problems/total",
+}
+OF_IMAGES = {"images": "images", "share of images": "image_share"}
+PAIR_COLUMNS = {
+    "kind": "kind", "definition": "definition", "pairs": "pairs", "share of pairs": "pair_share", **OF_IMAGES
+}  # fmt: skip
+OBJECT_COLUMNS = {"kind": "kind", "objects": "objects", "share of objects": "object_share", **OF_IMAGES}
 
 
 @dataclass(frozen=True)
@@ -61,14 +82,14 @@ class DatasetStatsOptions:
 
 
 def dataset_stats(annotations: Annotations, options: DatasetStatsOptions) -> Result:
-    """Compute every figure of the annotations of a data set."""
+    """Compute every statistic of the annotations of a data set."""
     objects = select_objects(annotations, crowd=options.crowd)
     per_image, occlusion = _walk_pairs(objects, options)
-    per_object = _per_object_statistics(objects, occlusion, options)
+    of_images = _image_statistics(objects)
     statistics = {
-        **_image_statistics(objects),
-        **_pair_statistics(objects, per_image, options),
-        **per_object,
+        **of_images,
+        **_pair_statistics(per_image, of_images["pairs"]["total"], of_images["images"]["annotated"], options),
+        **_per_object_statistics(objects, occlusion, options),
         "classes": _class_statistics(objects, options),
         "problems": problem_statistics(annotations),
     }
@@ -80,7 +101,7 @@ def dataset_stats(annotations: Annotations, options: DatasetStatsOptions) -> Res
 
 def _walk_pairs(objects: Objects, options: DatasetStatsOptions) -> tuple[dict[str, np.ndarray], np.ndarray]:
     """Return the pairs of each kind per image, [N] each, and the occlusion per object, [M]."""
-    per_image = {kind: np.zeros(objects.num_images, dtype=np.int64) for kind in PAIR_KINDS}
+    per_image = {kind: np.zeros(objects.num_images, dtype=np.int64) for kind in PAIR_DEFINITIONS}
     occlusion = np.zeros(len(objects))
     with tqdm(total=len(objects), desc="pairs", unit=" objects", disable=None, leave=False) as bar:
         for block in pair_blocks(objects.image):
@@ -116,13 +137,15 @@ def _image_statistics(objects: Objects) -> dict[str, Any]:
 
 
 def _pair_statistics(
-    objects: Objects, per_image: Mapping[str, np.ndarray], options: DatasetStatsOptions
+    per_image: Mapping[str, np.ndarray], num_pairs: int, num_images: int, options: DatasetStatsOptions
 ) -> dict[str, dict[str, Any]]:
-    counts = np.bincount(objects.image, minlength=objects.num_images)
-    num_pairs, num_images = int((counts * (counts - 1) // 2).sum()), int((counts > 0).sum())
-    thresholds = dict(
-        zip(PAIR_KINDS, (options.near_gap, options.overlap_iou, options.containment, options.coincident), strict=True)
-    )
+    """Return the statistics of each kind of pairs; the shares are of all pairs and of the images with objects."""
+    thresholds = {
+        "near": options.near_gap,
+        "overlapping": options.overlap_iou,
+        "contained": options.containment,
+        "coincident": options.coincident,
+    }
     statistics: dict[str, dict[str, Any]] = {}
     for kind, in_image in per_image.items():
         pairs, images = int(in_image.sum()), int((in_image > 0).sum())
@@ -146,31 +169,20 @@ def _per_object_statistics(objects: Objects, occlusion: np.ndarray, options: Dat
     elongated = objects.elongation >= options.elongation
     num_images = len(np.unique(objects.image))
     elongated_images = len(np.unique(objects.image[elongated]))
-    sizes = np.bincount(objects.sizes, minlength=3)
     width, height = objects.boxes_wh.T
     return {
         "elongated": {
             "threshold": options.elongation,
-            "objects": int(elongated.sum()),
-            "object_share": share(int(elongated.sum()), len(objects)),
+            **counted(elongated),
             "images": elongated_images,
             "image_share": share(elongated_images, num_images),
         },
         "occlusion": {
             "mean": mean(occlusion),
-            "at_least": {
-                str(limit): {
-                    "objects": int((occlusion >= limit).sum()),
-                    "object_share": share(int((occlusion >= limit).sum()), len(objects)),
-                }
-                for limit in OCCLUSION_LIMITS
-            },
+            "at_least": {str(limit): counted(occlusion >= limit) for limit in OCCLUSION_LIMITS},
             "histogram": histogram(occlusion, OCCLUSION_EDGES),
         },
-        "sizes": {
-            name: {"objects": int(count), "object_share": share(int(count), len(objects))}
-            for name, count in zip(SIZE_NAMES, sizes, strict=True)
-        },
+        "sizes": {name: counted(objects.sizes == index) for index, name in enumerate(SIZE_NAMES)},
         "relative_size": {
             "mean": mean(objects.relative_size),
             "histogram": histogram(objects.relative_size, RELATIVE_SIZE_EDGES),
@@ -224,57 +236,35 @@ def histogram(values: np.ndarray, edges: np.ndarray) -> dict[str, list[float]]:
 
 
 def _tables(statistics: Mapping[str, Any], annotations: Annotations) -> tuple[Table, ...]:
-    images, objects = statistics["images"], statistics["objects"]
-    overview = (
-        ("images", images["total"]),
-        ("annotated images", images["annotated"]),
-        ("images without objects", images["without_objects"]),
-        ("objects", objects["total"]),
-        ("of these crowd regions", objects["crowd"]),
-        ("pairs of objects in one image", statistics["pairs"]["total"]),
-        ("objects per annotated image, mean", statistics["objects_per_image"]["mean"]),
-        ("objects per annotated image, median", statistics["objects_per_image"]["median"]),
-        ("objects per annotated image, most", statistics["objects_per_image"]["max"]),
-        ("label problems", statistics["problems"]["total"]),
-    )
-    pair_texts = {
-        "near": "gap < {} px",
-        "overlapping": "IoU > {}",
-        "contained": "intersection over smaller area > {}",
-        "coincident": "distance of centres < {} px",
-    }
-    pairs = tuple(
-        (kind, text.format(f"{statistics[kind]['threshold']:g}"), *_columns(statistics[kind], "pair"))
-        for kind, text in pair_texts.items()
-    )
-    crowded, elongated = statistics["crowded"], statistics["elongated"]
-    pairs += (("crowded images", f">= {crowded['threshold']} coincident pairs", *_columns(crowded, "pair")),)
-    one = "object"
-    kinds = [(f"elongated: max(w/h, h/w) >= {elongated['threshold']:g}", *_columns(elongated, one))]
-    kinds += [
-        (f"covered by one other box: >= {limit}", *_columns(value, one))
-        for limit, value in statistics["occlusion"]["at_least"].items()
-    ]
-    kinds += [(f"size: {name}", *_columns(value, one)) for name, value in statistics["sizes"].items()]
+    overview = tuple((text, value_at(statistics, where)) for text, where in OVERVIEW.items())
+    unknown = {"images": None, "image_share": None}
+    kinds = {f"elongated: max(w/h, h/w) >= {statistics['elongated']['threshold']:g}": statistics["elongated"]}
+    for limit, value in statistics["occlusion"]["at_least"].items():
+        kinds[f"covered by one other box: >= {limit}"] = unknown | value
+    kinds |= {f"size: {name}": unknown | value for name, value in statistics["sizes"].items()}
     classes = sorted(statistics["classes"], key=lambda row: -row["objects"])
-    class_columns = tuple(classes[0]) if classes else ("name",)
     tables = (
         Table("overview", "The data set", ("statistic", "count"), overview),
-        Table("pairs", "Pairs", ("kind", "definition", "pairs", "share of pairs", "images", "share of images"), pairs),
-        Table("objects", "Objects", ("kind", "objects", "share of objects", "images", "share of images"), tuple(kinds)),
-        Table("classes", "Classes", class_columns, tuple(tuple(row.values()) for row in classes)),
+        table_of("pairs", "Pairs", _pair_rows(statistics), PAIR_COLUMNS),
+        table_of("objects", "Objects", rows_of(kinds, "kind"), OBJECT_COLUMNS),
+        table_of("classes", "Classes", classes, {key: key for key in (classes[0] if classes else ("name",))}),
     )
     if annotations.problems:
-        kinds = tuple(statistics["problems"]["by_kind"].items())
+        by_kind = tuple(statistics["problems"]["by_kind"].items())
         tables += (
-            Table("problem_kinds", "Label problems, by kind", ("kind", "count"), kinds),
+            Table("problem_kinds", "Label problems, by kind", ("kind", "count"), by_kind),
             problem_table(annotations),
         )
     return tables
 
 
-def _columns(figure: Mapping[str, Any], what: str) -> tuple[Any, ...]:
-    return tuple(figure.get(key) for key in (f"{what}s", f"{what}_share", "images", "image_share"))
+def _pair_rows(statistics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    for kind, definition in PAIR_DEFINITIONS.items():
+        one = statistics[kind]
+        yield {"kind": kind, "definition": definition.format(f"{one['threshold']:g}"), **one}
+    crowded = statistics["crowded"]
+    definition = f">= {crowded['threshold']} coincident pairs"
+    yield {"kind": "crowded images", "definition": definition, "pairs": None, "pair_share": None, **crowded}
 
 
 def _plots(statistics: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Objects and pairs of objects: what every statistic of a data set is counted over.
+"""Objects, pairs of objects and anchors: what every statistic is counted over.
 
 Boxes are corners in the pixels of the original image. Letters: N images, M objects, P pairs of one block.
 A pair is two objects of one image, unordered. Pairs are made block by block, so memory does not grow with the data.
@@ -6,19 +6,21 @@ A pair is two objects of one image, unordered. Pairs are made block by block, so
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from data.letterbox import letterbox_meta
+from models.heads import Head
 from utils.boxes import SIZE_LIMITS
 
 if TYPE_CHECKING:
     from data.labels.annotations import Annotations
 
 PAIRS_PER_BLOCK = 1 << 19
+OCCLUSION_LIMITS = (0.3, 0.5, 0.7)  # of the share of an object that one other box covers
 
 
 @dataclass(frozen=True)
@@ -87,9 +89,9 @@ def letterboxed(objects: Objects, img_size: int) -> np.ndarray:
     metas = [letterbox_meta(0, "", (int(w), int(h)), (img_size, img_size)) for w, h in sizes]
     scale = np.array([meta.scale_xy for meta in metas]).reshape(-1, 2)
     offset = np.array([meta.offset_xy for meta in metas]).reshape(-1, 2)
-    frame_of = which.reshape(-1)[objects.image]
+    meta_of = which.reshape(-1)[objects.image]
     corners = np.clip(objects.boxes_xyxy, 0, np.tile(objects.image_wh, 2)[objects.image])
-    corners = corners * np.tile(scale, 2)[frame_of] + np.tile(offset, 2)[frame_of]
+    corners = corners * np.tile(scale, 2)[meta_of] + np.tile(offset, 2)[meta_of]
     size = corners[:, 2:] - corners[:, :2]
     return (np.concatenate((corners[:, :2] + size / 2, size), axis=1) / img_size).astype(np.float32)
 
@@ -170,3 +172,10 @@ def object_occlusion(objects: Objects) -> np.ndarray:
     for block in pair_blocks(objects.image):
         add_occlusion(occlusion, block, pair_geometry(objects.boxes_xyxy, block))
     return occlusion
+
+
+def anchor_rows(heads: Sequence[Head]) -> Iterator[dict[str, Any]]:
+    """Yield what names each anchor, over all heads; width and height are network pixels."""
+    for index, head in enumerate(heads):
+        for number, (width, height) in enumerate(head.anchors_wh):
+            yield {"head": index, "stride": head.stride, "anchor": number, "width": width, "height": height}

@@ -16,7 +16,7 @@ YOLOV3 = np.array([10, 13, 16, 30, 33, 23, 30, 61, 62, 45, 59, 119, 116, 90, 156
 OPTIONS = AnchorFitOptions(generations=300)
 
 
-def test_figures_by_hand():
+def test_statistics_by_hand():
     # Anchors 10x10 and 40x20. Boxes: 10x10 twice (IoU 1), 5x40 (area 200: 50/250 and 100/900, so .2 with the first,
     # ratios 4 and 8: neither recall, both limits are exclusive), 20x20 (100/400 = .25, 400/800 = .5: second anchor).
     sizes = count_sizes(np.array([(10, 10), (5, 40), (20, 20), (10, 10)], float))
@@ -29,7 +29,7 @@ def test_figures_by_hand():
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_figures_agree_with_a_double_loop(seed):
+def test_statistics_agree_with_a_double_loop(seed):
     rng = np.random.default_rng(seed)
     boxes, anchors = rng.integers(1, 60, (50, 2)).astype(float), rng.integers(1, 60, (4, 2)).astype(float)
     fit = measure(count_sizes(boxes), anchors, AnchorFitOptions(iou_t=0.5, anchor_t=2.0))

@@ -53,7 +53,7 @@ BY_HAND = [
 ]
 
 
-def test_every_figure_by_hand():
+def test_every_statistic_by_hand():
     statistics = dataset_stats(annotations_of(BY_HAND), DatasetStatsOptions()).statistics
 
     assert statistics["images"] == {"total": 7, "annotated": 6, "without_objects": 1}

@@ -211,7 +211,7 @@ def add_comparison(f, anchor_names, inside, own, q):
 
 @pytest.mark.parametrize("candidates", CANDIDATES)
 @pytest.mark.parametrize("seed", range(3))
-def test_every_figure_equals_a_plain_python_implementation(seed, candidates):
+def test_every_statistic_equals_a_plain_python_implementation(seed, candidates):
     heads, raw_maps, targets, rows = random_scene(seed)
     options = {name: AssignmentOptions(match=name, **({"extra_iou": 0.3} if name in ("pure", "split", "fast") else {}))
                for name in STRATEGIES}  # fmt: skip
@@ -289,7 +289,7 @@ def test_looking_at_a_few_objects_at_a_time_changes_nothing(monkeypatch, at_once
         np.testing.assert_array_equal(parts.objects[name], values, err_msg=name)
 
 
-def test_without_any_object_every_figure_is_there_and_undefined():
+def test_without_any_object_every_statistic_is_there_and_undefined():
     raw_maps = quiet_maps(ONE_HEAD, 2, (64, 64))
     found = measured(ONE_HEAD, raw_maps, Targets.empty(), {"standard": None, "fast": None})
     result = statistics(found, {})

@@ -7,7 +7,20 @@ import numpy as np
 import pytest
 
 from analysis.output.plots import anchor_scatter, bars, cumulative_counts, curves, histogram_grid
-from analysis.output.result import Result, Table, as_csv, as_markdown, plain, print_result, share, write_result
+from analysis.output.result import (
+    Result,
+    Table,
+    as_csv,
+    as_markdown,
+    counted,
+    distribution,
+    plain,
+    print_result,
+    rows_of,
+    share,
+    table_of,
+    write_result,
+)
 
 TABLE = Table(
     "things",
@@ -54,6 +67,28 @@ def test_plain_values_are_what_json_knows():
 def test_share():
     assert share(1, 4) == 0.25
     assert share(0, 0) is None
+
+
+def test_counts_and_shares_by_hand():
+    assert counted(np.array([True, False, True, True])) == {"objects": 3, "object_share": 0.75}
+    assert counted(np.zeros(0, dtype=bool)) == {"objects": 0, "object_share": None}
+    # Four objects have 0, 3, 1 and 1: mean 5/4; one with none, two with one, none with two, one with three.
+    assert distribution(np.array([0, 3, 1, 1])) == {"mean": 1.25, "max": 3, "counts": [1, 2, 0, 1]}
+    assert distribution(np.zeros(0, dtype=np.int64)) == {"mean": None, "max": 0, "counts": []}
+
+
+def test_a_table_of_mappings():
+    found = {"a": {"objects": 4, "unmatched": {"objects": 1}}, "b": {"objects": 0, "unmatched": {"objects": None}}}
+    columns = {"strategy": "strategy", "lost": "unmatched/objects", "objects": lambda row: str(row["objects"])}
+    table = table_of("stem", "Title", rows_of(found, "strategy"), columns, listing=True)
+    rows = (("a", 1, "4"), ("b", None, "0"))
+    assert table == Table("stem", "Title", ("strategy", "lost", "objects"), rows, listing=True)
+    assert table_of("stem", "Title", [], columns).rows == ()
+
+
+def test_a_column_that_a_row_does_not_have_is_an_error():
+    with pytest.raises(KeyError, match="unmatchd"):
+        table_of("stem", "Title", [{"unmatched": {"objects": 1}}], {"lost": "unmatchd/objects"})
 
 
 def test_write_and_print(tmp_path, capsys):

@@ -47,6 +47,7 @@ def browser_data(views: Sequence[ImageView], names: Sequence[str], plan: Measure
 
 def _image_data(view: ImageView, names: Sequence[str]) -> dict[str, Any]:
     height, width = view.pixels.shape[:2]
+    found = view.detections
     return {
         "id": view.image_id,
         "name": Path(view.path).name,
@@ -59,7 +60,9 @@ def _image_data(view: ImageView, names: Sequence[str]) -> dict[str, Any]:
         ],
         "detections": [
             {"box": rounded(box), "name": class_name(label, names), "color": css_color(label), "score": round(score, 3)}
-            for box, score, label in zip(*(one.tolist() for one in vars(view.detections).values()), strict=True)
+            for box, score, label in zip(
+                found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
+            )
         ],
         "slots": [
             [slot.target, slot.head, slot.anchor, slot.row, slot.col, rounded(slot.cell_xyxy), rounded(slot.box_xyxy),

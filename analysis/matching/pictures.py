@@ -12,7 +12,7 @@ import numpy as np
 from analysis.matching.losses import PARTS, hardest
 from analysis.matching.measure import MeasurementPlan, Measurements
 from analysis.matching.views import ImageView, lost_picture, picture, view_images
-from analysis.output.result import Table
+from analysis.output.result import Cell, Table, table_of
 from data.labels.annotations import Annotations
 from utils.draw import write_image
 
@@ -89,5 +89,6 @@ def hard_tables(hard: Sequence[dict[str, Any]]) -> tuple[Table, ...]:
     """Return the table of the losses of single images, if they were measured."""
     if not hard:
         return ()
-    rows = tuple((str(one["image_id"]), *(one[part] for part in PARTS), one["total"], one["path"]) for one in hard)
-    return (Table("hard_examples", "Training loss of single images", ("image", *PARTS, "total", "file"), rows, True),)
+    columns: dict[str, Cell] = {"image": lambda one: str(one["image_id"])} | {part: part for part in PARTS}
+    columns |= {"total": "total", "file": "path"}
+    return (table_of("hard_examples", "Training loss of single images", hard, columns, listing=True),)

@@ -6,21 +6,19 @@ is NaN in the columns and None in the statistics.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from analysis.matching.measure import Measurements
-from analysis.objects import object_occlusion, select_objects
-from analysis.output.result import mean, share
+from analysis.objects import OCCLUSION_LIMITS, anchor_rows, object_occlusion, select_objects
+from analysis.output.result import counted, distribution, mean, share
 from data.labels.annotations import Annotations
-from models.heads import Head
 from utils.boxes import SIZE_NAMES
 
 ELONGATION_NAMES, ELONGATION_LIMITS = ("below 2", "2 to 4", "4 and more"), (2.0, 4.0)
-OCCLUSION_NAMES = ("below 0.3", "0.3 to 0.5", "0.5 to 0.7", "0.7 and more")
-OCCLUSION_LIMITS = (0.3, 0.5, 0.7)
+OCCLUSION_NAMES = ("below 0.3", "0.3 to 0.5", "0.5 to 0.7", "0.7 and more")  # between OCCLUSION_LIMITS
 MATCHES_NAMES, MATCHES_LIMITS = ("0", "1", "2", "3 to 4", "5 and more"), (1, 2, 3, 5)
 SCORE_MOMENTS = (
     "best_q", "q_of_objectness", "q_of_score", "best_objectness", "objectness_of_best", "area_best", "area_confident",
@@ -84,33 +82,26 @@ def groups_of(annotations: Annotations, objects: Mapping[str, np.ndarray], by: S
 def statistics_of(found: Measurements, chosen: np.ndarray) -> dict[str, Any]:
     """Return the statistics of the objects where ``chosen`` [M] is True."""
     objects = {name: values[chosen] for name, values in found.objects.items()}
-    count = int(chosen.sum())
     strategies = {}
     for number, name in enumerate(found.strategies):
-        strategies[name] = _strategy_statistics(objects, number, count) | {
+        strategies[name] = _strategy_statistics(objects, number) | {
             "iou": {kind: _kind_statistics(found, objects, number, index) for index, kind in enumerate(found.kinds)}
         }
     return {
-        "objects": count,
+        "objects": int(chosen.sum()),
         "images": len(np.unique(objects["image"])),
         "strategies": strategies,
         "agreement": _agreement(objects, found.strategies),
         "scores": {kind: score_statistics(objects, index) for index, kind in enumerate(found.kinds)},
         "best_from_neighbour": {
-            kind: _counted(objects["best_from_neighbour"][:, index], count) for index, kind in enumerate(found.kinds)
+            kind: counted(objects["best_from_neighbour"][:, index]) for index, kind in enumerate(found.kinds)
         },
-        "suppression": {
-            name: _counted(objects[name], count) for name in ("found", "detected", "suppressed", "removed_by_none")
-        }
-        | {"in_merged_pairs": _counted(objects["merged"] > 0, count)},
+        "suppression": {name: counted(objects[name]) for name in ("found", "detected", "suppressed", "removed_by_none")}
+        | {"in_merged_pairs": counted(objects["merged"] > 0)},
     }
 
 
-def _counted(flags: np.ndarray, whole: int) -> dict[str, Any]:
-    return {"objects": int(flags.sum()), "object_share": share(flags.sum(), whole)}
-
-
-def _strategy_statistics(objects: Mapping[str, np.ndarray], number: int, count: int) -> dict[str, Any]:
+def _strategy_statistics(objects: Mapping[str, np.ndarray], number: int) -> dict[str, Any]:
     """Statistics of a strategy that no IoU enters."""
     positives = objects["positives"][:, number]
     total, contested = int(positives.sum()), int(objects["contested"][:, number].sum())
@@ -118,13 +109,9 @@ def _strategy_statistics(objects: Mapping[str, np.ndarray], number: int, count: 
         "positives": total,
         "base": int(objects["base"][:, number].sum()),
         "extra": int(objects["extra"][:, number].sum()),
-        "positives_per_object": {
-            "mean": share(total, count),
-            "max": int(positives.max(initial=0)),
-            "counts": np.bincount(positives, minlength=1).tolist() if count else [],
-        },
-        "without_match": _counted(positives == 0, count),
-        "without_candidate_match": _counted(objects["matched"][:, number].sum(axis=1) == 0, count),
+        "positives_per_object": distribution(positives),
+        "without_match": counted(positives == 0),
+        "without_candidate_match": counted(objects["matched"][:, number].sum(axis=1) == 0),
         "collisions": {"contested_positives": contested, "contested_share": share(contested, total)},
     }
 
@@ -143,8 +130,8 @@ def _kind_statistics(found: Measurements, objects: Mapping[str, np.ndarray], num
     positives = objects["positives"][:, number].sum()
     return {
         "objects_with_both": int(both.sum()),
-        "unmatched_over_min": _counted(both & (free > low), int(both.sum())),
-        "unmatched_over_max": _counted(over_max, int(both.sum())),
+        "unmatched_over_min": counted((free > low)[both]),
+        "unmatched_over_max": counted(over_max[both]),
         "feature_maps": _feature_maps(found, objects, number, index),
         "mean_q_of_positives": share(objects["positives_q"][:, number, index].sum(dtype=np.float64), positives),
         "anchors": _anchors(found, objects, number, index),
@@ -162,13 +149,6 @@ def _feature_maps(found: Measurements, objects: Mapping[str, np.ndarray], number
         maps = len(np.unique(objects["image"][rows] * len(found.heads) + heads))
         result |= {key: maps, f"{key}_share": share(maps, total)}
     return result
-
-
-def anchor_rows(heads: Sequence[Head]) -> Iterator[dict[str, Any]]:
-    """Yield what names each anchor, over all heads."""
-    for index, head in enumerate(heads):
-        for number, (width, height) in enumerate(head.anchors_wh):
-            yield {"head": index, "stride": head.stride, "anchor": number, "width": width, "height": height}
 
 
 def _anchors(found: Measurements, objects: Mapping[str, np.ndarray], number: int, index: int) -> list[dict[str, Any]]:
@@ -219,7 +199,7 @@ def score_statistics(objects: Mapping[str, np.ndarray], index: int) -> dict[str,
     statistics: dict[str, Any] = {"objects": int(seen.sum())}
     for score, column in (("objectness", "objectness_mismatch"), ("score", "score_mismatch")):
         reached = objects[f"q_of_{score}"][:, index][seen].astype(np.float64) / best[seen]
-        statistics[score] = _counted(objects[column][:, index][seen], int(seen.sum())) | {"mean_q_ratio": mean(reached)}
+        statistics[score] = counted(objects[column][:, index][seen]) | {"mean_q_ratio": mean(reached)}
     columns = {name: objects[name][:, index].astype(np.float64) for name in SCORE_MOMENTS if name in objects}
     area = columns["area_confident"]
     columns["area_ratio"] = np.divide(columns["area_best"], area, out=np.full(len(area), np.nan), where=area > 0)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from matplotlib.figure import Figure
 
-from analysis.output.plots import bars, positives_per_object
-from analysis.output.result import Table
+from analysis.output.plots import anchor_labels, bars, positives_per_object
+from analysis.output.result import Table, rows_of, table_of
 
 IOU_NAMES = {"iou": "IoU", "giou": "GIoU", "diou": "DIoU", "ciou": "CIoU"}
 LONG_BREAKDOWN = 12  # groups: beyond it, only those with the most objects are drawn
@@ -26,8 +26,57 @@ MOMENT_TEXTS = {
     "mean_matched_q": "mean q of the object's matches",
     "matches": "matches",
 }
-CONTRADICTION_COLUMNS = ("objects with both", "unmatched > worst matched", "share of these", "unmatched > best matched",
-                         "share of them")  # fmt: skip
+SUPPRESSION_TEXTS = {
+    "found": "found by a prediction above the confidence",
+    "detected": "with a detection of their own after NMS",
+    "suppressed": "found, but removed by a box of another object",
+    "removed_by_none": "found, but removed by a box of no object",
+    "in_merged_pairs": "covered, together with another one, by one detection",
+}
+OF_KIND = {"strategy": "strategy", "IoU": "IoU"}
+OF_ANCHOR = {**OF_KIND, **{name: name for name in ("head", "stride", "anchor", "width", "height")}}
+CONTRADICTION_COLUMNS = {
+    **OF_KIND,
+    "objects with both": "objects_with_both",
+    "unmatched > worst matched": "unmatched_over_min/objects",
+    "share of these": "unmatched_over_min/object_share",
+    "unmatched > best matched": "unmatched_over_max/objects",
+    "share of them": "unmatched_over_max/object_share",
+    "share best from a neighbour": "best_from_neighbour/object_share",
+}
+FEATURE_MAP_COLUMNS = {
+    **OF_KIND,
+    "feature maps": "feature_maps/total",
+    "with unmatched > worst": "feature_maps/over_min",
+    "share of maps": "feature_maps/over_min_share",
+    "with unmatched > best": "feature_maps/over_max",
+    "share of all maps": "feature_maps/over_max_share",
+}
+SCORE_COLUMNS = {
+    "IoU": "IoU",
+    "confidence": "confidence",
+    "objects": "of",
+    "best box is not the most confident": "objects",
+    "share of objects": "object_share",
+    "mean IoU ratio": "mean_q_ratio",
+}
+MOMENT_COLUMNS = {**OF_KIND, "quantity": "quantity", "mean": "mean", "std": "std", "objects": "objects"}
+ANCHOR_COLUMNS = {
+    **OF_ANCHOR,
+    "objects": "objects",
+    "share of objects": "object_share",
+    "matches": "matches",
+    "mean q matched": "mean_matched_q",
+    "mean shape IoU": "mean_shape_iou",
+    "mean q of candidates": "mean_candidate_q",
+}
+MISASSIGNED_COLUMNS = {
+    **OF_ANCHOR,
+    "best unmatched": "best_unmatched",
+    "share of its unmatched": "unmatched_share",
+    "worst matched": "worst_matched",
+    "share of its matched": "matched_share",
+}
 
 
 def all_tables(statistics: Mapping[str, Any]) -> tuple[Table, ...]:
@@ -35,189 +84,135 @@ def all_tables(statistics: Mapping[str, Any]) -> tuple[Table, ...]:
     strategies = statistics["strategies"]
     return (
         _overview(statistics),
-        _contradictions("unmatched_candidates", "Unmatched candidates that predict better", [((), statistics)], ()),
-        _feature_maps(strategies),
+        table_of(
+            "unmatched_candidates", "Unmatched candidates that predict better", _contradictions(statistics),
+            CONTRADICTION_COLUMNS,
+        ),
+        table_of(
+            "feature_maps", "Feature maps (annotated images x heads)", _by_kind(strategies), FEATURE_MAP_COLUMNS
+        ),
         *_agreement(statistics["agreement"]),
-        _scores(statistics),
+        _scores(statistics["scores"]),
         _moments(statistics),
-        _anchors(strategies),
-        _misassigned_anchors(strategies),
-        _suppression(statistics),
+        table_of(
+            "match_anchors", "Per anchor (network pixels; q is the IoU of the prediction)",
+            _by_anchor(strategies, "anchors"), ANCHOR_COLUMNS,
+        ),
+        table_of(
+            "misassigned_anchors", "Misassigned anchors: behind an unmatched candidate better than every matched",
+            _by_anchor(strategies, "misassigned_anchors"), MISASSIGNED_COLUMNS,
+        ),
+        _suppression(statistics["suppression"]),
         *(table for breakdown in statistics["by"] for table in _breakdown(statistics, breakdown)),
-    )
+    )  # fmt: skip
+
+
+def _by_kind(strategies: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the statistics of every strategy under every kind of IoU."""
+    for name, one in strategies.items():
+        for row in rows_of(one["iou"], "IoU"):
+            yield {"strategy": name, **row}
+
+
+def _by_anchor(strategies: Mapping[str, Any], key: str) -> Iterator[dict[str, Any]]:
+    """Yield one of the lists of anchors of every strategy under every kind of IoU."""
+    for row in _by_kind(strategies):
+        for anchor in row[key]:
+            yield {"strategy": row["strategy"], "IoU": row["IoU"], **anchor}
+
+
+def _contradictions(statistics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield how often an unmatched candidate beats matched ones, for every strategy and kind of IoU."""
+    for row in _by_kind(statistics["strategies"]):
+        yield row | {"best_from_neighbour": statistics["best_from_neighbour"][row["IoU"]]}
 
 
 def _overview(statistics: Mapping[str, Any]) -> Table:
-    strategies = statistics["strategies"]
-    kinds = list(statistics["scores"])
-    columns = ("strategy", "objects", "without a match", "share without", "positives per object", "base", "extra",
-               "slots", "slots of several objects", "share of slots")  # fmt: skip
-    columns += (*(f"mean {kind} of positives" for kind in kinds), "ms per batch")
-    rows = tuple(
-        (
-            name,
-            statistics["objects"],
-            one["without_match"]["objects"],
-            one["without_match"]["object_share"],
-            one["positives_per_object"]["mean"],
-            one["base"],
-            one["extra"],
-            *(one["collisions"][key] for key in ("slots", "shared_slots", "shared_slot_share")),
-            *(one["iou"][kind]["mean_q_of_positives"] for kind in kinds),
-            one["milliseconds_per_batch"],
-        )
-        for name, one in strategies.items()
-    )
-    return Table("strategies", "Strategies side by side", columns, rows)
+    rows = ({**row, "objects": statistics["objects"]} for row in rows_of(statistics["strategies"], "strategy"))
+    columns = {
+        "strategy": "strategy",
+        "objects": "objects",
+        "without a match": "without_match/objects",
+        "share without": "without_match/object_share",
+        "positives per object": "positives_per_object/mean",
+        "base": "base",
+        "extra": "extra",
+        "slots": "collisions/slots",
+        "slots of several objects": "collisions/shared_slots",
+        "share of slots": "collisions/shared_slot_share",
+        **_mean_of_positives(statistics),
+        "ms per batch": "milliseconds_per_batch",
+    }
+    return table_of("strategies", "Strategies side by side", rows, columns)
 
 
-def _contradictions(
-    stem: str, title: str, groups: Sequence[tuple[tuple, Mapping[str, Any]]], names: tuple[str, ...]
-) -> Table:
-    """A row per group, strategy and kind of IoU: how often an unmatched candidate beats matched ones."""
-    rows = tuple(
-        (
-            *group,
-            name,
-            kind,
-            of_kind["objects_with_both"],
-            of_kind["unmatched_over_min"]["objects"],
-            of_kind["unmatched_over_min"]["object_share"],
-            of_kind["unmatched_over_max"]["objects"],
-            of_kind["unmatched_over_max"]["object_share"],
-            statistics["best_from_neighbour"][kind]["object_share"],
-        )
-        for group, statistics in groups
-        for name, one in statistics["strategies"].items()
-        for kind, of_kind in one["iou"].items()
-    )
-    columns = (*names, "strategy", "IoU", *CONTRADICTION_COLUMNS, "share best from a neighbour")
-    return Table(stem, title, columns, rows)
-
-
-def _feature_maps(strategies: Mapping[str, Any]) -> Table:
-    rows = tuple(
-        (name, kind, *(of_kind["feature_maps"][key] for key in ("total", "over_min", "over_min_share", "over_max",
-                                                                "over_max_share")))
-        for name, one in strategies.items()
-        for kind, of_kind in one["iou"].items()
-    )  # fmt: skip
-    columns = ("strategy", "IoU", "feature maps", "with unmatched > worst", "share of maps", "with unmatched > best",
-               "share of all maps")  # fmt: skip
-    return Table("feature_maps", "Feature maps (annotated images x heads)", columns, rows)
+def _mean_of_positives(statistics: Mapping[str, Any]) -> dict[str, str]:
+    return {f"mean {kind} of positives": f"iou/{kind}/mean_q_of_positives" for kind in statistics["scores"]}
 
 
 def _agreement(agreement: Mapping[str, Mapping[str, float | None]]) -> list[Table]:
     if len(agreement) < 2:
         return []
-    rows = tuple((name, *row.values()) for name, row in agreement.items())
-    return [
-        Table("agreement", "Agreement of strategies (Jaccard index of their matches)", ("strategy", *agreement), rows)
-    ]
+    columns = {name: name for name in ("strategy", *agreement)}
+    title = "Agreement of strategies (Jaccard index of their matches)"
+    return [table_of("agreement", title, rows_of(agreement, "strategy"), columns)]
 
 
-def _scores(statistics: Mapping[str, Any]) -> Table:
-    rows = tuple(
-        (kind, score, one["objects"], one[score]["objects"], one[score]["object_share"], one[score]["mean_q_ratio"])
-        for kind, one in statistics["scores"].items()
-        for score in ("objectness", "score")
+def _scores(scores: Mapping[str, Any]) -> Table:
+    rows = (
+        {"IoU": kind, "confidence": confidence, "of": one["objects"], **one[confidence]}
+        for kind, one in scores.items()
+        for confidence in ("objectness", "score")
     )
-    columns = ("IoU", "confidence", "objects", "best box is not the most confident", "share of objects",
-               "mean IoU ratio")  # fmt: skip
-    return Table("scores", "IoU and confidence (score: objectness x class)", columns, rows)
+    return table_of("scores", "IoU and confidence (score: objectness x class)", rows, SCORE_COLUMNS)
 
 
 def _moments(statistics: Mapping[str, Any]) -> Table:
-    rows = [("any", kind, statistics["scores"][kind]["moments"]) for kind in statistics["scores"]]
-    rows += [
-        (name, kind, of_kind["moments"]) for name, one in statistics["strategies"].items()
-        for kind, of_kind in one["iou"].items()
-    ]  # fmt: skip
-    cells = tuple(
-        (name, kind, MOMENT_TEXTS[key], *(values[part] for part in ("mean", "std", "objects")))
-        for name, kind, moments in rows
-        for key, values in moments.items()
+    groups = [{"strategy": "any", **row} for row in rows_of(statistics["scores"], "IoU")]
+    rows = (
+        {"strategy": group["strategy"], "IoU": group["IoU"], "quantity": MOMENT_TEXTS[key], **values}
+        for group in (*groups, *_by_kind(statistics["strategies"]))
+        for key, values in group["moments"].items()
     )
-    return Table(
-        "moments",
-        "Moments over objects (q: IoU of a slot's prediction with the object)",
-        ("strategy", "IoU", "quantity", "mean", "std", "objects"),
-        cells,
-    )
+    title = "Moments over objects (q: IoU of a slot's prediction with the object)"
+    return table_of("moments", title, rows, MOMENT_COLUMNS)
 
 
-def _anchors(strategies: Mapping[str, Any]) -> Table:
-    rows = tuple(
-        (name, kind, *row.values())
-        for name, one in strategies.items()
-        for kind, of_kind in one["iou"].items()
-        for row in of_kind["anchors"]
-    )
-    columns = ("strategy", "IoU", "head", "stride", "anchor", "width", "height", "objects", "share of objects",
-               "matches", "mean q matched", "mean shape IoU", "mean q of candidates")  # fmt: skip
-    return Table("match_anchors", "Per anchor (network pixels; q is the IoU of the prediction)", columns, rows)
-
-
-def _misassigned_anchors(strategies: Mapping[str, Any]) -> Table:
-    rows = tuple(
-        (name, kind, *row.values())
-        for name, one in strategies.items()
-        for kind, of_kind in one["iou"].items()
-        for row in of_kind["misassigned_anchors"]
-    )
-    columns = ("strategy", "IoU", "head", "stride", "anchor", "width", "height", "best unmatched",
-               "share of its unmatched", "worst matched", "share of its matched")  # fmt: skip
-    return Table(
-        "misassigned_anchors",
-        "Misassigned anchors: behind an unmatched candidate better than every matched",
-        columns,
-        rows,
-    )
-
-
-def _suppression(statistics: Mapping[str, Any]) -> Table:
-    one = statistics["suppression"]
-    labels = (
-        ("found", "found by a prediction above the confidence"),
-        ("detected", "with a detection of their own after NMS"),
-        ("suppressed", "found, but removed by a box of another object"),
-        ("removed_by_none", "found, but removed by a box of no object"),
-        ("in_merged_pairs", "covered, together with another one, by one detection"),
-    )
-    rows = tuple((text, one[key]["objects"], one[key]["object_share"]) for key, text in labels)
-    title = f"Objects and NMS ({one['merged_pairs']} merged pairs)"
-    return Table("suppression", title, ("objects", "count", "share of objects"), rows)
+def _suppression(suppression: Mapping[str, Any]) -> Table:
+    rows = ({"text": text, **suppression[key]} for key, text in SUPPRESSION_TEXTS.items())
+    columns = {"objects": "text", "count": "objects", "share of objects": "object_share"}
+    return table_of("suppression", f"Objects and NMS ({suppression['merged_pairs']} merged pairs)", rows, columns)
 
 
 def _breakdown(statistics: Mapping[str, Any], breakdown: str) -> list[Table]:
     groups = statistics["by"][breakdown]
     order = sorted(groups, key=lambda name: -groups[name]["objects"]) if breakdown == "class" else list(groups)
-    pairs = [((name, groups[name]["objects"]), groups[name]) for name in order]
-    overview = tuple(
-        (
-            *head,
-            name,
-            one["without_match"]["object_share"],
-            one["positives_per_object"]["mean"],
-            one["collisions"]["contested_share"],
-            *(of_kind["mean_q_of_positives"] for of_kind in one["iou"].values()),
-            *(group["scores"][kind]["objectness"]["object_share"] for kind in one["iou"]),
-            group["suppression"]["suppressed"]["object_share"],
-        )
-        for head, group in pairs
-        for name, one in group["strategies"].items()
+    in_order = [({"group": name, "group_objects": groups[name]["objects"]}, groups[name]) for name in order]
+    overview = (
+        {**group, **row, "scores": one["scores"], "suppression": one["suppression"]}
+        for group, one in in_order
+        for row in rows_of(one["strategies"], "strategy")
     )
-    kinds = list(statistics["scores"])
-    columns = (breakdown, "objects", "strategy", "share without a match", "positives per object",
-               "share of positives contested", *(f"mean {kind} of positives" for kind in kinds),
-               *(f"share best {kind} not highest objectness" for kind in kinds), "share suppressed")  # fmt: skip
+    contradictions = ({**group, **row} for group, one in in_order for row in _contradictions(one))
+    of_group = {breakdown: "group", "objects": "group_objects"}
+    columns = {
+        **of_group,
+        "strategy": "strategy",
+        "share without a match": "without_match/object_share",
+        "positives per object": "positives_per_object/mean",
+        "share of positives contested": "collisions/contested_share",
+        **_mean_of_positives(statistics),
+        **{
+            f"share best {kind} not highest objectness": f"scores/{kind}/objectness/object_share"
+            for kind in statistics["scores"]
+        },
+        "share suppressed": "suppression/suppressed/object_share",
+    }
+    title = f"Unmatched candidates that predict better, by {breakdown}"
     return [
-        Table(f"by_{breakdown}", f"By {breakdown}", columns, overview),
-        _contradictions(
-            f"unmatched_by_{breakdown}", f"Unmatched candidates that predict better, by {breakdown}", pairs,
-            (breakdown, "objects"),
-        ),
-    ]  # fmt: skip
+        table_of(f"by_{breakdown}", f"By {breakdown}", overview, columns),
+        table_of(f"unmatched_by_{breakdown}", title, contradictions, {**of_group, **CONTRADICTION_COLUMNS}),
+    ]
 
 
 def all_plots(statistics: Mapping[str, Any]) -> dict[str, Figure]:
@@ -226,7 +221,7 @@ def all_plots(statistics: Mapping[str, Any]) -> dict[str, Figure]:
     kind = next(iter(statistics["scores"]))
     first = next(iter(strategies.values()))
     iou = IOU_NAMES[kind]
-    labels = [f"stride {row['stride']}: {row['width']:g} x {row['height']:g}" for row in first["iou"][kind]["anchors"]]
+    labels = anchor_labels(first["iou"][kind]["anchors"])
 
     def of_anchors(table: str, key: str) -> dict[str, list[float]]:
         return {name: [row[key] or 0 for row in one["iou"][kind][table]] for name, one in strategies.items()}

@@ -83,6 +83,11 @@ def positives_per_object(strategies: Mapping[str, Mapping[str, Any]]) -> Figure:
     return cumulative_counts(counts, "Positives per object", "positives")
 
 
+def anchor_labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what :func:`bars` calls each anchor, from rows with its ``stride``, ``width`` and ``height`` in pixels."""
+    return [f"stride {row['stride']}: {row['width']:g} x {row['height']:g}" for row in rows]
+
+
 def anchor_scatter(boxes_wh: np.ndarray, anchors: Mapping[str, np.ndarray], title: str, seed: int = 0) -> Figure:
     """Draw box sizes [K 2] as points and each named anchor set [A 2] as crosses, both axes logarithmic, in pixels."""
     figure = Figure(figsize=(7, 6.5), layout="constrained")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,44 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]  # str, int, float, or None for "undefined"
     listing: bool = False  # single objects, perhaps thousands: a few rows in the Markdown, all in the CSV
+
+
+Cell = str | Callable[[Mapping[str, Any]], Any]  # where a row has its value: a key, keys as "outer/inner", a function
+
+
+def table_of(
+    name: str, title: str, rows: Iterable[Mapping[str, Any]], columns: Mapping[str, Cell], listing: bool = False
+) -> Table:
+    """Return a table of rows that are mappings, perhaps nested ones.
+
+    Args:
+        name: as in :class:`Table`.
+        title: as in :class:`Table`.
+        rows: of the statistics.
+        columns: heading -> where a row has what stands below it.
+        listing: as in :class:`Table`.
+
+    Raises:
+        KeyError: a row lacks a key. What a row does not have must be None in it: else a wrong key would pass as that.
+    """
+    cells = tuple(tuple(value_at(row, where) for where in columns.values()) for row in rows)
+    return Table(name, title, tuple(columns), cells, listing)
+
+
+def value_at(row: Mapping[str, Any], where: Cell) -> Any:
+    """Return one value of a row that is a mapping, perhaps a nested one."""
+    if callable(where):
+        return where(row)
+    value: Any = row
+    for key in where.split("/"):
+        value = value[key]
+    return value
+
+
+def rows_of(entries: Mapping[str, Mapping[str, Any]], heading: str) -> Iterator[dict[str, Any]]:
+    """Yield the entries of a mapping as rows, each with its key under ``heading`` before its own values."""
+    for key, entry in entries.items():
+        yield {heading: key, **entry}
 
 
 @dataclass(frozen=True)
@@ -74,6 +112,20 @@ def share(part: float, whole: float) -> float | None:
 def mean(values: np.ndarray) -> float | None:
     """Return the mean, or None of no values."""
     return float(np.mean(values)) if len(values) else None
+
+
+def counted(flags: np.ndarray) -> dict[str, Any]:
+    """Return how many of some objects are marked, [M] bool, and their share; None for the share of no objects."""
+    return {"objects": int(flags.sum()), "object_share": share(flags.sum(), len(flags))}
+
+
+def distribution(counts: np.ndarray) -> dict[str, Any]:
+    """Return mean and maximum of a count per object, [M] int, and how many objects have each count, from 0 on."""
+    return {
+        "mean": share(counts.sum(), len(counts)),
+        "max": int(counts.max(initial=0)),
+        "counts": np.bincount(counts, minlength=1).tolist() if len(counts) else [],
+    }
 
 
 def as_markdown(table: Table, max_rows: int | None = None) -> str:
