@@ -17,15 +17,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.anchor_fit import one_thread, side_ratio
+from analysis.mode import Mode, Request
 from analysis.objects import Objects, anchor_rows, letterboxed, select_objects
 from analysis.output.plots import anchor_labels, anchor_scatter, bars, positives_per_object
-from analysis.output.result import Result, Table, counted, distribution, rows_of, share, table_of
+from analysis.output.result import Result, Table, counted, distribution, rows_of, share, table_of, with_problems
+from analysis.strategies import StrategyOptions
 from models.assignment.assigner import build_assigner
 from models.assignment.grid import SlotGrid, slot_grid
 from models.assignment.options import AssignmentOptions
 from models.assignment.prior import Ratio, Standard
+from models.assignment.strategies import prior_strategies, reads_predictions
 from models.heads import Head
 from utils.boxes import SIZE_NAMES, shape_iou
+from utils.errors import UserError
 from utils.structures import Matches, Targets
 
 if TYPE_CHECKING:
@@ -281,3 +285,37 @@ def _notes(statistics: Mapping[str, Any]) -> tuple[str, ...]:
         if unused:
             notes.append(f"{name}: {unused} of {len(one['anchors'])} anchors match no object at all")
     return tuple(notes)
+
+
+def run(request: Request) -> Result:
+    """Count the matches of every strategy that looks only at priors.
+
+    Raises:
+        UserError: a strategy that looks at predictions, or an option that none of the strategies uses.
+    """
+    options = request.options(StrategyOptions)
+    names = options.match.split(",") if options.match else prior_strategies()
+    if "matching_stats" in request.chosen:  # which also looks at the others
+        names = [name for name in names if not reads_predictions(name)] or prior_strategies()
+    for name in names:
+        if reads_predictions(name):
+            raise UserError(
+                f"--match {name} looks at predictions, which --anchor-stats has none of; use --matching-stats"
+            )
+    try:
+        strategies = options.for_strategies(names)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    annotations = request.annotations()
+    heads, img_size = request.heads(len(annotations.names))
+    result = with_problems(anchor_stats(annotations, heads, strategies, img_size), annotations)
+    return request.described(result, cfg=request.about.cfg, img_size=img_size)
+
+
+MODE = Mode(
+    name="anchor_stats",
+    text="which anchors match which objects, by every strategy that looks only at priors",
+    run=run,
+    groups=(StrategyOptions,),
+    reads=frozenset({"data", "split", "cfg", "img_size"}),
+)

@@ -17,6 +17,7 @@ import numpy as np
 import yaml
 from scipy.special import stdtrit
 
+from analysis.mode import Mode, Request
 from analysis.output.plots import curves
 from analysis.output.result import Cell, Result, Table, mean, share, table_of
 from engine.run_folder import Row, epoch_summary
@@ -275,3 +276,18 @@ def _notes(runs: Sequence[Run]) -> tuple[str, ...]:
 
 def _shown(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def run(request: Request) -> Result:
+    """Compare the training runs that the flag names."""
+    folders = request.chosen["compare"]
+    return compare_runs([read_run(folder) for folder in folders], request.options(CompareOptions))
+
+
+MODE = Mode(
+    name="compare",
+    text="compare training runs: their folders, such as runs/train/exp",
+    run=run,
+    groups=(CompareOptions,),
+    takes_values=True,
+)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from analysis.mode import Mode, Request
 from analysis.objects import OCCLUSION_LIMITS, Objects, add_occlusion, pair_blocks, pair_geometry, select_objects
 from analysis.output.plots import bars, histogram_grid
 from analysis.output.result import Result, Table, counted, mean, rows_of, share, table_of, value_at
@@ -284,3 +285,17 @@ def _notes(statistics: Mapping[str, Any]) -> tuple[str, ...]:
     if not statistics["objects"]["total"]:
         notes.append("there is no object to count: shares and means are undefined")
     return tuple(notes)
+
+
+def run(request: Request) -> Result:
+    """Analyse the annotations alone."""
+    return request.described(dataset_stats(request.annotations(), request.options(DatasetStatsOptions)))
+
+
+MODE = Mode(
+    name="dataset_stats",
+    text="pairs, overlaps, sizes, elongation and occlusion of the annotations",
+    run=run,
+    groups=(DatasetStatsOptions,),
+    reads=frozenset({"data", "split"}),
+)

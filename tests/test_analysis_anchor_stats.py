@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from analysis.anchor_stats import anchor_stats
+from analysis.mode import AnalyzeOptions, Request
 from analysis.objects import letterboxed, select_objects
 from analysis.strategies import StrategyOptions
 from data.labels.annotations import Annotations
@@ -205,12 +206,11 @@ def test_boxes_lie_where_the_loader_puts_them(shared):
 
 def test_coco_at_416_and_640_is_what_others_counted(shared):
     """Counted once by code that is not ours, on the same images; at 640 by the log of ultralytics' own training."""
-    from analyze import AnalyzeOptions, read_annotations, read_heads
-
     path = str(shared / "data/coco/annotations/instances_train2017.json")
-    options = AnalyzeOptions(data=path, cfg="yolov3.cfg", img_size=416)
-    annotations = read_annotations(options)
-    result = anchor_stats(annotations, read_heads(options, 80)[0], options_of("standard", "ratio", "darknet"), 416)
+    about = AnalyzeOptions(data=path, cfg="yolov3.cfg", img_size=416)
+    request = Request(about, about, {}, {})
+    annotations, (heads, _) = request.annotations(), request.heads(80)
+    result = anchor_stats(annotations, heads, options_of("standard", "ratio", "darknet"), 416)
     statistics = result.statistics["strategies"]
     assert statistics["standard"]["unmatched"]["object_share"] == pytest.approx(0.034, abs=5e-4)
     assert statistics["ratio"]["unmatched"]["object_share"] == pytest.approx(0.018, abs=5e-4)
@@ -219,7 +219,7 @@ def test_coco_at_416_and_640_is_what_others_counted(shared):
     assert statistics["darknet"]["collisions"]["surplus_match_share"] == pytest.approx(0.024, abs=1e-3)
     assert result.statistics["best_possible_recall"]["by_ratio"] == pytest.approx(1 - 0.018, abs=5e-4)
     # 4.26 anchors per target and a best possible recall of 0.9946 at 640.
-    at_640 = anchor_stats(annotations, read_heads(options, 80)[0], options_of("ratio"), 640).statistics
+    at_640 = anchor_stats(annotations, heads, options_of("ratio"), 640).statistics
     assert at_640["best_possible_recall"]["by_ratio"] == pytest.approx(0.9946, abs=5e-5)
     per_object = sum(row["objects"] for row in at_640["strategies"]["ratio"]["anchors"]) / at_640["objects"]
     assert per_object == pytest.approx(4.26, abs=5e-3)

@@ -14,7 +14,14 @@ ALLOWED = {
     "analysis": {"utils", "data", "models", "evaluation", "engine"},
 }
 INSIDE = {  # what a folder may import from its own package, besides itself
-    "analysis/matching": {"analysis.objects", "analysis.strategies", "analysis.output.plots", "analysis.output.result"},
+    "analysis/matching": {
+        "analysis.mode",
+        "analysis.output.report",
+        "analysis.objects",
+        "analysis.strategies",
+        "analysis.output.plots",
+        "analysis.output.result",
+    },
     "analysis/output": set(),
     "models/assignment": {"models.heads", "models.raw_maps"},
     "models/checkpoints": {"models.layers", "models.network"},

@@ -205,3 +205,62 @@ def test_a_label_format(tmp_path):
     assert found["names"] == ["cat", "dog"] and found["labels"] == [0, 1]
     assert found["boxes"] == [[1, 2, 11, 12], [3, 4, 13, 14]]
     assert len(found["problems"]) == 1 and "a.box:3" in found["problems"][0] and "duplicate" in found["problems"][0]
+
+
+ANALYSIS = """
+import json, sys
+from dataclasses import dataclass
+from pathlib import Path
+import cv2
+import numpy as np
+
+# The one file: its options, its function and its mode.
+from analysis.mode import Mode
+from analysis.output.result import Result, Table
+from utils.config import option
+
+@dataclass(frozen=True)
+class CountOptions:
+    \"\"\"How objects are counted.\"\"\"
+    above: float = option(0.0, "count the objects wider than so many pixels")
+
+def count(request):
+    above = request.options(CountOptions).above
+    boxes = request.annotations().boxes_xyxy
+    number = int((boxes[:, 2] - boxes[:, 0] > above).sum())
+    table = Table("count", "Objects", ("objects",), ((number,),))
+    return request.described(Result("count-objects", {}, {"objects": number}, (table,)))
+
+# The one line: its place in the table.
+from analysis import modes
+modes.MODES["count_objects"] = Mode("count_objects", "number of objects", count, (CountOptions,), frozenset({"data"}))
+
+import analyze
+from utils.errors import run_command
+
+for folder in ("images", "labels"):
+    Path(folder).mkdir()
+cv2.imwrite("images/a.png", np.zeros((100, 100, 3), np.uint8))
+Path("labels/a.txt").write_text("0 0.5 0.5 0.1 0.1\\n0 0.5 0.5 0.4 0.1\\n")
+
+def status_of(*words):
+    sys.argv = ["analyze.py", *words]
+    try:
+        run_command(analyze.main)
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+statuses = [status_of("--count-objects", "--data", "images", "--above", "20"), status_of("--above", "20"),
+            status_of("--count-objects", "--data", "images", "--near-gap", "3")]
+written = json.loads(Path("runs/analyze/count-objects/results.json").read_text())
+print(json.dumps({"statuses": statuses, "mode": written["mode"], "statistics": written["statistics"],
+                  "data": written["data"], "csv": Path("runs/analyze/count-objects/count.csv").read_text()}))
+"""
+
+
+def test_an_analysis(tmp_path):
+    found = run(ANALYSIS, tmp_path)
+    assert found["statuses"] == [0, 2, 2]  # an option of another analysis is refused
+    assert found["mode"] == "count-objects" and found["statistics"] == {"objects": 1}  # 10 and 40 pixels wide
+    assert found["data"]["data"] == "images" and found["csv"] == "objects\n1\n"

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import analyze
+from analysis.mode import AnalyzeOptions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -149,7 +150,7 @@ def test_without_arguments_only_a_run_with_weights_has_matches_to_look_at(run, t
     (run_folder / "config.yaml").write_text("data: mine.data\ncfg: yolov3-tiny.cfg\n")
     (run_folder / ".last.77.pt").touch()  # of a process that was killed while it wrote
     assert analyze.default_modes({}) == ["dataset_stats", "anchor_stats"]
-    options = analyze.with_defaults(analyze.AnalyzeOptions())
+    options = analyze.with_defaults(AnalyzeOptions())
     assert (options.data, options.cfg) == ("mine.data", "yolov3-tiny.cfg")
     (run_folder / "last.pt").touch()
     assert analyze.default_modes({}) == ["dataset_stats", "anchor_stats", "matching_stats"]

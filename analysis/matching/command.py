@@ -18,6 +18,8 @@ from analysis.matching.pictures import ImagePictures, hard_tables, spread
 from analysis.matching.statistics import groups_of, statistics
 from analysis.matching.suppression import SuppressionRule
 from analysis.matching.tables import all_plots, all_tables, notes_of
+from analysis.mode import ANALYSES, Mode, Request, run_name
+from analysis.output.report import ReportOptions
 from analysis.output.result import Result, with_problems
 from analysis.strategies import READ_BY_MATCHING_STATS, StrategyOptions
 from data.data_file import split_shown
@@ -31,6 +33,7 @@ from models.checkpoints.load import LoadedNetwork
 from models.detector import Detector
 from models.loss import build_loss
 from utils import distributed
+from utils.config import flat_dict
 from utils.devices import choose_device, describe_device, use_threads
 from utils.errors import UserError
 from utils.renamed import with_current_names
@@ -223,3 +226,27 @@ def resumed_options(given: dict[str, Any]) -> dict[str, Any]:
         raise UserError(f"--resume {folder}: no interrupted --matching-stats run is here (config.yaml and partial/)")
     saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
     return with_current_names(saved) | given
+
+
+def run(request: Request) -> Result | None:
+    """Measure a network's matches and predictions; under ``torchrun`` only the main process has the result."""
+    asked, options = request.asked, request.options(MatchingOptions)
+    source = Source(asked.data, asked.split, asked.cfg, asked.img_size)
+    inputs = open_everything(source, options, request.options(StrategyOptions))
+    given = flat_dict(asked, options, request.options(StrategyOptions), request.options(ReportOptions))
+    several = request.options(ReportOptions).report or len(request.chosen) > 1
+    name = run_name(asked.name, MODE.name, 1 + several)
+    folder = start_folder(options.resume, ANALYSES, name, given, inputs)
+    result = matching_stats(inputs, options, folder, request.report_images)
+    distributed.stop()
+    return result
+
+
+MODE = Mode(
+    name="matching_stats",
+    text="which slots match which objects, and how well a network's predictions fit",
+    run=run,
+    groups=(MatchingOptions, StrategyOptions),
+    reads=frozenset({"data", "split", "cfg", "img_size", "report_images"}),
+    distributed=True,
+)

@@ -1,0 +1,91 @@
+"""What one kind of analysis of ``analyze.py`` is, and what it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from analysis.output.result import Result
+from data.data_file import SPLITS, open_data, split_shown
+from data.labels.annotations import Annotations
+from data.labels.read import read_dataset
+from models.heads import Head
+from models.network import build_network, check_image_size, require_heads
+from utils.config import find_file, option
+
+ANALYSES = Path("runs/analyze")
+Group = TypeVar("Group")
+
+
+@dataclass(frozen=True)
+class AnalyzeOptions:
+    """What the analyses are about."""
+
+    data: str = option("", "a .data file, COCO JSON, image list or folder; default: the newest run's, else shapes.data")
+    split: str = option("train", "which split of the data set", SPLITS)
+    cfg: str = option("", "network whose anchors are counted; default: the newest run's, else yolov3-nano.cfg")
+    img_size: int = option(0, "side of the network input, pixels; 0: the cfg's width")
+    name: str = option("", "results go to runs/analyze/<name>; default: the name of the analysis")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What one call of ``analyze.py`` asks for."""
+
+    about: AnalyzeOptions  # with the defaults of the newest run filled in
+    asked: AnalyzeOptions  # as the user gave them
+    chosen: Mapping[str, Any]  # name of a mode -> the value of its flag; empty where the defaults are run
+    groups: Mapping[type, Any]  # options by the class of their group
+    report_images: int = 0  # single images that a report asks for
+
+    def options(self, group: type[Group]) -> Group:
+        """Return the options of a group."""
+        return self.groups[group]
+
+    def annotations(self) -> Annotations:
+        """Read the annotations of the chosen split; no image is needed where the format knows their sizes."""
+        return read_dataset(open_data(self.about.data), self.about.split, need_images=False)
+
+    def heads(self, num_classes: int) -> tuple[tuple[Head, ...], int]:
+        """Return the heads of the cfg and the input size in pixels, without allocating any weights."""
+        with torch.device("meta"):
+            network = build_network(find_file(self.about.cfg, "cfg"), num_classes)
+        require_heads(network)
+        img_size = self.about.img_size or max(network.input_wh)
+        check_image_size(network, img_size)
+        return network.heads, img_size
+
+    def described(self, result: Result, **more: Any) -> Result:
+        """Return the result with the files it is about."""
+        about = {"data": self.about.data, "split": split_shown(self.about.data, self.about.split)}
+        return replace(result, data={**about, **more, **result.data})
+
+
+@dataclass(frozen=True)
+class Mode:
+    """One entry of :data:`analysis.modes.MODES`: a flag of ``analyze.py`` and what it runs."""
+
+    name: str  # of the flag, with underscores
+    text: str  # for --help
+    run: Callable[[Request], Result | None]  # None: another process has the result
+    groups: tuple[type, ...] = ()  # options that it reads
+    reads: frozenset[str] = frozenset()  # further options: fields of AnalyzeOptions, report_images
+    takes_values: bool = False  # the flag is followed by one or more words
+    distributed: bool = False  # runs in every process of ``torchrun``; else the main one does it alone
+
+
+def flag(field_name: str) -> str:
+    """Return the command-line flag of an option."""
+    return "--" + field_name.replace("_", "-")
+
+
+def run_name(name: str, mode: str, num_modes: int) -> str:
+    """Return the name of an analysis' folder."""
+    plain_mode = flag(mode).removeprefix("--")
+    if not name:
+        return plain_mode
+    return f"{name}-{plain_mode}" if num_modes > 1 else name

@@ -1,0 +1,20 @@
+"""The table of analyses, in the order in which they run.
+
+A new analysis is one file with its function and its ``MODE``, and its line here.
+"""
+
+from __future__ import annotations
+
+from analysis import anchor_stats, compare_runs, dataset_stats
+from analysis.matching import command
+from analysis.mode import Mode
+
+MODES: dict[str, Mode] = {
+    mode.name: mode
+    for mode in (
+        dataset_stats.MODE,
+        anchor_stats.MODE,
+        command.MODE,
+        compare_runs.MODE,
+    )
+}
