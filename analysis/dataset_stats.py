@@ -244,7 +244,7 @@ def _tables(statistics: Mapping[str, Any], annotations: Annotations) -> tuple[Ta
         kinds[f"covered by one other box: >= {limit}"] = unknown | value
     kinds |= {f"size: {name}": unknown | value for name, value in statistics["sizes"].items()}
     classes = sorted(statistics["classes"], key=lambda row: -row["objects"])
-    tables = (
+    tables: tuple[Table, ...] = (
         Table("overview", "The data set", ("statistic", "count"), overview),
         table_of("pairs", "Pairs", _pair_rows(statistics), PAIR_COLUMNS),
         table_of("objects", "Objects", rows_of(kinds, "kind"), OBJECT_COLUMNS),

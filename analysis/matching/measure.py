@@ -138,9 +138,9 @@ def measure_batch(
     assert len(rows) == len(batch.targets)
     columns = {f"object/{name}": compact(value) for name, value in objects.items()}
     columns |= {f"image/{name}": value.cpu().numpy() for name, value in images.items()}
-    images = np.array(plan_of_batch.indices)
-    columns |= {"object/row": rows, "object/image": images[batch.targets.image.cpu().numpy()], "image/index": images}
-    return columns | {"batch/milliseconds": np.array([seconds]) * 1e3, "batch/first": images[:1]}
+    index = np.array(plan_of_batch.indices)  # of the annotations' images
+    columns |= {"object/row": rows, "object/image": index[batch.targets.image.cpu().numpy()], "image/index": index}
+    return columns | {"batch/milliseconds": np.array([seconds]) * 1e3, "batch/first": index[:1]}
 
 
 def compact(values: Tensor) -> np.ndarray:
