@@ -122,7 +122,7 @@ def read_recipe(path: Path, groups: Sequence[type]) -> dict[str, Any]:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
-    if values is None:
+    if node is None or values is None:
         return {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: a recipe is a list of 'option: value' lines")
@@ -175,22 +175,23 @@ def _add_flag(section: argparse._ArgumentGroup, item: Field, group: type) -> Non
     kind, many, _ = _type_of(item, group)
     default = item.default if item.default is not MISSING else None
     flag = "--" + item.name.replace("_", "-")
-    shown = {"dest": item.name, "default": argparse.SUPPRESS}
     text = item.metadata.get("help", "") + ("" if default in (None, "", ()) else f" (default: {_shown(default)})")
     text = text.replace("%", "%%")
     if kind is bool:
         # Always with --no-x: a recipe may have switched it on.
-        section.add_argument(flag, action=argparse.BooleanOptionalAction, help=text, **shown)
+        action = argparse.BooleanOptionalAction
+        section.add_argument(flag, dest=item.name, default=argparse.SUPPRESS, action=action, help=text)
         return
     section.add_argument(
         flag,
+        dest=item.name,
+        default=argparse.SUPPRESS,
         type=_number if kind is float else kind,
         nargs="+" if many else None,
         choices=item.metadata.get("choices") or None,
         metavar=None if item.metadata.get("choices") else kind.__name__.upper(),
         action=_StoreTuple if many else "store",
         help=text,
-        **shown,
     )
 
 
