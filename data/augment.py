@@ -95,7 +95,8 @@ def training_sample(
     sample = _picture(index, pool, load, out, options, rng, resize)
     if rng.random() < options.mixup:
         other = np.empty_like(out)
-        second = _picture(*_partners(index, pool, 1, rng), pool, load, other, options, rng, resize)
+        (partner,) = _partners(index, pool, 1, rng)
+        second = _picture(partner, pool, load, other, options, rng, resize)
         share = rng.beta(MIXUP_BETA, MIXUP_BETA)
         cv2.addWeighted(out, share, other, 1 - share, 0, dst=out)
         sample = Sample(*(np.concatenate(pair) for pair in zip(sample, second, strict=True)))

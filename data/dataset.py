@@ -74,18 +74,18 @@ class DetectionDataset(Dataset):
 
     def __getitem__(self, plan: BatchPlan) -> Batch | Failure:
         try:
-            return self.training_batch(plan) if self.augment is not None else self.plain_batch(plan)
+            return self.plain_batch(plan) if self.augment is None else self.training_batch(plan, self.augment)
         except UserError as error:
             return Failure(str(error))
 
-    def training_batch(self, plan: BatchPlan) -> Batch:
+    def training_batch(self, plan: BatchPlan, augment: AugmentOptions) -> Batch:
         """Make an augmented batch."""
         images = np.empty((len(plan.indices), *plan.net_hw, 3), dtype=np.uint8)
         pool = np.array(plan.pool or plan.indices)
         samples, metas = [], []
         for index, out in zip(plan.indices, images, strict=True):
             rng = np.random.default_rng((self.seed, plan.epoch, index))
-            samples.append(training_sample(index, pool, self.source, out, self.augment, rng, self.resize))
+            samples.append(training_sample(index, pool, self.source, out, augment, rng, self.resize))
             # What a training picture shows is no single image's meta: only the identity is of use.
             metas.append(ImageMeta(*self._identity(index), (plan.net_hw[1], plan.net_hw[0])))
         return _batch(images, samples, metas)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from types import TracebackType
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -34,6 +35,7 @@ FORKS = sys.platform == "linux"
 MULTI_SCALE = (0.67, 1.5)  # the range of sizes, relative to the nominal one
 # The fourth number of a generator's seed keeps it apart from those of the pictures, whose seeds have three.
 SHUFFLE, SIZES = 1, 2
+_Loaded = TypeVar("_Loaded")
 
 
 @dataclass(frozen=True)
@@ -263,8 +265,8 @@ class _PlanSampler(Sampler):
         return len(self.current())
 
 
-def _as_it_is(batch: Batch | Failure) -> Batch | Failure:
-    return batch
+def _as_it_is(loaded: _Loaded) -> _Loaded:
+    return loaded
 
 
 def _start_worker(_worker: int) -> None:

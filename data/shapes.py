@@ -137,7 +137,9 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, fl
     image = cv2.add(image, rng.integers(0, 10, image.shape, dtype=np.uint8))
     rows = []
     for shape, visible in zip(shapes, _visible_masks(shapes), strict=True):
-        x1, y1, x2, y2 = _extent(visible)
+        extent = _extent(visible)
+        assert extent is not None  # what does not show is no longer among the shapes
+        x1, y1, x2, y2 = extent
         rows.append((shape.label, (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height))
     return image, list(dict.fromkeys(rows))  # two of one class that show the same box could not be told apart
 

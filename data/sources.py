@@ -100,7 +100,7 @@ def open_source(text: str) -> list[ImageFiles | VideoFrames]:
     if not images and not videos:
         known = " ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
         raise UserError(f"{text}: no image or video there (known: {known})")
-    opened = [_open_video(path, path, is_live=False) for path in videos]
+    opened: list[ImageFiles | VideoFrames] = [_open_video(path, path, is_live=False) for path in videos]
     return [ImageFiles(images), *opened] if images else opened
 
 

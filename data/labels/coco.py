@@ -221,15 +221,19 @@ def _table(items: list, columns: _Columns, path: Path, problems: list[Problem]) 
 
 def _keep_known(table: RowTable, image_ids: np.ndarray, category_ids: Sequence[int]) -> None:
     """Replace image and category ids by indices; drop the rows whose ids are unknown."""
-    for name, ids in (("image", image_ids), ("label", np.array(category_ids, dtype=np.int64))):
-        order = np.argsort(ids)
-        found = np.clip(np.searchsorted(ids, table[name], sorter=order), 0, len(ids) - 1)
-        unknown = ids[order[found]] != table[name]
-        index = order[found]
-        kind = "annotation of an unknown image id" if name == "image" else "annotation of an unknown category id"
-        values = table[name]
-        table.drop(unknown, kind, lambda row, values=values, name=name: f"annotation {table['id'][row]}: {values[row]}")
-        table.columns[name] = index[~unknown]
+    _replace_ids(table, "image", image_ids, "annotation of an unknown image id")
+    _replace_ids(table, "label", np.array(category_ids, dtype=np.int64), "annotation of an unknown category id")
+
+
+def _replace_ids(table: RowTable, name: str, ids: np.ndarray, kind: str) -> None:
+    """Replace a column of ids by their places in ``ids``; drop the rows whose id is not among them."""
+    order = np.argsort(ids)
+    values = table[name]
+    found = np.clip(np.searchsorted(ids, values, sorter=order), 0, len(ids) - 1)
+    index = order[found]
+    unknown = ids[index] != values
+    table.drop(unknown, kind, lambda row: f"annotation {table['id'][row]}: {values[row]}")
+    table.columns[name] = index[~unknown]
 
 
 def _fix_areas(table: RowTable) -> None:

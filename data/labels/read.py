@@ -143,7 +143,8 @@ def _names_in(per_image: list[LabelRows], num_classes: int) -> tuple[str, ...]:
                 f"({', '.join(sorted(words))}); give the classes and their order with 'names = …'"
             )
         return tuple(sorted(words))
-    largest = max((int(rows.labels.max()) for rows in per_image if len(rows.labels)), default=0)
+    indices = [rows.labels for rows in per_image if isinstance(rows.labels, np.ndarray)]
+    largest = max((int(labels.max()) for labels in indices if len(labels)), default=0)
     return tuple(str(index) for index in range(num_classes or largest + 1))
 
 

@@ -32,7 +32,7 @@ class RowTable:
 
     def note(self, bad: np.ndarray, kind: str, what: Callable[[int], str]) -> None:
         """Record a problem for the rows at ``bad`` [M] and keep them."""
-        for row in np.flatnonzero(bad):
+        for row in np.flatnonzero(bad).tolist():
             file, line = self.place(int(self["image"][row]), int(self["line"][row]))
             self.problems.append(Problem(file, line, kind, what(row)))
 
