@@ -162,7 +162,9 @@ def _run_hotcoco(truth: dict, results: list[dict]) -> tuple[np.ndarray, np.ndarr
     evaluation = COCOeval(truth_index, truth_index.load_res(results), "bbox")
     evaluation.evaluate()
     evaluation.accumulate()
-    return evaluation.eval["precision"], evaluation.eval["recall"]
+    arrays = evaluation.eval
+    assert arrays is not None  # only before accumulate
+    return arrays["precision"], arrays["recall"]
 
 
 def _run_pycocotools(truth: dict, results: list[dict]) -> tuple[np.ndarray, np.ndarray]:
