@@ -17,6 +17,7 @@ from models.checkpoints.darknet_weights import VERSION, save_darknet_weights
 from models.checkpoints.format import save_checkpoint
 from models.checkpoints.load import LoadedNetwork, load_network
 from models.darknet.cfg import parse_cfg_text
+from models.layers import running_statistics
 from models.network import DARKNET_BN_EPS, Network
 from utils.class_names import read_names
 from utils.config import REPOSITORY, Parser
@@ -110,7 +111,8 @@ def use_darknet_epsilon(network: Network) -> None:
     """Set every batch norm's epsilon to Darknet's and add the difference to its variances: the same outputs."""
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.running_var.add_(module.eps - DARKNET_BN_EPS)
+            _, variance = running_statistics(module)
+            variance.add_(module.eps - DARKNET_BN_EPS)
             module.eps = DARKNET_BN_EPS
 
 

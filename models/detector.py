@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.heads import Head, decode_boxes, priors_wh
+from models.network import Network
 from models.nms import LOGIT_SLACK, logit, non_max_suppression, select_candidates
 from utils.devices import synchronised_time
 from utils.structures import Detections, ImageMeta
@@ -50,7 +51,7 @@ class Detector:
 
     def __init__(
         self,
-        network: nn.Module,
+        network: Network,
         confidence: float = 0.001,
         iou: float = 0.6,
         max_detections: int = 300,
@@ -74,8 +75,8 @@ class Detector:
         self.device = next(network.parameters()).device
         self.dtype = torch.float16 if half and self.device.type == "cuda" else torch.float32
         fused = network.fuse().eval().requires_grad_(False)
-        self.network = fused.to(device=self.device, dtype=self.dtype, memory_format=torch.channels_last)
-        self.heads: tuple[Head, ...] = tuple(network.heads)
+        self.network = fused.to(self.device, self.dtype).to(memory_format=torch.channels_last)
+        self.heads = tuple(network.heads)
         self.confidence = confidence
         self.iou = iou
         self.nms_beta = self.heads[-1].nms_beta  # Darknet, too, takes the last section's

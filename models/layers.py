@@ -40,15 +40,23 @@ class Convolution(nn.Module):
         if self.bn is None:
             return
         bn, old = self.bn, self.conv
-        scale = bn.weight.double() / (bn.running_var.double() + bn.eps).sqrt()
+        mean, variance = running_statistics(bn)
+        scale = bn.weight.double() / (variance.double() + bn.eps).sqrt()
         self.conv = nn.utils.skip_init(  # random numbers would be thrown away here, and the next ones be others
             nn.Conv2d, old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation,
             old.groups, device=old.weight.device, dtype=old.weight.dtype,
         )  # fmt: skip
         self.conv.weight.copy_(old.weight.double() * scale[:, None, None, None])
-        self.conv.bias.copy_(bn.bias.double() - bn.running_mean.double() * scale)
+        assert self.conv.bias is not None
+        self.conv.bias.copy_(bn.bias.double() - mean.double() * scale)
         self.conv.train(old.training).requires_grad_(old.weight.requires_grad)
         self.bn = None
+
+
+def running_statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Return the running means and variances of a batch norm; torch's may do without, none of ours does."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    return norm.running_mean, norm.running_var
 
 
 class Pool(nn.Module):
@@ -123,6 +131,7 @@ class Blur(nn.Module):
     """Darknet's antialiasing: a fixed binomial filter of 3 x 3 or 2 x 2 cells that takes the strides of its layer."""
 
     KERNELS = ((0.5, 0.5), (0.25, 0.5, 0.25))
+    kernel: Tensor  # [C 1 size size]
 
     def __init__(self, channels: int, size: int, stride_xy: tuple[int, int]):
         super().__init__()
@@ -214,7 +223,8 @@ class Shortcut(nn.Module):
 
     def factors(self) -> Tensor:
         """Return the normalised weights, [N 1 1] or [N C 1 1]."""
-        weights = self.weights
+        assert self.weights is not None
+        weights: Tensor = self.weights
         if self.normalization == "relu":
             weights = weights.relu()
             weights = weights / (weights.sum(dim=0, keepdim=True) + 1e-4)
@@ -232,7 +242,7 @@ class Shortcut(nn.Module):
             shared = min(channels, other.shape[1])
             other = other[:, :shared]
             if factors is not None:
-                other = other * (factors[number][:shared] if self.weights.dim() == 2 else factors[number])
+                other = other * (factors[number][:shared] if factors.dim() == 4 else factors[number])
             if shared < channels:
                 other = functional.pad(other, (0, 0, 0, 0, 0, channels - shared))
             total = total + other

@@ -22,7 +22,7 @@ from models.assignment.grid import SlotGrid, constant, grid_of_maps
 from models.assignment.options import AssignmentOptions
 from models.assignment.strategies import makes_extra_matches
 from models.heads import Head, decode_boxes
-from models.raw_maps import gather_predictions
+from models.raw_maps import gather_predictions, row_numbers
 from utils import distributed
 from utils.boxes import IOU_KINDS, box_iou, cxcywh_to_xyxy
 from utils.config import option
@@ -87,6 +87,11 @@ class LossResult:
     parts: dict[str, Tensor]  # "box", "obj", "cls": scalars whose sum is back-propagated
     assignment: Assignment
     counts: MatchCounts
+
+    @property
+    def total(self) -> Tensor:
+        """The sum of the parts, what is back-propagated."""
+        return self.parts["box"] + self.parts["obj"] + self.parts["cls"]
 
 
 def build_loss(
@@ -181,14 +186,15 @@ class DetectionLoss:
             values = part.objectness_target(self.options.gr).split(part.matches.per_head)
             for index, place in enumerate(part.matches.place_per_head()):
                 write_largest(truths[index], place, values[index])
-                if written[index] is not None:
-                    written[index][place] = True
+                mask = written[index]
+                if mask is not None:
+                    mask[place] = True
         total = objectness[0].new_zeros(())
         for logits, truth, mask, positive, balance in zip(
             objectness, truths, ignore, written, self.balance, strict=True
         ):
             loss = self._cross_entropy(logits, truth, self.options.obj_pw)
-            if mask is not None:
+            if mask is not None and positive is not None:
                 loss = loss.masked_fill(mask & ~positive, 0)
             total = total + balance * loss.mean()
         return total
@@ -245,8 +251,7 @@ def write_largest(truth: Tensor, place: tuple[Tensor, ...], values: Tensor) -> N
     The order of the matches therefore never matters, on no device.
     """
     flat = truth.flatten() if truth.is_contiguous() else truth.as_strided((truth.numel(),), (1,))
-    where = sum(index * step for index, step in zip(place, truth.stride(), strict=True))
-    flat.scatter_reduce_(0, where, values.to(flat.dtype), "amax")
+    flat.scatter_reduce_(0, row_numbers(truth.stride(), *place), values.to(flat.dtype), "amax")
 
 
 def _balance(options: LossOptions, heads: tuple[Head, ...]) -> tuple[float, ...]:

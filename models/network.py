@@ -75,7 +75,9 @@ class Network(nn.Module):
 
     def head_convolution(self, head: int) -> Convolution:
         """Return the convolution whose filters are the head's predictions."""
-        return self.layers[_convolution_before(self.config.sections, self.head_layers[head])]
+        layer = self.layers[_convolution_before(self.config.sections, self.head_layers[head])]
+        assert isinstance(layer, Convolution)
+        return layer
 
     def layers_without_effect(self) -> list[int]:
         """Return the layers that no head depends on: they run, but no loss reaches them."""
@@ -161,6 +163,7 @@ def initialise_head_biases(network: Network, rule: str = "yolov3") -> None:
     for index, head in enumerate(network.heads):
         layer = network.head_convolution(index)
         bias = layer.conv.bias if layer.bn is None else layer.bn.bias
+        assert bias is not None
         objectness, classes = BIAS_RULES[rule](head)
         per_anchor = bias.view(head.num_anchors, -1)  # A 5+C
         per_anchor[:, 4] += objectness

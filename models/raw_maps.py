@@ -45,7 +45,7 @@ def row_numbers(steps: tuple[int, ...], image: Tensor, anchor: Tensor, row: Tens
     return image * steps[0] + anchor * steps[1] + row * steps[2] + col * steps[3]
 
 
-def gather_rows(raw: Tensor, image: Tensor, anchor: Tensor, row: Tensor, col: Tensor, columns: slice) -> Tensor:
+def gather_rows(raw: Tensor, image: Tensor, anchor: Tensor, row: Tensor, col: Tensor, *, columns: slice) -> Tensor:
     """Return some columns of a raw map [B A H W 5+C] at the given slots, [P columns]."""
     rows, steps = flat_rows(raw)
     return rows[:, columns].index_select(0, row_numbers(steps, image, anchor, row, col))

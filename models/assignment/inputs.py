@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -43,14 +43,12 @@ class Pairs:
         """Return the pairs where the [P] bool mask is True, or at the indices."""
         if index.dtype == torch.bool:
             index = index.nonzero().squeeze(1)
-        return Pairs(*(value if value is None else value[index] for value in self._values()))
+        weight = None if self.weight is None else self.weight[index]
+        return Pairs(self.target[index], self.anchor[index], self.row[index], self.col[index], self.iou[index], weight)
 
     def sorted_by_anchor(self) -> Pairs:
         """Return the same pairs in rising order of anchor, otherwise as they were."""
         return self.select(torch.argsort(self.anchor, stable=True))
-
-    def _values(self) -> tuple[Tensor | None, ...]:
-        return tuple(getattr(self, item.name) for item in fields(self))
 
     @staticmethod
     def join(parts: list[Pairs]) -> Pairs:

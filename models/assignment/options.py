@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from models.assignment.candidates import CANDIDATES
 from models.assignment.inputs import Pairs
@@ -93,5 +94,5 @@ def build_rule(rule: type, options: AssignmentOptions) -> Callable[..., Pairs]:
 def with_strategy(options: AssignmentOptions, match: str) -> AssignmentOptions:
     """Return the options for another strategy; options that it does not use fall back to their defaults."""
     used = options_used(match)
-    defaults = {item.name: item.default for item in fields(options) if item.name not in used}
-    return replace(options, **(defaults | {"match": match}))
+    defaults: dict[str, Any] = {item.name: item.default for item in fields(options) if item.name not in used}
+    return replace(options, match=match, **defaults)

@@ -96,13 +96,13 @@ class Fast:
         if self.reduce_anchor:
             extra = _best_anchor_of_cell(inputs, extra)
         if self.linear_reweight is not None:
-            extra = replace(extra, weight=self._weight(extra.iou))
+            extra = replace(extra, weight=self._weight(extra.iou, self.linear_reweight))
         return extra
 
-    def _weight(self, iou: Tensor) -> Tensor:
-        """Rise from ``linear_reweight`` at ``extra_iou`` to 1 at IoU 1."""
+    def _weight(self, iou: Tensor, lowest: float) -> Tensor:
+        """Rise from the lowest weight at ``extra_iou`` to 1 at IoU 1."""
         rise = (iou - self.extra_iou) / max(1 - self.extra_iou, 1e-6)
-        return self.linear_reweight + (1 - self.linear_reweight) * rise.clamp(0, 1)
+        return lowest + (1 - lowest) * rise.clamp(0, 1)
 
 
 def predicted_iou(inputs: AssignmentInput, pairs: Pairs, kind: str) -> Tensor:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoints.report import LoadReport
-from models.layers import Convolution
+from models.layers import Convolution, running_statistics
 from models.network import Network, build_network_from_text
 from utils.errors import UserError
 from utils.files import atomic_path
@@ -164,7 +164,7 @@ def _layers_of(network: Network) -> list[LayerTensors]:
 
 
 def _batch_norm(norm: nn.BatchNorm2d) -> tuple[Tensor, ...]:
-    return norm.bias, norm.weight, norm.running_mean, norm.running_var
+    return norm.bias, norm.weight, *running_statistics(norm)
 
 
 def _layout(
@@ -181,7 +181,8 @@ def _layout(
             original = build_network_from_text(network.cfg_text, network.cfg_path)
         if original.num_classes != network.num_classes:
             layers = _layers_of(original)
-    held, end = [], 0
+    held: list[LayerTensors] = []
+    end = 0
     for layer in layers:
         if upto is not None and layer.index >= upto:
             return held

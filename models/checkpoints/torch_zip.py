@@ -172,6 +172,7 @@ def _global_names(program: bytes) -> set[str]:
     memo: dict[int, Any] = {}
     texts: list[Any] = [None, None]  # the last two values, for STACK_GLOBAL, whose name is on the stack
     protocol = position = tuples = 0
+    argument: Any  # a number, a text or nothing, as the instruction says
     try:
         for opcode, argument, place in pickletools.genops(program):
             position = place or 0
@@ -213,7 +214,7 @@ def _stand_in(name: str) -> type[Record]:
 def _interpret(archive: io.BytesIO, stand_ins: list[type[Record]]) -> Any:
     """Return what the archive's pickle makes, with the stand-ins under the names that they have."""
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(stand_ins):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([*stand_ins]):
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # 3 differs in bytes only
             return torch.load(archive, map_location="cpu", weights_only=True, mmap=False)
     except _RefusedError:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from models.checkpoints.report import LoadReport
 from models.checkpoints.torch_zip import Record, read_torch_zip
 from models.checkpoints.yolov5_modules import Node, children, concat, conv_settings, trace_modules
-from models.layers import Convolution
+from models.layers import Convolution, Pool
 from models.network import Network
 from utils.errors import UserError
 
@@ -219,7 +219,7 @@ def cfg_graph(network: Network) -> dict[int, Node]:
             node = concat(list(inputs), name, index)
         elif kind == "shortcut" and section["activation"] == "linear" and not list(module.parameters()):
             node = Node("add", (), inputs, name, index)
-        elif kind == "maxpool":
+        elif kind == "maxpool" and isinstance(module, Pool):  # not where it is blurred
             stride = tuple(module.stride_xy[::-1])
             node = Node("maxpool", (("size", (module.size,) * 2), ("stride", stride)), inputs, name, index)
         elif kind == "upsample" and section["scale"] == 1:
@@ -234,8 +234,9 @@ def cfg_graph(network: Network) -> dict[int, Node]:
     return nodes
 
 
-def _prepared(path: str, node: Node, layer: Convolution) -> list[tuple[Tensor, Tensor]]:
+def _prepared(path: str, node: Node, layer: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """Return (our tensor, its new numbers in float32) of one convolution, checked."""
+    assert isinstance(layer, Convolution)  # what differs in kind was refused
     ours = layer.state_dict()
     ready = []
     for key, source in node.tensors.items():

@@ -134,6 +134,7 @@ def _typed(kind: str, index: int, line: int, source: str, values: dict[str, tupl
 
 def _value(section: Section, name: str, text: str) -> Any:
     key = section.keys[name]
+    value: str | int | float | tuple[int | float, ...]
     if key.kind == "text":
         value = text.lower() if key.choices else text
         if key.choices and value not in key.choices:
