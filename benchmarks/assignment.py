@@ -40,7 +40,7 @@ SWEEP = (1, 10, 100, 1000, 10_000)
 MEMORY_CASE, MEMORY_LIMIT = (64, 100), 1024  # MiB
 PRIOR_LIMIT = 2.0  # ms at 16 x 7, of PRIOR_ONLY; ultralytics/yolov3 and yolov5 HEAD: 1.9 to 4.0 ms on two cores
 FAST_SHARE = 1 / 3  # fast against split on the same map
-MORE_VARIANTS = {  # options that change what a strategy has to do
+MORE_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # options that change what a strategy has to do
     "standard": {"standard --match-anchors best": {"match_anchors": "best"}},
     "darknet": {"darknet without ignoring": {"ignore_thresh": 1.0, "ignore_crowd": False}},
     "split": {"split on the map": {"candidates": "map"}},
@@ -48,7 +48,7 @@ MORE_VARIANTS = {  # options that change what a strategy has to do
         "fast with every option": {"remove_duplicate": True, "reduce_anchor": True, "linear_reweight": 0.5},
     },
 }
-VARIANTS = {
+VARIANTS: dict[str, dict[str, Any]] = {
     label: {"match": name, **options}
     for name in STRATEGIES
     for label, options in {name: {}, **MORE_VARIANTS.get(name, {})}.items()
@@ -139,14 +139,14 @@ def random_batch(
 def step_seconds(images: int, device: torch.device) -> float:
     """Return the seconds of a training step of yolov3.cfg at 640, per image."""
     network = build_network(find_file("yolov3.cfg", "cfg"), num_classes=CLASSES)
-    network = network.to(device, memory_format=torch.channels_last).train()
+    network = network.to(device).to(memory_format=torch.channels_last).train()
     loss_function = build_loss(LossOptions(), AssignmentOptions(), network.heads)
     pixels = torch.rand(images, 3, SIZE, SIZE, device=device).contiguous(memory_format=torch.channels_last)
     targets = random_targets(images, images * 7, CLASSES, device)
 
     def step() -> Tensor:
         network.zero_grad(set_to_none=True)
-        loss = sum(loss_function(network(pixels), targets).parts.values())
+        loss = loss_function(network(pixels), targets).total
         loss.backward()
         return loss
 
@@ -191,7 +191,7 @@ def print_loss(heads: tuple[Head, ...], device: torch.device, repeats: int) -> N
     loss_function = build_loss(LossOptions(), AssignmentOptions(), heads)
 
     def forward() -> Tensor:
-        return sum(loss_function(leaves, targets).parts.values())
+        return loss_function(leaves, targets).total
 
     def both() -> None:
         torch.autograd.grad(forward(), leaves)
@@ -240,7 +240,7 @@ def print_verdicts(times: dict[str, Timing], memory: dict[str, float]) -> bool:
         text = f"fast takes {best:.3f} of the time of split on the map at best, {median:.3f} in the median, limit 0.333"
         verdicts.append((text, best <= FAST_SHARE))
     if memory:
-        worst = max(memory, key=memory.get)
+        worst = max(memory, key=lambda name: memory[name])
         text = f"64 x 100: at most {memory[worst]:.0f} MiB ({worst}), limit {MEMORY_LIMIT}"
         verdicts.append((text, memory[worst] <= MEMORY_LIMIT))
     for text, good in verdicts:

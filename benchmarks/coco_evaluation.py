@@ -32,8 +32,8 @@ def made_up_results(ground_truth: dict) -> list[dict]:
     """Return the detections of every image that has objects; most lie near an object and have its class."""
     rng = np.random.default_rng(0)
     results = []
-    for image_id, objects in itertools.groupby(ground_truth["annotations"], key=lambda one: one["image_id"]):
-        objects = list(objects)
+    for image_id, group in itertools.groupby(ground_truth["annotations"], key=lambda one: one["image_id"]):
+        objects = list(group)
         boxes, labels = (np.array([one[key] for one in objects]) for key in ("bbox", "category_id"))
         near = rng.integers(0, len(objects), DETECTIONS)
         found = (boxes[near] * np.exp(rng.normal(0, 0.12, (DETECTIONS, 4)))).round(3)

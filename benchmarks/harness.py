@@ -70,9 +70,9 @@ def peak_mib(function: Callable[[], Any], device: torch.device) -> float:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
+        allocated = torch.cuda.memory_allocated(device)
         function()
-        return (torch.cuda.max_memory_allocated(device) - before) / 2**20
+        return (torch.cuda.max_memory_allocated(device) - allocated) / 2**20
     ctypes.CDLL(None).malloc_trim(0)  # give freed memory back, or the next call would reuse it unseen
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
     before = _status_mib("VmRSS")

@@ -87,8 +87,8 @@ def usual(suppress: Callable, boxes: Tensor, objectness: Tensor, classes: Tensor
 def opencv(boxes: Tensor, scores: Tensor, labels: Tensor, iou: float) -> np.ndarray:
     """Suppress with OpenCV's compiled NMS."""
     rows = torch.cat((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), dim=1).tolist()
-    kept = cv2.dnn.NMSBoxesBatched(rows, scores.tolist(), labels.tolist(), 0.0, iou)
-    kept = np.asarray(kept, dtype=np.int64).flatten()
+    found = cv2.dnn.NMSBoxesBatched(rows, scores.tolist(), labels.tolist(), 0.0, iou)
+    kept = np.asarray(found, dtype=np.int64).flatten()
     return kept[np.argsort(-scores.numpy()[kept], kind="stable")]
 
 
@@ -120,8 +120,8 @@ def main() -> None:
     )
     for name, case in CASES.items():
         tensors = slots(*case)
-        on_device = tuple(tensor.to(device) for tensor in tensors)
-        own = time_ms(partial(ours, *on_device, options), device, options.repeats)
+        boxes, objectness, classes = (tensor.to(device) for tensor in tensors)
+        own = time_ms(partial(ours, boxes, objectness, classes, options), device, options.repeats)
         line = f"{name}: ours {own.median_ms:.1f} ms, {len(own.result)} detections"
         for rival, suppress in RIVALS.items():
             run = partial(usual, suppress, *tensors, options)

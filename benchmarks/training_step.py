@@ -58,7 +58,7 @@ class Contestant:
         torch.manual_seed(0)
         network = build_network(find_file(cfg, "cfg"))
         initialise_head_biases(network)
-        network = network.to(device, memory_format=layout).train()
+        network = network.to(device).to(memory_format=layout).train()
         loss_function = build_loss(LossOptions(), AssignmentOptions(), network.heads)
         return cls(network, layout, loss_function, build_optimizer(network, OptimizerOptions(lr0=1e-4), 64))
 
@@ -69,7 +69,7 @@ class Contestant:
         with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
             raw_maps = self.network(images.contiguous(memory_format=self.layout))
         marks.append(synchronised_time(images.device))
-        loss = sum(self.loss_function(raw_maps, targets).parts.values())
+        loss = self.loss_function(raw_maps, targets).total
         marks.append(synchronised_time(images.device))
         loss.backward()
         marks.append(synchronised_time(images.device))

@@ -11,7 +11,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import matplotlib
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from PIL import Image
 from torch import Tensor
 
 from benchmarks.harness import yolov3_heads
+from data.image_files import decode_image
 from data.letterbox import letterbox_meta, place_image
 from models.assignment.assigner import build_assigner
 from models.assignment.grid import grid_of_maps
@@ -75,8 +75,7 @@ def main() -> None:
 
 def sample() -> tuple[np.ndarray, Targets]:
     """Return the letterboxed image [320 320 3] uint8 RGB and its objects."""
-    with cbook.get_sample_data("grace_hopper.jpg") as file:
-        original = cv2.imdecode(np.frombuffer(file.read(), np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    original = decode_image(str(cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)))[..., ::-1]
     meta = letterbox_meta(0, "", original.shape[1::-1], (SIZE, SIZE))
     image = np.empty((SIZE, SIZE, 3), np.uint8)
     place_image(original, meta, image)
@@ -136,13 +135,13 @@ def draw_cells(axes: Axes, place: tuple[Tensor, ...], head: Head, color: str, fi
     for col, row in zip(cols.tolist(), rows.tolist(), strict=True):
         cells[col, row] = cells.get((col, row), 0) + 1
     for (col, row), count in cells.items():
-        place, style = (col * head.stride, row * head.stride), {"facecolor": color, "alpha": 0.55}
-        if not filled:
-            style = {"fill": False, "edgecolor": color, "linewidth": 1.3, "linestyle": ":"}
-        axes.add_patch(Rectangle(place, head.stride, head.stride, **style))
-        if count > 1 and head.stride >= 16:
-            center = [value + head.stride / 2 for value in place]
-            axes.text(*center, str(count), color="white", fontsize=7, ha="center", va="center")
+        side, x, y = head.stride, col * head.stride, row * head.stride
+        if filled:
+            axes.add_patch(Rectangle((x, y), side, side, facecolor=color, alpha=0.55))
+        else:
+            axes.add_patch(Rectangle((x, y), side, side, fill=False, edgecolor=color, linewidth=1.3, linestyle=":"))
+        if count > 1 and side >= 16:
+            axes.text(x + side / 2, y + side / 2, str(count), color="white", fontsize=7, ha="center", va="center")
 
 
 def save_small(figure: Figure, path: Path) -> None:
