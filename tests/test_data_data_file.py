@@ -27,7 +27,7 @@ def test_a_data_file_in_any_spacing(tmp_path):
 @pytest.mark.parametrize(
     "old, new, message",
     [
-        ("valid=", "vaild=", r"x\.data:3: unknown key 'vaild'; did you mean 'valid'\?"),
+        ("valid=", "vaild=", r"x\.data:3: unknown key 'vaild'; did you mean 'valid'\?"),  # codespell:ignore vaild
         ("classes = 2", "classes = two", r"x\.data:1: classes = two is not a positive whole number"),
         ("classes = 2", "classes = 3", r"x\.data:1: classes = 3, but .*x\.names has 2 names"),
         ("classes = 2\n", "", r"x\.data: the key 'classes' is missing"),

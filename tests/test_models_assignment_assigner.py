@@ -345,7 +345,7 @@ def test_a_combination_takes_base_from_one_and_extra_from_the_other():
 @pytest.mark.parametrize(
     "options, word",
     [
-        ({"match": "standart"}, "did you mean 'standard'"),
+        ({"match": "standart"}, "did you mean 'standard'"),  # codespell:ignore standart
         ({"match": "standard+fast+tal"}, "A+B"),
         ({"match": "fast+fast"}, "A+B"),
         ({"match": "standard", "anchor_t": 4.0}, "used by: ratio"),

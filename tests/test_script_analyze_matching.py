@@ -183,7 +183,7 @@ def test_report_alone_writes_one_file(project, run):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("--match", "standrd"), "did you mean 'standard'"),
+        (("--match", "standrd"), "did you mean 'standard'"),  # codespell:ignore standrd
         (("--match", "standard", "--extra-iou", "0.5"), "--extra-iou"),
         (("--match", "standard,ratio,standard"), "names a strategy twice"),
         (("--name", "../elsewhere"), "must be the name of a folder inside runs/analyze"),
