@@ -5,6 +5,7 @@ Without arguments it takes the newest run's ``best.pt`` with the cfg, the data a
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -155,7 +156,7 @@ def warm_up(detector: Detector, net_hw: tuple[int, int]) -> None:
     detector.reset_speed()
 
 
-def time_batches(detector: Detector, batches: object) -> None:
+def time_batches(detector: Detector, batches: Iterable[Batch]) -> None:
     """Run the detector over all batches for its speed alone."""
     for batch in batches:
         detector(batch.images, batch.metas)
@@ -169,7 +170,7 @@ class BatchPictures:
         self.names = names
         self.number = 0
 
-    def draw(self, batch: Batch, found: list[Detections]) -> None:
+    def draw(self, batch: Batch, found: Sequence[Detections]) -> None:
         """Draw one more batch, unless there are enough."""
         if self.number < PICTURED_BATCHES:
             draw_predictions(self.folder / f"val_batch{self.number}.jpg", batch, found, self.names)

@@ -125,7 +125,7 @@ def main() -> None:
     test_set = open_split(options.train.data, "valid", options.train.single_cls)
     check_names(options.train, train_set.names, test_set.names, checkpoint)
 
-    network = new_network(options.train, train_set.names, checkpoint).to(device, memory_format=torch.channels_last)
+    network = new_network(options.train, train_set.names, checkpoint).to(device).to(memory_format=torch.channels_last)
     loss_function = build_loss(options.loss, options.assignment, network.heads, image_sizes(options.train, network)[0])
     state = new_state(network, options)
     if checkpoint:
@@ -236,7 +236,7 @@ def freeze_layers(network: Network, count: int) -> None:
         raise UserError(f"--freeze {count} leaves nothing to learn: the cfg has {len(network.layers)} layers")
 
 
-def new_state(network: Network, options: TrainGroups) -> TrainState:
+def new_state(network: Network, options: TrainGroups) -> TrainState[Network]:
     """Return the state before the first epoch."""
     train = options.train
     optimizer = build_optimizer(network, options.optimizer, train.batch_size * train.batches_per_step)

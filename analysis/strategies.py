@@ -19,7 +19,7 @@ class StrategyOptions(AssignmentOptions):
     match: str = option(
         "", f"some of {','.join(STRATEGIES)}, separated by commas; A+B: base matches of A, extra ones of B"
     )
-    match_iou: tuple[str, ...] = option(
+    match_iou: tuple[str, ...] = option(  # type: ignore[assignment]  # several here, one for each strategy
         (), "kinds of IoU that are measured; the first decides extra matches", tuple(IOU_KINDS)
     )
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
+from typing import Generic, TypeVar
 
 import torch
 from torch import nn
 
+Model = TypeVar("Model", bound=nn.Module)
 
-class AveragedModel:
+
+class AveragedModel(Generic[Model]):
     """A copy of a model whose floating-point tensors follow the model's with decay ``d (1 - exp(-updates / tau))``.
 
     The decay rises from 0, so that the average forgets the random initial weights quickly, as ultralytics' does.
     """
 
-    def __init__(self, model: nn.Module, decay: float = 0.9999, tau: float = 2000.0) -> None:
+    def __init__(self, model: Model, decay: float = 0.9999, tau: float = 2000.0) -> None:
         self.model = copy.deepcopy(model).eval().requires_grad_(False)
         self.decay = decay
         self.tau = tau

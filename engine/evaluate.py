@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-import torch.distributed as dist
 from tqdm import tqdm
 
 from evaluation.coco import Metrics, evaluate_coco
@@ -65,19 +64,16 @@ def collect_results(
             on_batch(batch, found)
         for meta, detections in zip(batch.metas, found, strict=True):
             by_image[meta.image_id] = coco_results(detections, meta, category_ids)
-    if dist.is_initialized():
-        by_image = _gather(by_image)
+    by_image = _merged(distributed.gather(by_image))
     return [result for image in ground_truth["images"] for result in by_image.get(image["id"], ())]
 
 
 BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 
 
-def _gather(by_image: dict[int, list[dict]]) -> dict[int, list[dict]]:
-    """Return the results of all processes in the main one, nothing in the others; an image counts once."""
-    parts = [None] * distributed.world_size() if distributed.is_main() else None
-    dist.gather_object(by_image, parts, dst=0)
+def _merged(parts: Sequence[dict[int, list[dict]]] | None) -> dict[int, list[dict]]:
+    """Return the results of all processes, nothing where there are none; an image that padding repeats counts once."""
     merged: dict[int, list[dict]] = {}
     for part in parts or ():
-        merged = part | merged  # what the first process found of an image that padding repeats
+        merged = part | merged  # of an image, what the first process found
     return merged

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 
 from utils.errors import UserError
@@ -139,7 +140,9 @@ def plot_results(path: Path, history: Sequence[Row]) -> None:
         figure.savefig(temporary, dpi=100)
 
 
-def plot_labels(path: Path, labels: Sequence[int], centers_xy: Any, sizes_wh: Any, names: Sequence[str]) -> None:
+def plot_labels(
+    path: Path, labels: np.ndarray, centers_xy: np.ndarray, sizes_wh: np.ndarray, names: Sequence[str]
+) -> None:
     """Draw how the training labels are distributed: classes, centres and sizes.
 
     Args:
@@ -149,7 +152,6 @@ def plot_labels(path: Path, labels: Sequence[int], centers_xy: Any, sizes_wh: An
         sizes_wh: [M 2], relative to the image.
         names: class names.
     """
-    import numpy as np
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(13, 4.2), layout="constrained")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, Generic
 
 import torch
 from torch import nn
 
-from engine.ema import AveragedModel
+from data.loader import Batches
+from engine.ema import AveragedModel, Model
 from engine.optimizer import Schedule
 from utils import distributed
 from utils.errors import UserError
@@ -21,11 +22,11 @@ SMALLEST_LOSS_SCALE = 1.0  # float16's gradients are looked for at ever smaller 
 
 
 @dataclass
-class TrainState:
+class TrainState(Generic[Model]):
     """Everything a resumed run needs; what is not here must be a function of the options."""
 
-    model: nn.Module
-    average: AveragedModel  # what is tested, saved as best and used for detection
+    model: Model
+    average: AveragedModel[Model]  # what is tested, saved as best and used for detection
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     epoch: int = 0  # epochs finished
@@ -61,7 +62,7 @@ class TrainState:
 def train_one_epoch(
     state: TrainState,
     network: nn.Module,
-    batches: Collection[Batch],
+    batches: Batches | Sequence[Batch],
     loss_function: Callable,
     schedule: Schedule,
     amp_dtype: torch.dtype | None,
@@ -169,8 +170,9 @@ def wrap_for_processes(model: nn.Module, device: torch.device) -> nn.Module:
 
 def exchange_gradients(network: nn.Module, is_step: bool) -> AbstractContextManager[None]:
     """Within this block a backward pass sums the gradients of all processes, if a step follows; else they wait."""
-    wrapped = isinstance(network, nn.parallel.DistributedDataParallel)
-    return network.no_sync() if wrapped and not is_step else nullcontext()
+    if isinstance(network, nn.parallel.DistributedDataParallel) and not is_step:
+        return network.no_sync()
+    return nullcontext()
 
 
 def _mean_over_processes(totals: dict[str, float], images: int, device: torch.device) -> dict[str, float]:

@@ -18,6 +18,7 @@ from engine.run_folder import TensorBoardLog, epoch_summary, new_run_folder, plo
 from engine.train_loop import TrainState
 from models.checkpoints.format import save_checkpoint
 from models.detector import Detector
+from models.network import Network
 from utils import distributed
 from utils.draw import draw_batch, draw_predictions
 from utils.structures import Batch
@@ -89,12 +90,13 @@ class TrainingRun:
         """
         state.history.append({"epoch": state.epoch, **row})
         improved = fitness is not None and fitness > state.best_fitness
-        if improved:
+        if fitness is not None and improved:
             state.best_fitness = fitness
         if not distributed.is_main():
             return
         save_results_csv(self.folder / "results.csv", state.history)
-        self.tensorboard.log(state.history[-1])
+        if self.tensorboard is not None:
+            self.tensorboard.log(state.history[-1])
         is_last = state.epoch == self.options["epochs"]
         if is_last or not self.options["nosave"]:
             # best.pt first: a kill between the two then repeats an epoch instead of losing its best weights.
@@ -102,7 +104,7 @@ class TrainingRun:
                 self.save(state, "best.pt", without=NEEDED_TO_RESUME_ONLY)
             self.save(state, "last.pt")
 
-    def finish(self, state: TrainState, test_batches: Iterable[Batch]) -> None:
+    def finish(self, state: TrainState[Network], test_batches: Iterable[Batch]) -> None:
         """Draw the curves and the predictions for a few batches, and print the table of the whole run."""
         if not distributed.is_main():
             return
@@ -111,7 +113,8 @@ class TrainingRun:
             found = detector(batch.images, batch.metas)
             draw_predictions(self.folder / f"val_batch{number}.jpg", batch, found, self.names)
         plot_results(self.folder / "results.png", state.history)
-        self.tensorboard.close()
+        if self.tensorboard is not None:
+            self.tensorboard.close()
         rows = [
             (name, epoch_summary(state.history, column))
             for name, column in (("mAP@0.5", "metrics/mAP_0.5"), ("mAP@0.5:0.95", "metrics/mAP_0.5:0.95"))
@@ -119,13 +122,13 @@ class TrainingRun:
         print(f"\n{'over the tested epochs':24}{'max':>9}{'mean':>9}{'std':>9}{'best epoch':>13}")
         for name, summary in rows:
             if summary:
-                print("{:24}{max:9.4f}{mean:9.4f}{std:9.4f}{best_epoch:9d}/{epochs:d}".format(name, **summary))
+                print("{:24}{max:9.4f}{mean:9.4f}{std:9.4f}{best_epoch:9.0f}/{epochs:.0f}".format(name, **summary))
         minutes = (time.time() - self.started) / 60
         print(f"{state.epoch} epochs, {minutes:.1f} minutes in this process. Written to {self.folder}:")
         for name, meaning in WRITTEN.items():
-            found = sorted(self.folder.glob(name))
-            if found:
-                print(f"  {', '.join(path.name for path in found):44} {meaning}")
+            paths = sorted(self.folder.glob(name))
+            if paths:
+                print(f"  {', '.join(path.name for path in paths):44} {meaning}")
 
 
 WRITTEN = {

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import importlib
 import os
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+
+Value = TypeVar("Value")
 
 
 def start(device: torch.device) -> None:
@@ -64,6 +66,15 @@ def broadcast(value: Any) -> Any:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def gather(value: Value) -> list[Value] | None:
+    """Return the values of all processes in the main one, None in the others; of a single process its own."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Any] | None = [None] * world_size() if is_main() else None
+    dist.gather_object(value, values, dst=0)
+    return values
 
 
 def copy_from_main(module: nn.Module) -> None:

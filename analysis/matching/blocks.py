@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -34,9 +35,9 @@ class ColumnBlock:
     def write(self, folder: Path) -> None:
         """Write the block and start a new one; an empty block leaves no file."""
         if self.batches:
-            columns = concatenate(self.parts)
+            columns: dict[str, Any] = {**concatenate(self.parts), DONE: np.array(self.batches)}
             with atomic_path(folder / f"block-{self.batches[0]:07d}.npz") as temporary:
-                np.savez(temporary, **columns, **{DONE: np.array(self.batches)})
+                np.savez(temporary, **columns)
         self.batches, self.parts = [], []
 
 

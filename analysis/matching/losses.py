@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from models.loss import DetectionLoss, LossOptions
+from utils.config import build_options
 from utils.structures import Targets
 
 PARTS = ("box", "obj", "cls")
@@ -18,8 +19,8 @@ PARTS = ("box", "obj", "cls")
 def loss_options_of(trained: Mapping[str, Any]) -> LossOptions:
     """Return the loss options of the run that trained a network; the defaults for foreign weights, which have none."""
     known = {item.name for item in fields(LossOptions)}
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in trained.items()}
-    return LossOptions(**{name: value for name, value in values.items() if name in known})
+    (options,) = build_options({name: value for name, value in trained.items() if name in known}, [LossOptions])
+    return options
 
 
 def image_losses(loss: DetectionLoss, raw_maps: Sequence[Tensor], targets: Targets, crowd: Targets) -> Tensor:

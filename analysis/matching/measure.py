@@ -15,7 +15,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from tqdm import tqdm
 
@@ -108,7 +107,8 @@ def measure_images(
         bar.close()
         if folder:
             block.write(folder)
-    everything = _gathered(parts)
+    gathered = distributed.gather(parts)
+    everything = None if gathered is None else [part for one in gathered for part in one]
     if everything is None:
         return None
     columns = concatenate([kept, *everything] if kept else everything)
@@ -174,12 +174,3 @@ def rows_without_crowd(annotations: Annotations) -> list[np.ndarray]:
     kept = np.flatnonzero(~annotations.crowd)
     bounds = np.searchsorted(annotations.box_image[kept], np.arange(1, len(annotations)))
     return np.split(kept, bounds)
-
-
-def _gathered(parts: list[Columns]) -> list[Columns] | None:
-    """Return the parts of all processes in the main one, None in the others."""
-    if not dist.is_initialized():
-        return parts
-    everyone = [None] * distributed.world_size() if distributed.is_main() else None
-    dist.gather_object(parts, everyone, dst=0)
-    return [part for one in everyone for part in one] if everyone is not None else None

@@ -83,7 +83,10 @@ def match(
 
 def matched_pairs(assignments: Sequence[Assignment], grid: SlotGrid, num_targets: int) -> MatchedPairs:
     """Return the distinct pairs of several strategies."""
-    keys, strategy, base, extra = [], [], [], []
+    keys: list[Tensor] = []
+    strategy: list[Tensor] = []
+    base: list[Tensor] = []
+    extra: list[Tensor] = []
     for number, assignment in enumerate(assignments):
         for matches, counts in ((assignment.base, base), (assignment.extra, extra)):
             counts.append(torch.bincount(matches.target, minlength=num_targets))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,9 +75,9 @@ class ImagePictures:
             write_image(path, lost_picture(replace(view, remarks={"lost": reasons}), self.annotations.names))
         return len(chosen)
 
-    def views(self, indices: Sequence[int]) -> list[ImageView]:
+    def views(self, indices: Iterable[int]) -> list[ImageView]:
         """Look closely at some images."""
-        return view_images(self.annotations, self.plan, self.net_hw, indices)
+        return view_images(self.annotations, self.plan, self.net_hw, [int(index) for index in indices])
 
 
 def spread(total: int, count: int) -> list[int]:

@@ -126,8 +126,22 @@ def matched_slots(batch: Batch, raw_maps: list[Tensor], plan: MeasurementPlan) -
     places = torch.stack(columns, dim=1).tolist()
     cells_xyxy = meta.to_original(grid.cells_xyxy(place), clip=False).tolist()
     return tuple(
-        MatchedSlot(pair[0], *place, tuple(cell), tuple(box), fit, sure, tuple(found[pair][0]), tuple(found[pair][1]))
-        for pair, place, cell, box, fit, sure in zip(pairs, places, cells_xyxy, boxes, q, objectness, strict=True)
+        MatchedSlot(
+            target=pair[0],
+            head=head,
+            anchor=anchor,
+            row=row,
+            col=col,
+            cell_xyxy=tuple(cell),
+            box_xyxy=tuple(box),
+            q=fit,
+            objectness=sure,
+            base=tuple(found[pair][0]),
+            extra=tuple(found[pair][1]),
+        )
+        for pair, (head, anchor, row, col), cell, box, fit, sure in zip(
+            pairs, places, cells_xyxy, boxes, q, objectness, strict=True
+        )
     )
 
 

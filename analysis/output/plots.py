@@ -94,10 +94,11 @@ def anchor_scatter(boxes_wh: np.ndarray, anchors: Mapping[str, np.ndarray], titl
     axes = figure.subplots()
     if len(boxes_wh) > MAX_POINTS:
         boxes_wh = boxes_wh[np.random.default_rng(seed).choice(len(boxes_wh), MAX_POINTS, replace=False)]
-    axes.scatter(*boxes_wh.T, s=5, alpha=0.35, color="tab:gray", linewidths=0, label="boxes")
+    axes.scatter(boxes_wh[:, 0], boxes_wh[:, 1], s=5, alpha=0.35, color="tab:gray", linewidths=0, label="boxes")
     colors = ("tab:red", "tab:blue", "k", "tab:green")
     for (name, anchors_wh), marker, color in zip(anchors.items(), "PXD*", colors, strict=False):
-        axes.scatter(*np.asarray(anchors_wh).T, s=70, marker=marker, color=color, edgecolors="white", label=name)
+        width, height = np.asarray(anchors_wh).T
+        axes.scatter(width, height, s=70, marker=marker, color=color, edgecolors="white", label=name)
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("width, network pixels")
