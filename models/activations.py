@@ -1,6 +1,6 @@
 """Darknet's activation functions by name; formulas as in Darknet's ``src/activations.c``.
 
-Shape letters: B images, C channels, H W rows and columns.
+Those over channels take a map [B C H W]: images, channels, rows and columns.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Convert weights: ``python -m models.convert_weights a.pt b.weights`` and back, and cut backbones off.
 
-The source is a checkpoint of ``train.py``, Darknet ``.weights`` or an official yolov5 ``.pt``; the target's name says
-what is written: ``.pt`` a checkpoint of ours, ``.weights`` Darknet's whole file, ``name.conv.N`` its first N layers, as
-Darknet's ``partial`` cuts them. Beside ``.weights`` goes a cfg of the same name, with the classes of the weights.
+The source is a checkpoint of ``train.py``, Darknet ``.weights`` or an official yolov5 ``.pt``. The target's name says
+what is written: ``.pt`` a checkpoint of this toolkit, ``.weights`` Darknet's whole file, ``name.conv.N`` its first N
+layers, as Darknet's command ``partial`` cuts them. Beside ``.weights`` a cfg of the same name is written, with the
+classes of the weights.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def write_checkpoint(network: Network, names: tuple[str, ...], target: Path) -> 
     """Write a checkpoint of this toolkit: all that test, detect, analyze and ``train.py --weights`` need.
 
     Raises:
-        UserError: as many names as classes are needed.
+        UserError: not as many names as classes.
     """
     if len(names) != network.num_classes:
         raise UserError(f"{len(names)} class names for the {network.num_classes} classes of {network.cfg_path}")
@@ -79,7 +80,7 @@ def write_darknet(loaded: LoadedNetwork, target: Path, seen: int) -> None:
     """Write ``.weights`` and the cfg beside it, or a cut-off backbone.
 
     Raises:
-        UserError: the target's name says nothing we can write.
+        UserError: the target's name ends in nothing that can be written, or cuts off more layers than there are.
     """
     network = loaded.network
     version = loaded.report.version or VERSION
@@ -119,6 +120,7 @@ def use_darknet_epsilon(network: Network) -> None:
 def cfg_for_darknet(network: Network) -> str:
     """Return the cfg's text with the classes and filters that the network was adapted to, and its actual epsilon."""
     lines = network.cfg_text.split("\n")
+    # Change only the lines whose values differ: the text keeps its comments and its order.
     written = parse_cfg_text(network.cfg_text, network.cfg_path).sections
     for section, original in zip(network.config.sections, written, strict=True):
         for key in ("classes", "filters"):

@@ -1,7 +1,7 @@
-"""The one object for inference: network, decode, non-maximum suppression and the way back to original pixels.
+"""The object for inference: network, decode, non-maximum suppression and the way back to original pixels.
 
-Shape letters: B images, A anchors per cell, H W grid rows and columns, C classes, M slots above the confidence, N boxes
-of one image.
+Shape letters: B images, A anchors per cell, H W grid rows and columns, C classes, M slots whose objectness passes the
+confidence.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from torch import Tensor
 from models.heads import Head, decode_boxes, priors_wh
 from models.network import Network
 from models.nms import LOGIT_SLACK, logit, non_max_suppression, select_candidates
+from utils.boxes import cxcywh_to_xyxy
 from utils.devices import synchronised_time
 from utils.structures import Detections, ImageMeta
 
-MULTI_LABEL_BELOW = 0.1  # up to this confidence one box may carry several classes, as every COCO evaluation does it
+MULTI_LABEL_BELOW = 0.1  # up to this confidence one box may carry several classes, as is usual in COCO evaluation
 
 
 @dataclass(frozen=True)
@@ -111,18 +112,19 @@ class Detector:
 
     @torch.inference_mode()
     def detect(self, raw_maps: Sequence[Tensor], metas: Sequence[ImageMeta]) -> list[Detections]:
-        """Turn raw maps into detections: the second half of calling the detector."""
-        slots = decode_predictions(raw_maps, self.heads, self.confidence)
+        """Turn raw maps [B A H W 5+C] into detections: the second half of calling the detector."""
+        decoded = decode_predictions(raw_maps, self.heads, self.confidence)
         multi_label = self.confidence <= MULTI_LABEL_BELOW
-        slot, label, score = select_candidates(slots.objectness, slots.class_logits, self.confidence, multi_label)
+        slot, label, score = select_candidates(decoded.objectness, decoded.class_logits, self.confidence, multi_label)
         if self.classes is not None:
             wanted = torch.isin(label, self.classes)
             slot, label, score = slot[wanted], label[wanted], score[wanted]
-        per_image = torch.bincount(slots.image[slot], minlength=len(metas)).tolist()
+        # The candidates are ordered by image, so that counts are enough to split them.
+        per_image = torch.bincount(decoded.image[slot], minlength=len(metas)).tolist()
         found = []
         parts = zip(slot.split(per_image), label.split(per_image), score.split(per_image), metas, strict=True)
         for slot_per_image, labels, scores, meta in parts:
-            boxes = slots.boxes_xyxy_net[slot_per_image]
+            boxes = decoded.boxes_xyxy_net[slot_per_image]
             kept = non_max_suppression(
                 boxes, scores, labels, self.iou, self.max_detections, self.agnostic, self.nms_beta
             )
@@ -141,7 +143,7 @@ class Detector:
 
 
 def decode_predictions(raw_maps: Sequence[Tensor], heads: Sequence[Head], confidence: float) -> DecodedPredictions:
-    """Decode the slots of raw maps [B A H W 5+C] whose objectness passes; only these are ever read beyond one number.
+    """Decode the slots of raw maps [B A H W 5+C] whose objectness passes; of the others only the objectness is read.
 
     Within an image the order is head, row, column, anchor, which is also how NMS ranks equal scores.
     """
@@ -154,10 +156,12 @@ def decode_predictions(raw_maps: Sequence[Tensor], heads: Sequence[Head], confid
 
 
 def _decode_head(raw: Tensor, head: Head, confidence: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the passing slots of one head: boxes [M 4] as corners in network pixels, raw rows [M 5+C], images [M]."""
     num_anchors, num_rows, num_cols, width = raw.shape[1:]
     table = raw.permute(0, 2, 3, 1, 4).reshape(-1, width)  # B*H*W*A 5+C, a view of a channels-last output
     passing = (table[:, 4] > logit(confidence) - LOGIT_SLACK).nonzero().flatten()
     rows = table[passing]
+    # A row's number is ((image * H + row) * W + column) * A + anchor.
     cell = torch.div(passing, num_anchors, rounding_mode="floor")
     col = cell % num_cols
     row = torch.div(cell, num_cols, rounding_mode="floor") % num_rows
@@ -165,8 +169,8 @@ def _decode_head(raw: Tensor, head: Head, confidence: float) -> tuple[Tensor, Te
     prior_wh = priors_wh(head, raw.device)[passing % num_anchors]
     # Darknet does not clamp exp(tw) when it detects; the box is clipped to the image at the end.
     boxes = decode_boxes(rows[:, :4], torch.stack((col, row), dim=1), prior_wh, head, exp_limit=math.inf)
-    boxes = boxes * head.stride
-    boxes_xyxy = torch.cat((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2), dim=1)
+    boxes_xyxy = cxcywh_to_xyxy(boxes * head.stride)
+    # An infinite size around an infinite centre, or a raw NaN, has no corners.
     valid = ~boxes_xyxy.isnan().any(dim=1)
     if not valid.all():
         boxes_xyxy, rows, image = boxes_xyxy[valid], rows[valid], image[valid]

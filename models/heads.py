@@ -1,8 +1,8 @@
 """Detection heads: what a slot's raw numbers mean as a box.
 
-The one decode for training, inference and matching.
+Training, inference and matching all decode by the functions of this file.
 
-Shape letters: B images, A anchors per cell, H W grid rows and columns, C classes, M gathered slots.
+Shape letters: B images, A anchors per cell, H W grid rows and columns, C classes.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-EXP_LIMIT = 1e3  # exp(tw) is clamped here while training: an unbounded one is the classic source of infinite losses
+EXP_LIMIT = 1e3  # exp(tw) is at most this in training, as in ultralytics/yolov3 v7: unbounded, it makes losses infinite
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class Head:
     num_classes: int
     scale_x_y: float = 1.0
     new_coords: bool = False  # False: Darknet's exp for sizes; True: (2 sigmoid)^2, as YOLOv4-csp and YOLOv5
-    all_anchors_wh: tuple[tuple[float, float], ...] = ()  # its section's whole list, as a rule that of every head
+    all_anchors_wh: tuple[tuple[float, float], ...] = ()  # its section's whole list, in a usual cfg that of every head
     mask: tuple[int, ...] = ()  # which of them are this head's
     ignore_thresh: float = 0.5  # Darknet's: predictions above it are no negatives
     iou_thresh: float = 1.0  # Darknet's: below 1, further anchors of the mask above it match too
@@ -39,7 +39,7 @@ class Head:
 
 
 @lru_cache(maxsize=256)
-@torch.inference_mode(False)  # a constant that an evaluation made first must still serve a gradient
+@torch.inference_mode(False)  # a constant first made by an evaluation must still be usable where gradients are taken
 def priors_wh(head: Head, device: torch.device) -> Tensor:
     """Return the head's anchors in grid units, [A 2] float32; kept per device so that matching moves no data."""
     return torch.tensor(head.anchors_wh, dtype=torch.float32, device=device) / head.stride
@@ -65,7 +65,8 @@ def decode_boxes(
         head: says which of the two decodes applies.
         exp_limit: clamp of ``exp(tw)``; ``math.inf`` gives Darknet's unclamped inference.
 
-    Darknet: ``x = s sigma(tx) - (s-1)/2 + i``, ``w = pw exp(tw)``; new_coords: ``w = pw (2 sigma(tw))^2``.
+    Darknet (src/yolo_layer.c): ``x = s sigma(tx) - (s-1)/2 + i``, ``w = pw exp(tw)`` with ``s`` for scale_x_y, column
+    ``i`` and anchor width ``pw``; with new_coords, as in ultralytics/yolov5 v7.0, ``w = pw (2 sigma(tw))^2``.
     """
     raw_xywh = raw_xywh.float()
     scale = head.scale_x_y

@@ -1,7 +1,8 @@
 """Plain torch modules for the sections of a Darknet cfg; they know nothing of cfg files.
 
 Each takes the tensors of its source layers, in order, and returns one tensor.
-Shape letters: B images, C channels, H W rows and columns, A anchors per cell, K classes, S stride.
+
+Shape letters: B images, C channels, H W rows and columns, A anchors per cell, K classes, N sources, S stride.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ class Convolution(nn.Module):
         bn, old = self.bn, self.conv
         mean, variance = running_statistics(bn)
         scale = bn.weight.double() / (variance.double() + bn.eps).sqrt()
-        self.conv = nn.utils.skip_init(  # random numbers would be thrown away here, and the next ones be others
+        # Without initial values: drawing some would change what the random generator gives next.
+        self.conv = nn.utils.skip_init(
             nn.Conv2d, old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation,
             old.groups, device=old.weight.device, dtype=old.weight.dtype,
         )  # fmt: skip
@@ -54,17 +56,17 @@ class Convolution(nn.Module):
 
 
 def running_statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
-    """Return the running means and variances of a batch norm; torch's may do without, none of ours does."""
+    """Return the running means and variances of a batch norm, [C] each; in torch they are optional, here never None."""
     assert norm.running_mean is not None and norm.running_var is not None
     return norm.running_mean, norm.running_var
 
 
 class Pool(nn.Module):
-    """Darknet's pooling window rule for max and average pooling.
+    """Max or average pooling with Darknet's rule for the windows.
 
     The first window starts at ``-(padding // 2)``; there are ``(n + padding - size) // stride + 1`` of them along a
-    side of n, so all surplus is at the right and bottom. Outside counts as minus infinity for max and is left out of
-    averages.
+    side of n, so all surplus is at the right and bottom. What lies outside of the map counts as minus infinity for the
+    maximum and is left out of averages.
     """
 
     def __init__(self, size: int, stride_xy: tuple[int, int], padding: int, average: bool = False):
@@ -79,6 +81,7 @@ class Pool(nn.Module):
         return (side + self.padding - self.size) // stride + 1
 
     def _borders(self, side: int, stride: int) -> tuple[int, int]:
+        """Return how many cells the windows reach beyond a side's start and end."""
         before = self.padding // 2
         end = (self.output_side(side, stride) - 1) * stride + self.size - before
         return before, max(0, end - side)
@@ -96,6 +99,7 @@ class Pool(nn.Module):
         return functional.max_pool2d(functional.pad(x, (left, right, top, bottom), value=-torch.inf), self.size, stride)
 
     def _average(self, x: Tensor, borders: tuple[int, int, int, int], stride: tuple[int, int]) -> Tensor:
+        """Return sums over the windows divided by how many cells of the map each window covers."""
         total = functional.avg_pool2d(functional.pad(x, borders), self.size, stride, divisor_override=1)
         ones = functional.pad(x.new_ones(1, 1, *x.shape[2:]), borders)
         return total / functional.avg_pool2d(ones, self.size, stride, divisor_override=1)
@@ -150,11 +154,12 @@ class Blur(nn.Module):
 
 
 class Reorg(nn.Module):
-    """Cells to channels: S x S cells of one channel become S² channels of one cell; ``reverse`` undoes it.
+    """Cells to channels: S x S cells of one channel become S² channels of one cell; ``reverse`` goes the other way.
 
-    True (``[reorg3d]``): output channel ``(dy S + dx) C + c`` is input channel c at row offset dy, column offset dx.
-    Flat (``[reorg]``): Darknet's first version read the same memory as a map of C/S² channels of SH x SW cells and
-    wrote it in that order; networks were trained with it, so it stays. Darknet's reversed ``[reorg3d]`` slips likewise.
+    ``flat=False`` (``[reorg3d]``): output channel ``(dy S + dx) C + c`` is input channel c at row offset dy, column
+    offset dx. ``flat=True`` (``[reorg]``): Darknet's first version reads the memory of the input as if it were a map of
+    C/S² channels of SH x SW cells; networks were trained with it, so it stays. Darknet's reversed layers are exchanged:
+    a reversed ``[reorg3d]`` undoes ``[reorg]``, and a reversed ``[reorg]`` undoes ``[reorg3d]``.
     """
 
     def __init__(self, stride: int, reverse: bool, flat: bool):
@@ -171,16 +176,18 @@ class Reorg(nn.Module):
             output = (channels // square, rows * stride, cols * stride)
         else:
             output = (channels * square, rows // stride, cols // stride)
-        depth, height, width = (channels, rows, cols) if self.flat else output  # of the side with more channels
-        if self.reverse:
+        # The memory is read and written as maps of two shapes: many channels (these three) and 1/S² as many, S x S as
+        # many cells.
+        depth, height, width = (channels, rows, cols) if self.flat else output
+        if self.reverse:  # B dy dx depth/S² height width -> B depth/S² height dy width dx
             x = x.reshape(batch, stride, stride, depth // square, height, width).permute(0, 3, 4, 1, 5, 2)
-        else:
+        else:  # B depth/S² height dy width dx -> B dy dx depth/S² height width
             x = x.reshape(batch, depth // square, height, stride, width, stride).permute(0, 3, 5, 1, 2, 4)
         return x.reshape(batch, *output)
 
 
 class Upsample(nn.Module):
-    """Repeat every cell S x S times, optionally times a factor."""
+    """Repeat every cell S x S times, and multiply by ``scale``."""
 
     def __init__(self, stride: int, scale: float = 1.0):
         super().__init__()
@@ -209,10 +216,10 @@ class Route(nn.Module):
 
 
 class Shortcut(nn.Module):
-    """Sum of the sources in the shape of the first; of a source, the channels that both have.
+    """Sum of the sources in the shape of the first; of the others, the channels that the first has, too.
 
-    ``weights`` is None, [N] (per_feature) or [N C] (per_channel) for N sources; ``normalization`` makes them positive
-    with sum 1, by relu or softmax. Darknet trains them from 1.
+    ``weights`` is None, [N] (per_feature) or [N C] (per_channel); ``normalization``, "relu" or "softmax", makes them
+    sum to 1 over the sources. They start at 1, as in Darknet.
     """
 
     def __init__(self, activation: str, weights_shape: tuple[int, ...] = (), normalization: str = "none"):
@@ -274,7 +281,7 @@ class Sum(nn.Module):
 
 
 class Implicit(nn.Module):
-    """Numbers that depend on nothing but training (YOLOR, arXiv 2105.04206): N atoms of C channels."""
+    """Trained numbers that do not depend on the image (YOLOR, arXiv 2105.04206): atoms of C channels each."""
 
     def __init__(self, channels: int, atoms: int, mean: float, std: float, uniform: bool):
         super().__init__()
@@ -282,15 +289,15 @@ class Implicit(nn.Module):
         self.weights = nn.Parameter(start.uniform_(-std, std) + mean if uniform else start.normal_(mean, std))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return [B C N 1]; the input only says how many images there are."""
+        """Return [B C atoms 1]; the input only says how many images there are."""
         return self.weights.expand(x.shape[0], -1, -1, -1)
 
 
 class DropBlock(nn.Module):
-    """While training, every channel loses one square with the chance that drops a share ``probability`` on average.
+    """In training, sets one square of a channel to 0, so often that a share ``probability`` is lost on average.
 
-    After arXiv 1810.12890 in Darknet's form: one square at most per channel, what is left of the image scaled up to
-    make good for it. Darknet also lets the squares grow during training; here they are full-sized from the first step.
+    DropBlock (arXiv 1810.12890) in Darknet's form: one square at most per channel, and what is left of the image scaled
+    up to compensate. Darknet also lets the squares grow during training; here they have their full size from the start.
     """
 
     def __init__(self, probability: float, size: int, share: float):
@@ -306,6 +313,7 @@ class DropBlock(nn.Module):
         batch, channels, rows, cols = x.shape
         height, width = (min(n, self.size or max(1, int(n * self.share))) for n in (rows, cols))
         shape = (batch, channels, 1, 1)
+        # Drawn per channel: whether a square is dropped, and where it lies.
         dropped = torch.rand(shape, device=x.device) < self.probability * rows * cols / (height * width)
         top = torch.randint(rows - height + 1, shape, device=x.device)
         left = torch.randint(cols - width + 1, shape, device=x.device)
@@ -318,7 +326,7 @@ class DropBlock(nn.Module):
 
 
 class Softmax(nn.Module):
-    """Softmax over each of the groups of an image's numbers; ``spatial`` takes the channels of every cell instead."""
+    """Softmax over each group of an image's numbers; with ``spatial``, over the channels of every cell instead."""
 
     def __init__(self, groups: int, temperature: float, spatial: bool):
         super().__init__()
@@ -334,7 +342,7 @@ class Softmax(nn.Module):
 
 
 class YoloMap(nn.Module):
-    """Show a convolution's output as a raw map, without moving any data."""
+    """View a convolution's output as a raw map, without moving any data."""
 
     def __init__(self, num_anchors: int, num_classes: int):
         super().__init__()

@@ -1,9 +1,10 @@
-"""The α-weighted loss: raw maps and matches in, the box, objectness and class parts out.
+"""The α-weighted loss: raw maps and objects in, the box, objectness and class parts out.
 
-The parts of :class:`LossResult` are ready to be summed and back-propagated: they carry the gains and, as in both
-origins, the number of images of the batch — here and nowhere else. See :data:`GAINS`.
+docs/assignment.md, *The loss*, has the formulas and a worked example. The parts of :class:`LossResult` are ready to be
+summed and back-propagated: they carry the gains and, as in ultralytics/yolov3 v7 and ultralytics/yolov5 v7.0, the
+number of images of the batch — here and nowhere else. See :data:`GAINS`.
 
-Shape letters: B images, A anchors per cell, H W grid rows and columns, C classes, M matches, N slots.
+Shape letters: B images, A anchors per cell, H W grid rows and columns, C classes, M matches.
 """
 
 from __future__ import annotations
@@ -31,13 +32,13 @@ from utils.structures import Assignment, Matches, Targets
 
 log = logging.getLogger(__name__)
 
-LEAST_WRONG = 1e-7  # of the focal factor's base: below a gamma of 1 its slope at 0 is infinite
+MIN_WRONG = 1e-7  # the focal factor's base is at least this: with a gamma below 1 its slope at 0 is infinite
 FOCAL_ALPHA = 0.25  # weight of the positives in the focal loss, 1 - 0.25 of the negatives (arXiv 1708.02002)
 
 
 @dataclass(frozen=True)
 class Gains:
-    """The gains of one origin, and how it scales them."""
+    """The gains of one codebase, and how it scales them."""
 
     box: float
     obj: float
@@ -47,12 +48,13 @@ class Gains:
     per_head: bool  # box, obj and cls are divided by the number of heads over 3, obj multiplied by (size / 640)^2
 
 
-# cls is given for 80 classes and scaled by classes / 80 in both.
+# Of ultralytics/yolov3 v7 (cfg era: 2019-2020) and ultralytics/yolov5 v7.0. In both, cls is given for 80 classes and
+# scaled by classes / 80.
 GAINS = {
     "yolov3": Gains(box=3.54, obj=64.3, cls=37.4, balance=(), images=64, per_head=False),
     "yolov5": Gains(box=0.05, obj=1.0, cls=0.5, balance=(4.0, 1.0, 0.25, 0.06, 0.02), images=1, per_head=True),
 }
-BALANCE_OF_THREE = (4.0, 1.0, 0.4)  # YOLOv5's, with exactly three heads
+BALANCE_OF_THREE = (4.0, 1.0, 0.4)  # that of ultralytics/yolov5 v7.0 for exactly three heads
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class LossOptions:
 
 @dataclass(frozen=True)
 class LossResult:
-    """What one batch cost, and why."""
+    """The loss of one batch, and the matches that it comes from."""
 
     parts: dict[str, Tensor]  # "box", "obj", "cls": scalars whose sum is back-propagated
     assignment: Assignment
@@ -127,7 +129,13 @@ class DetectionLoss:
         self.balance = _balance(options, heads)
 
     def __call__(self, raw_maps: Sequence[Tensor], targets: Targets, crowd: Targets | None = None) -> LossResult:
-        """Return the loss of a batch from its raw maps [B A H W 5+C], with gradient."""
+        """Return the loss of a batch, with gradient.
+
+        Args:
+            raw_maps: one [B A H W 5+C] per head.
+            targets: the objects, on the device of the maps.
+            crowd: crowd regions, used where the options ignore predictions inside them.
+        """
         with torch.autocast(raw_maps[0].device.type, enabled=False):
             return self._loss(raw_maps, targets, crowd)
 
@@ -167,7 +175,7 @@ class DetectionLoss:
         return MatchedPredictions(matches, iou, plain_iou.detach(), rows[:, 5:], targets.label[matches.target])
 
     def class_cross_entropy(self, part: MatchedPredictions) -> Tensor:
-        """Mean over classes of the cross-entropy of each match, [M]."""
+        """Return the cross-entropy of each match, the mean over classes, [M]."""
         smooth = self.options.label_smoothing / 2
         truth = torch.full_like(part.class_logits, smooth).scatter_(1, part.label[:, None], 1 - smooth)
         return self._cross_entropy(part.class_logits, truth, self.options.cls_pw).mean(dim=1)
@@ -179,10 +187,20 @@ class DetectionLoss:
         base: MatchedPredictions,
         extra: MatchedPredictions,
     ) -> Tensor:
-        """Sum over heads of the mean over slots; an ignored slot adds nothing but is counted in the mean."""
+        """Return the sum over heads of the balance times the mean cross-entropy over slots.
+
+        Args:
+            objectness: logits, one [B A H W] per head.
+            ignore: one [B A H W] bool per head, or None; an ignored slot that no match wrote adds nothing, but is
+                counted in the mean.
+            base: the base matches.
+            extra: the extra matches; ``--tobj`` says which of the two write the objectness target.
+        """
         truths = [torch.zeros_like(logits) for logits in objectness]  # B A H W each
-        written = [None if mask is None else torch.zeros_like(mask) for mask in ignore]
-        for part in (part for name, part in (("base", base), ("extra", extra)) if name in self.tobj):
+        written = [None if mask is None else torch.zeros_like(mask) for mask in ignore]  # slots with a match
+        for name, part in (("base", base), ("extra", extra)):
+            if name not in self.tobj:
+                continue
             values = part.objectness_target(self.options.gr).split(part.matches.per_head)
             for index, place in enumerate(part.matches.place_per_head()):
                 write_largest(truths[index], place, values[index])
@@ -190,9 +208,8 @@ class DetectionLoss:
                 if mask is not None:
                     mask[place] = True
         total = objectness[0].new_zeros(())
-        for logits, truth, mask, positive, balance in zip(
-            objectness, truths, ignore, written, self.balance, strict=True
-        ):
+        per_head = zip(objectness, truths, ignore, written, self.balance, strict=True)
+        for logits, truth, mask, positive, balance in per_head:
             loss = self._cross_entropy(logits, truth, self.options.obj_pw)
             if mask is not None and positive is not None:
                 loss = loss.masked_fill(mask & ~positive, 0)
@@ -200,18 +217,19 @@ class DetectionLoss:
         return total
 
     def _cross_entropy(self, logits: Tensor, truth: Tensor, positive_weight: float) -> Tensor:
+        """Return the binary cross-entropy of every logit, with the focal factor where ``--fl-gamma`` is above 0."""
         weight = None if positive_weight == 1 else constant((positive_weight,), logits.device)
         loss = functional.binary_cross_entropy_with_logits(logits, truth, pos_weight=weight, reduction="none")
         if self.options.fl_gamma == 0:
             return loss
         probability = logits.sigmoid()
-        of_truth = truth * probability + (1 - truth) * (1 - probability)
+        of_truth = truth * probability + (1 - truth) * (1 - probability)  # 1 where the prediction is right
         alpha = truth * FOCAL_ALPHA + (1 - truth) * (1 - FOCAL_ALPHA)
-        wrong = (1 - of_truth).clamp(min=LEAST_WRONG)
+        wrong = (1 - of_truth).clamp(min=MIN_WRONG)
         return loss * alpha * wrong**self.options.fl_gamma
 
     def _scaled(self, parts: dict[str, Tensor], raw_maps: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Multiply by the gains and by the number of images."""
+        """Return the parts times their gains and the number of images."""
         given = {name: getattr(self.options, name) for name in parts}
         gain = {name: getattr(self.gains, name) if value is None else value for name, value in given.items()}
         gain["cls"] *= self.num_classes / 80
@@ -225,37 +243,43 @@ class DetectionLoss:
 
 @dataclass(frozen=True)
 class MatchedPredictions:
-    """The base or the extra matches of all heads, with what the network says at their slots."""
+    """The base or the extra matches of all heads, with what the network predicts at their slots."""
 
     matches: Matches
     iou: Tensor  # [M] of the predicted box with the object, of the kind of the box loss, with gradient
-    plain_iou: Tensor  # [M] the same as plain IoU, without gradient: for the counts, alike for every box loss
+    plain_iou: Tensor  # [M] plain IoU of the same boxes, without gradient: for the counts, whatever the box loss
     class_logits: Tensor  # [M C]
-    label: Tensor  # [M] int64
+    label: Tensor  # [M] int64, class of the object
 
     def mean(self, values: Tensor, normalise: str) -> Tensor:
-        """Weighted sum over the matches by their number: of each head, then summed over heads, or of all at once."""
+        """Return the sum of ``values`` [M] times the matches' weights, divided by the number of matches.
+
+        Args:
+            values: one per match.
+            normalise: "head" divides within each head and sums over the heads; "batch" takes all matches at once.
+        """
         weighted = values * self.matches.weight
         if normalise == "batch":
             return weighted.sum() / max(1, len(weighted))
         return torch.stack([part.sum() / max(1, len(part)) for part in weighted.split(self.matches.per_head)]).sum()
 
     def objectness_target(self, gr: float) -> Tensor:
-        """(1 − gr) + gr · max(IoU, 0), [M], without gradient."""
+        """Return (1 − gr) + gr · max(IoU, 0), [M], without gradient."""
         return (1 - gr) + gr * self.iou.detach().clamp(min=0)
 
 
 def write_largest(truth: Tensor, place: tuple[Tensor, ...], values: Tensor) -> None:
-    """Write values into a map at [M] indices; where a place is named several times, the largest value stays.
+    """Write values [M] into a map [B A H W] at ``place``; where a place occurs several times, the largest value stays.
 
-    The order of the matches therefore never matters, on no device.
+    So the order of the matches does not matter, on any device.
     """
+    # A view in memory order: the map has the layout of the logits, which need not be that of its dimensions.
     flat = truth.flatten() if truth.is_contiguous() else truth.as_strided((truth.numel(),), (1,))
     flat.scatter_reduce_(0, row_numbers(truth.stride(), *place), values.to(flat.dtype), "amax")
 
 
 def _balance(options: LossOptions, heads: tuple[Head, ...]) -> tuple[float, ...]:
-    """Objectness weight of each head, in the heads' order; the recipes list them finest head first."""
+    """Return the objectness weight of each head, in the heads' order; options list them from the finest head on."""
     weights = options.balance
     if weights is None:
         weights = GAINS[options.gains].balance or (1.0,) * len(heads)

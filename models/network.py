@@ -22,11 +22,12 @@ from utils.errors import UserError, run_command
 
 DARKNET_BN_EPS = 1e-5
 BN_MOMENTUM = 0.03  # weight of the new batch; Darknet's own rolling average uses 0.1 or 0.01 by version
-_THROUGH = ("shift_channels", "control_channels", "activation", "dropout", "silence")  # leave the channels as they are
+# Kinds that may lie between a head and its convolution: they leave the channels as they are.
+_THROUGH = ("shift_channels", "control_channels", "activation", "dropout", "silence")
 
 
 class Network(nn.Module):
-    """The layers of one cfg, run in its order; ``layers[i]`` is Darknet's layer ``i``."""
+    """The layers of one cfg, run in the order of the file; ``layers[i]`` is Darknet's layer ``i``."""
 
     def __init__(self, config: DarknetConfig, built: list[Layer]):
         super().__init__()
@@ -81,6 +82,7 @@ class Network(nn.Module):
 
     def layers_without_effect(self) -> list[int]:
         """Return the layers that no head depends on: they run, but no loss reaches them."""
+        # From the last layer to the first: what a needed layer reads is needed, too.
         needed = set(self.head_layers)
         for index in reversed(range(len(self.layers))):
             if index in needed:
@@ -144,7 +146,8 @@ def check_image_size(network: Network, size: int | tuple[int, int]) -> None:
         UserError: names the stride and the nearest sizes that fit.
     """
     stride = network.max_stride
-    for side in (size,) if isinstance(size, int) else size:
+    sides = (size,) if isinstance(size, int) else size
+    for side in sides:
         if side < 1 or side % stride:
             below, above = side // stride * stride, (side // stride + 1) * stride
             fitting = f"{below} or {above}" if below > 0 else f"{stride}"
@@ -158,7 +161,8 @@ def initialise_head_biases(network: Network, rule: str = "yolov3") -> None:
 
     Args:
         network: changed in place.
-        rule: a key of ``BIAS_RULES``; the numbers are those of the two origins.
+        rule: a key of ``BIAS_RULES``: "yolov3" for the numbers of ultralytics/yolov3 v7 (cfg era: 2019-2020), "yolov5"
+            for those of ultralytics/yolov5 v7.0.
     """
     for index, head in enumerate(network.heads):
         layer = network.head_convolution(index)
@@ -171,11 +175,12 @@ def initialise_head_biases(network: Network, rule: str = "yolov3") -> None:
 
 
 def _yolov3_biases(head: Head) -> tuple[float, float]:
+    """Return what is added to the logits of objectness and of every class."""
     return -4.5, math.log(0.6 / (head.num_classes - 0.99))
 
 
 def _yolov5_biases(head: Head) -> tuple[float, float]:
-    """Eight objects in an image of 640 pixels."""
+    """Return what is added to the logits: as if each anchor had eight objects in an image of 640 x 640 pixels."""
     return math.log(8 / (640 / head.stride) ** 2), math.log(0.6 / (head.num_classes - 0.99999))
 
 
@@ -226,7 +231,7 @@ def _convolution_before(sections: tuple[Section, ...], head: int) -> int:
 
 
 def _predicting(sections: tuple[Section, ...], head: int) -> list[int]:
-    """Return the layers whose ``filters`` are a head's channels: its convolution, implicit vectors joined after it."""
+    """Return the layers whose ``filters`` are a head's channels: its convolution, and implicit vectors joined to it."""
     found = [_convolution_before(sections, head)]
     for section in sections[found[0] + 1 : head]:
         if section.kind in ("shift_channels", "control_channels"):
@@ -235,11 +240,13 @@ def _predicting(sections: tuple[Section, ...], head: int) -> list[int]:
 
 
 def _grid_stride(layer: Layer) -> int:
+    """Return the larger stride of a layer's output, 1 for what lies on no grid."""
     return max(1, math.ceil(layer.output.stride_x), math.ceil(layer.output.stride_y))
 
 
 def _released_after(sources: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
     """Return, per layer, the outputs that no later layer reads, so that inference holds no more than it must."""
+    # Later readers overwrite earlier ones: the last layer that reads each output.
     last = {source: index for index, used in enumerate(sources) for source in used}
     return tuple(tuple(s for s in sorted(set(used)) if last[s] == index) for index, used in enumerate(sources))
 

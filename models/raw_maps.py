@@ -1,9 +1,10 @@
 """Every read of a raw map by slot; the loss's read has a backward pass that writes one dense gradient and nothing else.
 
-Slicing and indexing a raw map in plain autograd makes a zero-filled gradient of the whole map for each read; the maps
-are the largest tensors of a training step, and writing them several times is what the loss's backward pass then costs.
+Plain autograd makes a zero-filled gradient of the whole map for each slice or index of it. The maps are the largest
+tensors of a training step, and writing them several times would be most of the loss's backward pass.
 
-Shape letters: B images, A anchors per cell, H W grid rows and columns, C classes, M matches, N slots, P pairs.
+Shape letters: B images, A anchors per cell, H W grid rows and columns, C classes, M matches, N slots of one map, P of
+them that are asked for.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ def flat_rows(raw: Tensor) -> tuple[Tensor, tuple[int, ...]]:
     Returns:
         The rows, and how many rows one step in image, anchor, row and column is. A map that is not dense is copied.
     """
+    # A convolution's output viewed as a map has its numbers of one slot side by side only in channels-last format.
     if not is_dense(raw):
         raw = raw.contiguous()
     width = raw.shape[-1]
@@ -32,6 +34,7 @@ def flat_rows(raw: Tensor) -> tuple[Tensor, tuple[int, ...]]:
 
 def is_dense(raw: Tensor) -> bool:
     """Whether a raw map [B A H W 5+C] is rows of 5+C numbers without gaps, in any order of the other dimensions."""
+    # From the smallest step up, each must be the size of everything inside it; a dimension of size 1 has no step.
     expected = raw.shape[-1]
     for step, size in sorted(zip(raw.stride()[:4], raw.shape[:4], strict=True)):
         if size > 1 and step != expected:
@@ -52,7 +55,7 @@ def gather_rows(raw: Tensor, image: Tensor, anchor: Tensor, row: Tensor, col: Te
 
 
 def gather_numbers(raw: Tensor, column: Tensor, image: Tensor, anchor: Tensor, row: Tensor, col: Tensor) -> Tensor:
-    """Return one number of a raw map [B A H W 5+C] per slot, [P] float32, each from a column of its own."""
+    """Return one number of a raw map [B A H W 5+C] per slot, [P] float32, from the column given for it, [P]."""
     rows, steps = flat_rows(raw)
     return rows.view(-1)[row_numbers(steps, image, anchor, row, col) * raw.shape[-1] + column].float()
 
@@ -70,34 +73,39 @@ def gather_predictions(raw_maps: Sequence[Tensor], assignment: Assignment) -> tu
         raw = raw if is_dense(raw) else raw.contiguous()
         _, steps = flat_rows(raw)
         logits, of_base, of_extra = _GatherRows.apply(raw, row_numbers(steps, *base), row_numbers(steps, *extra))
-        objectness.append(logits.as_strided(raw.shape[:4], steps))
+        objectness.append(logits.as_strided(raw.shape[:4], steps))  # N in memory order -> B A H W, without moving data
         base_rows.append(of_base)
         extra_rows.append(of_extra)
     return tuple(objectness), torch.cat(base_rows), torch.cat(extra_rows)
 
 
 class _GatherRows(torch.autograd.Function):
+    """Objectness of every slot [N], and the rows [P 5+C] of each list of row numbers, from a dense raw map."""
+
     @staticmethod
     def forward(ctx, raw: Tensor, *wheres: Tensor) -> tuple[Tensor, ...]:
         ctx.save_for_backward(*wheres)
-        ctx.like = torch.empty_like(raw, device="meta")
+        ctx.like = torch.empty_like(raw, device="meta")  # shape, strides and type of the gradient; holds no memory
         ctx.device = raw.device
         rows, _ = flat_rows(raw)
+        # Objectness is copied, also from float32: a view would keep the gaps between the rows.
         return (rows[:, 4].to(torch.float32, copy=True), *(rows.index_select(0, where).float() for where in wheres))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad_objectness: Tensor, *grad_rows: Tensor) -> tuple[Tensor | None, ...]:
         gradient = torch.zeros_like(ctx.like, device=ctx.device)
-        rows, _ = flat_rows(gradient)
+        rows, _ = flat_rows(gradient)  # a view
         rows[:, 4] = grad_objectness
+        # A slot may have several matches, in either set: their gradients are added up first, so that each row is
+        # written once.
         where, total = _sum_of_repeated(torch.cat(ctx.saved_tensors), torch.cat(grad_rows))
         rows[where] += total.to(rows.dtype)
         return gradient, *(None for _ in grad_rows)
 
 
 def _sum_of_repeated(where: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Add the rows that go to the same place, always in the same order; each place is then written once."""
+    """Add up the rows [P 5+C] that go to the same place, always in the same order; return places and sums."""
     order = torch.argsort(where, stable=True)
     places, group = torch.unique_consecutive(where[order], return_inverse=True)
     if len(places) == len(where):

@@ -70,11 +70,11 @@ def test_equals_the_textbook_loop(count, num_classes, seed, score_levels, iou_th
     assert run(boxes, scores, labels, iou_threshold, max_detections, agnostic) == expected
 
 
-@pytest.mark.parametrize("block, shell", [(1, 1), (3, 2), (7, 5), (16, 64)])
+@pytest.mark.parametrize("block, portion", [(1, 1), (3, 2), (7, 5), (16, 64)])
 @pytest.mark.parametrize("agnostic", [False, True])
-def test_blocks_and_shells_do_not_change_the_result(monkeypatch, block, shell, agnostic):
+def test_blocks_and_portions_do_not_change_the_result(monkeypatch, block, portion, agnostic):
     monkeypatch.setattr(nms, "BLOCK", block)
-    monkeypatch.setattr(nms, "FIRST_SHELL", shell)
+    monkeypatch.setattr(nms, "FIRST_PORTION", portion)
     for seed in range(5):
         boxes, scores, labels = random_case(150, 3, seed, score_levels=6)
         for limit in (10, 1000):

@@ -17,7 +17,7 @@ from torch import Tensor
 SIZE_NAMES = ("small", "medium", "large")  # COCO's, by area
 SIZE_LIMITS = (32.0**2, 96.0**2)  # square pixels: small is below the first, large from the second on
 SMALLEST_AREA = 1e-9  # a union, hull or squared diagonal below it counts as this, so that nothing is divided by zero
-SMALLEST_SIDE = 1e-6  # likewise for a height under a width, where CIoU compares aspect ratios
+SMALLEST_SIDE = 1e-6  # likewise a height that a width is divided by, where CIoU compares aspect ratios
 
 
 def cxcywh_to_xyxy(boxes_cxcywh: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def _giou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def _diou(a: Tensor, b: Tensor) -> Tensor:
-    """IoU − ρ² / c²: squared distance of the centres over the squared diagonal of the hull."""
+    """IoU − ρ² / c²: the penalty is the squared distance of the centres over the squared diagonal of the hull."""
     return _iou(a, b) - _center_penalty(a, b)
 
 
@@ -100,6 +100,7 @@ def intersection_over_first(a_xyxy: Tensor, b_xyxy: Tensor) -> Tensor:
 
 
 def _precise(boxes: Tensor) -> Tensor:
+    """Return the boxes in float32, or as they are in float64."""
     return boxes if boxes.dtype in (torch.float32, torch.float64) else boxes.float()
 
 
@@ -112,13 +113,16 @@ def _intersection_and_union(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _hull_wh(a: Tensor, b: Tensor) -> Tensor:
+    """Return width and height of the smallest box around both, [... 2]."""
     return torch.maximum(a[..., 2:], b[..., 2:]) - torch.minimum(a[..., :2], b[..., :2])
 
 
 def _center_penalty(a: Tensor, b: Tensor) -> Tensor:
+    """Return ρ² / c², [...]."""
     distance = ((b[..., :2] + b[..., 2:] - a[..., :2] - a[..., 2:]) / 2).square().sum(dim=-1)
     return distance / _hull_wh(a, b).square().sum(dim=-1).clamp(min=SMALLEST_AREA)
 
 
 def _aspect(wh: Tensor) -> Tensor:
+    """Return the aspect ratio as an angle, atan(width / height)."""
     return torch.atan(wh[..., 0] / wh[..., 1].clamp(min=SMALLEST_SIDE))

@@ -90,7 +90,7 @@ def build_options(values: dict[str, Any], groups: Sequence[type]) -> tuple[Any, 
     for name in values:
         if name not in known:
             raise UserError(f"unknown option '{name}'{suggestion(name, known)}")
-    # YAML and checkpoints know lists only; the options are tuples.
+    # YAML and checkpoints have lists where the options have tuples.
     values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
     try:
         return tuple(
@@ -139,6 +139,7 @@ def read_recipe(path: Path, groups: Sequence[type]) -> dict[str, Any]:
 
 
 def _checked(value: Any, item: Field, group: type, place: str) -> Any:
+    """Return a recipe's value in the type of its field; ``place`` is file and line, for the message."""
     kind, many, optional = _type_of(item, group)
     if value is None and optional:
         return None
@@ -178,7 +179,7 @@ def _add_flag(section: argparse._ArgumentGroup, item: Field, group: type) -> Non
     text = item.metadata.get("help", "") + ("" if default in (None, "", ()) else f" (default: {_shown(default)})")
     text = text.replace("%", "%%")
     if kind is bool:
-        # Always with --no-x: a recipe may have switched it on.
+        # A flag has its --no-x, too: a recipe may have switched it on.
         action = argparse.BooleanOptionalAction
         section.add_argument(flag, dest=item.name, default=argparse.SUPPRESS, action=action, help=text)
         return

@@ -62,7 +62,7 @@ def describe_device(device: torch.device) -> str:
 
 
 def synchronised_time(device: torch.device) -> float:
-    """Return a clock's seconds once the work that a device was given is done; a GPU works on while Python goes on."""
+    """Return a clock's seconds after all work given to a device is done: a GPU still computes when Python goes on."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
@@ -71,9 +71,9 @@ def synchronised_time(device: torch.device) -> float:
 def amp_dtype(device: torch.device) -> torch.dtype | None:
     """Return the type in which mixed precision is faster and safe on a device, None where there is none.
 
-    float16 on GPUs with tensor cores: of the two 16-bit types the one whose 11 bits still tell neighbouring pixels
-    apart; it needs loss scaling. Not on the GTX 16xx, which have no tensor cores and produce NaN, and not on a CPU:
-    without AMX it emulates bfloat16, four times slower than float32.
+    That is float16 on GPUs with tensor cores: of the two 16-bit types it is the one whose 11 bits still tell
+    neighbouring pixels apart; it needs loss scaling. There is none on the GTX 16xx, which have no tensor cores and
+    produce NaN, and none on a CPU, which without AMX emulates bfloat16, four times slower than float32.
     """
     if device.type != "cuda":
         return None

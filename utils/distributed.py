@@ -18,8 +18,8 @@ def start(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)  # NCCL's collectives of objects use the current device
     if world_size() > 1 and not dist.is_initialized():
-        # DistributedDataParallel imports this module, whose functions take the group of that moment as a default
-        # argument and so keep it for ever. Imported before there is a group, they keep none, and stop() can end it.
+        # DistributedDataParallel imports torch.distributed.nn, whose functions keep the process group of that moment
+        # as a default argument for ever. Imported before there is a group, they keep none, and stop() can end it.
         importlib.import_module("torch.distributed.nn")
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
@@ -27,7 +27,7 @@ def start(device: torch.device) -> None:
 def stop() -> None:
     """Leave the process group, if there is one, and end its threads.
 
-    A thread that outlives the interpreter aborts the process when it lets go of a Python object. They all end with the
+    A thread that outlives the interpreter aborts the process when it releases a Python object. The threads end with the
     last reference to the group, so whatever holds one, such as DistributedDataParallel, must be deleted before.
     """
     if dist.is_initialized():
@@ -69,7 +69,7 @@ def broadcast(value: Any) -> Any:
 
 
 def gather(value: Value) -> list[Value] | None:
-    """Return the values of all processes in the main one, None in the others; of a single process its own."""
+    """Return the values of all processes in the main one, None in the others; a single process is its own main one."""
     if not dist.is_initialized():
         return [value]
     values: list[Any] | None = [None] * world_size() if is_main() else None

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
+from utils.boxes import cxcywh_to_xyxy
 from utils.files import atomic_path
 from utils.structures import Batch, Detections, Targets
 
@@ -30,7 +30,7 @@ BORDER: Color = (255, 255, 255)
 
 @lru_cache(maxsize=4096)
 def class_color(label: int) -> Color:
-    """Return the colour of a class: neighbours differ in hue, every other one is darker."""
+    """Return the colour of a class: neighbouring numbers differ in hue, and every other one is darker."""
     hue = (label * GOLDEN_RATIO) % 1.0
     red, green, blue = colorsys.hsv_to_rgb(hue, 0.9 if label % 3 else 0.65, 1.0 if label % 2 == 0 else 0.75)
     return round(blue * 255), round(green * 255), round(red * 255)
@@ -48,7 +48,9 @@ def line_width(height: int, width: int) -> int:
 
 def draw_detections(image: np.ndarray, detections: Detections, names: Sequence[str]) -> None:
     """Draw boxes, class names and scores into an image, in place; the strongest comes last, on top."""
-    boxes, scores, labels = (values.tolist() for values in vars(detections.cpu()).values())
+    boxes = detections.boxes_xyxy.tolist()
+    scores = detections.scores.tolist()
+    labels = detections.labels.tolist()
     for box, score, label in reversed(list(zip(boxes, scores, labels, strict=True))):
         draw_box(image, box, f"{class_name(label, names)} {score:.2f}", class_color(label))
 
@@ -60,7 +62,7 @@ def draw_box(image: np.ndarray, box_xyxy: Sequence[float], text: str, color: Col
     """
     height, width = image.shape[:2]
     thickness = line_width(height, width)
-    # Far outside corners overflow OpenCV's integers; just outside keeps the edge out of sight.
+    # Corners far outside of the image overflow OpenCV's integers; moved to just outside, the edge stays out of sight.
     left, top, right, bottom = (
         round(min(max(value, -thickness), max(height, width) + thickness)) for value in box_xyxy
     )
@@ -113,8 +115,7 @@ def _bgr_images(batch: Batch) -> list[np.ndarray]:
 
 
 def _draw_targets(images: list[np.ndarray], targets: Targets, names: Sequence[str], color: Color | None = None) -> None:
-    boxes = targets.boxes_cxcywh.cpu()
-    corners = torch.cat((boxes[:, :2] - boxes[:, 2:] / 2, boxes[:, :2] + boxes[:, 2:] / 2), dim=1)
+    corners = cxcywh_to_xyxy(targets.boxes_cxcywh.cpu())
     for number, label, corner in zip(targets.image.tolist(), targets.label.tolist(), corners.tolist(), strict=True):
         if number < len(images):
             height, width = images[number].shape[:2]
@@ -162,7 +163,10 @@ def _plate_ascii(text: str, size: int, color: Color, ink: Color) -> np.ndarray:
 
 
 def _plate_unicode(text: str, size: int, color: Color, ink: Color) -> np.ndarray:
-    """OpenCV's font knows ASCII only; Pillow comes with matplotlib, and so does a font of many alphabets."""
+    """Return a plate for text that OpenCV's font, which is ASCII only, cannot write.
+
+    Pillow comes with matplotlib, and so does a font of many alphabets.
+    """
     import matplotlib
     from PIL import Image, ImageDraw, ImageFont
 

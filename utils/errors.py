@@ -22,11 +22,11 @@ def suggestion(word: str, known: Iterable[str]) -> str:
 def run_command(main: Callable[[], None]) -> None:
     """Run a script's ``main`` and turn a :class:`UserError` or a file-system error into one line and exit status 2.
 
-    A reader that went away (``| head``) ends the program quietly; Ctrl-C ends it with status 130, as shells expect.
-    Where the console cannot show a letter, a question mark stands for it.
+    Where a reader of the output has gone (``| head``), the program ends quietly; Ctrl-C ends it with status 130, as
+    shells expect. Where the console cannot show a letter, a question mark is printed instead.
     """
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # not so in a notebook
+        if isinstance(stream, io.TextIOWrapper):  # in a notebook it is not
             stream.reconfigure(errors="replace")
     try:
         main()

@@ -1,4 +1,4 @@
-"""Names that were changed, so that recipes, runs and checkpoints written before the change are read after it."""
+"""Names that were changed, and by what: so recipes, runs and checkpoints from before the change can still be read."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ RENAMED = {  # options, columns of results.csv and of the blocks of an interrupt
     "object/new": "object/extra",
     "object/prior_iou": "object/shape_iou",
 }
-RENAMED_VALUES = {"tobj": {"std+new": "base+extra", "std": "base", "new": "extra"}}  # of options
+RENAMED_VALUES = {"tobj": {"std+new": "base+extra", "std": "base", "new": "extra"}}  # values of options
 
 
 def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a flat mapping of names to values with names, and values that are names, as they are now."""
+    """Return a flat mapping of names to values under the current names; values of options are renamed likewise."""
     current = {}
     for name, value in values.items():
         name = RENAMED.get(name, name)

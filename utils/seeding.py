@@ -1,4 +1,4 @@
-"""Seeds. Nothing random depends on what happened before: everything is a function of (seed, epoch, and a number).
+"""Seeds: every random draw is a function of (seed, epoch, number), whatever was drawn before.
 
 Data loading draws nothing from the global generators seeded here: it derives every choice from (seed, epoch, index).
 """
@@ -21,9 +21,9 @@ def seed_everything(seed: int) -> None:
 
 
 def seed_epoch(seed: int, epoch: int, process: int) -> None:
-    """Seed torch's generators for one epoch in one process: what a layer draws while it is trained, as dropout does.
+    """Seed torch's generators for one epoch in one process: from them layers such as dropout draw in training.
 
-    So a resumed run draws what the whole run would have drawn, a run that is tested less often draws the same, and no
-    two processes draw the same masks.
+    So a resumed run draws what the uninterrupted run would have drawn, a run that is tested less often draws the same,
+    and no two processes draw the same masks.
     """
     torch.manual_seed(int(np.random.SeedSequence((seed, epoch, process)).generate_state(1, np.uint64)[0]))

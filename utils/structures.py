@@ -2,6 +2,7 @@
 
 Shape letters: B images in a batch, T targets, M matches, A anchors of a head, N boxes, H W pixels of the network input
 (of a map: rows and columns of its grid).
+
 Box formats: ``cxcywh`` is centre and size, ``xyxy`` is the two corners. "Normalised" means divided by the width and
 height of the network input, after letterboxing; "original pixels" are those of the image file.
 """
@@ -111,7 +112,7 @@ class Assignment:
 
     base: Matches  # by the strategy's own rule
     extra: Matches  # added because of predictions
-    ignore: tuple[Tensor | None, ...]  # per head [B A H W] bool, slots that are neither positive nor negative, or None
+    ignore: tuple[Tensor | None, ...]  # per head [B A H W] bool, True where an unmatched slot is no negative; or None
 
 
 @dataclass(frozen=True)

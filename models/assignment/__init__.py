@@ -1,1 +1,1 @@
-"""Which slot learns from which object."""
+"""Which slots learn from which objects: the strategies of ``--match``."""

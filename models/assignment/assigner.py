@@ -24,7 +24,7 @@ from utils.structures import Assignment, Targets
 
 
 class Assigner:
-    """The strategy of some options: targets and raw maps in, :class:`utils.structures.Assignment` out, no gradient."""
+    """Matches batches by the strategy that the options name; no gradient passes through it."""
 
     def __init__(self, options: AssignmentOptions, heads: tuple[Head, ...]) -> None:
         parts = strategies_of(options.match)
@@ -46,9 +46,13 @@ class Assigner:
         Args:
             targets: the objects, on the device of the grid.
             grid: the slots of the heads at the batch's size.
-            raw_maps: one [B A H W 5+C] per head; without them only strategies that look at priors alone, and no slot
-                is ignored, because that is a question about predictions.
-            crowd: crowd regions, used where they are ignored.
+            raw_maps: one [B A H W 5+C] per head. Without them only strategies that look at priors alone can match, and
+                no slot is ignored, because what is ignored is a prediction.
+            crowd: crowd regions, used where the options ignore predictions inside them.
+
+        Returns:
+            The base and the extra matches, and the slots that are ignored: one map per head, or None for each head
+            where nothing can be ignored.
         """
         inputs = AssignmentInput(targets, grid, tuple(raw.detach() for raw in raw_maps or ()))
         base = extra = Pairs.none(grid.head.device)
@@ -67,7 +71,10 @@ class Assigner:
 def _ignore_rules(
     strategy: Strategy, options: AssignmentOptions, heads: tuple[Head, ...]
 ) -> tuple[tuple[float, ...] | None, bool]:
-    """Return the IoU of each head above which a prediction is no negative, if any, and whether crowds are ignored."""
+    """Return two rules: which IoU makes a prediction no negative, and whether a crowd region does.
+
+    The first is one IoU per head, or None where no IoU does; the options decide where given, else the strategy.
+    """
     thresholds = None
     if options.ignore_thresh is not None:
         thresholds = (options.ignore_thresh,) * len(heads)
@@ -78,6 +85,10 @@ def _ignore_rules(
 
 
 def _extra_part(parts: list[Strategy], options: AssignmentOptions) -> Callable[[AssignmentInput, Pairs], Pairs] | None:
+    """Return the rule for extra matches: the last strategy's own, else, of ``A+B``, B's base matches that A lacks.
+
+    None where ``--match`` makes no extra matches.
+    """
     last = parts[-1]
     if last.extra is not None:
         return build_rule(last.extra, options)

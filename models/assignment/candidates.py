@@ -1,6 +1,6 @@
 """Which slots a strategy looks at for a target, as rectangles of cells for ``window_pairs``.
 
-Shape letters: L heads, K anchors of all heads together, T targets, P pairs.
+Shape letters: L heads, T targets.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor
 from models.assignment.grid import constant
 from models.assignment.inputs import AssignmentInput, Pairs, window_pairs
 
-EVERY_CELL = 1e6  # more cells than any map has in a row
-SLACK = 0.01  # cells by which a rectangle is widened, so that rounding never loses a slot
+EVERY_CELL = 1e6  # a distance in cells, longer than any map
+SLACK = 0.01  # cells by which a rectangle is widened on every side, so that rounding never loses a slot
 
-Window = tuple[Tensor, Tensor]  # first and last (column, row), [T L 2] int64 each
+Window = tuple[Tensor, Tensor]  # first and last (column, row) of a rectangle, both inside it, [T L 2] int64 each
 
 
 def center_cell(inputs: AssignmentInput) -> Window:
@@ -25,7 +25,7 @@ def center_cell(inputs: AssignmentInput) -> Window:
 
 
 def neighbourhood(inputs: AssignmentInput) -> Window:
-    """Return the 3x3 cells around it."""
+    """Return the 3 x 3 cells around the one that holds the target's centre."""
     return inputs.cells - 1, inputs.cells + 1
 
 
@@ -42,17 +42,21 @@ CANDIDATES: dict[str, Callable[[AssignmentInput], Window]] = {
 
 
 def candidate_pairs(inputs: AssignmentInput, kind: str) -> Iterator[Pairs]:
-    """Yield every target with its candidate slots, a bounded number of pairs at a time; ``kind`` names the slots."""
+    """Yield every target with its candidate slots, a bounded number of pairs at a time.
+
+    Args:
+        kind: a key of ``CANDIDATES``; says which slots are candidates.
+    """
     yield from window_pairs(inputs, *CANDIDATES[kind](inputs))
 
 
 def cells_that_can_reach(inputs: AssignmentInput, iou: tuple[float, ...]) -> Window:
-    """Return the cells whose predictions can have at least an IoU (one number per head) with the target.
+    """Return the cells whose predictions can reach an IoU with the target; ``iou`` is one number per head.
 
     The IoU of two boxes is at most the overlap of their x-intervals over the longer of the two, and likewise in y.
     With a target of width w, an IoU of t therefore needs a prediction between tw and w/t wide, whose centre is at
-    most ``w · max(1 − t, (1/t − 1) / 2)`` away. GIoU, DIoU and CIoU are never above the IoU: it holds for them too.
-    From an IoU of 0 on, any distance will do: every cell of the map.
+    most ``w · max(1 − t, (1/t − 1) / 2)`` away. GIoU, DIoU and CIoU are never above the IoU, so this holds for them
+    too. An IoU of 0 is reached at any distance: then every cell of the map is returned.
     """
     reach = tuple(max(1 - t, (1 / t - 1) / 2) if t > 0 else 0.0 for t in iou)
     anywhere = tuple(0.0 if t > 0 else EVERY_CELL for t in iou)
@@ -69,10 +73,11 @@ def cells_that_can_predict_inside(inputs: AssignmentInput) -> Window:
 def _cells_with_centers_in(inputs: AssignmentInput, half: Tensor) -> Window:
     """Return the cells that can predict a centre at most ``half`` [T L 2] cells away from the target's.
 
-    A cell reaches from its own borders ``(scale_x_y − 1) / 2`` outwards.
+    The centre that a cell predicts lies in the cell, or up to ``(scale_x_y − 1) / 2`` cells outside of its borders.
     """
     overhang = tuple((head.scale_x_y - 1) / 2 for head in inputs.grid.heads)
     half = half + constant(overhang, half.device)[:, None] + SLACK
+    # Column c covers c to c + 1: the first must not end before the lower bound, the last not start after the upper one.
     return (inputs.centers - half - 1).ceil().long(), (inputs.centers + half).floor().long()
 
 
@@ -88,4 +93,5 @@ def cell_centers_within(inputs: AssignmentInput, radius: float) -> Window:
 
 
 def _cell_centers_between(low: Tensor, high: Tensor) -> Window:
+    """Return the cells whose centre, at column + 1/2 and row + 1/2, lies strictly between two corners [T L 2]."""
     return (low - 0.5).floor().long() + 1, (high - 0.5).ceil().long() - 1

@@ -1,6 +1,8 @@
-"""What an epoch's matches amount to: objects without a match, collisions, the share of extra matches.
+"""Counts of an epoch's matches: objects without a match, collisions, the share of extra matches.
 
-All sums stay tensors on the device until somebody asks for the summary, so that counting does not wait for a GPU.
+All sums stay tensors on the device until the summary is asked for, so that counting does not wait for a GPU.
+
+Shape letters: T targets, M matches.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ class MatchCounts:
     base: Tensor  # [] base matches
     extra: Tensor  # [] extra matches
     base_iou: Tensor  # [] sum of the plain IoU of the base matches' predictions, whatever the box loss
-    extra_iou: Tensor  # []
+    extra_iou: Tensor  # [] likewise of the extra matches
     collisions: Tensor  # [] slots wanted by several objects
     lost_slots: Tensor  # [3] slots that an object lost to another one, by the size of the loser
     lost_all_slots: Tensor  # [3] matched objects that lost every slot they wanted
@@ -35,6 +37,7 @@ class MatchCounts:
 
     def summary(self) -> dict[str, float]:
         """Return the statistics for the log, as plain numbers."""
+        # All sums as one tensor, so that a GPU is waited for once.
         flat = torch.cat([getattr(self, item.name).reshape(-1).double() for item in fields(self)]).tolist()
         value, start = {}, 0
         for item in fields(self):
@@ -72,11 +75,12 @@ class MatchCounts:
 
 
 def _share(part: float, whole: float) -> float:
+    """Return part / whole, or 0 where there is no whole."""
     return part / whole if whole else 0.0
 
 
 def size_of(targets: Targets, grid: SlotGrid) -> Tensor:
-    """Return each target's size at network scale, [T] int64: 0 small, 1 medium, 2 large."""
+    """Return each target's size by its area in network pixels, [T] int64: 0 small, 1 medium, 2 large."""
     pixels = grid.shapes[0][0] * grid.shapes[0][1] * grid.heads[0].stride ** 2
     area = targets.boxes_cxcywh[:, 2] * targets.boxes_cxcywh[:, 3] * pixels
     return (area >= SIZE_LIMITS[0]).long() + (area >= SIZE_LIMITS[1]).long()
@@ -89,9 +93,9 @@ def count_matches(
     """Count one batch's matches.
 
     Args:
-        assignment: its matches.
-        targets: its objects.
-        grid: numbers the slots.
+        assignment: the matches.
+        targets: the objects that were matched.
+        grid: the slots of the heads at the batch's size.
         base_iou: plain IoU of the prediction of each base match with its object, [M].
         extra_iou: likewise of the extra matches.
     """
@@ -123,24 +127,26 @@ def count_matches(
 
 
 def losing_matches(slot: Tensor, target: Tensor, quality: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the matches whose slot another object takes, because that one's IoU with the slot's prediction is higher.
+    """Find the matches whose slot goes to another object, which has a higher IoU with the slot's prediction.
 
     Args:
         slot: [M] number of each match's slot.
-        target: [M] its object; an object may hold a slot twice (as base and as extra match), which is no collision.
+        target: [M] its object; an object may have a slot twice (as base and as extra match), which is no collision.
         quality: [M] IoU of the slot's prediction with the object.
 
     Returns:
         [M] bool, True for a losing match; [M] bool, True for the second of a repeated pair; and how many slots several
-        objects want. Of equal IoUs, the object that comes first in the batch wins.
+        objects want, as a scalar. Of equal IoUs, the object that comes first in the batch wins.
     """
     if not len(slot):
         nothing = torch.zeros_like(slot, dtype=torch.bool)
         return nothing, nothing, quality.new_zeros((), dtype=torch.float64)
+    # Sort by slot, within a slot the best first, among equals by target: stable sorts, the last key first.
     order = torch.argsort(target, stable=True)
     order = order[torch.argsort(quality[order], descending=True, stable=True)]
-    order = order[torch.argsort(slot[order], stable=True)]  # by slot, then the best first, then by target
+    order = order[torch.argsort(slot[order], stable=True)]
     slot, target = slot[order], target[order]
+    # The matches of a slot now follow one another. ``start`` [M] is where those of each match's slot begin: the winner.
     first = torch.ones_like(slot, dtype=torch.bool)
     first[1:] = slot[1:] != slot[:-1]
     start = torch.where(first, torch.arange(len(slot), device=slot.device), 0).cummax(dim=0).values
@@ -148,7 +154,9 @@ def losing_matches(slot: Tensor, target: Tensor, quality: Tensor) -> tuple[Tenso
     # A repeated pair has the same IoU twice, so its two matches are neighbours here.
     repeated = torch.zeros_like(loses)
     repeated[1:] = ~first[1:] & (target[1:] == target[:-1])
+    # A slot is counted once, at its start, if any of its matches loses.
     collided = torch.zeros_like(slot).scatter_reduce_(0, start, loses.long(), "amax")
+    # Back to the order of the arguments: match i stands at back[i] in the sorted one.
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     return loses[back], repeated[back], collided.sum(dtype=torch.float64)
 

@@ -1,6 +1,9 @@
-"""Slots by number: one numbering of the predictors of all heads, both ways, and what is constant at one input size.
+"""Slots by number: a number for every predictor of all heads, and back; and what is constant at one input size.
 
-Shape letters: L heads, K anchors of all heads together, P slots, M matches.
+Within an image the slots are numbered by head, anchor, row and column, the column fastest.
+
+Shape letters: B images, A anchors per cell, H W grid rows and columns, C classes; L heads, K anchors of all heads
+together, P slots, M matches.
 """
 
 from __future__ import annotations
@@ -39,13 +42,13 @@ class SlotGrid:
         return len(self.head)
 
     def number(self, anchor: Tensor, row: Tensor, col: Tensor, image: Tensor | int = 0) -> Tensor:
-        """Return the number of each slot, [P] int64: unique in the batch, and within an image where that is left out.
+        """Return the number of each slot, [P] int64: unique in the batch, or, without ``image``, within its image.
 
         Args:
             anchor: [P] int64, among the anchors of all heads.
-            row: [P] int64.
-            col: [P] int64.
-            image: [P] int64.
+            row: [P] int64, grid row.
+            col: [P] int64, grid column.
+            image: [P] int64, index in the batch; any other owner of slots, such as a target, is numbered likewise.
         """
         return self.pack(image, self.first_slot[anchor] + row * self.cols[anchor] + col)
 
@@ -58,11 +61,11 @@ class SlotGrid:
         return SlotPlace(image, anchor, row, cell - row * self.cols[anchor])
 
     def pack(self, owner: Tensor | int, slot: Tensor) -> Tensor:
-        """Return one number for an image of the batch, or a target, and a slot's number within its image."""
+        """Return one number for a slot's number within its image and the slot's owner, an image or a target."""
         return owner * self.slots_per_image + slot
 
     def unpack(self, packed: Tensor) -> tuple[Tensor, Tensor]:
-        """Return owner and slot of numbers that :meth:`pack` made."""
+        """Return owner and slot of numbers that :meth:`pack` made: its inverse."""
         owner = torch.div(packed, self.slots_per_image, rounding_mode="floor")
         return owner, packed - owner * self.slots_per_image
 
@@ -82,7 +85,7 @@ class SlotGrid:
 
 @dataclass(frozen=True)
 class SlotPlace:
-    """Where slots lie."""
+    """Where slots lie: image, anchor, row and column of each."""
 
     image: Tensor  # [P] int64
     anchor: Tensor  # [P] int64, among the anchors of all heads
@@ -91,7 +94,7 @@ class SlotPlace:
 
 
 @lru_cache(maxsize=256)
-@torch.inference_mode(False)  # a constant that an evaluation made first must still serve a gradient
+@torch.inference_mode(False)  # a constant first made by an evaluation must still be usable where gradients are taken
 def constant(values: tuple, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """Return a tuple of numbers, nested or not, as a tensor that is kept on its device."""
     return torch.tensor(values, dtype=dtype, device=device)
@@ -101,8 +104,9 @@ def constant(values: tuple, device: torch.device, dtype: torch.dtype = torch.flo
 @torch.inference_mode(False)
 def slot_grid(heads: tuple[Head, ...], shapes: tuple[tuple[int, int], ...], device: torch.device) -> SlotGrid:
     """Return the constants of ``heads`` whose maps have ``shapes`` (rows, columns), as tensors on ``device``."""
+    # Head, and index among its anchors, of each of the K anchors.
     anchors = [(index, number) for index, head in enumerate(heads) for number in range(head.num_anchors)]
-    sizes = torch.tensor([shapes[index][0] * shapes[index][1] for index, _ in anchors])
+    sizes = torch.tensor([shapes[index][0] * shapes[index][1] for index, _ in anchors])  # K, slots of each anchor
     counts = torch.tensor([head.num_anchors for head in heads])
 
     def whole(values: list[int]) -> Tensor:
@@ -119,7 +123,7 @@ def slot_grid(heads: tuple[Head, ...], shapes: tuple[tuple[int, int], ...], devi
         prior_wh=real([heads[index].anchors_wh[number] for index, number in anchors]),
         stride=real([heads[index].stride for index, _ in anchors]),
         cols=whole([shapes[index][1] for index, _ in anchors]),
-        first_slot=(sizes.cumsum(0) - sizes).to(device),
+        first_slot=(sizes.cumsum(0) - sizes).to(device),  # the slots of all anchors before it
         head_wh=real([(cols, rows) for rows, cols in shapes]),
         head_start=(counts.cumsum(0) - counts).to(device),
         input_wh=real([shapes[0][1] * heads[0].stride, shapes[0][0] * heads[0].stride]),

@@ -1,9 +1,10 @@
-"""Slots, pairs and scenes: what every assignment strategy works on, and the few operations they share.
+"""What every assignment strategy sees of a batch and returns, and the few operations that the strategies share.
 
 A slot is one predictor (image, head, anchor, row, column); a pair is a target with a slot of its own image. The anchors
 of all heads are numbered through, so that one tensor operation serves every head at once.
 
-Shape letters: B images, L heads, K anchors of all heads together, T targets, P pairs, S slots of one image.
+Shape letters: B images, A anchors per cell, H W grid rows and columns, C classes; L heads, K anchors of all heads
+together, T targets, P pairs, E entries (an anchor with a target) of a chunk.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Pairs:
 
     @staticmethod
     def join(parts: list[Pairs]) -> Pairs:
-        """Return all pairs of some lists as one list, none of which has weights."""
+        """Return the pairs of all parts, none of which has weights, as one record."""
         if len(parts) == 1:
             return parts[0]
         columns = zip(*((part.target, part.anchor, part.row, part.col, part.iou) for part in parts), strict=True)
@@ -95,57 +96,57 @@ class AssignmentInput:
 
     @cached_property
     def target_rank(self) -> Tensor:
-        """Order of the targets by label and box, [T]: breaks ties without looking at the order in the batch."""
+        """Rank of each target by label, then box, [T]: breaks ties without looking at the order in the batch."""
+        # Stable sorts, the least significant key first.
         order = torch.arange(len(self.targets), device=self.boxes.device)
         for key in (*self.targets.boxes_cxcywh.unbind(dim=1), self.targets.label):
             order = order[torch.argsort(key[order], stable=True)]
         return torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
 
     def slots(self, pairs: Pairs) -> Tensor:
-        """Number of each pair's slot, [P] int64, unique in the batch."""
+        """Return the number of each pair's slot, [P] int64, unique in the batch."""
         return self.grid.number(pairs.anchor, pairs.row, pairs.col, self.targets.image[pairs.target])
 
     def cell_slots(self, pairs: Pairs) -> Tensor:
-        """Number of the slot of the first anchor in each pair's cell, [P] int64: it names the cell in the batch."""
+        """Return a number for each pair's cell, [P] int64, unique in the batch: its slot of the head's first anchor."""
         first = self.grid.head_start[self.grid.head[pairs.anchor]]
         return self.grid.number(first, pairs.row, pairs.col, self.targets.image[pairs.target])
 
     def keys(self, pairs: Pairs) -> Tensor:
-        """Number of each pair of a target and a slot, [P] int64."""
+        """Return a number for each pair, [P] int64: equal where both the target and the slot are."""
         return self.grid.number(pairs.anchor, pairs.row, pairs.col, pairs.target)
 
     def split_by_head(self, pairs: Pairs) -> list[int]:
-        """Number of pairs of each head."""
+        """Return the number of pairs of each head; they follow one another, because anchors rise."""
         bounds = [*torch.searchsorted(pairs.anchor, self.grid.head_start).tolist(), len(pairs)]
         return [stop - start for start, stop in itertools.pairwise(bounds)]
 
     def raw_rows(self, pairs: Pairs, columns: slice) -> list[Tensor]:
-        """Raw numbers of the pairs' slots, one [P_l columns] tensor per head."""
+        """Return some columns of the raw numbers of the pairs' slots: per head [P' columns], P' being its pairs."""
         sizes = self.split_by_head(pairs)
         place = (self.targets.image[pairs.target], self.grid.anchor[pairs.anchor], pairs.row, pairs.col)
         per_head = zip(self.raw_maps, *(part.split(sizes) for part in place), strict=True)
         return [gather_rows(raw, *where, columns=columns) for raw, *where in per_head]
 
     def class_logits(self, pairs: Pairs) -> Tensor:
-        """Raw class number that each pair's slot has for the class of its target, [P] float32."""
+        """Return the logit that each pair's slot gives to the class of its target, [P] float32."""
         sizes = self.split_by_head(pairs)
         place = (self.targets.image[pairs.target], self.grid.anchor[pairs.anchor], pairs.row, pairs.col)
-        label = self.targets.label[pairs.target].split(sizes)
-        per_head = zip(self.raw_maps, label, *(part.split(sizes) for part in place), strict=True)
-        return torch.cat([gather_numbers(raw, number + 5, *where) for raw, number, *where in per_head])
+        column = (self.targets.label[pairs.target] + 5).split(sizes)  # after the box's four numbers and objectness
+        per_head = zip(self.raw_maps, column, *(part.split(sizes) for part in place), strict=True)
+        return torch.cat([gather_numbers(raw, class_column, *where) for raw, class_column, *where in per_head])
 
     def predicted_xyxy(self, pairs: Pairs) -> Tensor:
-        """Predicted boxes of the pairs' slots as corners in network pixels, [P 4] float32."""
+        """Return the predicted boxes of the pairs' slots as corners in network pixels, [P 4] float32."""
         sizes = self.split_by_head(pairs)
-        prior = (self.grid.prior_wh / self.grid.stride[:, None])[pairs.anchor].split(sizes)
-        cell = torch.stack((pairs.col, pairs.row), dim=1).float().split(sizes)
-        raw_maps = self.raw_rows(pairs, slice(0, 4))
-        boxes = [decode_boxes(raw, xy, wh, head) * head.stride
-                 for raw, xy, wh, head in zip(raw_maps, cell, prior, self.grid.heads, strict=True)]  # fmt: skip
+        prior_wh = (self.grid.prior_wh / self.grid.stride[:, None])[pairs.anchor].split(sizes)  # in cells
+        cell_xy = torch.stack((pairs.col, pairs.row), dim=1).float().split(sizes)
+        per_head = zip(self.raw_rows(pairs, slice(0, 4)), cell_xy, prior_wh, self.grid.heads, strict=True)
+        boxes = [decode_boxes(rows, xy, wh, head) * head.stride for rows, xy, wh, head in per_head]
         return cxcywh_to_xyxy(torch.cat(boxes))
 
     def matches(self, pairs: Pairs) -> Matches:
-        """The pairs as matches."""
+        """Return the pairs as the record that the loss and the analyses take."""
         return Matches(
             target=pairs.target,
             image=self.targets.image[pairs.target],
@@ -163,27 +164,35 @@ def window_pairs(inputs: AssignmentInput, low: Tensor, high: Tensor, at_once: in
     """Yield every pair of a target with the slots of a rectangle of cells, a bounded number at a time.
 
     Args:
+        inputs: the batch.
         low: [T L 2] int64, first column and row of the rectangle on each head; clipped to the grid here.
         high: [T L 2] int64, last column and row, inclusive; a rectangle may be empty.
-        at_once: about so many pairs; a target's pairs always come together.
+        at_once: about how many pairs come at once; the pairs of a target always come together.
 
-    The pairs' ``iou`` is zero.
+    The pairs' ``iou`` is zero: the caller fills it in.
     """
     grid = inputs.grid
     low, high = low.clamp(min=0), high.minimum((grid.head_wh - 1).long())
-    size = (high - low + 1).clamp(min=0)  # T L 2
-    pairs_per_target = size.prod(dim=2)[:, grid.head].sum(dim=1)
+    size = (high - low + 1).clamp(min=0)  # T L 2, columns and rows
+
+    # Consecutive targets share a chunk as long as the running sum of their pairs does not pass a multiple of at_once.
+    pairs_per_target = size.prod(dim=2)[:, grid.head].sum(dim=1)  # T
     chunk = (pairs_per_target.cumsum(0) - 1).clamp(min=0) // at_once
     targets = torch.arange(len(chunk), device=chunk.device)
     for part in targets.split(torch.unique_consecutive(chunk, return_counts=True)[1].tolist()):
-        size_of_entry = size[part][:, grid.head].transpose(0, 1).flatten(0, 1)  # an entry is an (anchor, target); [E 2]
-        start = low[part][:, grid.head].transpose(0, 1).flatten(0, 1)
-        count = size_of_entry.prod(dim=1)
-        entry = torch.repeat_interleave(count)
+        # Every anchor with every target of the chunk, the anchor slowest: so the pairs come in rising order of anchor.
+        size_of_entry = size[part][:, grid.head].transpose(0, 1).flatten(0, 1)  # E 2
+        start = low[part][:, grid.head].transpose(0, 1).flatten(0, 1)  # E 2
+        count = size_of_entry.prod(dim=1)  # E, cells of each rectangle
+
+        # One pair per entry and cell; a pair's position counts the cells of its rectangle row by row.
+        entry = torch.repeat_interleave(count)  # P
         position = torch.arange(len(entry), device=entry.device) - (count.cumsum(0) - count)[entry]
         width = size_of_entry[:, 0][entry]
         row = torch.div(position, width, rounding_mode="floor")
         col = position - row * width
+
+        # An entry's number is anchor * (targets of the chunk) + place of the target among them.
         anchor = torch.div(entry, len(part), rounding_mode="floor")
         target = part[entry - anchor * len(part)]
         zero = torch.zeros(1, device=entry.device).expand(len(entry))
@@ -191,15 +200,23 @@ def window_pairs(inputs: AssignmentInput, low: Tensor, high: Tensor, at_once: in
 
 
 def ranks(group: Tensor, *keys: Tensor) -> Tensor:
-    """Return each element's rank, from 0, among those of its group, by rising keys, the most significant first."""
+    """Return each element's rank within its group, from 0, by rising keys, [P] int64.
+
+    Args:
+        group: [P], equal for the elements of a group.
+        keys: [P] each, the most significant first.
+    """
+    # Stable sorts from the least significant key up to the group, which so becomes the most significant one.
     order = torch.argsort(keys[-1], stable=True)
     for key in (*keys[-2::-1], group):
         order = order[torch.argsort(key[order], stable=True)]
+    # A group's elements now follow one another; an element's rank is its distance from where they begin.
     in_order = group[order]
     position = torch.arange(len(order), device=order.device)
     begins = torch.ones_like(in_order, dtype=torch.bool)
     begins[1:] = in_order[1:] != in_order[:-1]
     start = torch.where(begins, position, 0).cummax(dim=0).values if len(order) else position
+    # Back to the order of the arguments.
     return torch.empty_like(order).scatter_(0, order, position - start)
 
 

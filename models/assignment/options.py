@@ -39,7 +39,7 @@ class AssignmentOptions:
     match_fallback: bool = option(False, "an object without a base match takes its best anchor over all heads")
     ignore_thresh: float | None = option(None, "unmatched slots above this IoU are no negatives (darknet: the cfg's)")
     ignore_crowd: bool | None = option(None, "unmatched slots inside crowd regions are no negatives (darknet: yes)")
-    normalise: str = option("head", "mean the losses over the matches of each head, or of the batch", ("head", "batch"))
+    normalise: str = option("head", "mean loss over the matches of each head, or of the batch", ("head", "batch"))
 
     def __post_init__(self) -> None:
         used = options_used(self.match)
@@ -55,6 +55,7 @@ class AssignmentOptions:
                 raise ValueError(f"--{name.replace('_', '-')} must be between {low} and {high}, not {value}")
 
 
+# Option, lowest and highest value, both allowed.
 RANGES = (
     ("alpha", 0, 1), ("iou_t", 0, 1), ("anchor_t", 1, 1e6), ("extra_iou", 0.01, 1), ("extra_topk", 1, 1_000_000),
     ("assign_rate", 0, 1e6), ("linear_reweight", 0, 1), ("ignore_thresh", 0.01, 1),
@@ -81,7 +82,7 @@ def options_used(match: str) -> set[str]:
 
 
 def option_names(rule: type) -> set[str]:
-    """Return the fields of a strategy's rule that are options."""
+    """Return the names of the fields of a strategy's rule that are options."""
     return {item.name for item in fields(rule)} & {item.name for item in fields(AssignmentOptions)}
 
 

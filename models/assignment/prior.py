@@ -1,6 +1,6 @@
 """Strategies that look only at priors: ``standard``, ``ratio``, ``darknet``, and the fall-back for unmatched objects.
 
-Shape letters: L heads, K anchors of all heads together, T targets, P pairs.
+Shape letters: L heads, K anchors of all heads together, T targets, F (anchor, target) that fit.
 """
 
 from __future__ import annotations
@@ -16,15 +16,20 @@ from models.assignment.strategy import Strategy
 from models.heads import Head
 from utils.boxes import shape_iou
 
-OFFSETS = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (-0.5, 0.0), (0.0, -0.5))  # own, left, up, right, down, as (x, y)
+# Subtracted from a centre to reach its own cell and its neighbours: own, left, up, right, down, as (x, y).
+OFFSETS = ((0.0, 0.0), (0.5, 0.0), (0.0, 0.5), (-0.5, 0.0), (0.0, -0.5))
 
 
 @dataclass(frozen=True)
 class Standard:
-    """YOLOv3 in PyTorch, cfg era: every anchor whose shape IoU is above ``iou_t``, in the centre's cell."""
+    """In the cell of the target's centre, every anchor whose shape IoU with the target is above ``iou_t``.
+
+    The rule of ultralytics/yolov3 v7 (cfg era: 2019-2020). A target may match several anchors of every head, or none.
+    ``match_anchors="best"`` is its ``use_all_anchors = False``: of each head only the best anchor may match.
+    """
 
     iou_t: float = 0.20
-    match_anchors: str = "all"  # or "best": of each head, the best anchor alone may match
+    match_anchors: str = "all"  # or "best"
 
     def __call__(self, inputs: AssignmentInput) -> Pairs:
         """Return the pairs of the batch."""
@@ -37,9 +42,10 @@ class Standard:
 
 @dataclass(frozen=True)
 class Ratio:
-    """YOLOv5: no side of target and anchor differs by a factor of ``anchor_t``; up to two neighbouring cells match too.
+    """Every anchor none of whose sides differs from the target's by a factor of ``anchor_t`` or more, in 1 to 3 cells.
 
-    The recorded ``iou`` is the IoU of the shapes, as for the other strategies, though the side ratio decides.
+    The rule of ultralytics/yolov5 v7.0 (utils/loss.py): the centre's cell and up to two of its neighbours match. The
+    recorded ``iou`` is the shape IoU, as for the other strategies here, though the ratio of the sides decides.
     """
 
     anchor_t: float = 4.0
@@ -47,11 +53,12 @@ class Ratio:
     def __call__(self, inputs: AssignmentInput) -> Pairs:
         """Return the pairs of the batch."""
         ratio = inputs.boxes[None, :, 2:] / inputs.grid.prior_wh[:, None, :]  # K T 2
-        keep = torch.maximum(ratio, 1 / ratio).amax(dim=2) < self.anchor_t
-        anchor, target = keep.nonzero(as_tuple=True)
+        keep = torch.maximum(ratio, 1 / ratio).amax(dim=2) < self.anchor_t  # K T
+        anchor, target = keep.nonzero(as_tuple=True)  # F each
+        # Repeat every (anchor, target) that fits in each of the target's cells on the anchor's head.
         cells, wanted = _cell_and_neighbours(inputs)  # 5 T L 2, 5 T L
-        pair, which = wanted[:, target, inputs.grid.head[anchor]].T.nonzero(as_tuple=True)
-        anchor, target = anchor[pair], target[pair]
+        fit, which = wanted[:, target, inputs.grid.head[anchor]].T.nonzero(as_tuple=True)  # of F 5
+        anchor, target = anchor[fit], target[fit]
         cell = cells[which, target, inputs.grid.head[anchor]]
         iou = shape_ious(inputs)[anchor, target]
         return Pairs(target, anchor, cell[:, 1], cell[:, 0], iou)
@@ -60,16 +67,18 @@ class Ratio:
 def _cell_and_neighbours(inputs: AssignmentInput) -> tuple[Tensor, Tensor]:
     """Return the centre's cell and its four neighbours, [5 T L 2], and which of them YOLOv5 takes, [5 T L].
 
-    Left where the fraction of x is below 1/2 and x > 1, right where that of (columns - x) is and columns - x > 1; up
-    and down likewise. On an integer x both tests pass and "right" comes out as the own cell; it counts once.
+    The left one where the fraction of x is below 1/2 and x > 1, the right one where that of (columns - x) is and
+    columns - x > 1; above and below likewise. Where x is an integer both tests pass, and "right" comes out as the
+    centre's own cell, which counts once here (twice in YOLOv5).
     """
-    center, last = inputs.centers, inputs.grid.head_wh - 1
-    far = inputs.grid.head_wh - center
-    near_low = (center % 1 < 0.5) & (center > 1)  # T L 2
-    near_high = (far % 1 < 0.5) & (far > 1)
-    offsets = constant(OFFSETS, center.device)[:, None, None, :]
-    cells = (center - offsets).floor().clamp(min=0).minimum(last).long()
-    wanted = torch.cat((torch.ones_like(near_low[..., :1]), near_low, near_high), dim=-1).permute(2, 0, 1)
+    center, last = inputs.centers, inputs.grid.head_wh - 1  # T L 2, in cells from the left and top border
+    far = inputs.grid.head_wh - center  # from the right and bottom border
+    near_low = (center % 1 < 0.5) & (center > 1)  # T L 2: left, above
+    near_high = (far % 1 < 0.5) & (far > 1)  # T L 2: right, below
+    offsets = constant(OFFSETS, center.device)[:, None, None, :]  # 5 1 1 2
+    cells = (center - offsets).floor().clamp(min=0).minimum(last).long()  # 5 T L 2
+    wanted = torch.cat((torch.ones_like(near_low[..., :1]), near_low, near_high), dim=-1).permute(2, 0, 1)  # 5 T L
+    # A neighbour that comes out as the own cell is dropped; the own cell itself always stays.
     differs = (cells != cells[:1]).any(dim=-1)
     differs[0] = True
     return cells, wanted & differs
@@ -77,9 +86,11 @@ def _cell_and_neighbours(inputs: AssignmentInput) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Darknet:
-    """YOLOv3 as published: the best anchor of a head's whole list, if its mask holds it; others above ``iou_thresh``.
+    """In the centre's cell, the best anchor of a head's whole list, if the head has it; others above ``iou_thresh``.
 
-    The list is the cfg's ``anchors``, the same in every head of a usual cfg: then one anchor of all heads is the best.
+    The rule of Darknet (src/yolo_layer.c), as YOLOv3 was published with it. The list is the section's ``anchors``, of
+    which ``mask`` says which are the head's own. In a usual cfg all heads have the same list: then every target has
+    one best anchor over all heads, and an anchor that no mask names trains nothing.
     """
 
     iou_t: float | None = None  # None: each head's own iou_thresh from the cfg
@@ -87,21 +98,23 @@ class Darknet:
     def __call__(self, inputs: AssignmentInput) -> Pairs:
         """Return the pairs of the batch."""
         heads, device = inputs.grid.heads, inputs.boxes.device
+        # The best number of each target in each head's list; the lists are mostly equal, so each is looked at once.
         joined = tuple(wh for head in heads for wh in head.anchors_wh)
-        lists = [head.all_anchors_wh or joined for head in heads]  # as a rule all the same
+        lists = [head.all_anchors_wh or joined for head in heads]
         best_of = {every: shape_iou(constant(every, device), inputs.boxes[:, 2:]).argmax(dim=0) for every in set(lists)}
         best = torch.stack([best_of[every] for every in lists])  # L T, the first of equals
-        numbers = constant(_anchor_numbers(heads), device, torch.int64)
+        # An anchor of a head matches where its own number in that list is the best one.
+        numbers = constant(_anchor_numbers(heads), device, torch.int64)  # K
         iou = shape_ious(inputs)
         thresholds = [head.iou_thresh if self.iou_t is None else self.iou_t for head in heads for _ in head.anchors_wh]
-        keep = numbers[:, None] == best[inputs.grid.head]
+        keep = numbers[:, None] == best[inputs.grid.head]  # K T
         if min(thresholds) < 1:
             keep |= iou > constant(tuple(thresholds), device)[:, None]
         return pairs_in_center_cell(inputs, keep, iou)
 
 
 def _anchor_numbers(heads: tuple[Head, ...]) -> tuple[int, ...]:
-    """Number of each anchor in its head's whole list; where a head has none, among all heads' anchors in a row."""
+    """Return the number of each anchor in its head's whole list or, without one, among the anchors of all heads."""
     numbers: list[int] = []
     for head in heads:
         own = range(len(numbers), len(numbers) + head.num_anchors)
@@ -114,12 +127,11 @@ def with_fallback(inputs: AssignmentInput, pairs: Pairs) -> Pairs:
     unmatched = torch.ones(len(inputs.targets), dtype=torch.bool, device=inputs.boxes.device)
     unmatched[pairs.target] = False
     iou = shape_ious(inputs)
-    best = torch.zeros_like(iou, dtype=torch.bool).scatter_(0, iou.argmax(dim=0, keepdim=True), True)
-    return Pairs.join([pairs, pairs_in_center_cell(inputs, best & unmatched, iou)])
+    return Pairs.join([pairs, pairs_in_center_cell(inputs, _best_anchor(iou) & unmatched, iou)])
 
 
 def shape_ious(inputs: AssignmentInput) -> Tensor:
-    """IoU of every anchor's shape with every target's, [K T]."""
+    """Return the IoU of every anchor's shape with every target's, [K T]."""
     return shape_iou(inputs.grid.prior_wh, inputs.boxes[:, 2:])
 
 
@@ -131,11 +143,13 @@ def pairs_in_center_cell(inputs: AssignmentInput, keep: Tensor, iou: Tensor) -> 
 
 
 def _best_of_each_head(iou: Tensor, heads: tuple[Head, ...]) -> Tensor:
-    parts = iou.split([head.num_anchors for head in heads])
-    best = [
-        torch.zeros_like(part, dtype=torch.bool).scatter_(0, part.argmax(dim=0, keepdim=True), True) for part in parts
-    ]
-    return torch.cat(best)
+    """Return [K T] bool, True where an anchor has the highest IoU of its head with the target."""
+    return torch.cat([_best_anchor(part) for part in iou.split([head.num_anchors for head in heads])])
+
+
+def _best_anchor(iou: Tensor) -> Tensor:
+    """Return bool in the shape of [anchors T], True at each target's anchor of the highest IoU, the first of equals."""
+    return torch.zeros_like(iou, dtype=torch.bool).scatter_(0, iou.argmax(dim=0, keepdim=True), True)
 
 
 STRATEGIES = (

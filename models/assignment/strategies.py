@@ -40,13 +40,13 @@ def strategies_of(match: str) -> list[Strategy]:
 
 
 def makes_extra_matches(match: str) -> bool:
-    """Whether ``--match`` names a strategy, or a combination, that has ``extra`` matches at all."""
+    """Whether ``--match`` names a strategy, or a combination, that can make ``extra`` matches."""
     parts = strategies_of(match)
     return len(parts) == 2 or parts[0].extra is not None
 
 
 def reads_predictions(match: str) -> bool:
-    """Whether a strategy, or either part of ``A+B``, looks at a network's predictions."""
+    """Whether the strategy that ``--match`` names, or either part of ``A+B``, looks at a network's predictions."""
     return any(strategy.reads_predictions for strategy in strategies_of(match))
 
 

@@ -1,4 +1,4 @@
-"""What an assignment strategy is: a rule for the base matches, perhaps one for extra matches, and a few facts."""
+"""What an assignment strategy is: a rule for the base matches, perhaps one for extra matches, and facts about both."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 class Strategy:
     """One entry of :data:`models.assignment.strategies.STRATEGIES`.
 
-    A rule is a frozen dataclass. Its fields hold the defaults; those that :class:`models.assignment.options.
-    AssignmentOptions` has too are options of the strategy.
+    A rule is a frozen dataclass that is called with a batch. Its fields hold the defaults of its settings; those that
+    :class:`~models.assignment.options.AssignmentOptions` has, too, are options of the strategy.
     """
 
     name: str  # in --match
@@ -18,4 +18,4 @@ class Strategy:
     extra: type | None = None  # called with (AssignmentInput, base: Pairs), returns Pairs
     reads_predictions: bool = False  # False: its matches follow from boxes and priors, no network is needed
     anchor_rule: str = ""  # by which an object may fit no anchor: "iou" or "ratio"; "": every object gets one
-    ignores_by_default: bool = False  # the cfg's ignore_thresh, and crowd regions, without being asked
+    ignores_by_default: bool = False  # slots above the cfg's ignore_thresh and in crowd regions, without an option

@@ -21,21 +21,24 @@ class Tal:
 
     The score is objectness × probability of the target's class, what the detector ranks by. A slot whose prediction
     does not touch the target never matches; a slot wanted by several targets goes to the one with the highest IoU.
+
+    The two powers and the ten are those of YOLOv8 (ultralytics/ultralytics v8.0); the paper has 1, 6 and 13.
     """
 
-    score_power: float = 0.5
-    iou_power: float = 6.0
+    score_power: float = 0.5  # α
+    iou_power: float = 6.0  # β
     num_best: int = 10
 
     def __call__(self, inputs: AssignmentInput) -> Pairs:
         """Return the pairs of the batch, with the predicted IoU."""
         chunks = []
         for pairs in window_pairs(inputs, *cell_centers_inside(inputs)):
+            # A chunk holds all slots of its targets, so that the best of a target can be taken chunk by chunk.
             truth = inputs.boxes_xyxy[pairs.target]
             pairs = replace(pairs, iou=box_iou(inputs.predicted_xyxy(pairs), truth, elementwise=True))
             objectness = torch.cat(inputs.raw_rows(pairs, slice(4, 5))).float().squeeze(1)
             score = objectness.sigmoid() * inputs.class_logits(pairs).sigmoid()
-            aligned = score**self.score_power * pairs.iou**self.iou_power
+            aligned = score**self.score_power * pairs.iou**self.iou_power  # P
             keep = (ranks(pairs.target, -aligned, inputs.slots(pairs)) < self.num_best) & (aligned > 0)
             chunks.append(pairs.select(keep))
         pairs = Pairs.join(chunks)

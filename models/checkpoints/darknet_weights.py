@@ -3,8 +3,8 @@
 A file is a header - three int32 for the version, then the number of images seen so far, as uint64 from version 0.2 on
 and as uint32 before - and after it nothing but little-endian float32, layer by layer in cfg order: of a convolution the
 biases, with batch norm its scales, means and variances, then the kernels [out, in/groups, rows, cols]; of a batch norm
-alone the same without kernels; of a weighted shortcut and of an implicit vector the weights. (Darknet's
-``save_weights_upto``.)
+alone the same without kernels; of a weighted shortcut and of an implicit vector the weights. (``save_weights_upto`` in
+Darknet's src/parser.c.)
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from utils.errors import UserError
 from utils.files import atomic_path
 
 VERSION = (0, 2, 5)  # what AlexeyAB's Darknet writes
-LAST_MAJOR, LAST_MINOR = 9, 99  # above 1000, ancient files meant transposed matrices; in between there were none
+LAST_MAJOR, LAST_MINOR = 9, 99  # Darknet reads a number above 1000 as "matrices are transposed"; such files are refused
 FLOAT = np.dtype("<f4")
 
 
@@ -47,8 +47,9 @@ class LayerTensors:
 def load_darknet_weights(network: Network, path: str | Path, upto: int | None = None) -> LoadReport:
     """Fill a network from a ``.weights`` file; on an error the network is unchanged.
 
-    A file that ends with a layer fills the layers it has (a backbone such as ``darknet53.conv.74``). A file made for
-    the number of classes that the cfg names fills a network adapted to another number except for its last layers.
+    A file that ends where a layer ends fills the layers it has (a backbone such as ``darknet53.conv.74``). A file with
+    the number of classes that the cfg names also fills a network adapted to another number, except for the layers that
+    predict classes.
 
     Args:
         network: changed in place.
@@ -139,7 +140,11 @@ def _read_header(file, path: str | Path) -> tuple[tuple[int, int, int], int]:
 
 
 def _layers_of(network: Network) -> list[LayerTensors]:
-    """Return the layers with weights, in cfg order, refusing a network whose batch norms are folded away."""
+    """Return the layers with weights, in cfg order.
+
+    Raises:
+        UserError: a batch norm has been folded into its convolution; names the layer.
+    """
     found = []
     for section, module in zip(network.config.sections, network.layers, strict=True):
         name = f"layer {section.index} ([{section.kind}], {section.source}:{section.line})"
@@ -164,6 +169,7 @@ def _layers_of(network: Network) -> list[LayerTensors]:
 
 
 def _batch_norm(norm: nn.BatchNorm2d) -> tuple[Tensor, ...]:
+    """Return biases, scales, means and variances: the order of the file."""
     return norm.bias, norm.weight, *running_statistics(norm)
 
 
@@ -175,6 +181,7 @@ def _layout(
     Raises:
         UserError: it ends inside a layer, holds none, or goes on after the last.
     """
+    # Where the numbers do not fill the network, the file may have been made with the cfg's own number of classes.
     layers = wanted
     if count != sum(layer.count for layer in wanted):
         with torch.device("meta"):  # shapes only
@@ -207,6 +214,7 @@ def _layout(
 
 
 def _check_numbers(numbers: np.ndarray, layers: list[LayerTensors], path: str | Path) -> None:
+    """Refuse numbers that are not finite and variances below 0, which are signs of a damaged file or another cfg."""
     start = 0
     for layer in layers:
         if not np.isfinite(numbers[start : start + layer.count]).all():
@@ -224,7 +232,7 @@ def _fill(wanted: list[LayerTensors], in_file: list[LayerTensors], numbers: np.n
     """Copy the numbers into the tensors; return the layers whose shapes differ, which stay as they are."""
     skipped = []
     start = 0
-    for target, source in zip(wanted, in_file, strict=False):
+    for target, source in zip(wanted, in_file, strict=False):  # a backbone's file has fewer layers
         fits = all(a.shape == b.shape for a, b in zip(target.tensors, source.tensors, strict=True))
         if not fits:
             skipped.append(target.index)

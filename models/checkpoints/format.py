@@ -37,7 +37,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         with zipfile.ZipFile(path) as archive:
             unpacked = sum(entry.file_size for entry in archive.infolist())
-        content = torch.load(path, map_location="cpu", weights_only=True) if unpacked <= path.stat().st_size else None
+        # torch.save compresses nothing: an archive that grows when unpacked is not ours, and could fill the memory.
+        content = None
+        if unpacked <= path.stat().st_size:
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: not a checkpoint of this toolkit (it holds more than tensors and plain values)"

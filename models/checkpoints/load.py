@@ -1,4 +1,7 @@
-"""Networks from files: our checkpoints, Darknet ``.weights``, official yolov5 ``.pt``; told apart by their content."""
+"""Networks from files of weights, which are told apart by their content.
+
+Read are the checkpoints of this toolkit, Darknet ``.weights`` and official ultralytics/yolov5 ``.pt``.
+"""
 
 from __future__ import annotations
 
@@ -93,11 +96,11 @@ def find_weights(name: str | Path) -> Path:
 
 
 def _kind(path: Path) -> str:
-    """Return which loader understands a file, by its first bytes and, in an archive, the marks inside."""
+    """Return which loader reads a file, a key of ``OPENERS``, by its first bytes and what an archive holds."""
     with open(path, "rb") as file:
         start = file.read(4)
     if start.startswith(b"PK"):
-        return "ours" if _is_ours(path) else "yolov5"  # whose reader runs nothing and names what it refuses
+        return "ours" if _is_ours(path) else "yolov5"  # its reader runs nothing and names what it refuses
     if start.startswith(b"\x80"):  # a bare pickle, as torch wrote before 1.6
         return "yolov5"
     if is_darknet_weights(path):
@@ -106,6 +109,7 @@ def _kind(path: Path) -> str:
 
 
 def _is_ours(path: Path) -> bool:
+    """Say whether an archive's pickle names the format of our checkpoints near its start; nothing is unpickled."""
     try:
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():
@@ -162,7 +166,11 @@ def _load_ours(network: Network, path: Path) -> LoadReport:
 
 
 def _load_state(network: Network, state: Mapping[str, Tensor], path: Path, skip_heads: bool = False) -> LoadReport:
-    """Copy a state dict into a network; with ``skip_heads`` what predicts classes may have another shape."""
+    """Copy a state dict into a network; on an error the network is unchanged.
+
+    With ``skip_heads`` tensors from the first head's convolution on may have another shape: those layers stay as they
+    are.
+    """
     wanted = network.state_dict()
     filled = dict(wanted)
     skipped = set()
@@ -193,6 +201,7 @@ def _first_head_layer(network: Network) -> int:
 
 
 def _layer(name: str) -> int:
+    """Return the number of the layer that a key of a state dict belongs to."""
     return int(name.split(".")[1])  # layers.12.conv.weight
 
 

@@ -12,7 +12,7 @@ class LoadReport:
     source: str
     filled: int  # layers with weights that got theirs from the file
     total: int  # layers with weights
-    seen: int = 0  # images trained on, by the file's header
+    seen: int = 0  # images trained on, as the header of Darknet weights says
     version: tuple[int, int, int] | None = None  # of the header; None where the format has none
     skipped: tuple[int, ...] = ()  # cfg layers left as they were because the file's have another number of classes
 
@@ -25,5 +25,5 @@ class LoadReport:
         rest = "" if self.complete else f"; the other {self.total - self.filled} start fresh"
         if self.skipped:
             rest += f" (layers {', '.join(map(str, self.skipped))}: another number of classes)"
-        origin = f" (Darknet {'.'.join(map(str, self.version))}, {self.seen:,} images seen)" if self.version else ""
-        return f"{self.source}: {self.filled} of {self.total} layers with weights filled{origin}{rest}"
+        header = f" (Darknet {'.'.join(map(str, self.version))}, {self.seen:,} images seen)" if self.version else ""
+        return f"{self.source}: {self.filled} of {self.total} layers with weights filled{header}{rest}"

@@ -1,9 +1,9 @@
-"""Read a ``torch.save`` file without running code of it: out come tensors, plain containers and inert records.
+"""Read a ``torch.save`` file without running code of it: it becomes tensors, plain containers and inert records.
 
-A pickle is a small program that may call any function by its name. ``torch.load(weights_only=True)`` interprets it by a
-list of names, to which inert classes are added here that stand for PyTorch's layers and YOLOv5's modules: no name in a
-file leads to a class of its own, least of all a foreign ``models.yolo`` to our ``models``. torch's list is longer than
-we need, so that every name is checked against ours first, and torch reads only a copy of what was checked.
+A pickle is a small program that may call any function by its name. ``torch.load(weights_only=True)`` runs it with a
+list of allowed names. Inert classes are added to that list here, which stand for PyTorch's layers and YOLOv5's modules:
+no name in a file leads to a real class, least of all YOLOv5's ``models.yolo`` to a file of our ``models``. torch's list
+is longer than we need; so every name is checked against our own first, and torch reads only a copy of what was checked.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from torch import Tensor
 from utils.errors import UserError
 
 PICKLE_LIMIT = 32 << 20  # bytes; the largest official YOLOv5 checkpoint has well under one MiB
-# Tuples in a pickle, about six per tensor; a training checkpoint of yolov5x6 has 20,000. Nested ones as a key take 80
-# bytes of C's stack per level to hash, so this many need half of the usual 8 MB, and 120,000 would crash Python.
+# Tuples in a pickle, about six per tensor; a training checkpoint of yolov5x6 has 20,000. Tuples nested in one another
+# and used as a key take 80 bytes of C's stack per level when they are hashed: this many need half of the usual 8 MB,
+# and 120,000 would crash Python.
 TUPLES_LIMIT = 50_000
 DIMENSIONS_LIMIT = 8  # of a tensor
 EXPANSION_LIMIT = 1 << 22  # elements of a tensor that repeats its storage (stride 0), as YOLOv5's cached grids may
@@ -36,7 +37,7 @@ RECORDED_VALUES = (
     "numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar",
     "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath", "pathlib.PureWindowsPath",
 )  # fmt: skip
-# What torch itself makes of its own list: values, a tensor from its storage, the storages' and numbers' types.
+# What torch makes by its own list: containers, a tensor from its storage, the types of storages and numbers.
 MADE_BY_TORCH = (
     "collections.OrderedDict", "builtins.set", "__builtin__.set", "torch.Size", "torch.device",
     "_codecs.encode",  # the bytes of a numpy number
@@ -49,13 +50,13 @@ MADE_BY_TORCH = (
 
 
 class Record:
-    """An object that was not built: a class of this kind stands for the file's; the pickle's state is its attributes.
+    """Stands for an object of the file that is not built; the state that the pickle gives it becomes its attributes.
 
     As in ``nn.Module``, a module's parts, parameters and buffers are attributes, too. There are no methods to be called
-    by accident, and the two names below win over attributes from the file.
+    by accident, and the two properties below win over attributes from the file.
     """
 
-    def __init__(self, *_: Any) -> None:  # only for a call: what makes a module in a pickle does not come here
+    def __init__(self, *_: Any) -> None:  # reached by a call only: torch.save's pickles make modules by __new__ alone
         raise _RefusedError(f"its pickle wants to call '{self.class_name[:80]}', which is refused; nothing was run")
 
     def __setstate__(self, state: Any) -> None:
@@ -81,14 +82,14 @@ class Record:
 
 
 class _ValueRecord(Record):
-    """A value that the pickle makes by a call, as it does numpy's scalars; the arguments are dropped."""
+    """Stands for a value that the pickle makes by a call, such as a numpy scalar; the arguments are dropped."""
 
     def __init__(self, *_: Any) -> None:
         pass
 
 
 class _RefusedError(Exception):
-    """Why the file is not read; becomes a UserError where the path is known."""
+    """The reason why the file is not read; becomes a UserError where the path is known."""
 
 
 def read_torch_zip(path: str | Path) -> Any:
@@ -112,7 +113,8 @@ def read_torch_zip(path: str | Path) -> Any:
 def _checked_copy(path: str | Path) -> tuple[bytes, io.BytesIO]:
     """Return an archive's pickle, and a new archive of that pickle and the storages.
 
-    torch is given the copy because it may read a forged archive, one of two tables for instance, otherwise than Python.
+    torch is given the copy because it may read a forged archive, with two directories for instance, otherwise than
+    Python does, so that something else would be read than was checked.
 
     Raises:
         _RefusedError: no archive, damaged, not torch's, or larger than its bytes allow.
@@ -121,12 +123,13 @@ def _checked_copy(path: str | Path) -> tuple[bytes, io.BytesIO]:
     copy = io.BytesIO()
     try:
         with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as clean:
+            # One pickle, and the storages beside it; whatever else the archive holds is left behind.
             pickle_name = _pickle_name(archive, size)
             prefix = pickle_name.removesuffix("data.pkl")
             program = archive.read(pickle_name)
             for name, content in (("data.pkl", program), ("version", b"3\n"), ("byteorder", b"little")):
                 clean.writestr(f"archive/{name}", content)
-            for name in dict.fromkeys(archive.namelist()):
+            for name in dict.fromkeys(archive.namelist()):  # a repeated name once, with Python's choice of its content
                 if name.startswith(prefix + "data/"):
                     clean.writestr(f"archive/{name.removeprefix(prefix)}", archive.read(name))
     except (_RefusedError, OSError):
@@ -141,7 +144,12 @@ def _checked_copy(path: str | Path) -> tuple[bytes, io.BytesIO]:
 
 
 def _pickle_name(archive: zipfile.ZipFile, file_size: int) -> str:
-    """Return the name of the one pickle in an archive of so many bytes, after every check that needs no storage."""
+    """Return the name of the one pickle in an archive file of ``file_size`` bytes, after checks of its directory.
+
+    Raises:
+        _RefusedError: compressed entries, entries larger than the file, no or several pickles, a pickle over the limit,
+            or another byte order.
+    """
     entries = {entry.filename: entry for entry in archive.infolist()}
     for name, entry in entries.items():
         if entry.compress_type != zipfile.ZIP_STORED:
@@ -163,7 +171,8 @@ def _pickle_name(archive: zipfile.ZipFile, file_size: int) -> str:
 def _global_names(program: bytes) -> set[str]:
     """Return every global that a pickle mentions, all of them in our list; nothing is run.
 
-    torch's interpreter stops at an instruction that it does not know and reads the others as ``pickletools`` does.
+    What is checked here is what torch will read: its interpreter stops at an instruction that it does not know and
+    reads the others as ``pickletools`` does.
 
     Raises:
         _RefusedError: a name that is not in the list, another pickle protocol than 2 or 3, or damaged.
@@ -179,10 +188,11 @@ def _global_names(program: bytes) -> set[str]:
             if opcode.name == "PROTO":
                 protocol = max(protocol, argument)
             elif opcode.name in ("GLOBAL", "INST"):
-                names.add(_checked(argument.replace(" ", ".", 1)))
+                names.add(_checked(argument.replace(" ", ".", 1)))  # "module name"
             elif opcode.name == "STACK_GLOBAL":
                 _checked(".".join(map(str, texts)))  # for the message only; the protocol is refused below
             tuples += opcode.name.startswith("TUPLE")
+            # Follow the last two values, through the memo too, which keeps values for later under a number.
             if opcode.name in ("MEMOIZE", "BINPUT", "LONG_BINPUT"):
                 memo[len(memo) if argument is None else argument] = texts[1]
             else:
@@ -197,6 +207,7 @@ def _global_names(program: bytes) -> set[str]:
 
 
 def _checked(name: str) -> str:
+    """Return a global's full name, or refuse one that is in none of the lists above."""
     if name not in MADE_BY_TORCH and name not in RECORDED_VALUES and not RECORDED_MODULE.fullmatch(name):
         raise _RefusedError(
             f"its pickle asks for {name[:80]!r}, which is no tensor, container or layer; nothing was run, "
@@ -206,13 +217,13 @@ def _checked(name: str) -> str:
 
 
 def _stand_in(name: str) -> type[Record]:
-    """Return a class that has the name of the file's, and nothing else of it."""
+    """Return an inert class under the full name of one in the file, with which it shares nothing else."""
     module, _, kind = name.rpartition(".")
     return type(kind, (_ValueRecord if name in RECORDED_VALUES else Record,), {"__module__": module})
 
 
 def _interpret(archive: io.BytesIO, stand_ins: list[type[Record]]) -> Any:
-    """Return what the archive's pickle makes, with the stand-ins under the names that they have."""
+    """Return what the archive's pickle makes, with the stand-ins allowed under their names."""
     try:
         with warnings.catch_warnings(), torch.serialization.safe_globals([*stand_ins]):
             warnings.filterwarnings("ignore", "Detected pickle protocol")  # 3 differs in bytes only
@@ -228,7 +239,11 @@ def _interpret(archive: io.BytesIO, stand_ins: list[type[Record]]) -> Any:
 
 
 def _check_tensors(content: Any) -> None:
-    """Refuse tensors that torch allows and that would take any amount of memory when they are copied."""
+    """Refuse tensors that torch allows although a copy of them could take any amount of memory.
+
+    A tensor is a view of its storage: with strides of 0 a few bytes can claim to be millions of numbers.
+    """
+    # Everything that can be reached from the content, each object once.
     todo, seen = [content], set()
     while todo:
         value = todo.pop()
@@ -236,7 +251,7 @@ def _check_tensors(content: Any) -> None:
             continue
         seen.add(id(value))
         if isinstance(value, dict):
-            todo += dict.values(value)
+            todo += dict.values(value)  # not value.values(): a pickle can give an OrderedDict an attribute "values"
         elif isinstance(value, (list, tuple, set)):
             todo += value
         elif isinstance(value, Record):

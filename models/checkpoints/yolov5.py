@@ -1,8 +1,8 @@
-"""Official ``yolov5*.pt`` checkpoints into a network built from a cfg, without executing their pickle.
+"""Official ``yolov5*.pt`` checkpoints (ultralytics/yolov5 v4.0 to v7.0) into a network built from a cfg.
 
-The file is read by ``torch_zip.py``, which builds nothing but tensors. Its modules are laid over the cfg as
-graphs, from the heads to the image: a tensor goes to the layer that is connected as its own module was, whatever the
-order in the cfg, and a cfg that computes something else is refused at the first difference.
+The file is read by ``torch_zip.py``, which runs no code of it and builds nothing but tensors. The graph of its modules
+is then compared with that of the cfg, from the heads to the image: a tensor goes to the layer that is connected as its
+own module is, whatever the order in the cfg, and a cfg that computes something else is refused at the first difference.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Yolov5Checkpoint:
     strides: tuple[int, ...]  # of the heads, in their order
     anchors_wh: tuple[tuple[tuple[float, float], ...], ...]  # per head, pixels of the network input
     size_name: str  # "yolov5n", "yolov5s-focus", or "" where it is no official size
-    heads: tuple[Node, ...]  # their outputs as graphs of what feeds them
+    heads: tuple[Node, ...]  # the output of each, as a graph of what it is computed from
 
     @property
     def cfg_name(self) -> str:
@@ -60,6 +60,7 @@ def read_yolov5_checkpoint(path: str | Path) -> Yolov5Checkpoint:
         UserError: no torch archive, code in it, or not a YOLOv5 detection model of releases 4 to 7.
     """
     content = read_torch_zip(path)
+    # dict.get(content, ...), not content.get: a pickle can give an OrderedDict an attribute "get".
     found = [dict.get(content, key) for key in ("ema", "model")] if isinstance(content, dict) else []
     model = next((value for value in found if isinstance(value, Record)), None)
     if model is None:
@@ -91,6 +92,7 @@ def load_yolov5_checkpoint(network: Network, path: str | Path | Yolov5Checkpoint
         UserError: unreadable (see :func:`read_yolov5_checkpoint`), the cfg has another architecture or other anchors;
             names the first module and layer that differ.
     """
+    # Everything is checked and prepared before the first number is copied.
     checkpoint = path if isinstance(path, Yolov5Checkpoint) else read_yolov5_checkpoint(path)
     _check_heads(network, checkpoint)
     same_classes = network.num_classes == len(checkpoint.names)
@@ -109,7 +111,7 @@ def load_yolov5_checkpoint(network: Network, path: str | Path | Yolov5Checkpoint
 
 
 def _numbers(values: Any) -> Tensor:
-    """Return a small tensor of the checkpoint as float32."""
+    """Return one of the checkpoint's small tensors, strides or anchors, as float32."""
     if not isinstance(values, Tensor) or values.numel() > 100:
         raise TypeError("no strides or no anchors")
     return values.detach().float()
@@ -124,6 +126,7 @@ def _names(names: Any) -> tuple[str, ...]:
 
 
 def _size_name(modules: list[Record]) -> str:
+    """Return the name of the official size, "-focus" behind it where the first module is a Focus; "" for another."""
     first = modules[0]
     focus = first.kind == "Focus"
     stem = first.conv.conv if focus else first.conv
@@ -132,6 +135,7 @@ def _size_name(modules: list[Record]) -> str:
 
 
 def _check_heads(network: Network, checkpoint: Yolov5Checkpoint) -> None:
+    """Refuse a cfg whose heads have other strides, other anchors or another decode than the checkpoint's."""
     cfg, path = network.cfg_path, checkpoint.path
     if sorted(head.stride for head in network.heads) != sorted(checkpoint.strides):
         found = ", ".join(str(head.stride) for head in network.heads) or "none"
@@ -149,6 +153,7 @@ def _check_heads(network: Network, checkpoint: Yolov5Checkpoint) -> None:
 
 
 def _fitting(checkpoint: Yolov5Checkpoint) -> str:
+    """Return for messages which shipped cfg would fit, if one does."""
     return f"; its cfg is {checkpoint.size_name}.cfg" if checkpoint.size_name in SHIPPED else ""
 
 
@@ -158,6 +163,7 @@ def _overlay(network: Network, checkpoint: Yolov5Checkpoint, same_classes: bool)
     Raises:
         UserError: the graphs differ; names the first module and layer that do.
     """
+    # Start from the pairs of heads that have the same stride; then follow the inputs of each pair, each pair once.
     cfg_nodes = cfg_graph(network)
     head_layers = {head.stride: layer for head, layer in zip(network.heads, network.head_layers, strict=True)}
     todo = [
@@ -165,6 +171,7 @@ def _overlay(network: Network, checkpoint: Yolov5Checkpoint, same_classes: bool)
         for stride, node in zip(checkpoint.strides, checkpoint.heads, strict=True)
     ]
     seen: set[tuple[Node, Node]] = set()
+    # The pairing of convolutions, both ways: it must be one to one.
     layer_of: dict[Node, int] = {}
     module_at: dict[int, Node] = {}
     while todo:
@@ -172,13 +179,14 @@ def _overlay(network: Network, checkpoint: Yolov5Checkpoint, same_classes: bool)
         if (theirs, ours) in seen:
             continue
         seen.add((theirs, ours))
+        # With other classes the last convolutions have other filters; everything before them must be equal.
         free = "filters" if theirs in checkpoint.heads and not same_classes else ""
         difference = _difference(theirs, ours, free)
         if not difference and theirs.operation == "conv":
             layer, module = layer_of.setdefault(theirs, ours.index), module_at.setdefault(ours.index, theirs)
             if layer != ours.index:
                 difference = f"is also layer {layer}, so the connections differ"
-            elif module is not theirs:  # two of one shape, as a C3's ways are, and a route to the wrong one
+            elif module is not theirs:  # two convolutions alike, as in a C3's branches, and a route to the wrong one
                 difference = f"is the same layer as {module.name}, so the connections differ"
         if difference:
             raise UserError(f"{checkpoint.path}: {theirs.name} {difference} ({ours.name}){_fitting(checkpoint)}")
@@ -203,7 +211,10 @@ def _shown(value: Any) -> str:
 
 
 def cfg_graph(network: Network) -> dict[int, Node]:
-    """Return what every layer of the network computes, as a graph in the terms of YOLOv5's modules."""
+    """Return what every layer of the network computes, as a graph in the terms of YOLOv5's modules, by layer number.
+
+    What YOLOv5 has no module for becomes a node named after its section, which equals none of the checkpoint's.
+    """
     nodes = {-1: Node("image", (), (), network.cfg_path)}
     for index, module in enumerate(network.layers):
         section = network.config.sections[index]
@@ -211,7 +222,7 @@ def cfg_graph(network: Network) -> dict[int, Node]:
         name = f"{section.source}:{section.line}"
         kind = section.kind
         if isinstance(module, Convolution):
-            linear = isinstance(module.activation, nn.Identity)  # also where the head does what the section says
+            linear = isinstance(module.activation, nn.Identity)  # also where a new_coords head applies the logistic
             activation = "linear" if linear else section["activation"]
             settings = conv_settings(module.conv, module.bn is not None, activation)
             node = Node("conv", settings, inputs, name, index)
@@ -220,14 +231,14 @@ def cfg_graph(network: Network) -> dict[int, Node]:
         elif kind == "shortcut" and section["activation"] == "linear" and not list(module.parameters()):
             node = Node("add", (), inputs, name, index)
         elif kind == "maxpool" and isinstance(module, Pool):  # not where it is blurred
-            stride = tuple(module.stride_xy[::-1])
+            stride = tuple(module.stride_xy[::-1])  # rows first, as in torch
             node = Node("maxpool", (("size", (module.size,) * 2), ("stride", stride)), inputs, name, index)
         elif kind == "upsample" and section["scale"] == 1:
             node = Node("upsample", (("stride", section["stride"]),), inputs, name, index)
         elif kind == "reorg3d" and not section["reverse"]:
             node = Node("reorg3d", (("stride", section["stride"]),), inputs, name, index)
         elif kind in ("yolo", "dropout"):
-            node = inputs[0]
+            node = inputs[0]  # in inference neither computes anything
         else:
             node = Node(f"[{kind}]", (), inputs, name, index)
         nodes[index] = node
@@ -235,8 +246,8 @@ def cfg_graph(network: Network) -> dict[int, Node]:
 
 
 def _prepared(path: str, node: Node, layer: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Return (our tensor, its new numbers in float32) of one convolution, checked."""
-    assert isinstance(layer, Convolution)  # what differs in kind was refused
+    """Return (our tensor, its new numbers in float32) of each of a convolution's tensors, checked."""
+    assert isinstance(layer, Convolution)  # the overlay pairs a convolution with a convolution
     ours = layer.state_dict()
     ready = []
     for key, source in node.tensors.items():

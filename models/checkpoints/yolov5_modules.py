@@ -1,7 +1,8 @@
 """The module tree of a YOLOv5 checkpoint, executed with symbols instead of images: which convolution feeds which.
 
-The result is a graph of :class:`Node`; ``models/checkpoints/yolov5.py`` lays it over the graph of a cfg, so that a
-tensor finds its layer by what it is connected to and not by counting.
+The result is a graph of :class:`Node`, which ``models/checkpoints/yolov5.py`` compares with the graph of a cfg, so that
+a tensor finds its layer by what it is connected to and not by counting. What each kind of module computes is that of
+``models/common.py`` in ultralytics/yolov5 v4.0 to v7.0.
 """
 
 from __future__ import annotations
@@ -22,7 +23,10 @@ Settings = tuple[tuple[str, Any], ...]
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """A value in the graph: what made it, of what, and the name or layer number that messages and tensors go by."""
+    """A value in the graph: the operation that made it, from which inputs, and where it stands in its file.
+
+    Two nodes are equal only if they are the same object.
+    """
 
     operation: str  # image, conv, maxpool, upsample, concat, add, reorg3d
     settings: Settings  # compared between checkpoint and cfg
@@ -34,13 +38,13 @@ class Node:
 
 
 def concat(inputs: list[Node], name: str, index: int = -1) -> Node:
-    """Return the concatenation along channels; nested ones are flattened, a single input is itself."""
+    """Return the concatenation along channels; nested ones are flattened, that of a single input is the input."""
     flat = [part for node in inputs for part in (node.inputs if node.operation == "concat" else (node,))]
     return flat[0] if len(flat) == 1 else Node("concat", (), tuple(flat), name, index)
 
 
 def conv_settings(conv: Record | nn.Conv2d, has_norm: bool, activation: str) -> Settings:
-    """Return what a convolution computes, of a checkpoint's record or of a layer of ours."""
+    """Return what a convolution computes, from a checkpoint's record or a torch module alike."""
     return (
         ("filters", int(conv.out_channels)),
         ("size", _pair(conv.kernel_size)),
@@ -68,7 +72,7 @@ def trace_modules(model: Record, path: str) -> list[Node]:
 
 
 def children(record: Record) -> list[Record]:
-    """Return the parts of a module that has nothing but parts, as a ``Sequential``."""
+    """Return the parts of a module that is a list of parts, such as a ``Sequential``."""
     modules = list(record._modules.values())
     if not all(isinstance(module, Record) for module in modules):
         raise TypeError("a sub-module that is no module")
@@ -80,13 +84,16 @@ class _UnknownModuleError(Exception):
 
 
 class _Tracer:
-    """Does what the ``forward`` of each kind of module does, with nodes; the module's class is its name only."""
+    """Does with nodes what the ``forward`` of each kind of module does with tensors; the kind is known by its name.
+
+    The methods of a kind take the module, the nodes that it reads and its name, and return the node of its output.
+    """
 
     def __init__(self) -> None:
         self.visited = 0
 
     def trace(self, model: Record) -> list[Node]:
-        """Go through the list of modules, each of which says by ``f`` which outputs it takes."""
+        """Return the heads' nodes; each module says by ``f`` which outputs it reads, -1 being the latest."""
         outputs: list[Node] = []
         for number, module in enumerate(children(model.model)):
             sources = [module.f] if isinstance(module.f, int) else list(module.f)
@@ -100,6 +107,7 @@ class _Tracer:
         raise ValueError("it has no Detect module")
 
     def call(self, module: Record, inputs: list[Node], name: str) -> Node:
+        """Return the output of a module of any known kind; the limit stops a tree that contains itself."""
         self.visited += 1
         if self.visited > MODULES_LIMIT:
             raise ValueError(f"more than {MODULES_LIMIT} modules")
@@ -111,9 +119,11 @@ class _Tracer:
         return MODULES[module.kind](self, module, inputs, name)
 
     def conv(self, module: Record, inputs: list[Node], name: str) -> Node:
+        """Convolution, batch norm (none where it was fused) and activation."""
         return _conv_node(module.conv, getattr(module, "bn", None), _activation(module.act, name), inputs[0], name)
 
     def c3(self, module: Record, inputs: list[Node], name: str) -> Node:
+        """cv3 of two branches joined: cv1 followed by bottlenecks, and cv2."""
         deep = self.call(module.cv1, inputs, f"{name}.cv1")
         for number, bottleneck in enumerate(children(module.m)):
             deep = self.call(bottleneck, [deep], f"{name}.m.{number}")
@@ -121,25 +131,33 @@ class _Tracer:
         return self.call(module.cv3, [concat([deep, beside], name)], f"{name}.cv3")
 
     def bottleneck(self, module: Record, inputs: list[Node], name: str) -> Node:
+        """cv2 of cv1, plus the input where ``add`` says so."""
         narrow = self.call(module.cv1, inputs, f"{name}.cv1")
         wide = self.call(module.cv2, [narrow], f"{name}.cv2")
         return Node("add", (), (wide, inputs[0]), name) if module.add else wide
 
     def sppf(self, module: Record, inputs: list[Node], name: str) -> Node:
+        """cv2 of cv1 joined with three pools of it, each applied to the one before."""
         stages = [self.call(module.cv1, inputs, f"{name}.cv1")]
         for _ in range(3):
             stages.append(_maxpool(module.m, stages[-1], f"{name}.m"))
         return self.call(module.cv2, [concat(stages, name)], f"{name}.cv2")
 
     def spp(self, module: Record, inputs: list[Node], name: str) -> Node:
+        """cv2 of cv1 joined with pools of it of several sizes."""
         narrow = self.call(module.cv1, inputs, f"{name}.cv1")
         pooled = [_maxpool(pool, narrow, f"{name}.m.{number}") for number, pool in enumerate(children(module.m))]
         return self.call(module.cv2, [concat([narrow, *pooled], name)], f"{name}.cv2")
 
     def focus(self, module: Record, inputs: list[Node], name: str) -> Node:
-        """Cells to channels before a convolution; Darknet's ``[reorg3d]`` has the second and third quarter swapped."""
+        """A convolution of 2 x 2 cells put into channels.
+
+        The quarters of the channels come in the order (row, column) = (0, 0), (1, 0), (0, 1), (1, 1) of the cells; in
+        ``[reorg3d]`` the second and third are exchanged, and so must be the convolution's input channels.
+        """
         cells = Node("reorg3d", (("stride", 2),), (inputs[0],), name)
         node = self.call(module.conv, [cells], f"{name}.conv")
+        # out 4C k k -> out 4 C k k, reordered, and back
         weight = node.tensors["conv.weight"].unflatten(1, (4, -1))[:, [0, 2, 1, 3]].flatten(1, 2)
         return replace(node, tensors=node.tensors | {"conv.weight": weight})
 
@@ -151,7 +169,7 @@ class _Tracer:
 
 
 def _conv_node(conv: Record, norm: Record | None, activation: str, node: Node, name: str) -> Node:
-    """Return the node of a convolution, with its tensors by the names that they have in a ``Convolution`` of ours."""
+    """Return the node of a convolution, with its tensors under the names they have in ``models.layers.Convolution``."""
     tensors = {"conv.weight": _tensor(conv.weight, 4)}
     bias = getattr(conv, "bias", None)
     if norm is None or bias is not None:
@@ -164,6 +182,7 @@ def _conv_node(conv: Record, norm: Record | None, activation: str, node: Node, n
 
 
 def _activation(act: Record, name: str) -> str:
+    """Return Darknet's name of an activation module."""
     if act.kind == "LeakyReLU" and act.negative_slope == 0.1:
         return "leaky"
     if act.kind not in ACTIVATIONS:
@@ -182,6 +201,7 @@ def _tensor(value: Any, dimensions: int) -> Tensor:
 
 
 def _pair(value: Any) -> tuple[int, int]:
+    """Return torch's (rows, columns) of a setting that may be one number for both."""
     first, second = (value, value) if isinstance(value, int) else value
     return int(first), int(second)
 

@@ -1,1 +1,1 @@
-"""Darknet's dialect: the text of a cfg to the layers of a network."""
+"""From the text of a Darknet cfg to the layers of a network."""

@@ -1,7 +1,7 @@
 """Darknet's ``.cfg`` dialect: text to ``[net]`` options and typed sections; every error names file and line.
 
 Read as Darknet reads it: white space means nothing, the first of two equal keys wins, ``#`` and ``;`` start a comment
-(Darknet knows them at the start of a line only; after a value they could not mean anything else).
+(in Darknet only at the start of a line; after a value they could not mean anything else).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ MAX_BYTES = 1_000_000  # the largest published cfg has about 60 kB
 MAX_SECTIONS = 2_000  # the largest published cfg has about 500
 MAX_LIST = 10_000  # values of one list
 
-_Raw = tuple[str, int, dict[str, tuple[str, int]]]
+_Raw = tuple[str, int, dict[str, tuple[str, int]]]  # a section's kind, its line, and per key the text and the line
 
 
 def schema_of(kind: str) -> Mapping[str, Key]:
@@ -77,7 +77,7 @@ def parse_cfg_text(text: str, source: str) -> DarknetConfig:
 
 
 def _read_lines(text: str, source: str, doubles: list[str]) -> list[_Raw]:
-    """Return each section's kind, line and keys as text with their lines."""
+    """Return each section's kind, line and keys as text with their lines; add to ``doubles`` a note per second key."""
     found: list[_Raw] = []
     for number, raw in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
         line = "".join(raw.split("#")[0].split(";")[0].split())
@@ -98,6 +98,7 @@ def _short(text: str) -> str:
 
 
 def _kind(line: str, place: str) -> str:
+    """Return the kind that a line such as ``[conv]`` names, by its usual name."""
     if not line.endswith("]"):
         raise UserError(f"{place}: '{_short(line)}' is no section header; write [name]")
     name = line[1:-1].lower()
@@ -127,12 +128,13 @@ def _read_key(line: str, place: str, section: _Raw, doubles: list[str]) -> None:
 
 def _typed(kind: str, index: int, line: int, source: str, values: dict[str, tuple[str, int]]) -> Section:
     lines = {name: number for name, (_, number) in values.items()}
-    blank = Section(kind, index, line, source, schema_of(kind), {}, lines)
+    blank = Section(kind, index, line, source, schema_of(kind), {}, lines)  # knows its lines, for messages
     typed = {name: _value(blank, name, text) for name, (text, _) in values.items()}
     return dataclasses.replace(blank, written=typed)
 
 
 def _value(section: Section, name: str, text: str) -> Any:
+    """Return the value that a key's text stands for, checked against its :class:`Key`."""
     key = section.keys[name]
     value: str | int | float | tuple[int | float, ...]
     if key.kind == "text":
@@ -154,7 +156,7 @@ def _value(section: Section, name: str, text: str) -> Any:
 
 
 def _number(section: Section, name: str, text: str, key: Key) -> int | float:
-    whole = key.kind.startswith("int")
+    whole = key.kind.startswith("int")  # int, ints
     try:
         value = int(text) if whole and len(text) < 20 else float(text)
     except ValueError:
@@ -169,6 +171,7 @@ def _number(section: Section, name: str, text: str, key: Key) -> int | float:
 
 
 def _notes(sections: list[Section], doubles: list[str]) -> tuple[str, ...]:
+    """Return one line each on keys without effect, on keys that change Darknet's matching only, and on second keys."""
     ignored: dict[str, list[str]] = {}
     for section in sections:
         keys = ignored.setdefault(section.kind, [])
@@ -180,6 +183,8 @@ def _notes(sections: list[Section], doubles: list[str]) -> tuple[str, ...]:
         for section in sections if section.kind == "yolo"
         for name, neutral in MATCHES_OTHERWISE.items() if name in section.written and section[name] != neutral
     ]  # fmt: skip
-    text = f"{sections[0].source}: Darknet's own matching follows {', '.join(dict.fromkeys(otherwise))}; "
-    text += "--match darknet uses IoU and no truth_thresh"
+    text = (
+        f"{sections[0].source}: Darknet's own matching follows {', '.join(dict.fromkeys(otherwise))}; "
+        "--match darknet uses IoU and no truth_thresh"
+    )
     return (*without, *([text] if otherwise else []), *doubles)

@@ -1,4 +1,4 @@
-"""The graph of a cfg: which layer reads which, on what grid, and how large everything may be.
+"""The graph of a cfg: which layer reads which, on what grid, and how large everything may become.
 
 Everything that could fail is checked with the section's line, before any memory is taken.
 """
@@ -21,7 +21,7 @@ MAX_MAP = 2**28  # numbers in one layer's output for one image: 1 GiB
 
 @dataclass(frozen=True)
 class MapShape:
-    """A layer's output for one image of the ``[net]`` size, and its stride against that image.
+    """A layer's output for one image of the ``[net]`` size, and its stride in pixels of that image.
 
     The stride is 0 for what lies on no grid, because its size does not follow the image's: global averages, vectors.
     """
@@ -44,13 +44,13 @@ class MapShape:
         return self.rows, self.cols, self.stride_x, self.stride_y
 
     def unlike(self, other: MapShape, index: int) -> str:
-        """Say how a map and that of layer ``index`` differ, which should lie on one grid."""
+        """Return in words how this map and that of layer ``index`` differ, which should lie on one grid."""
         same_stride = (self.stride_x, self.stride_y) == (other.stride_x, other.stride_y)
         hint = "; make the width and height of [net] multiples of the largest stride" if same_stride else ""
         return f"{self} and layer {index} with {other}{hint}"
 
     def scaled(self, rows: int, cols: int, by_x: Fraction | int, by_y: Fraction | int) -> MapShape:
-        """Return the shape on another grid."""
+        """Return the shape on another grid, whose strides are ``by_x`` and ``by_y`` times as large."""
         return replace(self, rows=rows, cols=cols, stride_x=self.stride_x * by_x, stride_y=self.stride_y * by_y)
 
 
@@ -102,13 +102,13 @@ class SectionBuilder:
         return self.built
 
     def check_sources(self, section: Section, sources: Sequence[int]) -> None:
-        """Refuse what would read the numbers of a head, which Darknet changes in place."""
+        """Refuse a section that reads the numbers of a head, which Darknet changes in place."""
         for index in sources:
             if index >= 0 and self.built[index].head:
                 raise section.error(f"reads layer {index}, a [yolo] head; put a [route] to an earlier layer before it")
 
     def reserve(self, section: Section, parameters: int, output: MapShape) -> None:
-        """Refuse sizes that no machine should be asked for."""
+        """Count a layer's parameters and refuse sizes that no machine should be asked for."""
         if min(output.channels, output.rows, output.cols) < 1:
             raise section.error(f"leaves nothing: its output would be {output}")
         if output.channels * output.rows * output.cols > MAX_MAP:
@@ -128,7 +128,7 @@ def sources_of(section: Section) -> tuple[int, ...]:
     Raises:
         UserError: a reference to the section itself, a later one or none.
     """
-    before = (section.index - 1,)
+    before = (section.index - 1,)  # -1, the image, for the first section
     if "layers" in section.keys:
         return referred(section, "layers")
     if "from" in section.keys:

@@ -38,7 +38,7 @@ def _implicit(builder: SectionBuilder, section: Section, inputs: Sequence[MapSha
     atoms = section["atoms"] if section.kind == "implicit" else 1
     output = MapShape(filters, atoms, 1, Fraction(0), Fraction(0))
     builder.reserve(section, filters * atoms, output)
-    uniform = section.kind == "implicit"  # Darknet's own; the other two are YOLOR's
+    uniform = section.kind == "implicit"  # Darknet's own draws evenly; the other two are YOLOR's, with normal numbers
     return made(section, Implicit(filters, atoms, section["mean"], section["std"], uniform), output)
 
 
@@ -58,6 +58,7 @@ def _with_vector(section: Section, inputs: Sequence[MapShape], module: nn.Module
 
 
 def _numbers(section: Section) -> str:
+    """Return for the table the layers that a section reads besides the one before it."""
     return " ".join(str(index) for index in sources_of(section)[1:])
 
 
@@ -88,11 +89,12 @@ def _shortcut(builder: SectionBuilder, section: Section, inputs: Sequence[MapSha
         weights_shape = (len(inputs), output.channels)
     if weights_shape:
         builder.reserve(section, len(inputs) * output.channels, output)
+    # Versions of Darknet differ in how they spell the key; the misspelt one counts where both are given.
     key = "weights_normalizion" if "weights_normalizion" in section else "weights_normalization"
     normalization = section[key].removeprefix("avg_")
     module = Shortcut(section["activation"], weights_shape, normalization)
     operations = output.channels * output.rows * output.cols * (len(inputs) - 1)
-    return made(section, module, output, " ".join(str(index) for index in sources_of(section)[1:]), operations)
+    return made(section, module, output, _numbers(section), operations)
 
 
 KINDS = tuple(

@@ -1,9 +1,9 @@
 """Which sections and keys a Darknet cfg may hold, their types and ranges, and what we do with each.
 
 A key is *honoured* (the builder reads it), *refused* unless it has the one value that changes nothing, or *ignored*: it
-steers Darknet's own training or display and can change neither our inference nor our training; of these, the keys in
-``MATCHES_OTHERWISE`` would change Darknet's matching, which ``--match darknet`` then follows only without them. Names,
-defaults and meanings are those of Darknet's ``src/parser.c``; the keys marked "ours" are additions that Darknet
+concerns Darknet's own training or display and can change neither our inference nor our training. Of the ignored keys,
+those in ``MATCHES_OTHERWISE`` change Darknet's matching, which ``--match darknet`` does not follow; the user is told.
+Names, defaults and meanings are those of Darknet's ``src/parser.c``; the keys marked "ours" are additions that Darknet
 reports as unused.
 """
 
@@ -137,7 +137,7 @@ YOLO = {
     "counters_per_class": ignored("ints"),
 }  # fmt: skip
 
-# Read by nothing here, though Darknet matches differently unless they have these values; published cfgs carry them.
+# Ignored here, though Darknet matches differently unless they have these values; published cfgs set them.
 MATCHES_OTHERWISE = {"iou_thresh_kind": "iou", "truth_thresh": 1}
 
 _SHORTCUT_NORMALIZATION = choice("none", "none", "relu", "avg_relu", "softmax")

@@ -1,4 +1,4 @@
-"""A cfg as it was read: the ``[net]`` options and the typed sections, which know their lines.
+"""A cfg as it was read: the ``[net]`` options and the typed sections, which know their lines in the file.
 
 Shared by the parser, which makes them, and the builders, which read them.
 """

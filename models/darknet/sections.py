@@ -1,6 +1,7 @@
 """Builders of the layers that read one map: one function per kind of section, listed in ``KINDS``.
 
-Each takes the builder (for its limits and settings), the section and the shapes it reads, and returns the layer.
+Each takes the builder (for its limits and settings), the section and the shapes of what it reads, and returns the
+layer. Geometry follows Darknet's ``src/parser.c`` and the files of the layers there.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from models.layers import Blur, Convolution, DropBlock, GlobalAverage, MaxDepth,
 
 
 def _strides(section: Section) -> tuple[int, int]:
+    """Return the strides in x and y: ``stride`` where ``stride_x`` or ``stride_y`` is not above 0."""
     both = section["stride"]
     return tuple(both if section[key] < 1 else section[key] for key in ("stride_x", "stride_y"))
 
@@ -40,7 +42,7 @@ def _convolutional(builder: SectionBuilder, section: Section, inputs: Sequence[M
     if dilation > 1 and 2 * padding != size - 1:
         raise section.error(f"dilation={dilation} needs an odd size and pad=1", "dilation")
     blur = _blur(section, filters)
-    own_strides = strides if blur is None else (1, 1)  # the blur takes the strides over
+    own_strides = strides if blur is None else (1, 1)  # the blur after it has the strides
     cols = (source.cols + 2 * padding - size) // own_strides[0] + 1
     rows = (source.rows + 2 * padding - size) // own_strides[1] + 1
     unblurred = replace(source.scaled(rows, cols, *own_strides), channels=filters)
@@ -59,7 +61,7 @@ def _convolutional(builder: SectionBuilder, section: Section, inputs: Sequence[M
 
 
 def _blur(section: Section, channels: int) -> Blur | None:
-    """Return the antialiasing filter: 1 smooths over 3 x 3 cells, 2 over 2 x 2; it takes the layer's strides over."""
+    """Return the antialiasing filter: 1 smooths over 3 x 3 cells, 2 over 2 x 2, with the layer's strides."""
     kind = section["antialiasing"]
     return Blur(channels, 3 if kind == 1 else 2, _strides(section)) if kind else None
 
@@ -144,8 +146,7 @@ def _yolo(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape])
         line = builder.built[-1].section.line if builder.built else 1
         raise section.error(
             f"needs {head.num_anchors} anchors x (5 + {head.num_classes} classes) = {wanted} channels; "
-            f"the layer before it (line {line}) gives {source.channels}: "
-            f"set filters={wanted} there"
+            f"the layer before it (line {line}) gives {source.channels}: set filters={wanted} there"
         )
     if section["new_coords"] and not _has_logistic(builder, section):
         raise section.error("new_coords=1 needs a [convolutional] with activation=logistic before it", "new_coords")
@@ -159,6 +160,7 @@ def _has_logistic(builder: SectionBuilder, section: Section) -> bool:
 
 
 def _head(section: Section, source: MapShape) -> Head:
+    """Return the head of a ``[yolo]`` section whose map lies on the grid of ``source``."""
     if source.stride_x != source.stride_y or source.stride_x < 1 or source.stride_x.denominator != 1:
         raise section.error(f"lies on a grid of stride {source.stride_x} x {source.stride_y}, not of one whole number")
     numbers, total = section["anchors"], section["num"]
@@ -181,6 +183,7 @@ def _head(section: Section, source: MapShape) -> Head:
         mask=mask,
         ignore_thresh=section["ignore_thresh"],
         iou_thresh=section["iou_thresh"],
+        # By Darknet's names: greedynms has a fixed 0.6, diounms the section's; the other kinds compare plain IoU.
         nms_beta={"greedynms": 0.6, "diounms": section["beta_nms"]}.get(section["nms_kind"]),
     )
 
