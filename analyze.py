@@ -22,11 +22,11 @@ from utils import distributed
 from utils.config import build_options, find_file, option, parse_flags
 from utils.errors import UserError, run_command
 
-READ_BY_ALL = ("name", "report")
+READ_BY_ALL = ("name", "report")  # options that belong to every analysis
 
 
 def chosen_fields() -> list[tuple[str, type, Any]]:
-    """Return a flag for every analysis."""
+    """Return (name, type, option) of a flag for every analysis."""
     return [
         (mode.name, tuple[str, ...], option((), mode.text))
         if mode.takes_values
@@ -47,7 +47,8 @@ def main() -> None:
     """Run the chosen analyses one after the other; each writes a folder of its own."""
     given = resumed_options(parse_flags(__doc__.splitlines()[0], *GROUPS))
     request, modes = choose(given)
-    command, results = f"python {shlex.join(sys.argv)}", []
+    command = f"python {shlex.join(sys.argv)}"
+    results = []
     for mode in modes:
         if not distributed.is_main() and not MODES[mode].distributed:
             continue

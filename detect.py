@@ -30,7 +30,7 @@ from utils.errors import UserError, run_command, suggestion
 from utils.structures import Detections
 
 RUNS = "runs/detect"
-WITHOUT_SOURCE = 100  # images of the training's data, at most
+WITHOUT_SOURCE = 100  # images of the data set at most, where no --source is given
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def class_numbers(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
 
 
 def choose_sources(source: str, data: str) -> tuple[list[ImageFiles | VideoFrames], str]:
-    """Return what to look at, and how to call it in the first line; without a source, images of the data set."""
+    """Return what to look at, and its name for the first line; without a source, validation images of the data set."""
     if source:
         return open_source(source), source
     data = data or "shapes.data"
@@ -139,7 +139,7 @@ def choose_sources(source: str, data: str) -> tuple[list[ImageFiles | VideoFrame
 
 
 class Window:
-    """A window where one can be opened; says once why not, and goes on without."""
+    """A window where one is wanted and can be opened; says once why it cannot."""
 
     def __init__(self, wanted: bool) -> None:
         reason = why_no_window() if wanted else ""
@@ -156,7 +156,7 @@ class Window:
 
 
 def why_no_window() -> str:
-    """Return why no window can be opened, "" if it can. To try would abort the process: Qt's error is fatal."""
+    """Return why no window can be opened, "" where one can; trying would end the process, for Qt's error is fatal."""
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         return "this machine has no display"
     gui = [line for line in cv2.getBuildInformation().splitlines() if line.strip().startswith("GUI:")]
@@ -187,7 +187,7 @@ def look_at(
                 if closed:
                     break
         except KeyboardInterrupt:
-            # The video so far is worth keeping; Ctrl-C is how a camera is ended.
+            # The video so far is kept; Ctrl-C is the way to end a camera.
             interrupted = True
     if interrupted and not source.is_live:
         raise KeyboardInterrupt
@@ -210,7 +210,7 @@ def detect_one(detector: Detector, picture: Picture, size: int, stride: int) -> 
 
 
 def in_words(found: Detections, names: Sequence[str]) -> str:
-    """Return ``2 persons, 1 dog, `` for the line of a picture."""
+    """Return the counts of the classes for the line of a picture, as ``2 persons, 1 dog, ``."""
     counts = Counter(found.labels.tolist())
     return "".join(f"{n} {names[label]}{'s' if n > 1 else ''}, " for label, n in sorted(counts.items()))
 
@@ -223,7 +223,11 @@ def draw(picture: Picture, found: Detections, names: Sequence[str]) -> np.ndarra
 
 
 def refuse_unreadable(sources: Sequence[ImageFiles | VideoFrames]) -> None:
-    """Let the run fail, now that all other images are done, if some could not be read."""
+    """Let the run fail at its end if some images could not be read; all others are done by then.
+
+    Raises:
+        UserError: names the first; the others are printed.
+    """
     problems = [problem for source in sources if isinstance(source, ImageFiles) for problem in source.problems]
     for problem in problems[1:]:
         print(f"passed over: {problem}")

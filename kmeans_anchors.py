@@ -38,12 +38,13 @@ from utils.config import build_options, find_file, option, parse_flags
 from utils.errors import UserError, run_command
 from utils.files import write_text_atomically
 
+# An anchors line of a cfg: key and equals sign, values, white space and comment.
 ANCHORS_LINE = re.compile(r"^(\s*anchors\s*=\s*)[^#;\r\n]*?(\s*(?:[#;].*)?)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class KmeansOptions:
-    """For which data and which network."""
+    """For which data and which network anchors are wanted."""
 
     data: str = option("shapes.data", "a .data file, a COCO JSON, a list of images or a folder")
     split: str = option("train", "which split of the data set", SPLITS)
@@ -60,7 +61,7 @@ class KmeansOptions:
 
 
 def main() -> None:
-    """Read the boxes, find anchors, compare, write."""
+    """Read the boxes, find anchors, compare them with the cfg's, and write both."""
     given = parse_flags(__doc__.splitlines()[0], KmeansOptions, AnchorFitOptions)
     options, fit_options = build_options(given, (KmeansOptions, AnchorFitOptions))
     refuse_unused(given, fit_options.method)
@@ -111,7 +112,7 @@ def read_network(options: KmeansOptions, num_classes: int) -> Network:
 
 
 def refuse_own_anchors(network: Network) -> None:
-    """Refuse a cfg whose heads have different anchors: there is no one list to compare with or to replace."""
+    """Refuse a cfg whose heads have different anchors: it has no single list to compare with or to replace."""
     sections = [section for section in network.config.sections if section.kind == "yolo"]
     for section, head in zip(sections, network.heads, strict=True):
         if head.all_anchors_wh != network.heads[0].all_anchors_wh:
@@ -160,7 +161,7 @@ def numbers_of(anchors_wh: np.ndarray) -> str:
 
 
 def anchors_line(anchors_wh: np.ndarray) -> str:
-    """Return the line for a cfg."""
+    """Return the line that defines these anchors in a cfg."""
     return f"anchors = {numbers_of(anchors_wh)}"
 
 
@@ -175,15 +176,16 @@ def describe(
     """Return the statistics of found and present anchors side by side."""
     fits = {"found": measure(sizes, found, fit_options), "present": measure(sizes, present, fit_options)}
     sets = {"found": found, "present": present}
-    statistics = {
+    statistics: dict[str, Any] = {
         "boxes": len(boxes_wh),
         "distinct_sizes": len(sizes),
         "iou_t": fit_options.iou_t,
         "anchor_t": fit_options.anchor_t,
         "anchors_line": anchors_line(found),
-        **{name: {"anchors": sets[name], "aspect_ratios": sets[name][:, 0] / sets[name][:, 1], **asdict(fits[name])}
-           for name in sets},
-    }  # fmt: skip
+    }
+    for name, anchors_wh in sets.items():
+        aspect_ratios = anchors_wh[:, 0] / anchors_wh[:, 1]
+        statistics[name] = {"anchors": anchors_wh, "aspect_ratios": aspect_ratios, **asdict(fits[name])}
     settings = {"img_sizes": options.img_size, "cfg": options.cfg, **asdict(fit_options), "num": len(found)}
     data = {"data": options.data, "split": split_shown(options.data, options.split), **settings}
     plot = anchor_scatter(

@@ -33,7 +33,7 @@ from utils.structures import Batch, Detections
 
 RUNS = "runs/test"
 SPLITS = {"val": "valid", "test": "test", "speed": "valid"}  # --task -> the key of the .data file
-PICTURED_BATCHES = 3
+PICTURED_BATCHES = 3  # that are drawn, the first ones
 
 
 @dataclass(frozen=True)
@@ -54,9 +54,9 @@ class EvaluationOptions:
     single_cls: bool = option(False, "treat all objects and detections as one class")
     device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
     half: bool = option(False, "float16, on CUDA")
-    rect: bool = option(True, "batches of like shape, as small as holds them; else all are square")
+    rect: bool = option(True, "images of similar shape in batches as small as holds them; else all have the full size")
     resize: str = option("letterbox", "keep the shape of the image, or stretch it as Darknet does", tuple(RESIZES))
-    clip: bool = option(True, "cut boxes off at the image's border; Darknet's own results stick out: --no-clip")
+    clip: bool = option(True, "clip boxes to the image; those of Darknet reach over its border: --no-clip")
     workers: int = option(2, "processes that load images")
     evaluator: str = option("auto", "hotcoco (fast) or pycocotools, the same numbers", ("auto", *BACKENDS))
     name: str = option("exp", "results are written to runs/test/<name>")
@@ -80,7 +80,7 @@ def main() -> None:
     wanted = Wanted(options.weights, options.cfg, options.data, options.img_size, options.single_cls)
     found = resolve(wanted, square=False)
     loaded = found.loaded
-    options = replace(  # so that metrics.json says what was evaluated, not what was left open
+    options = replace(  # so that metrics.json says what was evaluated where the command line left it open
         options, weights=found.weights, data=found.data, img_size=found.input_wh, single_cls=found.single_cls
     )
     dataset = open_split(found.data, SPLITS[options.task], found.single_cls)
@@ -151,7 +151,7 @@ def announce(options: EvaluationOptions, loaded: LoadedNetwork, dataset: Annotat
 
 
 def warm_up(detector: Detector, net_hw: tuple[int, int]) -> None:
-    """Run the network once, so that what is chosen and allocated at the first time is not measured."""
+    """Run the network once, so that what it chooses and allocates the first time is not measured."""
     detector.raw_maps(torch.zeros(1, 3, *net_hw, dtype=torch.uint8))
     detector.reset_speed()
 
@@ -178,7 +178,7 @@ class BatchPictures:
 
 
 def table(metrics: Metrics, verbose: bool) -> str:
-    """Return the table that users of the known scripts look for: all classes, and each one with ``verbose``."""
+    """Return a table in the layout of ultralytics/yolov5: a line for all classes, and one for each with ``verbose``."""
     width = max([20, *map(len, metrics.names)]) if verbose else 20
     head = ("Images", "Targets", "P", "R", "mAP@0.5", "mAP@0.5:0.95")
     lines = [f"{'Class':>{width}}" + "".join(f"{title:>14}" for title in head)]

@@ -44,6 +44,7 @@ from utils.devices import amp_dtype, choose_device, describe_device, use_threads
 from utils.errors import UserError, run_command
 from utils.seeding import seed_epoch, seed_everything
 
+# All other options are those of the run that is resumed.
 MAY_CHANGE_ON_RESUME = {"resume", "device", "workers", "cache_images"}
 
 
@@ -62,7 +63,7 @@ class TrainOptions:
     accumulate: int = option(0, "batches per optimizer step; 0: as many as make 64 images")
     img_size: tuple[int, ...] = option((), "size in pixels for training [and for testing]; default: the cfg's width")
     multi_scale: bool = option(False, "another image size for every batch, 0.67 to 1.5 times --img-size")
-    rect: bool = option(False, "rectangular training batches: images of like shape together, without mosaic")
+    rect: bool = option(False, "rectangular training batches: images of similar shape together, without mosaic")
     cache_images: bool = option(False, "keep the decoded images in memory")
     single_cls: bool = option(False, "treat all objects as one class")
     freeze: int = option(0, "keep the first N layers of the cfg as they are")
@@ -71,7 +72,7 @@ class TrainOptions:
     workers: int = option(2, "processes that load images, per training process")
     name: str = option("exp", "the run is written to runs/train/<name>")
     seed: int = option(0, "every random choice follows from it")
-    resume: str = option("", "last.pt of an interrupted run, which then goes on as if nothing had happened")
+    resume: str = option("", "last.pt of an interrupted run, which goes on as if it had not been interrupted")
     nosave: bool = option(False, "write checkpoints only after the last epoch")
     notest: bool = option(False, "test only after the last epoch")
 
@@ -81,7 +82,7 @@ class TrainOptions:
         if min(self.accumulate, self.workers, self.freeze, self.seed) < 0:
             raise ValueError("--accumulate, --workers, --freeze and --seed must not be negative")
         if self.seed >= 2**63:
-            raise ValueError(f"--seed {self.seed} is too large: below 2^63, please")
+            raise ValueError(f"--seed {self.seed} is too large: it must be below 2^63")
         if len(self.img_size) > 2 or any(size < 1 for size in self.img_size):
             raise ValueError("--img-size takes one size in pixels, or two: for training and for testing")
         if self.batch_size % distributed.world_size():
@@ -157,7 +158,7 @@ def main() -> None:
             run.finish_epoch(state, epoch_row(losses, counts, metrics, state), fitness(metrics))
             report_epoch(counts, metrics)
     run.finish(state, test_batches)
-    del wrapped  # it holds the process group, which would outlive the interpreter
+    del wrapped  # it holds the process group, which must not outlive the interpreter
     distributed.stop()
 
 
@@ -188,7 +189,7 @@ def choose_options() -> tuple[TrainGroups, dict[str, Any] | None]:
 
 
 def default_recipe(cfg: str) -> str:
-    """Return the name of the recipe for a cfg: one of its own name, else that of its origin, told by its decode."""
+    """Return the recipe for a cfg: one of its name, else yolov5.yaml or yolov3.yaml, by how its heads decode boxes."""
     path = find_file(cfg, "cfg")
     if (REPOSITORY / "cfg/hyp" / f"{path.stem}.yaml").is_file():
         return f"{path.stem}.yaml"
@@ -199,7 +200,7 @@ def default_recipe(cfg: str) -> str:
 def check_names(
     options: TrainOptions, names: tuple[str, ...], test_names: tuple[str, ...], checkpoint: dict[str, Any] | None
 ) -> None:
-    """Refuse splits, or a run to go on with, whose class numbers mean different things."""
+    """Refuse splits that number their classes differently, and a checkpoint to resume from that had other classes."""
     if test_names != names:
         raise UserError(
             f"{options.data}: the classes of its splits differ (train: {', '.join(names)}; "
@@ -229,7 +230,13 @@ def new_network(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
 
 
 def freeze_layers(network: Network, count: int) -> None:
-    """Keep the first layers of the cfg as they are, and those that no loss reaches; processes would wait for these."""
+    """Freeze the first layers of the cfg, and those that no head reads.
+
+    The latter get no gradients, for which DistributedDataParallel would wait.
+
+    Raises:
+        UserError: no parameter is left to train.
+    """
     for index in (*range(min(count, len(network.layers))), *network.layers_without_effect()):
         network.layers[index].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in network.parameters()):
@@ -237,7 +244,7 @@ def freeze_layers(network: Network, count: int) -> None:
 
 
 def new_state(network: Network, options: TrainGroups) -> TrainState[Network]:
-    """Return the state before the first epoch."""
+    """Return the state before the first epoch: weights, their average, optimizer and loss scale."""
     train = options.train
     optimizer = build_optimizer(network, options.optimizer, train.batch_size * train.batches_per_step)
     device = next(network.parameters()).device
@@ -328,7 +335,10 @@ def report_epoch(counts: MatchCounts, metrics: Metrics | None) -> None:
 
 
 def fitness(metrics: Metrics | None) -> float | None:
-    """Return what decides which epoch is the best: 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95, as in the scripts people know."""
+    """Return what decides which epoch is the best: 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95.
+
+    The weights are those of ultralytics/yolov5 v7.0 (utils/metrics.py, fitness).
+    """
     return 0.1 * metrics.ap50 + 0.9 * metrics.ap if metrics else None
 
 

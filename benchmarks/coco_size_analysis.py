@@ -28,7 +28,7 @@ RUNS = {
     "analyze.py --anchor-stats": ("analyze.py", "--anchor-stats", "--cfg", "yolov3.cfg"),
     "kmeans_anchors.py": ("kmeans_anchors.py", "--cfg", "yolov3.cfg"),
 }
-LIMITS = {"seconds": 60.0, "GiB": 2.0}
+LIMITS = {"seconds": 60.0, "GiB": 2.0}  # of each script
 
 
 @dataclass(frozen=True)
@@ -42,8 +42,9 @@ class CocoSizeOptions:
 def made_up_coco(num_images: int, num_boxes: int, seed: int = 0) -> dict:
     """Return a COCO ground truth with a given number of boxes; no image exists.
 
-    Objects per image are 1 + negative binomial with the mean and variance that train2017's numbers of images, objects
-    and pairs imply (7.3 and 55); 0.9 % of the images have none. Sizes are log-normal, two pixels at least.
+    Objects per image are one plus a negative binomial number, with the mean and variance that train2017's numbers of
+    images, objects and pairs imply (7.3 and 55); 0.9 % of the images have none. Sizes are log-normal, at least two
+    pixels.
     """
     rng = np.random.default_rng(seed)
     annotated = round(num_images * 117_266 / 118_287)

@@ -50,7 +50,7 @@ def time_ms(function: Callable[[], Any], device: torch.device, repeats: int) -> 
 def seconds_alternating(
     functions: Mapping[str, Callable[[], Any]], device: torch.device, rounds: int
 ) -> dict[str, list[float]]:
-    """Call several functions in turns, so that other load of the machine strikes them alike.
+    """Call several functions in turns, so that other load of the machine slows all of them alike.
 
     Returns:
         The seconds of each function in each round. A first round, which warms up, is left out, and every second round

@@ -27,7 +27,7 @@ from utils.config import build_options, option, parse_options
 from utils.errors import run_command
 from utils.structures import Batch
 
-LIMIT = 1.15
+LIMIT = 1.15  # times the forward passes alone
 
 
 @dataclass(frozen=True)

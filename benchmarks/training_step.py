@@ -1,8 +1,10 @@
 """Seconds of a training step, channels-last as train.py runs it against the plain layout, in one process, alternating.
 
-Batch 8 with 7 objects per image, SGD: v3-tiny at 416, v3-spp at 320, nano at 320. The peers, measured on the 2 cores of
-the design notes, needed 1.48 s for v3-tiny and 8.23 s for v3-spp; only the ratio within one run carries over to another
-machine. Run: ``python -m benchmarks.training_step [--cfg yolov3-tiny.cfg --img-size 416] [--repeats 5]``
+Batch 8 with 7 objects per image, SGD: v3-tiny at 416, v3-spp at 320, nano at 320. On two cores of a Cascade Lake Xeon,
+ultralytics/yolov3 at 97b87b1 needed 1.48 s for v3-tiny and 8.23 s for v3-spp; only the ratio within one run carries
+over to another machine.
+
+Run: ``python -m benchmarks.training_step [--cfg yolov3-tiny.cfg --img-size 416] [--repeats 5]``
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Files on disk to batches."""
+"""From the files on the disk to the batches of training, testing and analysis."""

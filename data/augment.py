@@ -1,7 +1,10 @@
-"""Training pictures: mosaic, scale, rotation, shift, shear, flips, mixup and colour, each drawn from one generator.
+"""Training pictures: mosaic, scale, rotation, shift, shear, flips, mixup and colour, all drawn from one generator.
 
-All geometry of a picture is composed into one matrix, so each source image is resampled once, straight into the
-network input; the same matrix moves the boxes. The result depends only on the generator handed in.
+The geometry of a picture is composed into one matrix per source image, so that each image is resampled once, straight
+into the network input; the same matrix moves the boxes. Nothing is random but what the given generator draws.
+
+Shape letters: H W pixels of the network input, h w those of a source image, K objects. A matrix [3 3] maps columns
+(x, y, 1) in continuous coordinates: pixel ``i`` covers ``[i, i + 1)``.
 """
 
 from __future__ import annotations
@@ -17,21 +20,23 @@ import numpy as np
 from data.letterbox import PADDING, RESIZES
 from utils.config import option
 
-# A box that the crop has cut is still an object if ... (the thresholds of the ultralytics family)
-MIN_SIDE = 2.0  # pixels of the network input, and
-MIN_AREA_LEFT = 0.1  # share of its area that lies inside, and
-MAX_ASPECT = 100.0  # of what is left
+# What the crop leaves of a box is still an object if all three hold; the thresholds are those of ultralytics/yolov5
+# v7.0 (utils/augmentations.py, box_candidates).
+MIN_SIDE = 2.0  # pixels of the network input: both sides are longer
+MIN_AREA_LEFT = 0.1  # more than this share of the box's area is left
+MAX_ASPECT = 100.0  # the longer side is less than this many times the shorter one
 
-MIXUP_BETA = 32.0  # both parameters of the beta distribution of mixup's share: near one half
+# Both parameters of the beta distribution of mixup's share, which is nearly one half; as in ultralytics/yolov5 v7.0.
+MIXUP_BETA = 32.0
 
 
 @dataclass(frozen=True)
 class AugmentOptions:
     """Augmentation of training pictures."""
 
-    hsv_h: float = option(0.015, "change of hue, fraction of the circle")
-    hsv_s: float = option(0.7, "change of saturation, fraction")
-    hsv_v: float = option(0.4, "change of brightness, fraction")
+    hsv_h: float = option(0.015, "multiply the hue by a factor in 1 +- this")
+    hsv_s: float = option(0.7, "multiply the saturation by a factor in 1 +- this")
+    hsv_v: float = option(0.4, "multiply the brightness by a factor in 1 +- this")
     degrees: float = option(0.0, "rotation by up to +- so many degrees")
     translate: float = option(0.1, "shift by up to +- this fraction of the picture")
     scale: float = option(0.5, "zoom by a factor in 1 +- this")
@@ -84,13 +89,16 @@ def training_sample(
     """Make one training picture.
 
     Args:
-        index: the image it is about.
-        pool: [P] images that mosaic and mixup may take their partners from.
+        index: the image that the picture shows, alone or beside its partners.
+        pool: indices of the images that mosaic and mixup may take their partners from.
         load: gives an annotated image by its index.
         out: [H W 3] uint8, filled with the picture, RGB.
-        options: how much of what.
-        rng: the only source of chance.
+        options: the range of each change and the probabilities.
+        rng: the only source of randomness.
         resize: key of :data:`data.letterbox.RESIZES`.
+
+    Returns:
+        The objects of the picture; those of both pictures after mixup, which counts each in full.
     """
     sample = _picture(index, pool, load, out, options, rng, resize)
     if rng.random() < options.mixup:
@@ -105,7 +113,10 @@ def training_sample(
 
 
 def _partners(index: int, pool: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
-    """Draw different images of the pool, none of them ``index``, as far as there are enough."""
+    """Draw ``count`` images of the pool other than ``index``: different ones if there are enough, else with repeats.
+
+    Where the pool holds no other image, all of them are ``index``.
+    """
     others = pool[pool != index]
     if len(others) == 0:
         return [index] * count
@@ -132,8 +143,9 @@ def _picture(
         sources = [load(index)]
         places = [_place(sources[0].original_wh, net_hw, resize)]
         canvas_hw = net_hw
+    # One motion for the whole canvas: the images of a mosaic move together.
     motion = random_motion(options, canvas_hw, net_hw, rng)
-    matrices = [motion @ place for place in places]
+    matrices = [motion @ place for place in places]  # original -> canvas -> network pixels
     out[:] = PADDING
     for source, matrix in zip(sources, matrices, strict=True):
         paint(source.pixels, source.original_wh, matrix, out)
@@ -155,11 +167,13 @@ def mosaic_places(
     Returns:
         Four matrices [3 3], original pixels -> canvas pixels; in order top left, top right, bottom left, bottom right.
     """
+    # In the middle half of the canvas, so that each quarter is at least half as wide and as high as the network input.
     height, width = net_hw
     center_x = round(rng.uniform(width / 2, width * 3 / 2))
     center_y = round(rng.uniform(height / 2, height * 3 / 2))
     places = []
     for quarter, (image_w, image_h) in enumerate(original_whs):
+        # Scaled as if it were alone, then shifted so that one of its corners lies on the point.
         place = _place((image_w, image_h), net_hw, resize)
         place[0, 2] = center_x if quarter % 2 else center_x - round(place[0, 0] * image_w)
         place[1, 2] = center_y if quarter // 2 else center_y - round(place[1, 1] * image_h)
@@ -186,6 +200,8 @@ def random_motion(
     flip = np.array(
         [[flip_x, 0, net_hw[1] if flip_x < 0 else 0], [0, flip_y, net_hw[0] if flip_y < 0 else 0], [0, 0, 1]]
     )
+    # From right to left: the canvas's centre goes to (0, 0), is the fixed point of rotation, zoom and shear, and lands
+    # near the centre of the network input, about which the flip mirrors.
     return flip @ shift @ shear @ rotation @ to_center
 
 
@@ -194,6 +210,7 @@ def paint(pixels: np.ndarray, original_wh: tuple[int, int], matrix: np.ndarray, 
 
     Where the matrix shrinks to less than half, the image is halved by area averaging first, so that nothing aliases.
     """
+    # The determinant is the factor on areas, its root that on lengths. ``pixels`` may be smaller than the original.
     zoom = math.sqrt(abs(np.linalg.det(matrix[:2, :2])))
     while zoom * original_wh[0] / pixels.shape[1] < 0.5 and min(pixels.shape[:2]) >= 2:
         pixels = cv2.resize(pixels, (pixels.shape[1] // 2, pixels.shape[0] // 2), interpolation=cv2.INTER_AREA)
@@ -201,24 +218,30 @@ def paint(pixels: np.ndarray, original_wh: tuple[int, int], matrix: np.ndarray, 
     to_original = np.diag((original_wh[0] / width, original_wh[1] / height, 1.0))
     matrix = matrix @ to_original  # from the pixels as decoded
 
+    # Only the upright region [left, right) x [top, bottom) around the moved corners [2 4] is touched; the tolerance
+    # keeps rounding from adding a row of pixels to it.
     corners = matrix[:2] @ np.array([[0, width, width, 0], [0, 0, height, height], [1, 1, 1, 1]], dtype=np.float64)
     left, top = np.maximum(np.floor(corners.min(axis=1) + 1e-6), 0).astype(int)
     right, bottom = np.minimum(np.ceil(corners.max(axis=1) - 1e-6), (out.shape[1], out.shape[0])).astype(int)
     if right <= left or bottom <= top:
         return
-    # OpenCV's coordinate of a pixel is that of its centre: half a pixel less than ours, on both sides.
+    # OpenCV's coordinate of a pixel is that of its centre: half a pixel less than ours, in the image as in the region.
+    # The region begins at (left, top).
     warp = matrix[:2].copy()
     warp[:, 2] += matrix[:2, :2] @ (0.5, 0.5) - 0.5 - (left, top)
     region = out[top:bottom, left:right]
     size = (int(right - left), int(bottom - top))
+    # A transparent border leaves the pixels of the region that the image does not cover as they are.
     cv2.warpAffine(pixels, warp, size, dst=region, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_TRANSPARENT)
 
 
 def _objects(sources: list[SourceImage], matrices: list[np.ndarray], net_hw: tuple[int, int]) -> Sample:
-    """Move the boxes of all source images with their pictures and keep those that are still objects."""
+    """Move the boxes of all source images with their pixels and keep those that are still objects."""
     counts = [len(source.labels) for source in sources]
     matrix = np.repeat(np.stack(matrices), counts, axis=0)  # K 3 3
-    limit = np.repeat(np.array([source.original_wh * 2 for source in sources], dtype=np.float64), counts, axis=0)
+    # Labels may reach over the edge of their image, pixels do not: clip before moving, so that no box reaches into the
+    # neighbour of a mosaic.
+    limit = np.repeat(np.array([source.original_wh * 2 for source in sources], dtype=np.float64), counts, axis=0)  # K 4
     boxes = np.clip(np.concatenate([source.boxes_xyxy for source in sources]), 0, limit)
     labels = np.concatenate([source.labels for source in sources])
     crowd = np.concatenate([source.crowd for source in sources])
@@ -230,13 +253,18 @@ def _objects(sources: list[SourceImage], matrices: list[np.ndarray], net_hw: tup
 
 def move_boxes(boxes_xyxy: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     """Return the smallest upright boxes [K 4] around the moved corners; ``matrix`` is [K 3 3] or [3 3]."""
-    corners = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)
+    corners = boxes_xyxy[:, [0, 1, 2, 1, 2, 3, 0, 3]].reshape(-1, 4, 2)  # K corner xy
     moved = corners @ np.swapaxes(matrix[..., :2, :2], -1, -2) + matrix[..., None, :2, 2]  # K 4 2
     return np.concatenate((moved.min(axis=1), moved.max(axis=1)), axis=1)
 
 
 def still_objects(before_xyxy: np.ndarray, after_xyxy: np.ndarray) -> np.ndarray:
-    """Return [K] bool: what the crop has left of a box is still an object (MIN_SIDE, MIN_AREA_LEFT, MAX_ASPECT)."""
+    """Return [K] bool: what the crop has left of each box is still an object (MIN_SIDE, MIN_AREA_LEFT, MAX_ASPECT).
+
+    Args:
+        before_xyxy: [K 4] moved boxes, network pixels.
+        after_xyxy: [K 4] the same boxes clipped to the network input.
+    """
     before = before_xyxy[:, 2:] - before_xyxy[:, :2]
     after = after_xyxy[:, 2:] - after_xyxy[:, :2]
     aspect = after.max(axis=1) / np.maximum(after.min(axis=1), 1e-9)
@@ -251,6 +279,7 @@ def shift_colours(image_bgr: np.ndarray, options: AugmentOptions, rng: np.random
     if not gains.any():
         cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB, dst=image_bgr)
         return
+    # One table [256 3] for the three channels; OpenCV counts a uint8 hue in 180 steps around the circle.
     levels = np.arange(256, dtype=np.float64)
     table = np.stack(((levels * factors[0]) % 180, *np.clip(levels * factors[1:, None], 0, 255)), axis=-1)
     hsv = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2HSV)

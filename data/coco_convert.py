@@ -1,4 +1,4 @@
-"""Convert labels: anything that can be read -> COCO JSON or YOLO text.
+"""Convert the labels of a data set, in any format that can be read, to COCO JSON or YOLO text.
 
 ::
 
@@ -93,10 +93,10 @@ def write_yolo(annotations: Annotations, folder: Path, split: str) -> str:
 
 
 def yolo_text(annotations: Annotations, index: int) -> str:
-    """Return the label file of one image, boxes cut at its edges."""
+    """Return the label file of one image: boxes clipped to it, without crowd regions."""
     rows = annotations.rows_of(index)
     size = annotations.image_wh[index].astype(np.float64)
-    boxes = np.clip(annotations.boxes_xyxy[rows], 0, np.tile(size, 2)) / np.tile(size, 2)
+    boxes = np.clip(annotations.boxes_xyxy[rows], 0, np.tile(size, 2)) / np.tile(size, 2)  # K 4, relative corners
     center, extent = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
     lines = [
         f"{label} " + " ".join(f"{value:.8g}" for value in box)

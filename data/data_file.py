@@ -12,7 +12,7 @@ A relative path is looked for in the working directory, then beside the ``.data`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from utils.class_names import read_names
@@ -21,7 +21,7 @@ from utils.errors import UserError, suggestion
 
 SPLITS = ("train", "valid", "test")
 KEYS = ("classes", "names", "download", "draw", *SPLITS, *(f"{split}_images" for split in SPLITS))
-DARKNET_KEYS = ("backup", "eval", "results", "top", "difficult", "map", "labels")  # accepted, mean nothing here
+DARKNET_KEYS = ("backup", "eval", "results", "top", "difficult", "map", "labels")  # of Darknet, without effect here
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class DataDescription:
     path: Path  # the .data file, or what stands in for one
     num_classes: int  # 0: as the COCO JSON says
     names: tuple[str, ...]  # empty: as the COCO JSON says
-    splits: dict[str, str]  # "train", "valid", "test" -> as written
+    splits: dict[str, str]  # "train", "valid", "test" -> the value as written
     image_folders: dict[str, str] = field(default_factory=dict)  # split -> explicit image folder of a COCO JSON
     download: str = ""  # the command that fetches the data
     draw: str = ""  # the built-in set that is drawn on first use
@@ -123,14 +123,15 @@ def read_data_file(path: str | Path) -> DataDescription:
     names = read_names(names_path)
     if len(names) != num_classes:
         raise UserError(f"{place}: classes = {num_classes}, but {names_path} has {len(names)} names")
-    return DataDescription(path, num_classes, names, *(vars(description)[key] for key in _REST))
-
-
-_REST = ("splits", "image_folders", "download", "draw")
+    return replace(description, names=names)
 
 
 def _key_values(path: Path) -> tuple[dict[str, str], dict[str, int]]:
-    """Return the values and the line numbers of the keys."""
+    """Return the value of each key and the number of its line, from 1.
+
+    Raises:
+        UserError: not a text file, a line without ``=``, an unknown key, or one that is given twice.
+    """
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:

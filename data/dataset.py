@@ -1,6 +1,7 @@
 """Annotations and pixels -> batches; a batch is a function of its plan, whichever process makes it.
 
-Shape letters: B images in a batch, K objects of an image.
+Shape letters: B images in a batch, H W pixels of the network input, h w those of an image, K objects of an image, T
+objects of a batch.
 """
 
 from __future__ import annotations
@@ -21,7 +22,8 @@ from data.letterbox import RESIZES, images_to_tensor, place_image
 from utils.errors import UserError
 from utils.structures import Batch, ImageMeta, Targets
 
-RECENT_IMAGES, RECENT_BYTES = 96, 256 << 20  # decoded, that each process keeps for the mosaics of a block
+# At most so many decoded images stay in the memory of each process, for the mosaics of a block (see data/loader.py).
+RECENT_IMAGES, RECENT_BYTES = 96, 256 << 20
 
 
 @dataclass(frozen=True)
@@ -36,7 +38,7 @@ class BatchPlan:
 
 @dataclass(frozen=True)
 class Failure:
-    """A user's mistake met in a worker process; it travels as a value, because exceptions travel with tracebacks."""
+    """A mistake of the user that loading found; a value, because a DataLoader adds a traceback to exceptions."""
 
     message: str
 
@@ -47,9 +49,10 @@ class DetectionDataset(Dataset):
     Args:
         annotations: the split.
         resize: key of :data:`data.letterbox.RESIZES`.
-        augment: None for testing: no chance, the picture as it is.
-        seed: of the run; a picture is drawn from ``default_rng((seed, epoch, index))``.
-        largest_side: training decodes an image at 1/2, 1/4 or 1/8 where that is still as large; None: never.
+        augment: None for testing: nothing is random, each image is shown as it is.
+        seed: of the run; a picture is drawn with ``default_rng((seed, epoch, index))``.
+        largest_side: decode an image at 1/2, 1/4 or 1/8 of its size where its longer side still has as many pixels;
+            None: never.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class DetectionDataset(Dataset):
         for index, out in zip(plan.indices, images, strict=True):
             rng = np.random.default_rng((self.seed, plan.epoch, index))
             samples.append(training_sample(index, pool, self.source, out, augment, rng, self.resize))
-            # What a training picture shows is no single image's meta: only the identity is of use.
+            # No letterbox describes an augmented picture: its meta names the image and has the picture's own size.
             metas.append(ImageMeta(*self._identity(index), (plan.net_hw[1], plan.net_hw[0])))
         return _batch(images, samples, metas)
 
@@ -99,7 +102,7 @@ class DetectionDataset(Dataset):
             meta = RESIZES[self.resize](*self._identity(index), source.original_wh, plan.net_hw)
             place_image(source.pixels, meta, out, self.resize)
             cv2.cvtColor(out, cv2.COLOR_BGR2RGB, dst=out)
-            boxes = np.clip(source.boxes_xyxy, 0, source.original_wh * 2)
+            boxes = np.clip(source.boxes_xyxy, 0, source.original_wh * 2)  # labels may reach over the edge
             boxes = boxes * (meta.scale_xy * 2) + (meta.offset_xy * 2)
             samples.append(Sample(boxes, source.labels, source.crowd))
             metas.append(meta)
@@ -107,15 +110,19 @@ class DetectionDataset(Dataset):
 
     def source(self, index: int) -> SourceImage:
         """Return one annotated image."""
-        notes = self.annotations
-        rows = notes.rows_of(index)
-        width, height = notes.image_wh[index].tolist()
+        annotations = self.annotations
+        rows = annotations.rows_of(index)
+        width, height = annotations.image_wh[index].tolist()
         return SourceImage(
-            self.pixels(index), (width, height), notes.boxes_xyxy[rows], notes.labels[rows], notes.crowd[rows]
+            self.pixels(index),
+            (width, height),
+            annotations.boxes_xyxy[rows],
+            annotations.labels[rows],
+            annotations.crowd[rows],
         )
 
     def pixels(self, index: int) -> np.ndarray:
-        """Return an image as uint8 BGR [h w 3], from memory where it was read lately."""
+        """Return an image as uint8 BGR [h w 3], from memory where it was read a short while ago."""
         if self.cached is not None:
             return self.cached[index]
         if index in self._recent:
@@ -135,13 +142,13 @@ class DetectionDataset(Dataset):
         Raises:
             UserError: it cannot be read, or its size is not that of the annotations.
         """
-        notes = self.annotations
-        width, height = notes.image_wh[index].tolist()
-        orientation = None if notes.orientation is None else int(notes.orientation[index])
-        return read_image(notes.image_paths[index], (width, height), orientation, self.reduction(index))
+        annotations = self.annotations
+        width, height = annotations.image_wh[index].tolist()
+        orientation = None if annotations.orientation is None else int(annotations.orientation[index])
+        return read_image(annotations.image_paths[index], (width, height), orientation, self.reduction(index))
 
     def reduction(self, index: int) -> int:
-        """Return 1, 2, 4 or 8: the fraction at which the image is decoded."""
+        """Return 1, 2, 4 or 8: by how much the image's sides are divided while it is decoded."""
         reduce = 1
         if self.largest_side is not None:
             long_side = int(self.annotations.image_wh[index].max())
@@ -154,7 +161,7 @@ class DetectionDataset(Dataset):
 
 
 def _batch(images: np.ndarray, samples: Sequence[Sample], metas: Sequence[ImageMeta]) -> Batch:
-    """Collate [B H W 3] pictures and their objects."""
+    """Return the batch of B pictures [B H W 3], objects and crowd regions apart."""
     net_hw = images.shape[1:3]
     objects = _targets(samples, net_hw, lambda sample: ~sample.crowd)
     crowd = _targets(samples, net_hw, lambda sample: sample.crowd)
@@ -162,13 +169,13 @@ def _batch(images: np.ndarray, samples: Sequence[Sample], metas: Sequence[ImageM
 
 
 def _targets(samples: Sequence[Sample], net_hw: tuple[int, int], which: Callable[[Sample], np.ndarray]) -> Targets:
-    """Collect the rows that ``which`` selects, as normalised centre boxes."""
+    """Collect the rows that ``which`` selects in each sample, as centre boxes relative to the network input."""
     masks = [which(sample) for sample in samples]
     xyxy = np.concatenate([sample.boxes_xyxy[mask] for sample, mask in zip(samples, masks, strict=True)])
     labels = np.concatenate([sample.labels[mask] for sample, mask in zip(samples, masks, strict=True)])
     image = np.repeat(np.arange(len(samples), dtype=np.int64), [int(mask.sum()) for mask in masks])
     size = xyxy[:, 2:] - xyxy[:, :2]
-    cxcywh = np.concatenate((xyxy[:, :2] + size / 2, size), axis=1) / np.tile((net_hw[1], net_hw[0]), 2)
+    cxcywh = np.concatenate((xyxy[:, :2] + size / 2, size), axis=1) / np.tile((net_hw[1], net_hw[0]), 2)  # T 4
     return Targets(
         torch.from_numpy(image), torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(cxcywh.astype(np.float32))
     )

@@ -1,4 +1,4 @@
-"""Image files: which there are, their size from the header, their pixels. EXIF orientation is handled here only.
+"""Image files: listing them, their size from the header, their pixels; EXIF orientation is handled nowhere else.
 
 OpenCV is always told to ignore the EXIF orientation, because its versions differ in what they do; ``read_image`` turns
 the picture itself.
@@ -17,13 +17,14 @@ from utils.errors import UserError
 
 IMAGE_SUFFIXES = frozenset((".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"))
 EXIF_ORIENTATION = 0x0112
-REDUCED = {
+REDUCED = {  # how many times smaller -> OpenCV's flag
     1: cv2.IMREAD_COLOR,
     2: cv2.IMREAD_REDUCED_COLOR_2,
     4: cv2.IMREAD_REDUCED_COLOR_4,
     8: cv2.IMREAD_REDUCED_COLOR_8,
 }
-# EXIF orientation -> what shows the picture upright: transpose first, then a flip code of cv2.flip (None: no flip).
+# EXIF orientation -> how to turn a stored picture upright: whether to transpose it first, and then the flip code of
+# cv2.flip (None: no flip).
 UPRIGHT = {
     1: (False, None),
     2: (False, 1),
@@ -76,19 +77,21 @@ def read_image(path: str, expected_wh: tuple[int, int], orientation: int | None,
         path: the file.
         expected_wh: the size that the annotations speak of, in pixels.
         orientation: the EXIF orientation to undo; None: the one with which the size is the expected one.
-        reduce: 1, 2, 4 or 8: decode at this fraction of the size (JPEG does it while decoding, at less cost).
+        reduce: 1, 2, 4 or 8: divide the sides by this (a JPEG is decoded so, at less cost; others are shrunk after it).
 
     Raises:
         UserError: the file cannot be read, is cut off, or has another size than the annotations say.
     """
     image = decode_image(path, reduce)
     width, height = expected_wh
-    reduced_wh = (-(-width // reduce), -(-height // reduce))
+    reduced_wh = (-(-width // reduce), -(-height // reduce))  # rounded up, as by the JPEG decoder
     if orientation is None:
+        # The annotation's size says whether it speaks of the picture as it is stored or as it is shown.
         as_stored = (image.shape[1], image.shape[0]) == reduced_wh
         orientation = 1 if as_stored else image_header(path)[2]
     image = upright(image, orientation)
     if (image.shape[1], image.shape[0]) != reduced_wh:
+        # A reduced picture may be a pixel off by rounding: the full size decides whether the annotation is wrong.
         full = upright(decode_image(path, 1), orientation) if reduce > 1 else image
         if (full.shape[1], full.shape[0]) != (width, height):
             found = f"{full.shape[1]}x{full.shape[0]}"

@@ -1,4 +1,4 @@
-"""From an image of any size to the network input: the geometry (a ImageMeta) and the pixels.
+"""From an image of any size to the network input: the geometry (an ImageMeta) and the pixels.
 
 Coordinates are continuous: pixel ``i`` covers ``[i, i + 1)``; resizing ``w`` to ``w'`` pixels maps ``x`` to ``x w'/w``.
 """
@@ -14,13 +14,14 @@ from torch import Tensor
 
 from utils.structures import ImageMeta
 
-PADDING = 114  # grey level of the border, that of the ultralytics family
+PADDING = 114  # grey level of the border, as in ultralytics/yolov5 v7.0
 
 
 def letterbox_meta(image_id: int, path: str, original_wh: tuple[int, int], net_hw: tuple[int, int]) -> ImageMeta:
-    """Keep the aspect ratio, fill the input as far as it goes, share the border equally between both sides.
+    """Fit an image into the network input: aspect ratio kept, the border shared equally between opposite sides.
 
-    The resized size is rounded to whole pixels, and ``scale_xy`` is exactly what that rounding makes it.
+    The resized size is rounded to whole pixels, and ``scale_xy`` is exactly what that rounding makes it. Of an odd
+    number of border pixels, the right or lower side has one more.
     """
     width, height = original_wh
     ratio = min(net_hw[1] / width, net_hw[0] / height)
@@ -31,26 +32,30 @@ def letterbox_meta(image_id: int, path: str, original_wh: tuple[int, int], net_h
 
 
 def stretch_meta(image_id: int, path: str, original_wh: tuple[int, int], net_hw: tuple[int, int]) -> ImageMeta:
-    """Scale each axis for itself so that the image fills the input (Darknet's training resize)."""
+    """Scale each axis by itself so that the image fills the network input, as Darknet does without ``letter_box``."""
     width, height = original_wh
     return ImageMeta(image_id, path, (width, height), (net_hw[1] / width, net_hw[0] / height))
 
 
-RESIZES = {"letterbox": letterbox_meta, "stretch": stretch_meta}
+RESIZES = {"letterbox": letterbox_meta, "stretch": stretch_meta}  # --resize -> the geometry
 
 
 def resize_for_view(image: np.ndarray, wh: tuple[int, int]) -> np.ndarray:
-    """Shrinking averages over areas, which keeps small objects visible; enlarging is bilinear."""
+    """Resize to (width, height), bilinearly or, to shrink, by averages over areas, which keep small objects visible."""
     shrinks = wh[0] < image.shape[1] or wh[1] < image.shape[0]
     return cv2.resize(image, wh, interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
 
 
 def resize_as_darknet(image: np.ndarray, wh: tuple[int, int]) -> np.ndarray:
-    """Darknet's ``resize_image``: bilinear between two pixels however much it shrinks, corners on corners."""
+    """Resize to (width, height) as Darknet's ``resize_image`` (src/image.c) does.
+
+    It interpolates between two pixels however much it shrinks, first along x, then along y, and puts the corner pixels
+    of the result on those of the image.
+    """
     pixels = image.astype(np.float32)
     for axis, new in ((1, wh[0]), (0, wh[1])):
         old = image.shape[axis]
-        place = np.linspace(0, old - 1, new, dtype=np.float64)
+        place = np.linspace(0, old - 1, new, dtype=np.float64)  # of each new pixel among the old ones
         low = np.minimum(place.astype(np.int64), max(old - 2, 0))
         weight = (place - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
         first, second = np.take(pixels, low, axis), np.take(pixels, np.minimum(low + 1, old - 1), axis)
@@ -58,7 +63,7 @@ def resize_as_darknet(image: np.ndarray, wh: tuple[int, int]) -> np.ndarray:
     return np.rint(pixels).astype(np.uint8)
 
 
-PIXELS = {"letterbox": resize_for_view, "stretch": resize_as_darknet}  # as RESIZES
+PIXELS = {"letterbox": resize_for_view, "stretch": resize_as_darknet}  # --resize -> the pixels
 
 
 def place_image(image: np.ndarray, meta: ImageMeta, out: np.ndarray, resize: str = "letterbox") -> None:

@@ -3,7 +3,9 @@
 Every random draw is a function of its seed: the order of an epoch of ``(seed, epoch)``, a picture of ``(seed, epoch,
 index)``, the size of a batch of ``(seed, epoch, batch number)``; so the batches are the same with any number of
 workers, and after a resume. Mosaic partners come from the block of :data:`BLOCK` images around a picture in that order:
-the order is random already, and each process decodes an image about once and not four times.
+the order is random already, and each process decodes an image about once instead of four times.
+
+Shape letters: N images of the data set.
 """
 
 from __future__ import annotations
@@ -31,8 +33,8 @@ from utils.errors import UserError
 from utils.structures import Batch
 
 BLOCK = 64  # images that share their mosaics
-FORKS = sys.platform == "linux"
-MULTI_SCALE = (0.67, 1.5)  # the range of sizes, relative to the nominal one
+FORKS = sys.platform == "linux"  # a forked process shares the memory of its parent
+MULTI_SCALE = (0.67, 1.5)  # the range of sizes relative to the nominal one, as in ultralytics/yolov3 v8
 # The fourth number of a generator's seed keeps it apart from those of the pictures, whose seeds have three.
 SHUFFLE, SIZES = 1, 2
 _Loaded = TypeVar("_Loaded")
@@ -40,26 +42,28 @@ _Loaded = TypeVar("_Loaded")
 
 @dataclass(frozen=True)
 class LoaderSettings:
-    """How batches are made; plain values, whose flags the scripts have checked."""
+    """How batches are made, as plain values; each script fills them from its own flags."""
 
-    image_hw: tuple[int, int]  # of the network input, pixels
+    image_hw: tuple[int, int]  # of the network input, pixels; with rect and multi_scale the nominal size
     batch_size: int = 16  # per process
-    stride: int = 32  # of the network: sizes are multiples of it
-    rect: bool = False  # batches of similar aspect ratio, as small as holds them
+    stride: int = 32  # the largest of the network: sizes are multiples of it
+    rect: bool = False  # images of similar shape in each batch, which is as small as holds them
     resize: str = "letterbox"  # or "stretch"
     multi_scale: bool = False  # a size per batch (training)
-    workers: int = 0
-    seed: int = 0
-    rank: int = 0
-    world_size: int = 1
+    workers: int = 0  # processes that load; 0: this one does
+    seed: int = 0  # of the run
+    rank: int = 0  # number of this training process
+    world_size: int = 1  # how many there are
     pin_memory: bool = False  # for CUDA
     cache_images: bool = False  # decode all images once, into memory (training)
 
     def __post_init__(self) -> None:
         if any(side < 1 or side % self.stride for side in self.image_hw):
             raise ValueError(f"{self.image_hw} are no multiples of the stride {self.stride}")
-        if self.batch_size < 1 or self.resize not in RESIZES:
-            raise ValueError(f"batch size {self.batch_size}, resize '{self.resize}'; known: {', '.join(RESIZES)}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch size {self.batch_size} must be at least 1")
+        if self.resize not in RESIZES:
+            raise ValueError(f"unknown resize '{self.resize}'; known: {', '.join(RESIZES)}")
 
 
 class Batches:
@@ -87,7 +91,7 @@ class Batches:
             multiprocessing_context="fork"
             if self._settings.cache_images and self._settings.workers and FORKS
             else None,
-            generator=torch.Generator(),  # of its own: else every iteration would draw from the global one
+            generator=torch.Generator(),  # of its own, or every iteration would draw from the global one
         )
 
     def set_epoch(self, epoch: int) -> None:
@@ -104,11 +108,12 @@ class Batches:
     def __iter__(self) -> Iterator[Batch]:
         failure = yield from self._until_failure()
         if failure is not None:
-            # Let the workers go now: a loader that dies with the exception's traceback waits seconds for each of them.
+            # End the workers now: a loader that is deleted only with the exception's traceback waits seconds for each.
             self._loader = self._new_loader()
             raise UserError(failure.message)
 
     def _until_failure(self) -> Generator[Batch, None, Failure | None]:
+        """Yield the batches up to the first failure, and return that; None where there is none."""
         batches = iter(self._loader)
         while True:
             try:
@@ -156,24 +161,31 @@ def evaluation_batches(annotations: Annotations, settings: LoaderSettings) -> Ba
 
 
 def training_plans(image_wh: np.ndarray, settings: LoaderSettings, epoch: int) -> list[BatchPlan]:
-    """Return this process's batches of an epoch; all processes get the same number of them and of images."""
+    """Return this process's batches of an epoch; all processes get the same number of them and of images.
+
+    Args:
+        image_wh: [N 2] sizes of all images in original pixels.
+        settings: of this process.
+        epoch: from 0.
+    """
     rng = np.random.default_rng((settings.seed, epoch, 0, SHUFFLE))
     order = rng.permutation(len(image_wh))
-    step = settings.batch_size * settings.world_size
-    if settings.rect:
+    step = settings.batch_size * settings.world_size  # images of one batch in all processes
+    if settings.rect:  # by aspect ratio; images of one ratio stay in random order
         order = order[np.argsort(_aspect(image_wh)[order], kind="stable")]
     if settings.world_size > 1:  # every process needs the same share: the first images serve twice
         order = np.resize(order, -(-len(order) // settings.world_size) * settings.world_size)
     starts = list(range(0, len(order), step))
-    if settings.rect:
+    if settings.rect:  # sorted images, but batches in random order
         starts = [starts[i] for i in rng.permutation(len(starts))]
     block = max(BLOCK, step)
     plans = []
     for number, start in enumerate(starts):
         whole = order[start : start + step]
         mine = whole[settings.rank :: settings.world_size]
-        first = start // block * block
+        first = start // block * block  # of the block in which the batch begins
         pool = order[first : first + block]
+        # The size follows from the batch of all processes, so that they train at one size.
         net_hw = settings.image_hw
         if settings.multi_scale:
             net_hw = random_size(settings, epoch, number)
@@ -184,7 +196,13 @@ def training_plans(image_wh: np.ndarray, settings: LoaderSettings, epoch: int) -
 
 
 def random_size(settings: LoaderSettings, epoch: int, number: int) -> tuple[int, int]:
-    """Draw the (height, width) of a batch: the nominal size times a factor, the width a whole number of strides."""
+    """Draw the (height, width) of a batch: the nominal size times a factor in MULTI_SCALE, in whole strides.
+
+    Args:
+        settings: with the nominal size and the stride.
+        epoch: from 0.
+        number: of the batch in the epoch, from 0.
+    """
     height, width = settings.image_hw
     stride = settings.stride
     low, high = (max(int(width * factor / stride), 1) for factor in MULTI_SCALE)
@@ -195,7 +213,12 @@ def random_size(settings: LoaderSettings, epoch: int, number: int) -> tuple[int,
 
 
 def evaluation_plans(image_wh: np.ndarray, settings: LoaderSettings) -> list[BatchPlan]:
-    """Return this process's batches; ``rect`` sorts by aspect ratio and makes each batch no larger than needed."""
+    """Return this process's batches; ``rect`` sorts by aspect ratio and makes each batch no larger than needed.
+
+    Args:
+        image_wh: [N 2] sizes of all images in original pixels.
+        settings: of this process.
+    """
     order = np.arange(len(image_wh))
     rect = settings.rect and settings.resize == "letterbox"
     if rect:
@@ -205,7 +228,7 @@ def evaluation_plans(image_wh: np.ndarray, settings: LoaderSettings) -> list[Bat
         part = order[start : start + settings.batch_size]
         net_hw = smallest_input(image_wh[part], settings.image_hw, settings.stride) if rect else settings.image_hw
         plans.append(BatchPlan(tuple(part.tolist()), net_hw))
-    return plans[settings.rank :: settings.world_size]
+    return plans[settings.rank :: settings.world_size]  # of all batches; their sizes do not depend on world_size
 
 
 def cache_images(dataset: DetectionDataset) -> int:
@@ -216,6 +239,7 @@ def cache_images(dataset: DetectionDataset) -> int:
     """
     sizes = dataset.annotations.image_wh.astype(np.int64)
     reduce = np.array([dataset.reduction(index) for index in range(len(sizes))])
+    # Three bytes a pixel, in every training process.
     needed = int((np.ceil(sizes / reduce[:, None]).prod(axis=1) * 3).sum()) * distributed.world_size()
     free = _free_memory()
     if distributed.broadcast(needed > free * 0.9):  # the main process looks, before any other one takes memory
@@ -231,10 +255,11 @@ def _free_memory() -> int:
         with open("/proc/meminfo") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
     except (OSError, StopIteration):
-        return 1 << 62  # not Linux: the system will say
+        return 1 << 62  # not Linux: nothing is refused beforehand
 
 
 def _aspect(image_wh: np.ndarray) -> np.ndarray:
+    """Return height / width of each image, [N]."""
     return image_wh[:, 1] / image_wh[:, 0]
 
 
@@ -270,13 +295,13 @@ def _as_it_is(loaded: _Loaded) -> _Loaded:
 
 
 def _start_worker(_worker: int) -> None:
-    """One thread per worker; Ctrl-C and its last words are the main process's business."""
+    """Set up a worker process: one thread, and Ctrl-C with its message left to the main process."""
     cv2.setNumThreads(0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     sys.excepthook = _without_lost_connections
 
 
 def _without_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Report an error as Python does, but not that the main process ended while a batch was on its way to it."""
+    """Report an error as Python does, but be silent where the main process ended while a batch was on its way to it."""
     if not issubclass(kind, ConnectionError):
         sys.__excepthook__(kind, error, trace)

@@ -54,7 +54,7 @@ def collect_results(
         Results ordered by image, the strongest of an image first; empty in all processes but the main one.
     """
     category_ids = [category["id"] for category in ground_truth["categories"]]
-    if single_class:
+    if single_class:  # every class of the network -> the only category
         category_ids *= detector.heads[0].num_classes
     by_image: dict[int, list[dict]] = {}
     bar = tqdm(batches, desc="test", disable=not distributed.is_main(), leave=False, bar_format=BAR_FORMAT)
@@ -72,8 +72,8 @@ BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}
 
 
 def _merged(parts: Sequence[dict[int, list[dict]]] | None) -> dict[int, list[dict]]:
-    """Return the results of all processes, nothing where there are none; an image that padding repeats counts once."""
+    """Return the results of all processes, empty where there are none; an image that padding repeats counts once."""
     merged: dict[int, list[dict]] = {}
     for part in parts or ():
-        merged = part | merged  # of an image, what the first process found
+        merged = part | merged  # where two processes have an image, the first one's results stay
     return merged

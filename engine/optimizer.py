@@ -23,7 +23,7 @@ class OptimizerOptions:
     schedule: str = option("cosine", "how the learning rate falls over the epochs", choices=("cosine", "linear"))
     momentum: float = option(0.937, "SGD momentum, or Adam's beta1")
     weight_decay: float = option(5e-4, "for the weights of convolutions, per nominal batch of 64 images")
-    warmup_epochs: float = option(3.0, "length of the warm-up, at least 100 steps and at most half of the run")
+    warmup_epochs: float = option(3.0, "length of the warm-up, but at least 100 batches and at most half of the run")
     warmup_momentum: float = option(0.8, "momentum at the start of the warm-up")
     warmup_bias_lr: float = option(0.1, "learning rate of the biases at the start of the warm-up")
     clip_norm: float = option(10.0, "largest gradient norm; larger gradients are scaled down to it, 0 for never")
@@ -42,7 +42,8 @@ class OptimizerOptions:
 def build_optimizer(model: nn.Module, options: OptimizerOptions, images_per_step: int) -> torch.optim.Optimizer:
     """Return the optimizer with three groups, in this order: biases, normalisation weights, all other weights.
 
-    Only the last group decays. The decay is scaled by ``images_per_step / 64``, as both origins do.
+    Only the last group decays, by an amount scaled with ``images_per_step / 64``, as in ultralytics/yolov5 v7.0
+    (train.py). Frozen parameters are in no group.
     """
     biases, norms, weights = [], [], []
     for module in model.modules():
@@ -67,7 +68,11 @@ def build_optimizer(model: nn.Module, options: OptimizerOptions, images_per_step
 
 @dataclass(frozen=True)
 class Schedule:
-    """Learning rate, momentum and accumulation as functions of the step alone, so that a resumed run needs no state."""
+    """Learning rate, momentum and accumulation as functions of the batch alone, so that a resumed run needs no state.
+
+    The warm-up follows ultralytics/yolov5 v7.0 (train.py), but takes at most half of the run: all three go in a
+    straight line from a first value to that of the training. The learning rate of the training falls once per epoch.
+    """
 
     options: OptimizerOptions
     epochs: int
@@ -84,7 +89,7 @@ class Schedule:
 
     def decay(self, epoch: int) -> float:
         """Return the factor on ``lr0`` in an epoch counted from 0: 1 in the first, ``lrf`` in the last."""
-        progress = epoch / max(1, self.epochs - 1)
+        progress = epoch / max(1, self.epochs - 1)  # 0..1; a run of one epoch stays at 1
         if self.options.schedule == "cosine":
             progress = (1 - math.cos(math.pi * progress)) / 2
         return 1 + (self.options.lrf - 1) * progress
@@ -98,8 +103,10 @@ class Schedule:
     def set_rates(self, optimizer: torch.optim.Optimizer, batch: int) -> None:
         """Write learning rate and momentum for ``batch``, counted over the whole run, into the parameter groups."""
         target_lr = self.options.lr0 * self.decay(batch // self.batches_per_epoch)
+        # Batch 0 has a factor above 0, so that the first step moves the weights, too.
         warmup_factor = min(1.0, (batch + 1) / self.warmup_batches) if self.warmup_batches else 1.0
         for index, group in enumerate(optimizer.param_groups):
+            # The rate of the biases, group 0, comes from above; all others come from 0.
             start_lr = self.options.warmup_bias_lr if index == 0 and not self.options.adam else 0.0
             group["lr"] = start_lr + (target_lr - start_lr) * warmup_factor
             if "momentum" in group:

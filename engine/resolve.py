@@ -1,6 +1,6 @@
 """Weights, data, input size and classes, in this order and in one place: what the command line leaves open.
 
-A checkpoint of train.py knows its cfg, its data set and its image size; foreign weights know their cfg at most.
+A checkpoint of train.py knows its cfg, its data set and its image size; other weights know their cfg at most.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Resolved:
 
     weights: str
     loaded: LoadedNetwork
-    data: str  # empty where nobody names any and none is needed
+    data: str  # empty where none is named and none is needed
     input_wh: tuple[int, int]  # of the network, pixels; fits its strides
     single_cls: bool  # all objects count as one class
 
@@ -48,12 +48,12 @@ def resolve(wanted: Wanted, *, needs_data: bool = True, square: bool = True) -> 
         wanted: as given by the user.
         needs_data: refuse weights that do not say on which data they were trained, unless the user names a data set.
         square: where neither user nor training says a size, the network input is a square with the longer side of the
-            cfg; False: foreign weights keep width and height of the cfg. After a training the input is always a
-            square, because train.py's are.
+            cfg; False: weights that are not from train.py keep width and height of the cfg. After a training the
+            input is always a square, because train.py's are.
 
     Raises:
-        UserError: there is no trained network, the file is none, no data set is known, or the size does not fit the
-            network's strides.
+        UserError: there are no trained weights, the file holds none, no data set is known, or the size does not fit
+            the network's strides.
     """
     weights = wanted.weights or str(find_newest_checkpoint())
     loaded = load_network(weights, wanted.cfg)
@@ -68,7 +68,7 @@ def resolve(wanted: Wanted, *, needs_data: bool = True, square: bool = True) -> 
 
 def _input_wh(given: tuple[int, ...], loaded: LoadedNetwork, square: bool) -> tuple[int, int]:
     """Return width and height as given, else the testing size of the training, else those of the cfg."""
-    trained = tuple(loaded.options.get("img_size") or ())  # for training, and for testing where that differs
+    trained = tuple(loaded.options.get("img_size") or ())  # of training, and of testing where that differs
     size = given or trained[-1:]
     if size:
         return size[0], size[-1]
@@ -105,8 +105,8 @@ def class_names(found: Resolved, names_file: str = "", data: str = "") -> tuple[
     Args:
         found: the network.
         names_file: a file of names as the user gave it, one per line, or empty.
-        data: a data set as the user gave it, or empty; that of the training is not asked, for the weights know its
-            names.
+        data: a data set as the user gave it, or empty; the data set of the training is not asked, for the weights
+            know its names.
 
     Raises:
         UserError: the file or the data set has another number of names than the network has classes.

@@ -34,6 +34,7 @@ def new_run_folder(parent: str | Path, name: str) -> Path:
         folder = parent / (name if number == 1 else f"{name}{number}")
         try:
             folder.mkdir(parents=True)
+            # Only a file shows that files can be written.
             (folder / ".writable").touch()
             (folder / ".writable").unlink()
             return folder
@@ -69,7 +70,12 @@ def _plain(value: float) -> str | int:
 
 
 def epoch_summary(history: Sequence[Row], column: str, last: int | None = None) -> dict[str, float]:
-    """Return max, mean, population std and best epoch (from 1) of a column, over the last epochs that have it."""
+    """Return statistics of a column over the epochs that have it, the ``last`` ones only where that is given.
+
+    Returns:
+        ``max``, ``mean``, ``std`` (the population's standard deviation), ``best_epoch`` (from 1) and ``epochs`` (their
+        number); nothing where no epoch has the column.
+    """
     rows = [row for row in history if column in row][-last if last else 0 :]
     if not rows:
         return {}
@@ -108,7 +114,7 @@ class TensorBoardLog:
             self.writer.close()
 
 
-PANELS = {
+PANELS = {  # title -> columns of results.csv
     "loss: box": ("train/box",),
     "loss: objectness": ("train/obj",),
     "loss: class": ("train/cls",),
@@ -164,7 +170,7 @@ def plot_labels(
         x, y = np.asarray(points, dtype=float).reshape(-1, 2).T
         axes.hist2d(x, y, bins=50, range=((0, 1), (0, 1)), cmin=1)
         axes.set_title(f"{title}, relative to the image")
-    centers.invert_yaxis()
+    centers.invert_yaxis()  # y grows downwards, as in images
     sizes.set_xlabel("width")
     sizes.set_ylabel("height")
     with atomic_path(path) as temporary:

@@ -18,7 +18,8 @@ from utils import distributed
 from utils.errors import UserError
 from utils.structures import Batch
 
-SMALLEST_LOSS_SCALE = 1.0  # float16's gradients are looked for at ever smaller scales, down to this one
+# A step whose float16 gradients overflow is left out and the scale of the loss halved; below this scale the run ends.
+SMALLEST_LOSS_SCALE = 1.0
 
 
 @dataclass
@@ -89,11 +90,12 @@ def train_one_epoch(
     device = next(state.model.parameters()).device
     totals: dict[str, float] = {}
     counts = None
-    images_seen = waiting = 0
+    images_seen = waiting = 0  # waiting: batches whose gradients are summed for the next step
     for number, batch in enumerate(batches):
-        position = state.epoch * len(batches) + number
+        position = state.epoch * len(batches) + number  # batches since the run began
         schedule.set_rates(state.optimizer, position)
 
+        # Sum the gradients of several batches, then step; the last batch of an epoch steps in any case.
         batch = batch.to(device)
         waiting += 1
         is_step = waiting >= schedule.accumulation(position) or number == len(batches) - 1
@@ -104,6 +106,7 @@ def train_one_epoch(
                 _refuse_batch(batch, f"the gradient is not finite (the loss is: {parts})", state)
             waiting = 0
 
+        # The loss parts are sums over images, the running mean is per image.
         images_seen += len(batch.images)
         for name, value in parts.items():
             totals[name] = totals.get(name, 0.0) + value
@@ -120,7 +123,7 @@ def add_gradients(
     Raises:
         UserError: the loss is not finite.
     """
-    images = batch.images.contiguous(memory_format=torch.channels_last).float() / 255
+    images = batch.images.contiguous(memory_format=torch.channels_last).float() / 255  # B 3 H W, 0..1
     with torch.autocast(images.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
         raw_maps = network(images)
     result = loss_function(raw_maps, batch.targets, batch.crowd)
@@ -134,7 +137,7 @@ def add_gradients(
 
 
 def set_training_mode(model: nn.Module) -> None:
-    """Put the model into training mode, but for frozen batch norms, whose statistics must not move either."""
+    """Put the model into training mode, except frozen batch norms, whose statistics must not move either."""
     model.train()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d) and not module.weight.requires_grad:
@@ -145,10 +148,11 @@ def optimizer_step(state: TrainState, clip_norm: float) -> bool:
     """Clip the gradients, take one optimizer step and move the average.
 
     Returns:
-        False, with nothing changed, if the gradients are not finite. A gradient scaler meets such steps while it looks
-        for its scale: then the step is left out, and only a scale below SMALLEST_LOSS_SCALE counts as failure.
+        False, with the weights unchanged, if the gradients are not finite. While a gradient scaler looks for its scale,
+        such steps are normal: they are left out, and only a scale below SMALLEST_LOSS_SCALE is a failure.
     """
     state.scaler.unscale_(state.optimizer)
+    # The gradients are unscaled now; without a limit this only measures their norm.
     norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), clip_norm or math.inf)
     is_finite = bool(torch.isfinite(norm))
     if is_finite or state.scaler.is_enabled():
@@ -169,13 +173,14 @@ def wrap_for_processes(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def exchange_gradients(network: nn.Module, is_step: bool) -> AbstractContextManager[None]:
-    """Within this block a backward pass sums the gradients of all processes, if a step follows; else they wait."""
+    """Within this block a backward pass averages the gradients over all processes, but only if a step follows."""
     if isinstance(network, nn.parallel.DistributedDataParallel) and not is_step:
         return network.no_sync()
     return nullcontext()
 
 
 def _mean_over_processes(totals: dict[str, float], images: int, device: torch.device) -> dict[str, float]:
+    """Return each total divided by the number of images, both summed over all processes in one exchange."""
     values = torch.tensor([*totals.values(), images], dtype=torch.float64, device=device)
     *sums, count = distributed.sum_over_processes(values).tolist()
     return {name: value / count for name, value in zip(totals, sums, strict=True)}
@@ -191,9 +196,10 @@ def _sum_over_processes(counts: Any) -> Any:
 
 
 def _refuse_batch(batch: Batch, what: str, state: TrainState) -> None:
+    """Raise a UserError that names the images of a batch and what to try."""
     paths = ", ".join(meta.path for meta in batch.metas)
     amp = ", try --no-amp" if state.scaler.is_enabled() else ""
     raise UserError(
         f"{what} in epoch {state.epoch + 1}, batch of {paths}; look at these labels{amp} or lower --lr0; "
-        "what was saved is the epoch before"
+        "the last checkpoint is that of the epoch before"
     )

@@ -24,17 +24,17 @@ from utils.draw import draw_batch, draw_predictions
 from utils.structures import Batch
 
 PICTURED_BATCHES = 3  # training batches of the first epoch, and testing batches after the last, that are drawn
-NEEDED_TO_RESUME_ONLY = ("optimizer", "scaler", "model")  # best.pt goes without: a third of the size
+NEEDED_TO_RESUME_ONLY = ("optimizer", "scaler", "model")  # left out of best.pt, which has a third of the size then
 
 
 @dataclass
 class TrainingRun:
-    """The folder of a run and what is written there; silent in all processes but the main one."""
+    """The folder of a run and what is written there; only the main process writes and prints."""
 
     folder: Path
     options: dict[str, Any]  # flat, as in config.yaml
     names: tuple[str, ...]
-    cfg_text: str  # so that a checkpoint needs no cfg file
+    cfg_text: str  # kept in each checkpoint, which then needs no cfg file
     tensorboard: TensorBoardLog | None = None
     started: float = field(default_factory=time.time)
 
@@ -56,7 +56,7 @@ class TrainingRun:
             save_config(folder, run.options)
             run.tensorboard = TensorBoardLog(folder, purge_after=state.epoch)
             if not options["resume"] and not options["nosave"]:
-                run.save(state, "last.pt")  # an interrupt in the first epoch can be resumed, too
+                run.save(state, "last.pt")  # so that a run that is interrupted in its first epoch can be resumed, too
         return run
 
     def save(self, state: TrainState, name: str, without: Sequence[str] = ()) -> None:

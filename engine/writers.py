@@ -1,4 +1,4 @@
-"""What detect.py leaves behind: drawn images, one video per video, YOLO label files, COCO results.
+"""What detect.py leaves behind: drawn images, a drawn video for each video, YOLO label files, COCO results.
 
 No file that a run has written is overwritten by a later one of the same run: two pictures of one name get two files.
 """
@@ -75,7 +75,7 @@ class Mp4Writer:
 
 
 class DetectionWriter:
-    """Keeps what the user wants kept of each picture: drawn images or frames, YOLO label files, COCO results.
+    """Writes what the user wants of each picture: drawn images or frames, YOLO label files, COCO results.
 
     Attributes:
         num_detections: of all pictures so far, whether they are kept or not.
@@ -159,6 +159,7 @@ class DetectionWriter:
         return f"{files} files in {self.folder}" if files else "Nothing was to be kept"
 
     def _label_lines(self, picture: Picture, found: Detections) -> str:
+        """Return a line ``class x y w h``, perhaps with the score, for each detection; relative to the picture."""
         height, width = picture.image_rgb.shape[:2]
         lines = []
         for (x1, y1, x2, y2), score, label in zip(
@@ -171,10 +172,10 @@ class DetectionWriter:
         return "".join(lines)
 
     def _coco_results(self, picture: Picture, found: Detections, is_video: bool) -> list[dict]:
-        """Return COCO results with the file's name; an image whose name is a number has it as id, as COCO's have."""
+        """Return COCO results with the file's name; an image whose name is a number has that as id, as in COCO."""
         path = Path(picture.path)
         height, width = picture.image_rgb.shape[:2]
-        meta = letterbox_meta(0, picture.path, (width, height), (height, width))
+        meta = letterbox_meta(0, picture.path, (width, height), (height, width))  # its id is replaced below
         results = coco_results(found, meta, self._category_ids)
         for result in results:
             result["image_id"] = int(path.stem) if path.stem.isdecimal() and not is_video else path.stem
@@ -185,7 +186,7 @@ class DetectionWriter:
 
 
 def free_stem(wanted: str, taken: set[str]) -> str:
-    """Return a file name without suffix that is not taken, not even where a system ignores case; take it."""
+    """Return a file name without suffix that is not taken yet, whatever the case of its letters, and take it."""
     stem, number = wanted, 1
     while stem.casefold() in taken:
         number += 1

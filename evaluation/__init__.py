@@ -1,1 +1,1 @@
-"""Results and truth to numbers: no network, no loader."""
+"""From results and ground truth to metrics, without a network or a loader."""

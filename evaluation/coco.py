@@ -14,6 +14,7 @@ import contextlib
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -120,6 +121,7 @@ def evaluate_coco(ground_truth: dict, results: Sequence[dict], backend: str = "a
         precision = np.full((thresholds, recalls, len(names), areas, limits), -1.0)
         recall = np.full((thresholds, len(names), areas, limits), -1.0)
 
+    # The precision is [T R K A D], the recall [T K A D].
     twelve = {}
     for key, is_precision, threshold, area, limit in TWELVE:
         values = (precision if is_precision else recall)[..., area, limit]
@@ -163,7 +165,7 @@ def _run_hotcoco(truth: dict, results: list[dict]) -> tuple[np.ndarray, np.ndarr
     evaluation.evaluate()
     evaluation.accumulate()
     arrays = evaluation.eval
-    assert arrays is not None  # only before accumulate
+    assert arrays is not None  # it is None only before accumulate
     return arrays["precision"], arrays["recall"]
 
 
@@ -171,12 +173,12 @@ def _run_pycocotools(truth: dict, results: list[dict]) -> tuple[np.ndarray, np.n
     from pycocotools.coco import COCO
     from pycocotools.cocoeval import COCOeval
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it reports every step
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints every step
         truth_index, found_index = COCO(), COCO()
         truth_index.dataset = truth
         truth_index.createIndex()
         if results:
-            found_index = truth_index.loadRes([dict(result) for result in results])  # it writes into what it gets
+            found_index = truth_index.loadRes([dict(result) for result in results])  # it changes what it gets
         else:  # loadRes cannot read an empty list
             found_index.dataset = {**truth, "annotations": []}
             found_index.createIndex()
@@ -193,11 +195,12 @@ BACKENDS: dict[str, Callable[[dict, list[dict]], tuple[np.ndarray, np.ndarray]]]
 
 
 def _backend(wanted: str) -> tuple[str, Callable]:
+    """Return name and function of the wanted backend, for ``auto`` of the first that is installed."""
     if wanted != "auto" and wanted not in BACKENDS:
         raise UserError(f"unknown evaluator '{wanted}'; known: auto, {', '.join(BACKENDS)}")
     for name in BACKENDS if wanted == "auto" else (wanted,):
         try:
-            __import__(name)
+            import_module(name)
         except ImportError:
             continue
         return name, BACKENDS[name]

@@ -1,6 +1,6 @@
 """Precision and recall at one confidence: which detections are right at IoU 0.5, and where the mean F1 is highest.
 
-Shape letters: N detections, M annotations, P pairs, K classes.
+Shape letters: N detections, M annotations, P pairs of both in one image and class, K classes, S confidences.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import numpy as np
 
 IOU = 0.5
 DETECTION_LIMIT = 100  # strongest detections per image and class, as in COCO
-NUM_CONFIDENCES = 1000  # between 0 and 1, as in the tables that ultralytics prints
+NUM_CONFIDENCES = 1000  # from 0 to 1, as in ultralytics/yolov5 v7.0 (utils/metrics.py, ap_per_class)
 
 
 @dataclass(frozen=True)
@@ -31,9 +31,7 @@ class DetectionMatches:
     """What COCO's matching at IoU 0.5 says of every detection, in the order given."""
 
     correct: np.ndarray  # [N] bool, matched to an object
-    ignored: (
-        np.ndarray
-    )  # [N] bool, matched to a crowd region or beyond the limit per image and class: neither right nor wrong
+    ignored: np.ndarray  # [N] bool, neither right nor wrong: matched to a crowd region, or beyond DETECTION_LIMIT
 
 
 def precision_recall_at_best_f1(truth: dict, results: Sequence[dict]) -> OperatingPoint:
@@ -41,7 +39,12 @@ def precision_recall_at_best_f1(truth: dict, results: Sequence[dict]) -> Operati
 
     At confidence c the detections with score >= c count. A class without a detection above the confidence has
     precision 0.
+
+    Args:
+        truth: COCO's ground truth.
+        results: COCO's results, which name only images and categories of the ground truth.
     """
+    # Results to columns; classes without an object are undefined and left out of the means.
     categories = {category["id"]: number for number, category in enumerate(truth["categories"])}
     labels = np.array([categories[result["category_id"]] for result in results], dtype=np.int64)
     scores = np.array([result["score"] for result in results], dtype=np.float64)
@@ -56,12 +59,15 @@ def precision_recall_at_best_f1(truth: dict, results: Sequence[dict]) -> Operati
     confidences = np.linspace(0, 1, NUM_CONFIDENCES)
     precision, recall = np.zeros((2, len(present), NUM_CONFIDENCES))
     for row, label in enumerate(present):
+        # Strongest first, so that the detections that count at a confidence are the first ones: how many, and of these
+        # how many are right [S].
         counted = (labels == label) & ~matches.ignored
         order = np.argsort(-scores[counted], kind="stable")
         found = np.searchsorted(-scores[counted][order], -confidences, side="right")
         right = np.concatenate(([0], np.cumsum(matches.correct[counted][order])))[found]
         precision[row] = right / np.maximum(found, 1)
         recall[row] = right / num_objects[label]
+    # One confidence for all classes: the lowest of those with the highest mean F1.
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-16)
     best = int(f1.mean(axis=0).argmax())
     by_class = np.full((2, len(categories)), -1.0)
@@ -92,20 +98,23 @@ def match_at_half(truth: dict, results: Sequence[dict]) -> DetectionMatches:
 
     order = np.lexsort((-scores, group))  # by image and class, the strongest first, ties in the order given
     sorted_group = group[order]
-    first = np.searchsorted(sorted_group, sorted_group, side="left")
+    first = np.searchsorted(sorted_group, sorted_group, side="left")  # [N] where the group of each begins
     ignored[order] = np.arange(len(order)) - first >= DETECTION_LIMIT
+    # Every annotation [M] with each of the detections of its image and class, as pairs [P]: the annotation, and the
+    # detection's rank, its place in ``order``.
     start = np.searchsorted(sorted_group, truth_group, side="left")
     count = np.minimum(np.searchsorted(sorted_group, truth_group, side="right") - start, DETECTION_LIMIT)
-    annotation = np.repeat(np.arange(len(annotations)), count)  # [P]
-    rank = np.arange(len(annotation)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(start, count)  # [P]
+    annotation = np.repeat(np.arange(len(annotations)), count)
+    rank = np.arange(len(annotation)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(start, count)
 
     overlap = _overlap(boxes[order[rank]], truth_boxes[annotation], crowd[annotation])
     near = overlap >= IOU
     annotation, rank, overlap = annotation[near], rank[near], overlap[near]
+    # By rank; of one detection objects before crowd regions, then the highest overlap, then the later annotation.
     preference = np.lexsort((-annotation, -overlap, crowd[annotation], rank))
-    taken, last = set(), -1
+    taken, last = set(), -1  # annotations that are matched, and the detection that was matched last
     for position, chosen in zip(rank[preference].tolist(), annotation[preference].tolist(), strict=True):
-        if position == last or chosen in taken:
+        if position == last or chosen in taken:  # the detection has its match, or this object has a stronger one
             continue
         last = position
         if crowd[chosen]:
@@ -117,7 +126,7 @@ def match_at_half(truth: dict, results: Sequence[dict]) -> DetectionMatches:
 
 
 def _columns(rows: Sequence[dict], truth: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return one number per image and class [N], the scores [N] and the boxes xywh [N 4]."""
+    """Return of each row a number for its image and class [N], its score [N] and its box xywh [N 4]."""
     images = {image["id"]: number for number, image in enumerate(truth["images"])}
     categories = {category["id"]: number for number, category in enumerate(truth["categories"])}
     group = [images[row["image_id"]] * len(categories) + categories[row["category_id"]] for row in rows]

@@ -15,7 +15,7 @@ def clean_ground_truth(ground_truth: dict) -> dict:
     """Return the part of a COCO ground truth that box evaluation reads.
 
     Annotations get ids from 1 on unless theirs are distinct and positive: pycocotools takes id 0 for "no match" and
-    loses that object.
+    loses that object. What was given stays unchanged.
     """
     annotations = [
         {
@@ -42,14 +42,18 @@ def clean_ground_truth(ground_truth: dict) -> dict:
 
 
 def check_results(truth: dict, results: Sequence[dict]) -> None:
-    """Refuse results that name an image or a category which the ground truth does not have."""
+    """Refuse results that name an image or a category which the ground truth does not have.
+
+    Raises:
+        UserError: names the first of these.
+    """
     for key, where in (("image_id", "images"), ("category_id", "categories")):
         unknown = {result[key] for result in results} - {item["id"] for item in truth[where]}
         if unknown:
             raise UserError(f"results name {key} {min(unknown)}, which the ground truth's '{where}' does not have")
 
 
-BOX_DECIMALS = 3  # of a pixel; with these and no others a result is evaluated and written
+BOX_DECIMALS = 3  # of a pixel; results are evaluated and written with this rounding and no other
 SCORE_DECIMALS = 8
 
 

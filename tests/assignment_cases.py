@@ -24,7 +24,7 @@ def two_heads(scale_x_y=1.0, new_coords=False, iou_thresh=1.0):
     )
 
 
-def random_raws(heads, batch_size, seed, spread=0.6, shapes=SHAPES):
+def random_raw_maps(heads, batch_size, seed, spread=0.6, shapes=SHAPES):
     """Raw maps [B A H W 5+C] in the memory order of a channels-last convolution."""
     generator = torch.Generator().manual_seed(seed)
     raw_maps = []

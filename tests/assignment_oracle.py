@@ -1,4 +1,4 @@
-"""The strategies in plain Python, one object and one slot at a time, in float64: the other road to the answer.
+"""The strategies in plain Python, one object and one slot at a time, in float64, to compare with.
 
 A slot is (head, anchor, row, col). Results are dicts {(target, head, anchor, row, col): value that decided}. ``margin``
 is the smallest distance of any decision from its threshold: below it, float32 and float64 may rightly disagree.
@@ -239,7 +239,7 @@ class Oracle:
                 x, y = self.center(t, number)
                 for a, j, i in self.slots(number):
                     away = max(abs(i + 0.5 - float(x)), abs(j + 0.5 - float(y)))
-                    self.margin = min(self.margin, abs(away - radius) or math.inf)  # exactly on it is no question
+                    self.margin = min(self.margin, abs(away - radius) or math.inf)  # on the radius both round alike
                     if away < radius:
                         key = (t, number, a, j, i)
                         raw = self.raw_maps[number][b, a, j, i]

@@ -1,4 +1,4 @@
-"""Run by test_models_train_loop.py, alone and under torchrun: train on two batches whose images the processes share.
+"""Run by test_engine_train_loop.py, alone and under torchrun: train on two batches whose images the processes share.
 
 Every process writes ``process<rank>.json`` into the folder that is named on the command line.
 """

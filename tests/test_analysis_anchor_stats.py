@@ -205,7 +205,7 @@ def test_boxes_lie_where_the_loader_puts_them(shared):
 
 
 def test_coco_at_416_and_640_is_what_others_counted(shared):
-    """Counted once by code that is not ours, on the same images; at 640 by the log of ultralytics' own training."""
+    """At 416 counted by separate numpy code, at 640 by ultralytics/yolov5 v5.0 (tutorial.ipynb, on the same images)."""
     path = str(shared / "data/coco/annotations/instances_train2017.json")
     about = AnalyzeOptions(data=path, cfg="yolov3.cfg", img_size=416)
     request = Request(about, about, {}, {})

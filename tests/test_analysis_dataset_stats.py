@@ -73,8 +73,8 @@ def test_every_statistic_by_hand():
     assert statistics["crowded"] == {"threshold": 7, "images": 1, "image_share": 1 / 6}
     assert statistics["elongated"]["objects"] == 2
     assert statistics["elongated"]["images"] == 1
-    # Occlusion: A 0.5, B 0, C 0.5; the flat ones 0.9 and 1; 0 0 0; 0 0; in the nest 1 1 1 1 and for the largest 16/25;
-    # the single object 0. Mean (0.5 + 0.5 + 0.9 + 1 + 4 + 0.64) / 16.
+    # Occlusion: A 0.5, B 0, C 0.5; the flat ones 0.9 and 1; 0 0 0; 0 0; of the five nested boxes 1 1 1 1 and, for the
+    # largest, 16/25; the single object 0. Mean (0.5 + 0.5 + 0.9 + 1 + 4 + 0.64) / 16.
     assert statistics["occlusion"]["mean"] == pytest.approx(7.54 / 16)
     assert [one["objects"] for one in statistics["occlusion"]["at_least"].values()] == [9, 9, 6]
     # Areas: all below 32² = 1024 but 1600 and 2500 (sides 40, 50; 30 has 900) are medium and 12000 is large.
@@ -103,7 +103,7 @@ def test_thresholds_are_options():
     )
     statistics = dataset_stats(annotations_of(BY_HAND), options).statistics
     assert statistics["near"]["pairs"] == 16  # the gap of exactly 10 now counts
-    # Above 0.3: A and C, the flat pair, and of the nest 4/9, 9/16, 9/25, 16/25.
+    # Above 0.3: A and C, the flat pair, and of the five nested boxes 4/9, 9/16, 9/25, 16/25.
     assert statistics["overlapping"]["pairs"] == 6
     assert statistics["contained"]["pairs"] == 12  # A and C too
     assert statistics["coincident"]["pairs"] == 14  # B and C too, and A and B, whose centres are exactly 10 apart

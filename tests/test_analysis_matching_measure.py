@@ -63,7 +63,7 @@ def test_an_unmatched_anchor_that_predicts_better_than_every_matched_one():
     assert matched["mean_candidate_q"] == pytest.approx(0.5)
     assert free["objects"] == 0 and free["mean_matched_q"] is None and free["mean_shape_iou"] is None
     assert free["mean_candidate_q"] == pytest.approx(0.75) and small["mean_candidate_q"] == pytest.approx(0.25)
-    # Culprits: the second anchor held the best unmatched prediction, its only unmatched candidate; the first the worst.
+    # The second anchor held the best unmatched prediction, its only unmatched candidate; the first the worst matched.
     assert [row["best_unmatched"] for row in of_iou["misassigned_anchors"]] == [0, 1, 0]
     assert [row["unmatched_share"] for row in of_iou["misassigned_anchors"]] == [None, 1.0, 0.0]
     assert [row["worst_matched"] for row in of_iou["misassigned_anchors"]] == [1, 0, 0]

@@ -178,7 +178,7 @@ def test_an_object_whose_prediction_another_objects_box_removes():
 
 def test_a_prediction_removed_by_a_box_that_belongs_to_no_object():
     # The person 40..80 x 1..61 is predicted as 40..84 (IoU 40/44), objectness 1. A stronger box 52..98 overlaps the
-    # person by 28/58 = 0.48, so it belongs to nobody, and the prediction by 32/58 = 0.55: NMS at 0.5 drops that.
+    # person by 28/58 = 0.48, so it belongs to no object, and the prediction by 32/58 = 0.55: NMS at 0.5 drops that.
     person = [(0, (40, 1, 80, 61))]
     said = {(1, 0): ((40, 1, 84, 61), 1.0, 0), (2, 0): ((52, 1, 98, 61), 3.0, 0)}
     objects = lost(person, said, nms_iou=0.5).objects
@@ -188,7 +188,7 @@ def test_a_prediction_removed_by_a_box_that_belongs_to_no_object():
 
 def test_one_detection_around_two_neighbours():
     # Two people side by side, 10..40 and 44..74; one detection 12..72 covers 28/30 and 28/30 of them. Its IoU with the
-    # box around both, 10..74, is 60/64; with either 28/62. Nobody has a detection of his own.
+    # box around both, 10..74, is 60/64; with either 28/62. Neither has a detection of its own.
     people = [(0, (10, 1, 40, 61)), (0, (44, 1, 74, 61))]
     result = lost(people, {(1, 0): ((12, 1, 72, 61), 3.0, 0)})
     assert result.objects["merged"].tolist() == [1, 1] and result.images["merged_pairs"].tolist() == [1]

@@ -45,7 +45,7 @@ def view(number):
 
 @pytest.fixture(scope="module")
 def report(tmp_path_factory):
-    """A report with nasty names in every place where a name can stand."""
+    """A report that has names full of HTML and quotes in every place where a name can stand."""
     path = tmp_path_factory.mktemp("report") / "report.html"
     plan = SimpleNamespace(strategies=STRATEGIES, kinds=("iou",), detector=SimpleNamespace(heads=HEADS))
     figure = Figure(figsize=(2, 2))

@@ -1,4 +1,4 @@
-"""The architecture as tests: imports point one way, files stay short, and no file becomes a sink."""
+"""The architecture as tests: imports point one way, files stay short, and no file collects what belongs elsewhere."""
 
 import ast
 import subprocess

@@ -1,3 +1,5 @@
+"""The averaged model."""
+
 import math
 
 import torch

@@ -1,3 +1,5 @@
+"""From detections to COCO results: rounding, order, single class, and several processes."""
+
 import json
 import os
 import socket

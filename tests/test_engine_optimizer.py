@@ -1,3 +1,5 @@
+"""Parameter groups, and the learning rate, momentum and accumulation of every batch, by hand."""
+
 import pytest
 import torch
 from torch import nn

@@ -1,3 +1,5 @@
+"""The folder of a run: its name, its tables and curves, and which run is the newest."""
+
 import csv
 import os
 

@@ -43,7 +43,7 @@ def needs_mp4(tmp_path):
 
 
 def test_label_line_by_hand(tmp_path):
-    # Center (20, 15), size (20, 20) of 80 x 40: 0.25 0.375 0.25 0.5.
+    # Centre (20, 15), size (20, 20) of 80 x 40: 0.25 0.375 0.25 0.5.
     for scores, line in ((False, "1 0.250000 0.375000 0.250000 0.500000\n"),
                          (True, "1 0.250000 0.375000 0.250000 0.500000 0.750000\n")):  # fmt: skip
         folder = tmp_path / str(scores)

@@ -1,3 +1,5 @@
+"""COCO's evaluation against pycocotools, and precision and recall worked by hand."""
+
 import contextlib
 import dataclasses
 import io
@@ -102,8 +104,8 @@ def test_matching_at_half_equals_pycocotools(seed):
             for number, found in enumerate(image["dtIds"]):
                 matched, ignored = image["dtMatches"][0, number] > 0, image["dtIgnore"][0, number]
                 expected[found - 1] = (bool(matched and not ignored), bool(ignored))
-    verdicts = match_at_half(clean_ground_truth(ground_truth), results)
-    ours = list(zip(verdicts.correct.tolist(), verdicts.ignored.tolist(), strict=True))
+    matches = match_at_half(clean_ground_truth(ground_truth), results)
+    ours = list(zip(matches.correct.tolist(), matches.ignored.tolist(), strict=True))
     assert {number: ours[number] for number in expected} == expected
     assert len(expected) == len(results)
 

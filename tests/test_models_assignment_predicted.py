@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from assignment_cases import CLASSES, as_dict, match_maps, random_raws, rows, targets_of, two_heads
+from assignment_cases import CLASSES, as_dict, match_maps, random_raw_maps, rows, targets_of, two_heads
 from assignment_oracle import Oracle
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -29,7 +29,7 @@ DEFAULT_CANDIDATES = {"pure": "cell", "split": "neighbours", "fast": "map"}
 def check(match, rows_, seed, decode, common, extra):
     """Compare a strategy with the oracle on one batch; returns the assignment."""
     heads = two_heads(*decode)
-    raw_maps = random_raws(heads, 3, seed)
+    raw_maps = random_raw_maps(heads, 3, seed)
     oracle = Oracle(rows_, raw_maps, heads)
     base = oracle.standard()
     words = common | {"candidates": common["candidates"] or DEFAULT_CANDIDATES[match]}
@@ -96,7 +96,7 @@ def test_fast_equals_the_oracle(rows_, seed, decode, common, extra):
 @given(rows(max_size=8), st.integers(0, 10_000), DECODES, THRESHOLDS, KINDS)
 def test_fast_finds_exactly_the_pairs_that_split_finds_on_the_map(rows_, seed, decode, extra_iou, kind):
     heads = two_heads(*decode)
-    raw_maps = random_raws(heads, 3, seed, spread=1.0)
+    raw_maps = random_raw_maps(heads, 3, seed, spread=1.0)
     options = {"candidates": "map", "extra_iou": extra_iou, "match_iou": kind}
     fast, split = (
         match_maps(build_assigner(AssignmentOptions(match=match, **options), heads), targets_of(rows_), raw_maps)
@@ -230,7 +230,7 @@ def test_remove_duplicate_gives_a_slot_to_the_better_object_and_never_a_base_slo
 @pytest.mark.parametrize("at_once", [1, 50, 1000])
 def test_no_chunk_is_larger_than_asked_for_plus_one_target(at_once):
     heads = two_heads()
-    raw_maps = random_raws(heads, 3, 1)
+    raw_maps = random_raw_maps(heads, 3, 1)
     targets = targets_of([(b, n % 3, 0.1 + 0.2 * n, 0.5, 0.1 * n, 0.4) for b in (2, 0, 1) for n in range(5)])
     scene = AssignmentInput(targets, grid_of_maps(heads, raw_maps), tuple(raw_maps))
     for low, high in ((scene.cells - 1, scene.cells + 1), whole_map(scene), cells_that_can_reach(scene, (0.5, 0.5))):
@@ -243,7 +243,7 @@ def test_no_chunk_is_larger_than_asked_for_plus_one_target(at_once):
 @pytest.mark.parametrize("match", ["pure", "split", "fast", "simota", "tal"])
 def test_chunks_change_nothing(match, monkeypatch):
     heads = two_heads()
-    raw_maps = random_raws(heads, 3, 1)
+    raw_maps = random_raw_maps(heads, 3, 1)
     targets = targets_of([(b, n % 3, 0.1 + 0.2 * n, 0.5, 0.3, 0.4) for b in (2, 0, 1) for n in range(5)])
     options = {"candidates": "map", "extra_iou": 0.3} if match in DEFAULT_CANDIDATES else {}
     assigner = build_assigner(AssignmentOptions(match=match, **options), heads)

@@ -1,3 +1,5 @@
+"""Darknet's .weights: the place of every number, both headers, and damaged files."""
+
 import os
 import struct
 

@@ -1,3 +1,5 @@
+"""Checkpoints of this toolkit: what is read back, and what is refused."""
+
 import os
 import pickle
 import subprocess

@@ -1,3 +1,5 @@
+"""Weights of every kind: told apart by their content, with the cfg that belongs to them."""
+
 import os
 import pickle
 import zipfile
@@ -34,7 +36,7 @@ def test_our_checkpoint_needs_no_cfg_and_prefers_the_average(tmp_path):
 def test_darknet_weights_are_known_by_content_and_find_their_cfg(tmp_path):
     network = random_network()
     (tmp_path / "mine.cfg").write_text(CFG)
-    save_darknet_weights(network, tmp_path / "mine.pt", seen=5)  # the suffix lies
+    save_darknet_weights(network, tmp_path / "mine.pt", seen=5)  # the suffix is wrong
     loaded = load_network(tmp_path / "mine.pt")
     assert loaded.names == () and loaded.options == {} and loaded.report.seen == 5
     for ours, theirs in zip(network.parameters(), loaded.network.parameters(), strict=True):

@@ -1,3 +1,5 @@
+"""Archives that torch.save wrote elsewhere: read as torch reads them, with no code run and no memory wasted."""
+
 import io
 import os
 import pickle

@@ -1,3 +1,5 @@
+"""Official yolov5 checkpoints in our cfgs: the same outputs as modules written for the test."""
+
 import os
 import sys
 import types
@@ -14,7 +16,7 @@ from models.network import build_network, build_network_from_text
 from utils.config import REPOSITORY
 from utils.errors import UserError
 
-# The second road: YOLOv5's architecture written down as torch modules, to be run on the same tensors.
+# For comparison: YOLOv5's architecture written down as torch modules, to be run on the same tensors.
 
 
 class Conv(nn.Module):

@@ -1,3 +1,5 @@
+"""Conversion between .pt and .weights, there and back."""
+
 import subprocess
 import sys
 

@@ -1,3 +1,5 @@
+"""The detector against loops over every slot, for batches, sizes and thresholds."""
+
 import math
 
 import numpy as np
@@ -181,7 +183,7 @@ def test_broken_weights_give_no_detections_instead_of_nan():
 def test_owns_a_copy_and_measures_time():
     images, metas = images_and_frames()
     network = StubNetwork()
-    detector = Detector(network, confidence=0.01, half=True)  # half means nothing on the CPU
+    detector = Detector(network, confidence=0.01, half=True)  # half has no effect on the CPU
     before = detector(images, metas)[0].scores
     network.layers[0].weight.data.zero_()
     assert torch.equal(detector(images, metas)[0].scores, before)

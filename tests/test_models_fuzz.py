@@ -64,7 +64,7 @@ def mutate_lines(lines, rng):
     elif kind == 5:
         headers = [line for line in lines if line.startswith("[")]
         lines[at] = rng.choice(["[maxpool]", "[net]", "[foo]", "[", "[]", "[crnn]", "[sam]", "[reorg]", *headers[:3]])
-    else:  # a number, the most fruitful
+    else:  # a number, which finds the most faults
         numbered = [index for index, line in enumerate(lines) if NUMBER.search(line)]
         if numbered:
             at = rng.choice(numbered)
@@ -232,7 +232,7 @@ def test_every_mutated_file_loads_or_is_refused_in_one_line(request, tmp_path, k
     outcome = outcome_of(kind, count, tmp_path)
     assert outcome["wrong"] == []
     assert outcome["loaded"] + outcome["refused"] == count
-    assert outcome["refused"] > count / 3  # else the mutations would prove little
+    assert outcome["refused"] > count / 3  # or the mutations would prove little
 
 
 if __name__ == "__main__":

@@ -67,7 +67,7 @@ def darknet_pool(x, size, stride_xy, padding, average):
 )  # fmt: skip
 @pytest.mark.parametrize(("rows", "cols"), [(7, 12), (8, 5)])
 def test_pooling_windows_are_darknets(size, stride_xy, padding, average, rows, cols):
-    x = torch.randn(2, 3, rows, cols) - 3  # negative numbers show zeros that slip in from outside
+    x = torch.randn(2, 3, rows, cols) - 3  # negative, so that a zero from outside would be the maximum
     ours = Pool(size, stride_xy, padding, average)(x)
     torch.testing.assert_close(ours, darknet_pool(x, size, stride_xy, padding, average))
 
@@ -235,7 +235,7 @@ def sigmoid(x):
     return 1 / (1 + math.exp(-x))
 
 
-ACTIVATIONS = {  # Darknet's src/activations.h, number by number
+ACTIVATIONS = {  # Darknet's src/activations.h, for single numbers
     "linear": lambda x: x,
     "logistic": sigmoid,
     "loggy": lambda x: 2 / (1 + math.exp(-x)) - 1,

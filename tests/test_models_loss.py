@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from assignment_cases import CLASSES, random_raws, targets_of, two_heads
+from assignment_cases import CLASSES, random_raw_maps, targets_of, two_heads
 from assignment_oracle import Oracle, sigmoid
 
 from models.assignment.counts import losing_matches
@@ -23,8 +23,8 @@ PLAIN = LossOptions(box=1.0, obj=1.0, cls=80 / CLASSES, box_loss="giou")  # ever
 IMAGES = 3 / 64  # the batch has 3 images, and the yolov3 gains are for 64
 
 
-def leaf_raws(heads, batch_size=3, seed=0, **options):
-    raw_maps = [raw.requires_grad_() for raw in random_raws(heads, batch_size, seed, **options)]
+def leaf_raw_maps(heads, batch_size=3, seed=0, **options):
+    raw_maps = [raw.requires_grad_() for raw in random_raw_maps(heads, batch_size, seed, **options)]
     for raw in raw_maps:
         raw.retain_grad()
     return raw_maps
@@ -45,7 +45,7 @@ def slots_of(matches):
 
 
 def plain_parts(heads, raw_maps, assignment, alpha, tobj, kind="giou", normalise="head"):
-    """Section 4 of the specification, match by match and slot by slot, with all gains 1."""
+    """The formulas of docs/assignment.md, *The loss*, match by match and slot by slot, with all gains 1."""
     oracle = Oracle(ROWS, [raw.detach() for raw in raw_maps], heads)
     box = cls = 0.0
     truth = {}
@@ -77,12 +77,12 @@ def plain_parts(heads, raw_maps, assignment, alpha, tobj, kind="giou", normalise
 @pytest.mark.parametrize("match", ["standard", "pure", "split", "fast", "atss+tal"])
 def test_parts_equal_the_formula(match, alpha):
     heads = two_heads()
-    raw_maps = leaf_raws(heads)
+    raw_maps = leaf_raw_maps(heads)
     extra = {"extra_iou": 0.3} if match in ("pure", "split", "fast") else {}
     extra |= {"linear_reweight": 0.5} if match == "fast" else {}
     result = run(heads, raw_maps, AssignmentOptions(match=match, alpha=alpha, **extra))
     assert match == "standard" or len(result.assignment.extra) > 5
-    used = 0.0 if match == "standard" else alpha  # without extra matches alpha means nothing
+    used = 0.0 if match == "standard" else alpha  # without extra matches alpha has no effect
     expected = plain_parts(heads, raw_maps, result.assignment, used, "base+extra")
     for name, value in expected.items():
         assert result.parts[name].item() == pytest.approx(value * IMAGES, rel=1e-4), name
@@ -93,7 +93,7 @@ def test_parts_equal_the_formula(match, alpha):
 @pytest.mark.parametrize("tobj", ["base", "extra", "base+extra"])
 def test_parts_with_every_iou_normalisation_and_objectness(kind, normalise, tobj):
     heads = two_heads(scale_x_y=2.0, new_coords=True)
-    raw_maps = leaf_raws(heads)
+    raw_maps = leaf_raw_maps(heads)
     options = AssignmentOptions(match="fast", alpha=0.4, tobj=tobj, normalise=normalise, extra_iou=0.25)
     result = run(heads, raw_maps, options, dataclasses.replace(PLAIN, box_loss=kind))
     expected = plain_parts(heads, raw_maps, result.assignment, 0.4, tobj, kind, normalise)
@@ -110,7 +110,7 @@ def test_alpha_zero_and_objectness_of_base_is_standard_to_the_last_bit(match, si
         AssignmentOptions(),
         AssignmentOptions(match=match, alpha=0.0, tobj="base", extra_iou=0.2, candidates="map"),
     ):
-        raw_maps = leaf_raws(heads, size * 3, 7)
+        raw_maps = leaf_raw_maps(heads, size * 3, 7)
         rows = [(b * size, *rest) for b, *rest in ROWS]
         result = run(heads, raw_maps, options, LossOptions(), rows)
         sum(result.parts.values()).backward()
@@ -126,7 +126,7 @@ def test_alpha_zero_and_objectness_of_base_is_standard_to_the_last_bit(match, si
 @pytest.mark.parametrize("match", ["pure", "split", "fast"])
 def test_gradients_reach_exactly_the_slots_in_the_sets(match, alpha, sets):
     heads = two_heads()
-    raw_maps = leaf_raws(heads)
+    raw_maps = leaf_raw_maps(heads)
     result = run(heads, raw_maps, AssignmentOptions(match=match, alpha=alpha, extra_iou=0.3))
     sum(result.parts.values()).backward()
     expected = set()
@@ -144,7 +144,7 @@ def test_gradients_reach_exactly_the_slots_in_the_sets(match, alpha, sets):
 def test_the_gradient_is_that_of_the_formula_in_double_precision():
     """Finite differences of the box and class part with respect to every number of one base slot."""
     heads = two_heads()
-    raw_maps = leaf_raws(heads)
+    raw_maps = leaf_raw_maps(heads)
     options = AssignmentOptions(match="fast", alpha=0.3, extra_iou=0.3)
     result = run(heads, raw_maps, options)
     (result.parts["box"] + result.parts["cls"]).backward()
@@ -182,7 +182,7 @@ def test_the_largest_target_wins_a_slot_whatever_the_order():
 
 def test_gr_blends_the_iou_with_one():
     heads = two_heads()
-    raw_maps = leaf_raws(heads)
+    raw_maps = leaf_raw_maps(heads)
     one = run(heads, raw_maps, AssignmentOptions(), dataclasses.replace(PLAIN, gr=0.0))
     oracle = Oracle(ROWS, [raw.detach() for raw in raw_maps], heads)
     positive = {(ROWS[t][0], head, a, j, i) for t, head, a, j, i, _ in slots_of(one.assignment.base)}
@@ -196,7 +196,7 @@ def test_gr_blends_the_iou_with_one():
 
 def test_ignored_slots_get_no_objectness_gradient_unless_matched():
     heads = two_heads()
-    raw_maps = leaf_raws(heads)
+    raw_maps = leaf_raw_maps(heads)
     crowd = [(1, 0, 0.5, 0.5, 0.8, 0.8)]
     options = AssignmentOptions(ignore_thresh=0.2, ignore_crowd=True)
     result = run(heads, raw_maps, options, crowd=crowd)
@@ -214,7 +214,7 @@ def test_ignored_slots_get_no_objectness_gradient_unless_matched():
 
 def test_gains_of_the_two_origins():
     heads = two_heads()
-    raw_maps = leaf_raws(heads)
+    raw_maps = leaf_raw_maps(heads)
     plain = run(heads, raw_maps, AssignmentOptions(), dataclasses.replace(PLAIN, balance=(1.0, 1.0))).parts
     box, obj, cls = (plain[name].item() / IMAGES for name in ("box", "obj", "cls"))
 
@@ -233,7 +233,7 @@ def test_gains_of_the_two_origins():
 
 def test_balance_is_finest_head_first_whatever_the_order_of_the_cfg():
     heads = two_heads()
-    raw_maps = leaf_raws(heads)
+    raw_maps = leaf_raw_maps(heads)
 
     def obj(order, **options):
         options = dataclasses.replace(PLAIN, **options)
@@ -293,14 +293,14 @@ def test_the_focal_loss_has_finite_gradients_at_saturated_logits(gamma):
 
 def test_one_class_has_no_class_loss():
     heads = tuple(dataclasses.replace(head, num_classes=1) for head in two_heads())
-    result = run(heads, leaf_raws(heads), AssignmentOptions(), rows=[(0, 0, 0.5, 0.5, 0.3, 0.3)])
+    result = run(heads, leaf_raw_maps(heads), AssignmentOptions(), rows=[(0, 0, 0.5, 0.5, 0.3, 0.3)])
     assert result.parts["cls"] == 0 and result.parts["box"] > 0
 
 
 def test_without_objects_only_the_objectness_is_left_and_everything_stays_finite():
     heads = two_heads()
     for match in ("standard", "fast", "simota"):
-        raw_maps = leaf_raws(heads)
+        raw_maps = leaf_raw_maps(heads)
         result = run(heads, raw_maps, AssignmentOptions(match=match), rows=[])
         sum(result.parts.values()).backward()
         assert result.parts["box"] == 0 and result.parts["cls"] == 0 and result.parts["obj"] > 0
@@ -310,7 +310,7 @@ def test_without_objects_only_the_objectness_is_left_and_everything_stays_finite
 
 def test_wild_predictions_and_degenerate_objects_stay_finite():
     heads = two_heads()
-    raw_maps = [(raw * 100).requires_grad_() for raw in random_raws(heads, 3, 0)]
+    raw_maps = [(raw * 100).requires_grad_() for raw in random_raw_maps(heads, 3, 0)]
     rows = [*ROWS, (0, 0, 0.5, 0.5, 0.0, 0.0), (1, 1, 0.5, 0.5, 0.0, 0.4), (1, 1, 0.0, 1.0, 40.0, 40.0)]
     for match in ("standard", "fast", "simota"):
         for kind in IOU_KINDS:
@@ -334,7 +334,7 @@ def matches_at(image, anchor, row, col):
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous", "with gaps"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 def test_reading_has_the_gradient_of_plain_indexing(layout, dtype):
-    leaf = random_raws(two_heads(), 2, 1)[1].to(dtype)
+    leaf = random_raw_maps(two_heads(), 2, 1)[1].to(dtype)
     if layout == "contiguous":
         leaf = leaf.contiguous()
     elif layout == "with gaps":
@@ -378,7 +378,7 @@ def test_the_same_batch_gives_the_same_loss_and_gradients_bit_for_bit(match):
     targets = Targets(torch.zeros(60, dtype=torch.int64), torch.arange(60) % 3, boxes)
     outcomes = []
     for _ in range(4):
-        raw_maps = leaf_raws(heads, 2, 3)
+        raw_maps = leaf_raw_maps(heads, 2, 3)
         result = build_loss(LossOptions(), AssignmentOptions(match=match), heads)(raw_maps, targets)
         sum(result.parts.values()).backward()
         outcomes.append([*result.parts.values(), *(raw.grad for raw in raw_maps)])
@@ -389,7 +389,7 @@ def test_the_same_batch_gives_the_same_loss_and_gradients_bit_for_bit(match):
 
 def test_under_autocast_the_loss_is_that_of_its_inputs_in_float32():
     heads = two_heads()
-    raw_maps = [raw.bfloat16().requires_grad_() for raw in random_raws(heads, 3, 0)]
+    raw_maps = [raw.bfloat16().requires_grad_() for raw in random_raw_maps(heads, 3, 0)]
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = run(heads, raw_maps, AssignmentOptions(match="fast", alpha=0.5))
     outside = run(heads, [raw.float() for raw in raw_maps], AssignmentOptions(match="fast", alpha=0.5))
@@ -458,37 +458,37 @@ def test_counts_by_hand_and_their_sum():
         (1, 0, 0.5, 0.5, 100 / 128, 100 / 128),
     ]
     counts = run(heads, [raw], AssignmentOptions(), rows=rows).counts
-    figures = counts.summary()
+    summary = counts.summary()
     expected = {
         "objects": 3, "objects_small": 2, "objects_large": 1, "unmatched": 1, "unmatched_large": 1,
         "base_per_object": 4 / 3, "positives_per_object": 4 / 3, "extra_share": 0, "collisions": 2, "lost_slots": 2,
         "lost_slots_small": 2, "lost_all_slots": 1, "lost_all_slots_small": 1,
     }  # fmt: skip
-    assert {name: figures[name] for name in expected} == pytest.approx(expected)
+    assert {name: summary[name] for name in expected} == pytest.approx(expected)
     # IoU of the predictions (16 x 16 at the centre): 1 with the first, 12/16 with the second; four matches.
-    assert figures["base_iou"] == pytest.approx((1 + 0.75) / 2)
+    assert summary["base_iou"] == pytest.approx((1 + 0.75) / 2)
     double = (counts + counts).summary()
-    assert double["objects"] == 6 and double["base_iou"] == pytest.approx(figures["base_iou"])
+    assert double["objects"] == 6 and double["base_iou"] == pytest.approx(summary["base_iou"])
     assert "1.33 per object" in counts.line() and "1 of 3 objects without a match (S/M/L 0/0/1)" in counts.line()
 
 
 def test_the_counts_are_those_of_plain_iou_whatever_the_box_loss():
     heads = two_heads()
-    figures = [
-        run(heads, random_raws(heads, 3, 0), AssignmentOptions(match="pure"), LossOptions(box_loss=kind)).counts
+    counts = [
+        run(heads, random_raw_maps(heads, 3, 0), AssignmentOptions(match="pure"), LossOptions(box_loss=kind)).counts
         for kind in IOU_KINDS
     ]
-    assert all(other.summary() == figures[0].summary() for other in figures[1:])
-    assert figures[0].summary()["base_iou"] > 0
+    assert all(other.summary() == counts[0].summary() for other in counts[1:])
+    assert counts[0].summary()["base_iou"] > 0
 
 
 def test_extra_matches_are_counted_apart():
     heads = two_heads()
-    result = run(heads, leaf_raws(heads), AssignmentOptions(match="pure", extra_iou=0.3, candidates="map"))
-    figures = result.counts.summary()
+    result = run(heads, leaf_raw_maps(heads), AssignmentOptions(match="pure", extra_iou=0.3, candidates="map"))
+    summary = result.counts.summary()
     base, extra = len(result.assignment.base), len(result.assignment.extra)
-    assert figures["extra_share"] == pytest.approx(extra / (base + extra))
-    assert figures["positives_per_object"] == pytest.approx((base + extra) / len(ROWS))
+    assert summary["extra_share"] == pytest.approx(extra / (base + extra))
+    assert summary["positives_per_object"] == pytest.approx((base + extra) / len(ROWS))
 
 
 # --- the recipes
@@ -507,7 +507,7 @@ def test_recipes_are_read_and_mean_what_they_say(name, match, gains):
     assert assignment.match == match and loss.gains == gains
     defaults = LossOptions(gains=gains)
     heads = two_heads()
-    raw_maps = random_raws(heads, 3, 0)
+    raw_maps = random_raw_maps(heads, 3, 0)
     by_recipe = run(heads, raw_maps, assignment, dataclasses.replace(loss, box_loss="giou"))
     by_default = run(heads, raw_maps, AssignmentOptions(match=match), defaults)
     assert {k: v.item() for k, v in by_recipe.parts.items()} == {k: v.item() for k, v in by_default.parts.items()}

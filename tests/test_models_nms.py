@@ -1,3 +1,5 @@
+"""NMS against the textbook loop, OpenCV and torchvision, and cases worked by hand."""
+
 import cv2
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Our networks against OpenCV's own reader of Darknet files: other people's parser, loader and layers.
+"""Our networks against OpenCV's reader of Darknet files, which has a parser, loader and layers of its own.
 
 OpenCV normalises with an epsilon of 1e-6, Darknet with 1e-5: ours is set to OpenCV's here through ``bn_eps``.
 """
@@ -58,7 +58,7 @@ def compare(text, folder, batch=1, seed=0):
     theirs = opencv_network(cfg, weights)
     names = [f"conv_{layer - 1}" for layer in ours.head_layers]
     outputs = []
-    for image in images.numpy():  # one by one: OpenCV's scale_channels knows no batch
+    for image in images.numpy():  # one by one: OpenCV's scale_channels takes no batch
         theirs.setInput(image[None])
         outputs.append([np.array(blob) for blob in theirs.forward(names)])
     outputs = [np.concatenate(blobs) for blobs in zip(*outputs, strict=True)]

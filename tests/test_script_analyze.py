@@ -23,7 +23,7 @@ def rows_of(path):
 
 @pytest.fixture
 def no_drawing(monkeypatch):
-    """ImagePictures take most of the time of a small analysis; one test looks at real ones."""
+    """Plots take most of the time of a small analysis, so their files stay empty; one test draws real ones."""
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path, **options: path.touch())
 
 

@@ -1,3 +1,5 @@
+"""detect.py as a user types it: what it writes, draws, prints and refuses."""
+
 import json
 import subprocess
 import sys
@@ -103,7 +105,7 @@ def test_video_is_drawn_frame_by_frame(project, script, monkeypatch, capsys):
 
 
 def interrupt_at(number, script, monkeypatch):
-    """Press Ctrl-C, as it were, at the picture of this number, from 1."""
+    """Raise KeyboardInterrupt, as Ctrl-C does, at the picture of this number, from 1."""
     real, seen = script.detect_one, []
 
     def interrupted(*arguments):
@@ -115,7 +117,7 @@ def interrupt_at(number, script, monkeypatch):
     monkeypatch.setattr(script, "detect_one", interrupted)
 
 
-def test_interrupt_keeps_the_film_so_far(project, script, monkeypatch):
+def test_interrupt_keeps_the_video_so_far(project, script, monkeypatch):
     write_video(project / "film.avi")
     interrupt_at(4, script, monkeypatch)
     assert run_script(script, monkeypatch, "--source", "film.avi") == 130
@@ -134,7 +136,7 @@ def test_files_of_one_name_are_all_kept(project, script, monkeypatch):
     assert {path.stem for path in folder.glob("*.*")} == names == {path.stem for path in (folder / "labels").iterdir()}
 
 
-def test_films_of_one_name_are_both_kept(project, script, monkeypatch):
+def test_videos_of_one_name_are_both_kept(project, script, monkeypatch):
     for name in ("p", "q"):
         (project / name).mkdir()
         write_video(project / name / "film.avi")

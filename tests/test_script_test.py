@@ -1,3 +1,5 @@
+"""test.py as a user types it: its numbers against pycocotools, its files, and what it refuses."""
+
 import contextlib
 import io
 import json

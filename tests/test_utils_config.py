@@ -1,3 +1,5 @@
+"""Options: flags, recipes, types, and one clear line for every mistake."""
+
 from dataclasses import dataclass
 
 import pytest

@@ -1,3 +1,5 @@
+"""The choice of a device, alone and in several processes, and the clock that waits for it."""
+
 import pytest
 import torch
 

@@ -1,3 +1,5 @@
+"""Boxes, captions and sheets of pictures, found again in their pixels."""
+
 import itertools
 
 import cv2

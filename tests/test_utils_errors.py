@@ -1,3 +1,5 @@
+"""Messages to the user on any console."""
+
 import os
 import subprocess
 import sys

@@ -1,3 +1,5 @@
+"""Seeds of epochs and processes."""
+
 import torch
 
 from utils.seeding import seed_epoch

@@ -25,7 +25,7 @@ class Problem(NamedTuple):
     file: str
     line: int  # from 1; 0 where the format has no lines
     kind: str  # the same words for all problems of the kind
-    what: str  # this one: values and what was done
+    what: str  # about this one: its values and what was done
 
     def __str__(self) -> str:
         return f"{self.file}{f':{self.line}' if self.line else ''}: {self.kind}{f' ({self.what})' if self.what else ''}"
@@ -33,7 +33,10 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Annotations:
-    """Images and their objects, columnar; the rows of ``box_image`` ascend."""
+    """Images and their objects, as columns; the rows of an image stand together, in the order of the images.
+
+    Where ``orientation`` is None (COCO, VOC), the size in the annotation decides whether a picture is to be turned.
+    """
 
     image_paths: list[str]  # N, "" where the image is not on the disk
     image_ids: np.ndarray  # [N] int64
@@ -47,9 +50,8 @@ class Annotations:
     names: tuple[str, ...]  # of the classes
     category_ids: tuple[int, ...]  # class index -> the id that COCO results carry
     problems: tuple[Problem, ...] = ()
-    orientation: np.ndarray | None = None  # [N] int8, the EXIF orientation to undo when reading pixels; None: see below
+    orientation: np.ndarray | None = None  # [N] int8, the EXIF orientation to undo when reading pixels
     boxes_xywh: np.ndarray | None = None  # [M 4] float64, as a COCO file writes them; None: from boxes_xyxy
-    # Without ``orientation`` (COCO, VOC) the annotation's own size decides whether a picture is to be turned.
 
     def __len__(self) -> int:
         return len(self.image_paths)
@@ -66,6 +68,7 @@ class Annotations:
     def select_images(self, keep: np.ndarray) -> Annotations:
         """Return the annotations of the images at ``keep``, a [N] bool mask or indices in any order."""
         keep = np.flatnonzero(keep) if np.asarray(keep).dtype == bool else np.asarray(keep, dtype=np.int64)
+        # Join the row ranges of these images without a loop: each start repeated, plus 0, 1, 2, ... within its image.
         counts = np.diff(self.first_box)[keep]
         starts = np.repeat(self.first_box[keep], counts)
         within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
@@ -113,6 +116,7 @@ class Annotations:
         return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
 
     def _with_rows(self, rows: np.ndarray) -> Annotations:
+        """Return the annotations with these rows of the columns [M ...]; the columns of images stay."""
         columns = ("box_image", "boxes_xyxy", "labels", "crowd", "areas", "annotation_ids")
         values = {name: getattr(self, name)[rows] for name in columns}
         if self.boxes_xywh is not None:
@@ -121,7 +125,7 @@ class Annotations:
 
 
 def summarise_problems(problems: Sequence[Problem], most: int = 8) -> list[str]:
-    """Return one line per kind of problem: how often, and the first place; the most frequent kinds first."""
+    """Return a line for each of the ``most`` most frequent kinds of problem: how often, and the first place."""
     counts = Counter(problem.kind for problem in problems)
     first: dict[str, Problem] = {}
     for problem in problems:

@@ -1,8 +1,8 @@
 """Parsed labels kept on the disk, keyed by what they were parsed from.
 
 The key is a hash of every label file's content, of each image's path, size and time of change, and of the class names;
-so an edited label is never missed. A cache file is written only where none of another kind stands, and a folder that
-cannot be written to only means that the labels are parsed again next time.
+so an edited label is never missed. A file of another kind that has the cache's name is never overwritten, and a folder
+that cannot be written to only means that the labels are parsed again next time.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from data.labels.annotations import Annotations, Problem
 from utils.files import atomic_path
 
 MAGIC = "label cache of data/labels/cache.py, 1"  # change the number when the parsing changes
-MIN_IMAGES = 1000  # below, parsing takes less than a second and leaves nothing behind in the user's folders
+MIN_IMAGES = 1000  # with fewer, parsing takes less than a second, and no file is left in the user's folder
 
 
 def cache_path(source: Path) -> Path:
@@ -86,11 +86,11 @@ def store(path: Path, key: str, annotations: Annotations) -> bool:
     return False
 
 
-_PLAIN = ("image_paths", "names", "category_ids", "problems")
+_PLAIN = ("image_paths", "names", "category_ids", "problems")  # stored as JSON; the other fields are arrays
 
 
 def _header(path: Path) -> dict | None:
-    """Return what a cache file of ours says about itself, None for anything else."""
+    """Return the JSON header of a cache file of any version, None for any other file."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             header = json.loads(arrays["header"].tobytes())

@@ -27,18 +27,16 @@ INTEGERS, REALS = 4, 5  # per annotation: id, image_id, category_id, iscrowd; x,
 # Polygons are two thirds of COCO's files and of no use here. A quoted key cannot occur inside a JSON string, where the
 # quotes would be escaped.
 POLYGONS = re.compile(rb'"segmentation"\s*:\s*\[[\[\]\d\s.,eE+-]*\]\s*,')
-
-
-SWALLOWED = object()  # stands in the parsed JSON for an annotation whose numbers are kept
+CONSUMED = object()  # stands in the parsed JSON for an annotation whose numbers are kept
 
 
 class _Columns:
     """Collects annotations while the JSON is parsed; used as ``object_hook``."""
 
     def __init__(self) -> None:
-        self.integers = array("q")
-        self.reals = array("d")
-        self.count = 0
+        self.integers = array("q")  # INTEGERS for each annotation so far
+        self.reals = array("d")  # REALS for each
+        self.count = 0  # annotations so far
 
     def __call__(self, item: dict) -> dict | tuple | object:
         """Consume an annotation, return an image as a tuple and anything else unchanged."""
@@ -49,17 +47,18 @@ class _Columns:
                 self.integers.extend((item["id"], item["image_id"], item["category_id"], item.get("iscrowd") or 0))
                 self.reals.extend((x, y, w, h, w * h if area is None else area))
             except (KeyError, TypeError, ValueError, OverflowError):
+                # Take back what was appended of it; what is returned tells the message which one it is.
                 del self.integers[INTEGERS * self.count :], self.reals[REALS * self.count :]
                 return {key: item.get(key) for key in ("id", "bbox")}
             self.count += 1
-            return SWALLOWED
+            return CONSUMED
         if "file_name" in item and "id" in item:
             return (item["id"], item.get("width") or 0, item.get("height") or 0, item["file_name"])
         return item
 
 
 def read_coco(json_path: Path, description: DataDescription, split: str, need_images: bool) -> Annotations:
-    """Read a COCO JSON.
+    """Read a COCO JSON: parse it into columns, find the images, drop what cannot be an object, sort by image.
 
     Args:
         json_path: the file.
@@ -88,6 +87,7 @@ def read_coco(json_path: Path, description: DataDescription, split: str, need_im
         problems.append(Problem(str(json_path), 0, "annotation ids are not unique and positive", "counted anew from 1"))
         annotation_ids = np.arange(1, len(table) + 1)
 
+    # The rows of an image together, in the order in which the file has them.
     order = np.argsort(table["image"], kind="stable")
     annotations = Annotations(
         image_paths=image_paths,
@@ -108,6 +108,7 @@ def read_coco(json_path: Path, description: DataDescription, split: str, need_im
 
 
 def _parse(path: Path) -> tuple[dict, _Columns]:
+    """Return the top level of the JSON, with CONSUMED for each good annotation, and the numbers of these."""
     columns = _Columns()
     collecting = gc.isenabled()
     gc.disable()  # the parser makes a million short-lived containers and no cycles
@@ -132,7 +133,10 @@ def _parse(path: Path) -> tuple[dict, _Columns]:
 
 
 def _line_of_error(path: Path) -> int:
-    """Return the line at which the file, polygons included, stops being JSON; 0 where it does not."""
+    """Return the line at which the whole file stops being JSON, 0 where it does not.
+
+    The text that was parsed lacks the polygons, so that its line numbers may be too small.
+    """
     try:
         json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
@@ -144,7 +148,7 @@ def _categories(top: dict, path: Path, description: DataDescription) -> tuple[tu
     """Return names and ids by ascending id, which for COCO is the usual order of the 80 classes."""
     try:
         pairs = sorted((int(item["id"]), str(item["name"])) for item in top["categories"])
-        np.array([id_ for id_, _ in pairs], dtype=np.int64)  # refuses what no id can be
+        np.array([id_ for id_, _ in pairs], dtype=np.int64)  # refuses numbers beyond 64 bits
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: each of 'categories' needs an id and a name") from error
     if not pairs:
@@ -186,22 +190,25 @@ def _images(items: list, path: Path, problems: list[Problem]) -> tuple[np.ndarra
 
 
 def _good_image(item: tuple) -> bool:
-    numbers = all(type(value) is int and 0 <= value < 2**62 for value in item[:1])
-    sizes = all(isinstance(value, (int, float)) and 0 <= value < 2**31 for value in item[1:3])
-    return numbers and sizes and isinstance(item[3], str)
+    """Whether (id, width, height, file name) can be an image; a size of 0 stands for one that is not given."""
+    id_, width, height, file_name = item
+    good_id = type(id_) is int and 0 <= id_ < 2**62
+    good_size = all(isinstance(side, (int, float)) and 0 <= side < 2**31 for side in (width, height))
+    return good_id and good_size and isinstance(file_name, str)
 
 
 def _table(items: list, columns: _Columns, path: Path, problems: list[Problem]) -> RowTable:
     """Turn the collected numbers into columns; ``line`` holds the position in the list of annotations."""
-    position = np.array([i for i, item in enumerate(items) if item is SWALLOWED], dtype=np.int64)
-    integers = np.frombuffer(columns.integers, dtype=np.int64).reshape(-1, INTEGERS)
-    reals = np.frombuffer(columns.reals, dtype=np.float64).reshape(-1, REALS)
+    position = np.array([i for i, item in enumerate(items) if item is CONSUMED], dtype=np.int64)
+    integers = np.frombuffer(columns.integers, dtype=np.int64).reshape(-1, INTEGERS)  # M: id, image, category, crowd
+    reals = np.frombuffer(columns.reals, dtype=np.float64).reshape(-1, REALS)  # M: x, y, w, h, area
+    # Anything with a bbox was consumed, wherever it stood; row i is annotation position[i] if all stood in this list.
     if len(position) != len(integers):
         raise UserError(f"{path}: has a 'bbox' outside of 'annotations'; not a COCO annotation file")
     problems += [
         Problem(str(path), 0, "annotation without usable ids or bbox", f"annotations[{i}] {str(item)[:80]}")
         for i, item in enumerate(items)
-        if item is not SWALLOWED
+        if item is not CONSUMED
     ]
     xywh = reals[:, :4].copy()
     with np.errstate(over="ignore", invalid="ignore"):  # such rows are dropped next
@@ -229,22 +236,22 @@ def _replace_ids(table: RowTable, name: str, ids: np.ndarray, kind: str) -> None
     """Replace a column of ids by their places in ``ids``; drop the rows whose id is not among them."""
     order = np.argsort(ids)
     values = table[name]
-    found = np.clip(np.searchsorted(ids, values, sorter=order), 0, len(ids) - 1)
-    index = order[found]
+    found = np.clip(np.searchsorted(ids, values, sorter=order), 0, len(ids) - 1)  # place among the sorted ids
+    index = order[found]  # place among the ids as given; wrong where the id is unknown
     unknown = ids[index] != values
     table.drop(unknown, kind, lambda row: f"annotation {table['id'][row]}: {values[row]}")
     table.columns[name] = index[~unknown]
 
 
 def _fix_areas(table: RowTable) -> None:
-    """Give an area that is no number, or negative, that of its box."""
+    """Replace each area that is negative or not a finite number by that of its box."""
     bad = ~(np.isfinite(table["area"]) & (table["area"] >= 0))
     table.note(bad, "area is not a number, that of the box is taken", lambda row: f"annotation {table['id'][row]}")
     table["area"][bad] = table["xywh"][bad, 2:].prod(axis=1)
 
 
 def _complete_sizes(image_wh: np.ndarray, image_paths: list[str]) -> np.ndarray:
-    """Fill in sizes that the JSON lacks from the image files; [N 2]."""
+    """Return sizes [N 2] where those that the JSON lacks are read from the image files, as far as these exist."""
     image_wh = image_wh.copy()
     for index in np.flatnonzero((image_wh <= 0).any(1)):
         if image_paths[index]:
@@ -255,7 +262,7 @@ def _complete_sizes(image_wh: np.ndarray, image_paths: list[str]) -> np.ndarray:
 def _without_lost_images(
     annotations: Annotations, file_names: list[str], json_path: Path, need_images: bool
 ) -> Annotations:
-    """Leave out the images that are needed but missing, or whose size nobody knows; record each."""
+    """Leave out the images that are needed but missing, or whose size is not known; record each."""
     lost = np.array([not path for path in annotations.image_paths]) & need_images
     sizeless = (annotations.image_wh <= 0).any(1)
     bad = lost | sizeless

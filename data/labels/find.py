@@ -37,7 +37,17 @@ class DirectoryCache:
 
 
 def find_images(json_path: Path, file_names: list[str], folder: Path | None, need_images: bool) -> list[str]:
-    """Return the path of each image; "" for those that are not on the disk."""
+    """Return the path of each image of a COCO JSON; "" for those that are not on the disk.
+
+    Args:
+        json_path: the annotation file.
+        file_names: of the images, relative to their folder.
+        folder: that folder; None: the first of :func:`image_folder_candidates` that holds any of them.
+        need_images: refuse a file of whose images none is found.
+
+    Raises:
+        UserError: none is found.
+    """
     folders = [folder] if folder else image_folder_candidates(json_path)
     for candidate in folders:
         if candidate.is_dir():
@@ -79,7 +89,17 @@ def label_candidates(image_path: str) -> list[str]:
 def image_and_label_files(
     source: Path, description: DataDescription, problems: list[Problem], need_images: bool
 ) -> tuple[list[str], list[str]]:
-    """Return the images of a list or folder and the label file of each ("" where there is none)."""
+    """Return the images of a list or folder and the label file of each ("" where there is none).
+
+    Args:
+        source: the folder, the image list or the VOC list.
+        description: its ``.data`` file; paths of a list may be relative to it.
+        problems: gets a problem for each listed image that is not on the disk and is left out.
+        need_images: False keeps images that are not on the disk, as "", where a VOC label describes them.
+
+    Raises:
+        UserError: the folder has no image, or the list is not text, is empty, or names no image that exists.
+    """
     directories = DirectoryCache()
     if source.is_dir():
         images = list_images(source)
@@ -109,6 +129,7 @@ def image_and_label_files(
 
 
 def _voc_files(text: str, source: Path, description: DataDescription, directories: DirectoryCache) -> tuple[str, str]:
+    """Return image and label path for a line of a VOC ``ImageSets/Main`` list: a name, perhaps followed by a flag."""
     name, root = text.split()[0], source.parents[2]
     stem = str(root / "JPEGImages" / name)
     image = directories.first([stem + suffix for suffix in (".jpg", ".jpeg", ".png", ".JPG", ".bmp")]) or stem + ".jpg"
@@ -118,6 +139,7 @@ def _voc_files(text: str, source: Path, description: DataDescription, directorie
 def _listed_files(
     text: str, source: Path, description: DataDescription, directories: DirectoryCache
 ) -> tuple[str, str]:
+    """Return image and label path for a line of an image list: a path from one of four folders, the first that fits."""
     roots = (Path(), source.parent, description.path.parent, REPOSITORY)
     image = directories.first([os.path.normpath(root / text) for root in roots]) or text
     return image, directories.first(label_candidates(image))

@@ -1,4 +1,4 @@
-"""What a format with one label file per image is: where its files lie, and what reads one of them."""
+"""What defines a format with one label file per image: where its files lie, and the function that reads one."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import numpy as np
 
 from data.labels.annotations import Problem
 
-IMAGE_FOLDERS = ("images", "JPEGImages")  # the last of these in an image's path may be replaced by the labels' folder
+IMAGE_FOLDERS = ("images", "JPEGImages")  # the last of these in an image's path gives way to the labels' folder
 
 
 class LabelRows(NamedTuple):
-    """The objects of one label file."""
+    """The K objects of one label file."""
 
     boxes: np.ndarray  # [K 4] float64: relative cxcywh where ``relative``, else corners in pixels
     labels: list[str] | np.ndarray  # K class names, or [K] class indices
-    lines: np.ndarray  # [K] int64
+    lines: np.ndarray  # [K] int64, from 1
     crowd: np.ndarray  # [K] bool
     relative: bool
     wh: tuple[int, int]  # the image's size in pixels, (0, 0) where the file does not say
@@ -30,5 +30,5 @@ class LabelFormat:
     """One entry of :data:`data.labels.formats.FORMATS`."""
 
     suffix: str  # of its files, such as ".txt"
-    folder: str  # that stands in for the images' folder; its files may lie beside the images, too
+    folder: str  # that takes the place of the images' folder; label files may lie beside the images, too
     read: Callable[[str], LabelRows]  # of the file at a path; ValueError where it cannot be read

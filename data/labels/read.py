@@ -1,6 +1,6 @@
 """A split of a data set -> Annotations, whatever the label format.
 
-Images come from a list, a folder or a VOC ``ImageSets/Main`` list; each image's label file is the first that exists of:
+Images come from a list, a folder or a VOC ``ImageSets/Main`` list; each image's label file is the first that exists of
 ``labels/….txt`` (the last ``images`` or ``JPEGImages`` of the path replaced), ``….txt`` beside it,
 ``Annotations/….xml``, ``….xml`` beside it. An image without a label file has no objects. A COCO JSON holds everything.
 """
@@ -74,11 +74,12 @@ def _read_or_recall(source: Path, images: list[str], labels: list[str], descript
     return annotations
 
 
+# An image without a label file has no objects.
 NO_ROWS = LabelRows(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool), True, (0, 0), [])
 
 
 def _read_pairs(images: list[str], labels: list[str], description: DataDescription) -> Annotations:
-    """Read one label file per image."""
+    """Read one label file per image: parse each, join the rows into one table, check and clip the boxes."""
     problems: list[Problem] = []
     kept, per_image = [], []
     for index, label in enumerate(labels):
@@ -121,7 +122,10 @@ def _read_pairs(images: list[str], labels: list[str], description: DataDescripti
 
 
 def _sizes(images: list[str], labels: list[str], per_image: list[LabelRows]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return [N 2] sizes and the EXIF orientations; None for VOC, where the annotation's size is the truth."""
+    """Return the sizes [N 2] of the images and their EXIF orientations [N].
+
+    The orientations are None as soon as one label file gives a size (VOC): then the sizes of the annotations count.
+    """
     image_wh = np.array([rows.wh for rows in per_image], dtype=np.int64).reshape(-1, 2)
     orientation = np.ones(len(images), dtype=np.int8)
     unknown = np.flatnonzero((image_wh <= 0).any(1))
@@ -149,7 +153,7 @@ def _names_in(per_image: list[LabelRows], num_classes: int) -> tuple[str, ...]:
 
 
 def _table(per_image: list[LabelRows], labels: list[str], image_wh: np.ndarray, names: tuple[str, ...]) -> RowTable:
-    """Join the rows of all files, with boxes in pixels; drop the objects of unknown name."""
+    """Join the rows of all N files into columns [M ...], with boxes in pixels; drop the objects of unknown name."""
     counts = [len(rows.lines) for rows in per_image]
     image = np.repeat(np.arange(len(per_image)), counts)
     boxes = np.concatenate([rows.boxes for rows in per_image])
@@ -170,7 +174,7 @@ def _table(per_image: list[LabelRows], labels: list[str], image_wh: np.ndarray, 
         label=np.concatenate(label),
         crowd=np.concatenate([rows.crowd for rows in per_image]),
         xyxy=xyxy,
-        within=np.concatenate([np.arange(count) for count in counts]),
+        within=np.concatenate([np.arange(count) for count in counts]),  # place in its file, for the message below
     )
 
     def unknown(row: int) -> str:
@@ -184,7 +188,7 @@ def _table(per_image: list[LabelRows], labels: list[str], image_wh: np.ndarray, 
 def _refuse_large_classes(
     table: RowTable, labels: list[str], names: tuple[str, ...], description: DataDescription
 ) -> None:
-    """Refuse labels and a data file that cannot belong together."""
+    """Refuse class indices that the data file has no class for; then labels and data file do not belong together."""
     bad = np.flatnonzero(table["label"] >= len(names))
     if len(bad):
         row = bad[0]
@@ -196,7 +200,7 @@ def _refuse_large_classes(
 
 
 def _image_ids(images: list[str]) -> np.ndarray:
-    """Return the number that each file name is, as COCO's are, where all are different numbers; else 1..N."""
+    """Return image ids [N]: the file names, as in COCO, where these are different whole numbers; else 1..N."""
     stems = [os.path.splitext(os.path.basename(path))[0] for path in images]
     if all(stem.isdecimal() and len(stem) < 18 for stem in stems) and len({int(stem) for stem in stems}) == len(stems):
         return np.array([int(stem) for stem in stems], dtype=np.int64)

@@ -8,7 +8,7 @@ import numpy as np
 
 from data.labels.annotations import Problem
 
-OUTSIDE_TOLERANCE = 1.0  # pixels by which rounding may carry a box over the image's edge
+OUTSIDE_TOLERANCE = 1.0  # pixels by which rounding may carry a box over the edge of its image
 
 
 class RowTable:
@@ -43,7 +43,7 @@ class RowTable:
             self.columns = {name: column[~bad] for name, column in self.columns.items()}
 
     def drop_bad_boxes(self, image_wh: np.ndarray) -> None:
-        """Drop the boxes that no picture can hold: not finite, without area, wholly outside; note partly outside ones.
+        """Drop the boxes that are not finite, without area or wholly outside their image; note those partly outside.
 
         Args:
             image_wh: [N 2] pixels.
@@ -55,7 +55,7 @@ class RowTable:
         limit = np.tile(image_wh, 2)[self["image"]]  # M 4
         inside = np.clip(self["xyxy"], 0, limit)
         self.drop((inside[:, 2:] - inside[:, :2] <= 0).any(1), "box outside the image", self._box)
-        limit = np.tile(image_wh, 2)[self["image"]]
+        limit = np.tile(image_wh, 2)[self["image"]]  # M 4, of the rows that are left
         beyond = (self["xyxy"][:, :2] < -OUTSIDE_TOLERANCE) | (self["xyxy"][:, 2:] > limit[:, 2:] + OUTSIDE_TOLERANCE)
         self.note(beyond.any(1), "box reaches over the edge of the image; training uses its inside", self._box)
 
@@ -67,6 +67,7 @@ class RowTable:
         hashes = ((keys.view(np.uint64) ^ (keys.view(np.uint64) >> np.uint64(29))) * factors).sum(axis=1)
         _, inverse, counts = np.unique(hashes, return_inverse=True, return_counts=True)
         suspects = np.flatnonzero(counts[inverse] > 1)
+        # Of the suspects all but the first of each kind are duplicates.
         repeated = np.zeros(len(self), dtype=bool)
         repeated[suspects] = True
         repeated[suspects[np.unique(keys[suspects], axis=0, return_index=True)[1]]] = False

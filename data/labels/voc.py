@@ -1,7 +1,7 @@
 """Pascal VOC labels: one XML file per image.
 
-Coordinates are taken as they stand (``x1 = xmin, x2 = xmax``); objects marked ``difficult`` are read as crowd: VOC's
-own evaluation neither asks for them nor punishes them.
+Coordinates are taken as they stand (``x1 = xmin, x2 = xmax``). Objects marked ``difficult`` are read as crowd regions:
+VOC's own evaluation counts them neither as missed nor, where they are detected, as false.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class VocObject:
 
 @dataclass
 class VocFile:
-    """One annotation file; a size of 0 means that it does not say."""
+    """One annotation file; a width or height of 0 means that it does not say."""
 
     width: int = 0
     height: int = 0
@@ -53,8 +53,8 @@ def parse_voc(data: bytes) -> VocFile:
         ValueError: not well-formed XML, or not a VOC annotation; the message begins with the line.
     """
     result = VocFile()
-    path: list[str] = []
-    texts: list[str] = []
+    path: list[str] = []  # tags of the elements that are open, from the root
+    texts: list[str] = []  # what stands in the innermost one, in pieces
     parser = expat.ParserCreate()
     parser.buffer_text = True
 

@@ -29,6 +29,7 @@ def parse_yolo_text(text: str, file: str) -> tuple[np.ndarray, np.ndarray, list[
 
 
 def _usable(rows: np.ndarray) -> np.ndarray:
+    """Return [K] bool: the rows that :func:`_parse_words` would accept."""
     finite = np.isfinite(rows).all(1)
     with np.errstate(invalid="ignore"):
         whole = (rows[:, 0] == np.floor(rows[:, 0])) & (rows[:, 0] >= 0)
@@ -38,6 +39,7 @@ def _usable(rows: np.ndarray) -> np.ndarray:
 
 
 def _parse_lines(lines: list[str], file: str) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
+    """Parse line by line, so that each bad line is named; returns as :func:`parse_yolo_text`."""
     rows, numbers, problems = [], [], []
     for number, line in enumerate(lines, 1):
         words = line.split()
@@ -62,7 +64,7 @@ def _parse_words(words: list[str]) -> tuple[list[float], str]:
         row = [float(word) for word in words]
     except ValueError:
         return [], "not a number"
-    if len(row) > 5 and np.isfinite(row).all():
+    if len(row) > 5 and np.isfinite(row).all():  # the box around the polygon
         x1, x2, y1, y2 = min(row[1::2]), max(row[1::2]), min(row[2::2]), max(row[2::2])
         row = [row[0], (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1]
     row = row[:5]
