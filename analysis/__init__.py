@@ -1,1 +1,1 @@
-"""Matches and predictions to understanding."""
+"""Statistics of data sets, anchors, matches, predictions and training runs, and how they are written."""

@@ -1,8 +1,8 @@
 """Anchors that fit the boxes of a data set: five ways to find them and the statistics that judge them.
 
-Sizes and anchors are (width, height) in network pixels, after letterboxing. Letters: K distinct sizes, A anchors.
-Data sets repeat sizes, so everything works on distinct sizes with counts; above MAX_EXACT_SIZES boxes the sizes are
-rounded to whole pixels first, as a tenth of a million of them says the same as a million boxes.
+Sizes and anchors are (width, height) in network pixels, after letterboxing. Shape letters: K distinct sizes, A anchors,
+M boxes. Many boxes of a data set have the same size, so everything works on distinct sizes with counts; above
+MAX_EXACT_SIZES boxes the sizes are rounded to whole pixels first, so that a million boxes have about 100,000 of them.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from utils.boxes import shape_iou
 from utils.config import option
 from utils.errors import UserError
 
-MAX_EXACT_SIZES = 50_000
-MAX_RESTART_SIZES = 20_000  # restarts run on a sample of this many; the best is polished on all
-MAX_ITERATIONS = 300
-DECIMALS = 2  # anchors are judged as they are written into the cfg
+MAX_EXACT_SIZES = 50_000  # boxes
+MAX_RESTART_SIZES = 20_000  # with more distinct sizes, restarts and mutations run on a sample of so many boxes
+MAX_ITERATIONS = 300  # of k-means with 1 - IoU, which usually stops long before
+DECIMALS = 2  # of the anchors in the cfg; they are judged as they are written
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class AnchorFitOptions:
     match: str = option("standard", "the strategy whose recall rule evolve maximises")
     restarts: int = option(20, "starting points of kmeans and iou, the best is kept")
     generations: int = option(2000, "mutations that evolve tries")
-    iou_slack: float = option(0.01, "mean best IoU that evolve may give up for recall")
+    iou_slack: float = option(0.01, "mean best IoU that evolve may lose for recall")
     ratios: tuple[float, ...] = option((0.5, 1.0, 2.0), "aspect ratios w/h of linear and geometric")
     size_quantiles: tuple[float, ...] = option((0.05, 0.95), "smallest and largest size of linear and geometric")
     seed: int = option(0, "the same seed gives the same anchors")
@@ -95,11 +95,13 @@ class Fit:
 
 
 def count_sizes(boxes_wh: np.ndarray, max_exact: int = MAX_EXACT_SIZES) -> BoxSizes:
-    """Return the distinct sizes of boxes [M 2]; above ``max_exact`` boxes, of their whole-pixel sizes (at least 1)."""
+    """Return the distinct sizes of boxes [M 2]; above ``max_exact`` boxes, of their sizes in whole pixels (>= 1)."""
     if len(boxes_wh) > max_exact:
         boxes_wh = np.maximum(np.rint(boxes_wh), 1)
     boxes_wh = boxes_wh.astype(np.float32)
-    keys = np.ascontiguousarray(boxes_wh).view(np.uint32).astype(np.uint64)  # positive floats sort like their bits
+    # Width and height become the halves of one integer: equal sizes are equal numbers, which sort fast. The bits of
+    # positive floats have the order of the floats.
+    keys = np.ascontiguousarray(boxes_wh).view(np.uint32).astype(np.uint64)
     unique, counts = np.unique(keys[:, 0] << np.uint64(32) | keys[:, 1], return_counts=True)
     wh = np.stack((unique >> np.uint64(32), unique & np.uint64(0xFFFFFFFF)), axis=1).astype(np.uint32).view(np.float32)
     return BoxSizes(torch.from_numpy(wh), torch.from_numpy(counts.astype(np.float64)))
@@ -107,7 +109,7 @@ def count_sizes(boxes_wh: np.ndarray, max_exact: int = MAX_EXACT_SIZES) -> BoxSi
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch use one thread: on tensors this small a second one gains little and, on a busy machine, costs a lot."""
+    """Let torch use one thread: on small tensors a second one gains little and, on a busy machine, costs much time."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -123,7 +125,7 @@ def side_ratio(boxes_wh: Tensor, anchors_wh: Tensor) -> Tensor:
 
 
 def measure(sizes: BoxSizes, anchors_wh: np.ndarray, options: AnchorFitOptions) -> Fit:
-    """Judge anchors [A 2] on all boxes."""
+    """Return how well anchors [A 2] fit all boxes."""
     anchors = torch.as_tensor(np.asarray(anchors_wh), dtype=torch.float32)
     best_iou, nearest = shape_iou(sizes.wh, anchors).max(dim=1)
     return Fit(
@@ -135,7 +137,10 @@ def measure(sizes: BoxSizes, anchors_wh: np.ndarray, options: AnchorFitOptions) 
 
 
 def fit_anchors(sizes: BoxSizes, num: int, options: AnchorFitOptions) -> np.ndarray:
-    """Find ``num`` anchors with the chosen method, [num 2] sorted by area, rounded as they are written.
+    """Find anchors with the method that the options name, one of :data:`METHODS`.
+
+    Returns:
+        [num 2] float64, the smallest area first, rounded to DECIMALS as they are written into the cfg.
 
     Raises:
         UserError: there are no boxes, fewer distinct sizes than anchors, or ``num`` does not suit the method.
@@ -153,79 +158,87 @@ def fit_anchors(sizes: BoxSizes, num: int, options: AnchorFitOptions) -> np.ndar
 
 
 def sorted_by_area(anchors_wh: np.ndarray) -> np.ndarray:
-    """Return the anchors [A 2] with the smallest first."""
+    """Return the anchors [A 2] with the smallest area first; of equal areas, the narrowest."""
     return anchors_wh[np.lexsort((anchors_wh[:, 0], anchors_wh.prod(axis=1)))]
 
 
 def rounded(anchors_wh: np.ndarray) -> np.ndarray:
-    """Return the anchors as they are written, never 0."""
+    """Return the anchors [A 2] with DECIMALS decimals, as they are written, and never 0."""
     return np.maximum(np.round(np.asarray(anchors_wh, dtype=np.float64), DECIMALS), 10.0**-DECIMALS)
 
 
 def euclidean_kmeans(sizes: BoxSizes, num: int, options: AnchorFitOptions, rng: np.random.Generator) -> np.ndarray:
-    """scipy's k-means on (w, h), the restart with the least distortion, polished on all boxes."""
+    """Return the anchors of scipy's k-means on (w, h): the restart with the lowest distortion, continued on all boxes.
+
+    The distortion is the mean distance of the boxes from the nearest anchor, in pixels.
+    """
     sample = _sample(sizes, rng)
     distinct, points = sample.wh.double().numpy(), _points(sample)
-    best, least = None, math.inf
+    best, lowest = None, math.inf
     for _ in range(options.restarts):
         start = distinct[rng.choice(len(distinct), num, replace=False)]
         centers, distortion = vq.kmeans(points, start)
-        # scipy drops a center that loses all its points; such a restart does not answer the question.
-        if len(centers) == num and distortion < least:
-            best, least = centers, distortion
-    if best is None:
+        # scipy drops a centre that loses all its points; a restart with too few anchors left does not count.
+        if len(centers) == num and distortion < lowest:
+            best, lowest = centers, distortion
+    if best is None:  # every restart lost a centre: the sizes of some boxes, drawn at random, are anchors, too
         return start
+    # The best restart knows the sample only. Should a centre be lost on all boxes, the restart's result stays.
     polished = vq.kmeans(_points(sizes), best)[0] if len(sample) < len(sizes) else best
     return polished if len(polished) == num else best
 
 
 def iou_kmeans(sizes: BoxSizes, num: int, options: AnchorFitOptions, rng: np.random.Generator) -> np.ndarray:
-    """k-means with the distance 1 - IoU (Darknet's), the restart with the highest mean best IoU.
+    """Return the anchors of k-means with the distance 1 - IoU: the restart with the highest mean best IoU.
 
-    One of the starting points is the Euclidean result, and the best anchors seen on the way are kept, so the mean best
-    IoU is never below that of :func:`euclidean_kmeans`.
+    The distance is that of YOLOv2 (arXiv 1612.08242, *Dimension Clusters*) and of Darknet. One of the starting points
+    is the Euclidean result, and the best anchors on the way are kept, so that the mean best IoU is never below that of
+    :func:`euclidean_kmeans`.
     """
     euclidean = euclidean_kmeans(sizes, num, options, rng)
     sample = _sample(sizes, rng)
+    # The restarts run on the sample; the best of them and the Euclidean result then go on with all boxes.
     best = max((iou_lloyd(sample, _spread_start(sample, num, rng)) for _ in range(options.restarts)), key=_mean_iou)
     return max((iou_lloyd(sizes, start) for start in (best[1], rounded(euclidean))), key=_mean_iou)[1]
 
 
 def evolve(sizes: BoxSizes, num: int, options: AnchorFitOptions, rng: np.random.Generator) -> np.ndarray:
-    """Mutate the anchors of :func:`iou_kmeans`; a mutant survives if recall rises, or mean best IoU at equal recall.
+    """Mutate the anchors of :func:`iou_kmeans`; a mutation is kept if recall rises, or mean best IoU at equal recall.
 
-    Recall is that of the rule of ``options.match``. Three floors keep the result honest: both recalls and the mean best
-    IoU of the Euclidean k-means, and the mean best IoU of the start less ``options.iou_slack``.
+    Recall is that of the rule of ``options.match``. No mutation may go below one of three floors: either recall and the
+    mean best IoU of the Euclidean k-means, and the mean best IoU of the start minus ``options.iou_slack``.
     """
     euclidean = rounded(euclidean_kmeans(sizes, num, options, rng))
     start = rounded(iou_kmeans(sizes, num, options, np.random.default_rng(options.seed)))  # what --method iou gives
     sample = _sample(sizes, rng)
+    # The floors, and a start that keeps them: where IoU k-means has the lower recall, only the Euclidean result does.
     floor = list(_statistics(measure(sample, euclidean, options)))
     statistics = _statistics(measure(sample, start, options))
-    if all(value >= least for value, least in zip(statistics, floor, strict=True)):
+    if all(value >= minimum for value, minimum in zip(statistics, floor, strict=True)):
         floor[0] = max(floor[0], statistics[0] - options.iou_slack)
     else:
         start = euclidean
     population = _Population(sample, options, start, floor)
     for _ in tqdm(range(options.generations), desc="evolve", unit=" mutants", disable=None, leave=False):
+        # One or two anchors are scaled, each side by a factor of its own. The standard deviation of its logarithm is
+        # drawn, too, between 0.003 and 0.5: large steps find new arrangements, small ones improve what is there.
         which = rng.choice(num, size=min(num, int(rng.integers(1, 3))), replace=False)
         factors = np.exp(rng.normal(0, 10 ** rng.uniform(-2.5, -0.3), (len(which), 2)))
         population.try_anchors(which, rounded(population.anchors[which] * factors))
-    # On a sample the floors were the sample's, so the last word is that of all boxes.
-    least = _statistics(measure(sizes, euclidean, options))
-    good = all(
-        new >= old for new, old in zip(_statistics(measure(sizes, population.anchors, options)), least, strict=True)
-    )
+    # On a sample the floors were those of the sample; whether the result keeps them is decided on all boxes.
+    floor = list(_statistics(measure(sizes, euclidean, options)))
+    evolved = _statistics(measure(sizes, population.anchors, options))
+    good = all(value >= minimum for value, minimum in zip(evolved, floor, strict=True))
     return population.anchors if good else start
 
 
 def linear_sizes(sizes: BoxSizes, num: int, options: AnchorFitOptions, rng: np.random.Generator) -> np.ndarray:
-    """Equally spaced sizes x aspect ratios."""
+    """Return anchors of equally spaced sizes, each in every aspect ratio; ``rng`` is not used."""
     return _spaced_anchors(sizes, num, options, np.linspace)
 
 
 def geometric_sizes(sizes: BoxSizes, num: int, options: AnchorFitOptions, rng: np.random.Generator) -> np.ndarray:
-    """Geometrically spaced sizes x aspect ratios."""
+    """Return anchors of geometrically spaced sizes, each in every aspect ratio; ``rng`` is not used."""
     return _spaced_anchors(sizes, num, options, np.geomspace)
 
 
@@ -238,7 +251,7 @@ METHODS = {
 }
 
 
-# What each method reads besides the thresholds and the seed; the script refuses an option that has no effect.
+# The options that each method reads besides the thresholds and the seed; the script refuses one that has no effect.
 METHOD_OPTIONS = {
     "kmeans": {"restarts"},
     "iou": {"restarts"},
@@ -249,7 +262,10 @@ METHOD_OPTIONS = {
 
 
 class _Population:
-    """The surviving anchors of :func:`evolve`; their fit to every size is kept per anchor: a mutant costs one row."""
+    """The anchors of :func:`evolve` so far.
+
+    The fit of every anchor to every size is kept, [A K]: a mutation of one anchor then costs one row, not a new matrix.
+    """
 
     def __init__(
         self, sizes: BoxSizes, options: AnchorFitOptions, anchors_wh: np.ndarray, floor: Sequence[float]
@@ -260,7 +276,11 @@ class _Population:
         self.objective = self._objective(_statistics(measure(sizes, anchors_wh, options)))
 
     def try_anchors(self, which: np.ndarray, anchors_wh: np.ndarray) -> None:
-        """Replace the anchors ``which`` by the given ones if that is better and nothing falls below the floor."""
+        """Replace the anchors of the indices ``which`` [n] by ``anchors_wh`` [n 2] if the result is better.
+
+        Better means: the objective rises, and no statistic falls below its floor.
+        """
+        # The best fit to every size comes from the anchors that stay and from the new ones.
         iou, ratio = self._rows(anchors_wh)
         index = torch.from_numpy(which)
         others = torch.ones(len(self.anchors), dtype=torch.bool).index_fill_(0, index, False)
@@ -271,9 +291,9 @@ class _Population:
             self.sizes.mean(best_iou > self.options.iou_t),
             self.sizes.mean(best_ratio < self.options.anchor_t),
         )
-        floored = all(value >= least for value, least in zip(statistics, self.floor, strict=True))
-        if floored and self._objective(statistics) > self.objective:
-            self.anchors = self.anchors.copy()
+        allowed = all(value >= minimum for value, minimum in zip(statistics, self.floor, strict=True))
+        if allowed and self._objective(statistics) > self.objective:
+            self.anchors = self.anchors.copy()  # the array of the start belongs to the caller
             self.anchors[which] = anchors_wh
             self.iou[index], self.ratio[index] = iou, ratio
             self.objective = self._objective(statistics)
@@ -283,6 +303,7 @@ class _Population:
         return shape_iou(anchors, self.sizes.wh), side_ratio(anchors, self.sizes.wh)
 
     def _objective(self, statistics: Sequence[float]) -> tuple[float, float]:
+        """Return recall by the strategy's rule, 0 where it has none, and mean best IoU: compared in this order."""
         mean_iou, recall_iou, recall_ratio = statistics
         recall = {"iou": recall_iou, "ratio": recall_ratio}.get(recall_rule(self.options.match), 0.0)
         return recall, mean_iou
@@ -293,12 +314,12 @@ def _statistics(fit: Fit) -> tuple[float, float, float]:
 
 
 def recall_rule(match: str) -> str:
-    """Return which recall a strategy's rule means: "iou", "ratio" or "" where it gives every object an anchor."""
+    """Return by which rule a strategy may leave a box without an anchor: "iou", "ratio", or "" where it never does."""
     return strategies_of(match)[0].anchor_rule
 
 
 def _sample(sizes: BoxSizes, rng: np.random.Generator) -> BoxSizes:
-    """Return at most MAX_RESTART_SIZES sizes: all, or those of boxes drawn at random."""
+    """Return at most MAX_RESTART_SIZES distinct sizes: all, or those of so many boxes drawn at random."""
     if len(sizes) <= MAX_RESTART_SIZES:
         return sizes
     rows = rng.choice(len(sizes), MAX_RESTART_SIZES, p=(sizes.counts / sizes.counts.sum()).numpy())
@@ -315,7 +336,11 @@ def _mean_iou(candidate: tuple[float, np.ndarray]) -> float:
 
 
 def _spread_start(sizes: BoxSizes, num: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw starting anchors one by one, each likely where those before fit badly (k-means++ with 1 - IoU)."""
+    """Draw starting anchors [num 2] one by one, more likely where those before fit badly.
+
+    This is k-means++ with the distance 1 - IoU: the probability of a box is proportional to the square of its distance
+    from the nearest anchor so far. The first is any box.
+    """
     best_iou = torch.zeros(len(sizes))
     rows: list[int] = []
     for _ in range(num):
@@ -326,10 +351,16 @@ def _spread_start(sizes: BoxSizes, num: int, rng: np.random.Generator) -> np.nda
 
 
 def iou_lloyd(sizes: BoxSizes, start_wh: np.ndarray) -> tuple[float, np.ndarray]:
-    """Alternate between nearest anchor by IoU and mean of its boxes; return the best mean IoU seen and its anchors."""
+    """Run k-means with the distance 1 - IoU from the anchors ``start_wh`` [A 2].
+
+    Returns:
+        The highest mean best IoU on the way, and the anchors [A 2] float64 that had it. With this distance the mean of
+        the sizes is not the best centre, so the mean best IoU may fall from one iteration to the next.
+    """
     anchors = torch.as_tensor(start_wh, dtype=torch.float32)
     best, best_anchors, previous = -1.0, anchors, None
     for _ in range(MAX_ITERATIONS):
+        # Every size belongs to the anchor with the highest IoU; the state before the move is judged.
         fit, nearest = shape_iou(sizes.wh, anchors).max(dim=1)
         score = sizes.mean(fit)
         if score > best:
@@ -337,13 +368,14 @@ def iou_lloyd(sizes: BoxSizes, start_wh: np.ndarray) -> tuple[float, np.ndarray]
         if previous is not None and torch.equal(nearest, previous):
             break
         previous = nearest
+        # Every anchor moves to the mean size of its boxes.
         weight = torch.bincount(nearest, sizes.counts, len(anchors))
         sums = torch.zeros(len(anchors), 2, dtype=torch.float64).index_add_(
             0, nearest, sizes.wh * sizes.counts[:, None]
         )
         anchors = (sums / weight.clamp(min=1)[:, None]).float()
         empty = weight == 0
-        if empty.any():  # an anchor that no box prefers goes where the fit is worst
+        if empty.any():  # an anchor without boxes goes to a size that fits worst
             anchors[empty] = sizes.wh[fit.topk(int(empty.sum()), largest=False).indices]
     return best, best_anchors.double().numpy()
 
@@ -361,6 +393,7 @@ def _spaced_anchors(sizes: BoxSizes, num: int, options: AnchorFitOptions, spacin
         )
     sides = np.repeat(sizes.wh.double().prod(dim=1).sqrt().numpy(), sizes.counts.long().numpy())
     low, high = np.quantile(sides, options.size_quantiles)
+    # w = side * sqrt(ratio) and h = side / sqrt(ratio): w / h is the ratio, w * h the square of the side.
     side = spacing(low, high, num // len(options.ratios))[:, None]
     root = np.sqrt(np.asarray(options.ratios))[None]
     return np.stack((side * root, side / root), axis=-1).reshape(-1, 2)

@@ -1,7 +1,7 @@
 """``analyze.py --anchor-stats``: which anchors match which objects; needs annotations and anchors only.
 
-The matches are those of ``models/assignment``, the code that training uses, on letterboxed boxes. Crowd regions are no
-objects here. Letters: M objects, T those of one block, K anchors of all heads together.
+The matches are those of ``models/assignment``, the code that training uses, on letterboxed boxes. Crowd regions do not
+count as objects here. Shape letters: M objects, T those of one block, K anchors of all heads together.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ from utils.structures import Matches, Targets
 if TYPE_CHECKING:
     from data.labels.annotations import Annotations
 
-OBJECTS_PER_BLOCK = 16_384
-IMAGES_PER_BLOCK = 4_096
+OBJECTS_PER_BLOCK = 16_384  # matched at once: bounds the memory
+IMAGES_PER_BLOCK = 4_096  # at most, where images have few objects
 STRATEGY_COLUMNS = {
     "strategy": "strategy",
     "objects": "objects",
@@ -58,7 +58,7 @@ ANCHOR_COLUMNS = {
 
 @dataclass(frozen=True)
 class Counts:
-    """What one strategy's matches amount to; filled block by block."""
+    """Counts of one strategy's matches; the arrays are added to block by block."""
 
     objects_of_anchor: np.ndarray  # [K] int64, objects with at least one match of the anchor
     positives_of_anchor: np.ndarray  # [K] int64, matches
@@ -68,7 +68,7 @@ class Counts:
 
     @staticmethod
     def zeros(num_objects: int, num_anchors: int) -> Counts:
-        """Return counts of nothing yet."""
+        """Return the counts before the first block."""
         sizes = (num_anchors, num_anchors, num_anchors, num_objects, 2)
         kinds = (np.int64, np.int64, np.float64, np.int64, np.int64)
         return Counts(*(np.zeros(size, dtype=kind) for size, kind in zip(sizes, kinds, strict=True)))
@@ -76,7 +76,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class ObjectBlock:
-    """Some images' objects as the network's input would show them."""
+    """The objects of some whole images, letterboxed."""
 
     rows: slice  # of Objects
     targets: Targets
@@ -85,11 +85,11 @@ class ObjectBlock:
 def anchor_stats(
     annotations: Annotations, heads: Sequence[Head], strategies: Mapping[str, AssignmentOptions], img_size: int
 ) -> Result:
-    """Count the matches of every strategy over a data set.
+    """Count the matches of every strategy over a data set; docs/analysis.md defines the statistics.
 
     Args:
-        annotations: the data set.
-        heads: the network's heads, whose strides divide ``img_size``.
+        annotations: of the data set.
+        heads: of the network; their strides divide ``img_size``.
         strategies: name -> options, of strategies that look only at priors.
         img_size: side of the square network input, pixels.
     """
@@ -189,7 +189,7 @@ def _strategy_statistics(counts: Counts, objects: Objects, heads: Sequence[Head]
 
 
 def _split(unmatched: np.ndarray, group: np.ndarray, names: Sequence[str]) -> list[dict[str, Any]]:
-    """Count all and unmatched objects of each group."""
+    """Return, for each group, how many objects it has, how many of them are unmatched, and their share."""
     every = np.bincount(group, minlength=len(names))
     lost = np.bincount(group[unmatched], minlength=len(names))
     return [
@@ -232,7 +232,7 @@ def _tables(statistics: Mapping[str, Any]) -> tuple[Table, ...]:
 
 def _split_table(stem: str, heading: str, key: str, strategies: Mapping[str, Any]) -> Table:
     rows = [{"strategy": name, **row} for name, one in strategies.items() for row in one["unmatched"][key]]
-    if key == "by_class":  # 80 classes: the worst first, those without objects left out
+    if key == "by_class":  # perhaps 80: the worst first, those without objects left out
         rows = sorted((row for row in rows if row["objects"]), key=lambda row: -row["unmatched"])
     columns = {"strategy": "strategy", heading: "name", "objects": "objects", "without a match": "unmatched",
                "share without": "unmatched_share"}  # fmt: skip
@@ -248,7 +248,7 @@ def _positives_table(strategies: Mapping[str, Any]) -> Table:
 def _unmatched_table(
     annotations: Annotations, objects: Objects, counts: Mapping[str, Counts], boxes_wh: np.ndarray, best_iou: np.ndarray
 ) -> Table:
-    """List every object without a match, so that it can be looked at."""
+    """Return the listing of every object without a match: which image and annotation, and its best shape IoU."""
     columns = ("strategy", "image id", "annotation id", "class", "width", "height", "best shape IoU")
     rows = [
         (
@@ -295,7 +295,7 @@ def run(request: Request) -> Result:
     """
     options = request.options(StrategyOptions)
     names = options.match.split(",") if options.match else prior_strategies()
-    if "matching_stats" in request.chosen:  # which also looks at the others
+    if "matching_stats" in request.chosen:  # --match may then name strategies for that analysis alone
         names = [name for name in names if not reads_predictions(name)] or prior_strategies()
     for name in names:
         if reads_predictions(name):

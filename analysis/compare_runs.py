@@ -28,16 +28,16 @@ from utils.renamed import RENAMED, with_current_names
 MAP50, MAP = "metrics/mAP_0.5", "metrics/mAP_0.5:0.95"
 POSITIVES, UNMATCHED, OBJECTS = "match/positives_per_object", "match/unmatched", "match/objects"
 SCORES = {"mAP@0.5": MAP50, "mAP": MAP}
-NAMED_OPTIONS = ("match", "alpha", "epochs")  # have columns of their own
+NAMED_OPTIONS = ("match", "alpha", "epochs")  # have columns of their own in the tables
 BOOKKEEPING = {"seed", "name", "device", "workers", "resume", "nosave", "notest", "cache_images", "hyp"}
-# Where and how a run was computed, not what was learned; what a recipe says stands in the options themselves.
+# They say where and how a run was computed, not what was learned; what the recipe ``hyp`` says is in the other options.
 
 
 @dataclass(frozen=True)
 class CompareOptions:
     """Options of --compare."""
 
-    last: int = option(0, "mean and std over the last so many evaluated epochs; 0: over all")
+    last: int = option(0, "mean and std over the last N evaluated epochs; 0: over all")
 
     def __post_init__(self) -> None:
         if self.last < 0:
@@ -46,20 +46,20 @@ class CompareOptions:
 
 @dataclass(frozen=True)
 class Run:
-    """One training run as its folder tells it."""
+    """One training run, as its folder describes it."""
 
     folder: Path
-    options: dict[str, Any]
-    history: tuple[Row, ...]  # one per epoch; a number that the epoch does not have is absent
+    options: dict[str, Any]  # of config.yaml, under their current names
+    history: tuple[Row, ...]  # of results.csv, one per epoch; a number that the epoch does not have is absent
 
     @property
     def seed(self) -> Any:
-        """The seed that the run says it used."""
+        """The seed in the run's options, or None."""
         return self.options.get("seed")
 
 
 def read_run(folder: str | Path) -> Run:
-    """Read a run's folder.
+    """Read a run's folder, or the folder of a file such as ``best.pt``; names from before a change become current ones.
 
     Raises:
         UserError: the folder or one of its files is missing, unreadable or holds no finished epoch.
@@ -82,7 +82,7 @@ def read_run(folder: str | Path) -> Run:
 
 
 def compare_runs(runs: Sequence[Run], options: CompareOptions) -> Result:
-    """Summarise every run and every setting."""
+    """Summarise every run and every setting; docs/analysis.md defines the statistics."""
     varying = varying_options(runs)
     names = [run.folder.name for run in runs]
     names = names if len(set(names)) == len(names) else [str(run.folder) for run in runs]
@@ -119,14 +119,17 @@ def group_by_setting(runs: Sequence[Run]) -> list[list[int]]:
 
 
 def setting_label(run: Run, varying: Sequence[str]) -> str:
-    """Name a setting by what is special about it: strategy, α, and whatever differs between the runs."""
+    """Return the name of a setting: its strategy, α, and the options that differ between the runs."""
     extra = " ".join(f"{key}={_shown(run.options.get(key))}" for key in varying if key not in NAMED_OPTIONS)
     label = f"{run.options.get('match', '?')} α={_shown(run.options.get('alpha', 0))}"
     return " ".join((label, *([f"epochs={run.options.get('epochs')}"] if "epochs" in varying else []), extra)).strip()
 
 
 def confidence_interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean and half the width of its 95 % interval (Student's t, n - 1 degrees); None for one value."""
+    """Return the mean of n values and half the width of its 95 % confidence interval, None for one value.
+
+    The half width is t(0.975, n - 1) · s / √n, with Student's t and the sample standard deviation s.
+    """
     average = float(np.mean(values))
     if len(values) < 2:
         return average, None

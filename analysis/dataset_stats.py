@@ -29,7 +29,7 @@ OCCLUSION_EDGES = np.linspace(0, 1, 21)
 RELATIVE_SIZE_EDGES = np.linspace(0, 1, 21)
 ASPECT_EDGES = 2.0 ** np.arange(-4, 4.5, 0.5)  # w/h; what lies outside counts in the first or last bin
 COUNT_EDGES = np.array((0, 1, 2, 3, 4, 5, 6, 8, 11, 16, 21, 31, 51, 101, 1001))  # objects per image
-PAIR_DEFINITIONS = {  # with their threshold
+PAIR_DEFINITIONS = {  # {} is the threshold
     "near": "gap < {} px",
     "overlapping": "IoU > {}",
     "contained": "intersection over smaller area > {}",
@@ -41,7 +41,7 @@ HISTOGRAMS = {  # title and what is counted
     "occlusion": ("occlusion: largest share covered by one box", "objects"),
     "objects_per_image": ("objects per image", "images"),
 }
-OVERVIEW = {  # what the first table calls a statistic, and where it is
+OVERVIEW = {  # name of a statistic in the first table -> its keys
     "images": "images/total",
     "annotated images": "images/annotated",
     "images without objects": "images/without_objects",
@@ -68,7 +68,7 @@ class DatasetStatsOptions:
     overlap_iou: float = option(0.6, "a pair overlaps when its IoU is above this")
     containment: float = option(0.6, "a pair is contained when intersection over the smaller area is above this")
     coincident: float = option(10.0, "a pair coincides when its centres are closer than this, pixels")
-    crowded_pairs: int = option(7, "an image is crowded with at least so many coincident pairs")
+    crowded_pairs: int = option(7, "an image is crowded when it has at least so many coincident pairs")
     elongation: float = option(4.0, "an object is elongated when max(w/h, h/w) is at least this")
     crowd: bool = option(True, "count crowd regions as objects")
 
@@ -83,7 +83,7 @@ class DatasetStatsOptions:
 
 
 def dataset_stats(annotations: Annotations, options: DatasetStatsOptions) -> Result:
-    """Compute every statistic of the annotations of a data set."""
+    """Compute every statistic of the annotations of a data set; pairs are made in blocks, so memory stays bounded."""
     objects = select_objects(annotations, crowd=options.crowd)
     per_image, occlusion = _walk_pairs(objects, options)
     of_images = _image_statistics(objects)
@@ -140,7 +140,7 @@ def _image_statistics(objects: Objects) -> dict[str, Any]:
 def _pair_statistics(
     per_image: Mapping[str, np.ndarray], num_pairs: int, num_images: int, options: DatasetStatsOptions
 ) -> dict[str, dict[str, Any]]:
-    """Return the statistics of each kind of pairs; the shares are of all pairs and of the images with objects."""
+    """Return the statistics of each kind of pair; the shares are of all pairs and of the images with objects."""
     thresholds = {
         "near": options.near_gap,
         "overlapping": options.overlap_iou,
@@ -195,7 +195,7 @@ def _per_object_statistics(objects: Objects, occlusion: np.ndarray, options: Dat
 def _class_statistics(objects: Objects, options: DatasetStatsOptions) -> list[dict[str, Any]]:
     num_classes = len(objects.names)
     labels = objects.labels
-    # An image counts once per class: unique (class, image) keys.
+    # An image counts once for each of its classes: the keys number the distinct pairs (class, image).
     keys = np.unique(labels * max(1, objects.num_images) + objects.image)
     columns = {
         "objects": np.bincount(labels, minlength=num_classes),
@@ -219,13 +219,13 @@ def _class_statistics(objects: Objects, options: DatasetStatsOptions) -> list[di
 
 
 def problem_statistics(annotations: Annotations) -> dict[str, Any]:
-    """Count what is wrong with the labels by kind; the kind says whether the row was left out."""
+    """Count the label problems by kind; the text of a kind says whether the row was left out."""
     kinds = Counter(problem.kind for problem in annotations.problems)
     return {"total": len(annotations.problems), "by_kind": dict(kinds.most_common())}
 
 
 def problem_table(annotations: Annotations) -> Table:
-    """List everything that is wrong with the labels, with file and line."""
+    """Return the listing of all label problems, with file and line."""
     rows = tuple((str(problem.file), problem.line, problem.kind, problem.what) for problem in annotations.problems)
     return Table("problems", "Label problems", ("file", "line", "kind", "what"), rows, listing=True)
 
@@ -288,7 +288,7 @@ def _notes(statistics: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def run(request: Request) -> Result:
-    """Analyse the annotations alone."""
+    """Return the statistics of the annotations of the chosen split."""
     return request.described(dataset_stats(request.annotations(), request.options(DatasetStatsOptions)))
 
 

@@ -1,4 +1,4 @@
-"""What one kind of analysis of ``analyze.py`` is, and what it is given."""
+"""What an analysis of ``analyze.py`` is, and what it is given."""
 
 from __future__ import annotations
 
@@ -34,24 +34,28 @@ class AnalyzeOptions:
 
 @dataclass(frozen=True)
 class Request:
-    """What one call of ``analyze.py`` asks for."""
+    """What one call of ``analyze.py`` asks for; every analysis gets the same request."""
 
     about: AnalyzeOptions  # with the defaults of the newest run filled in
     asked: AnalyzeOptions  # as the user gave them
-    chosen: Mapping[str, Any]  # name of a mode -> the value of its flag; empty where the defaults are run
+    chosen: Mapping[str, Any]  # name of a mode -> the value of its flag; empty where the user named no analysis
     groups: Mapping[type, Any]  # options by the class of their group
     report_images: int = 0  # single images that a report asks for
 
     def options(self, group: type[Group]) -> Group:
-        """Return the options of a group."""
+        """Return the options of a group; KeyError where no analysis lists it in ``groups``."""
         return self.groups[group]
 
     def annotations(self) -> Annotations:
-        """Read the annotations of the chosen split; no image is needed where the format knows their sizes."""
+        """Read the annotations of the chosen split; no image is needed where they say the sizes of the images."""
         return read_dataset(open_data(self.about.data), self.about.split, need_images=False)
 
     def heads(self, num_classes: int) -> tuple[tuple[Head, ...], int]:
-        """Return the heads of the cfg and the input size in pixels, without allocating any weights."""
+        """Return the heads of the cfg and the side of the network input in pixels, without allocating any weights.
+
+        Raises:
+            UserError: no such cfg, it has no heads, or the size does not fit its strides.
+        """
         with torch.device("meta"):
             network = build_network(find_file(self.about.cfg, "cfg"), num_classes)
         require_heads(network)
@@ -60,7 +64,7 @@ class Request:
         return network.heads, img_size
 
     def described(self, result: Result, **more: Any) -> Result:
-        """Return the result with the files it is about."""
+        """Return the result whose ``data`` say which data set and split it is about, and ``more``."""
         about = {"data": self.about.data, "split": split_shown(self.about.data, self.about.split)}
         return replace(result, data={**about, **more, **result.data})
 
@@ -71,9 +75,9 @@ class Mode:
 
     name: str  # of the flag, with underscores
     text: str  # for --help
-    run: Callable[[Request], Result | None]  # None: another process has the result
+    run: Callable[[Request], Result | None]  # None under torchrun, in the processes that have no result
     groups: tuple[type, ...] = ()  # options that it reads
-    reads: frozenset[str] = frozenset()  # further options: fields of AnalyzeOptions, report_images
+    reads: frozenset[str] = frozenset()  # further options that it reads: fields of AnalyzeOptions, report_images
     takes_values: bool = False  # the flag is followed by one or more words
     distributed: bool = False  # runs in every process of ``torchrun``; else the main one does it alone
 
@@ -84,7 +88,13 @@ def flag(field_name: str) -> str:
 
 
 def run_name(name: str, mode: str, num_modes: int) -> str:
-    """Return the name of an analysis' folder."""
+    """Return the name of an analysis' folder in runs/analyze.
+
+    Args:
+        name: of --name, or empty.
+        mode: name of the analysis.
+        num_modes: how many folders share ``name``; with more than one, each appends its mode.
+    """
     plain_mode = flag(mode).removeprefix("--")
     if not name:
         return plain_mode

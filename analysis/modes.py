@@ -1,6 +1,6 @@
 """The table of analyses, in the order in which they run.
 
-A new analysis is one file with its function and its ``MODE``, and its line here.
+A new analysis is one file with its options, its function and its ``MODE``, and its line here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Objects, pairs of objects and anchors: what every statistic is counted over.
 
-Boxes are corners in the pixels of the original image. Letters: N images, M objects, P pairs of one block.
-A pair is two objects of one image, unordered. Pairs are made block by block, so memory does not grow with the data.
+Boxes are corners in the pixels of the original image. Shape letters: N images, M objects, P pairs of one block.
+A pair is two objects of one image, unordered. Pairs are made block by block, so memory does not grow with their number.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from utils.boxes import SIZE_LIMITS
 if TYPE_CHECKING:
     from data.labels.annotations import Annotations
 
-PAIRS_PER_BLOCK = 1 << 19
+PAIRS_PER_BLOCK = 1 << 19  # measured at once: bounds the memory
 OCCLUSION_LIMITS = (0.3, 0.5, 0.7)  # of the share of an object that one other box covers
 
 
@@ -41,7 +41,7 @@ class Objects:
 
     @property
     def num_images(self) -> int:
-        """All images of the data set, those without objects too."""
+        """Number of images of the data set, those without objects included."""
         return len(self.image_wh)
 
     @property
@@ -51,7 +51,7 @@ class Objects:
 
     @property
     def sizes(self) -> np.ndarray:
-        """COCO's size of every object, [M] index into SIZE_NAMES."""
+        """COCO's size of every object by its area, [M] index into SIZE_NAMES."""
         return np.searchsorted(SIZE_LIMITS, self.areas, side="right")
 
     @property
@@ -67,7 +67,7 @@ class Objects:
 
 
 def select_objects(annotations: Annotations, crowd: bool) -> Objects:
-    """Return the objects of a data set sorted by image, crowd regions only if ``crowd``."""
+    """Return the objects of a data set sorted by image; with ``crowd``, crowd regions are among them."""
     keep = np.ones(len(annotations.box_image), dtype=bool) if crowd else ~annotations.crowd
     rows = np.flatnonzero(keep)
     rows = rows[np.argsort(annotations.box_image[rows], kind="stable")]
@@ -107,7 +107,12 @@ class PairBlock:
 
 
 def pair_blocks(image: np.ndarray, pairs_per_block: int | None = None) -> Iterator[PairBlock]:
-    """Yield every pair of rows with equal ``image`` once, about PAIRS_PER_BLOCK at a time; ``image`` [M] is sorted."""
+    """Yield every pair of rows with equal ``image`` once.
+
+    Args:
+        image: [M], sorted.
+        pairs_per_block: about so many at a time, PAIRS_PER_BLOCK by default; the pairs of one first row stay together.
+    """
     pairs_per_block = pairs_per_block or PAIRS_PER_BLOCK
     count = len(image)
     partners = np.searchsorted(image, image, side="right") - np.arange(count) - 1  # later objects of the same image
@@ -125,7 +130,7 @@ def pair_blocks(image: np.ndarray, pairs_per_block: int | None = None) -> Iterat
 
 @dataclass(frozen=True)
 class PairGeometry:
-    """How the two boxes of each pair lie to one another, [P] each."""
+    """How the two boxes of each pair of a block lie to one another, [P] each."""
 
     gap: np.ndarray  # pixels between the boxes, 0 where they touch or overlap
     center_distance: np.ndarray  # pixels
@@ -145,7 +150,7 @@ class PairGeometry:
 
 
 def pair_geometry(boxes_xyxy: np.ndarray, block: PairBlock) -> PairGeometry:
-    """Measure every pair of a block; the boxes must have a positive area."""
+    """Measure every pair of a block; the boxes [M 4] must have a positive area."""
     first, second = boxes_xyxy[block.first], boxes_xyxy[block.second]
     between = np.maximum(first[:, :2], second[:, :2]) - np.minimum(first[:, 2:], second[:, 2:])  # negative: overlap
     gap_x, gap_y = np.maximum(between, 0).T
@@ -175,7 +180,7 @@ def object_occlusion(objects: Objects) -> np.ndarray:
 
 
 def anchor_rows(heads: Sequence[Head]) -> Iterator[dict[str, Any]]:
-    """Yield what names each anchor, over all heads; width and height are network pixels."""
+    """Yield what identifies each anchor, over all heads in order; width and height are network pixels."""
     for index, head in enumerate(heads):
         for number, (width, height) in enumerate(head.anchors_wh):
             yield {"head": index, "stride": head.stride, "anchor": number, "width": width, "height": height}

@@ -1,4 +1,4 @@
-"""Several assignment strategies in one run: ``--match standard,ratio`` and which options go to which of them."""
+"""Several assignment strategies in one run, as in ``--match standard,ratio``, and which options go to which of them."""
 
 from __future__ import annotations
 

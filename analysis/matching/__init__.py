@@ -1,1 +1,1 @@
-"""``analyze.py --matching-stats``: which slots match which objects, and how well every prediction fits."""
+"""``analyze.py --matching-stats``: which slots match which objects, and how well the predictions of all slots fit."""

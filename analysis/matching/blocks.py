@@ -1,7 +1,7 @@
 """Columns of a long run, kept block by block on the disk, so that an interrupted run goes on where it stopped.
 
-A block is one file with the columns of a few batches, written whole or not at all, and named after its first batch.
-Blocks say which batches they hold: a resumed run skips these, whatever its number of processes.
+A block is one file with the columns of some batches, written whole or not at all, and named after its first batch.
+A block says which batches it holds: a resumed run skips these, whatever its number of processes.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from utils.errors import UserError
 from utils.files import atomic_path
 from utils.renamed import with_current_names
 
-Columns = dict[str, np.ndarray]
-DONE = "done_batches"
+Columns = dict[str, np.ndarray]  # by name; the first dimension counts objects, images or batches
+DONE = "done_batches"  # the column with the numbers of a block's batches
 
 
 class ColumnBlock:
@@ -45,7 +45,7 @@ def read_blocks(folder: Path) -> tuple[Columns, set[int]]:
     """Return the columns of all blocks in a folder, and the numbers of the batches they hold.
 
     Raises:
-        UserError: a file is no block; names it.
+        UserError: a file is no block; the message names it.
     """
     parts: list[Columns] = []
     done: set[int] = set()
@@ -75,7 +75,13 @@ def concatenate(parts: Iterable[Mapping[str, np.ndarray]]) -> Columns:
 
 
 def in_order_of(columns: Columns, prefix: str, key: str) -> Columns:
-    """Return the columns whose name begins with ``prefix/``, without it, by rising values of the column ``key``."""
+    """Return some columns, their rows sorted by one of them.
+
+    Args:
+        columns: all columns.
+        prefix: those whose names begin with ``prefix/`` are returned, without it in their names.
+        key: column, without the prefix, whose values rise in the result.
+    """
     chosen = {name.removeprefix(f"{prefix}/"): values for name, values in columns.items() if name.startswith(prefix)}
     order = np.argsort(chosen[key], kind="stable")
     return {name: values[order] for name, values in chosen.items()}

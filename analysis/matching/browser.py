@@ -19,7 +19,7 @@ JPEG_QUALITY = 80
 
 
 def jpeg_uri(image_bgr: np.ndarray) -> str:
-    """Return an image [H W 3] as a data URI, made smaller where it is large."""
+    """Return an image [H W 3] as a data URI that holds a JPEG, at most IMAGE_PIXELS long."""
     height, width = image_bgr.shape[:2]
     scale = IMAGE_PIXELS / max(height, width)
     if scale < 1:
@@ -34,6 +34,11 @@ def browser_data(views: Sequence[ImageView], names: Sequence[str], plan: Measure
 
     A slot is [object, head, anchor, row, column, cell, box, q, objectness, base, extra]; the last two are bit masks of
     the strategies. Boxes are [x1, y1, x2, y2] in original pixels.
+
+    Args:
+        views: of the images.
+        names: of the classes.
+        plan: by which the images were viewed.
     """
     return {
         "strategies": list(plan.strategies),
@@ -73,7 +78,7 @@ def _image_data(view: ImageView, names: Sequence[str]) -> dict[str, Any]:
 
 
 def rounded(values: Sequence[float]) -> list[float]:
-    """Return numbers with one decimal: a tenth of a pixel."""
+    """Return numbers with one decimal: pixels to a tenth."""
     return [round(float(value), 1) for value in values]
 
 

@@ -1,4 +1,4 @@
-"""``--matching-stats`` from options to a result: network, data, the pass over the images, statistics and pictures."""
+"""``--matching-stats`` from options to a result: network, data, the pass over the images, statistics, pictures."""
 
 from __future__ import annotations
 
@@ -38,45 +38,48 @@ from utils.devices import choose_device, describe_device, use_threads
 from utils.errors import UserError
 from utils.renamed import with_current_names
 
-DEFAULT_KINDS = ("iou",)
-HARD_LISTED = 1000  # images in results.json; the CSV has all
+DEFAULT_KINDS = ("iou",)  # of IoU, without --match-iou
+HARD_LISTED = 1000  # hard examples in results.json; the CSV has all
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where network and data come from; empty strings and 0 where the user leaves it to the weights."""
+    """Network and data as the user named them; an empty string or 0 leaves the choice to the weights."""
 
     data: str
     split: str
     cfg: str
-    img_size: int
+    img_size: int  # side of the network input, pixels
 
 
 @dataclass(frozen=True)
 class MatchingInputs:
-    """Everything that was read before the first image."""
+    """Everything that is opened and decided before the first image."""
 
     weights: str
     loaded: LoadedNetwork
     annotations: Annotations
     data: str
     split: str
-    img_size: int
+    img_size: int  # side of the network input, pixels
     strategies: Mapping[str, AssignmentOptions]
-    kinds: tuple[str, ...]
+    kinds: tuple[str, ...]  # of IoU
     plan: MeasurementPlan
 
 
 def matching_stats(
     inputs: MatchingInputs, options: MatchingOptions, folder: Path, report_images: int = 0
 ) -> Result | None:
-    """Measure, and return what was found in the main process; None in the others.
+    """Measure every object of the data, draw single images, and return the result.
 
     Args:
         inputs: network and data.
         options: what to measure and draw.
-        folder: of the results; pictures of single images and partial results are written here.
-        report_images: so many images, spread evenly over the data, are looked at closely for the report.
+        folder: of the results; pictures and partial results are written here.
+        report_images: how many images, spread evenly over the data, the report's browser shows.
+
+    Returns:
+        The result in the main process, None in the others.
 
     Raises:
         UserError: an image cannot be read.
@@ -105,7 +108,7 @@ def open_everything(source: Source, options: MatchingOptions, strategies: Strate
     """Load network and annotations; what is not given comes from the weights, as in test.py.
 
     Raises:
-        UserError: no weights, no data, classes that differ, a strategy or size that does not fit.
+        UserError: no weights, no data, another number of classes, a strategy or a size that does not fit.
     """
     device = choose_device(options.device)
     use_threads()
@@ -139,9 +142,13 @@ def open_everything(source: Source, options: MatchingOptions, strategies: Strate
 
 
 def chosen_strategies(strategies: StrategyOptions, trained: Mapping[str, Any]) -> dict[str, AssignmentOptions]:
-    """Return the options of the strategies: those asked for, else the one the network was trained with.
+    """Return the options of each strategy: of those asked for, else of the one that the network was trained with.
 
-    Without ``--match``, options of the training keep their values unless they are given.
+    Without ``--match``, the options of the training keep their values unless the user gives others.
+
+    Args:
+        strategies: as the user gave them.
+        trained: options of the run that trained the network; empty for foreign weights.
 
     Raises:
         UserError: an unknown strategy, or an option that none of them uses.
@@ -161,7 +168,7 @@ def chosen_strategies(strategies: StrategyOptions, trained: Mapping[str, Any]) -
 
 
 def loader_settings(inputs: MatchingInputs, options: MatchingOptions) -> LoaderSettings:
-    """Return how the batches are made: square, so that every image has all slots, and as large for any process."""
+    """Return how the batches are made: square, so that every image has the same slots, and alike in every process."""
     return LoaderSettings(
         image_hw=(inputs.img_size, inputs.img_size),
         batch_size=options.batch_size,
@@ -184,7 +191,7 @@ def settings_of(inputs: MatchingInputs) -> dict[str, Any]:
 
 
 def description(inputs: MatchingInputs) -> dict[str, Any]:
-    """Return what was analysed."""
+    """Return the ``data`` of the result: what was analysed."""
     annotations = inputs.annotations
     return {
         "weights": inputs.weights,
@@ -198,11 +205,19 @@ def description(inputs: MatchingInputs) -> dict[str, Any]:
 
 
 def start_folder(resume: str, parent: Path, name: str, given: dict[str, Any], inputs: MatchingInputs) -> Path:
-    """Return the run's folder in all processes: a new one that knows its options, or the one to go on with."""
+    """Return the folder of the run, the same in all processes: the one to go on with, or a new one.
+
+    Args:
+        resume: folder of an interrupted run, or empty.
+        parent: a new folder is made here.
+        name: of the new folder.
+        given: options to write into its config.yaml, from which the run can be resumed.
+        inputs: what the user left open.
+    """
     folder = resume
     if distributed.is_main() and not resume:
         folder = str(new_run_folder(parent, name))
-        # What "the newest run" means may change before the run is resumed.
+        # By name, because another training may be the newest run when this one is resumed.
         given = given | {"weights": inputs.weights, "data": inputs.data, "matching_stats": True}
         save_config(Path(folder), {key: value for key, value in given.items() if key != "resume"})
     return Path(distributed.broadcast(folder))

@@ -13,20 +13,20 @@ from models.loss import DetectionLoss, LossOptions
 from utils.config import build_options
 from utils.structures import Targets
 
-PARTS = ("box", "obj", "cls")
+PARTS = ("box", "obj", "cls")  # of the loss, in the order of the columns
 
 
 def loss_options_of(trained: Mapping[str, Any]) -> LossOptions:
-    """Return the loss options of the run that trained a network; the defaults for foreign weights, which have none."""
+    """Return the loss options of the run that trained a network; for foreign weights, which have none, the defaults."""
     known = {item.name for item in fields(LossOptions)}
     (options,) = build_options({name: value for name, value in trained.items() if name in known}, [LossOptions])
     return options
 
 
 def image_losses(loss: DetectionLoss, raw_maps: Sequence[Tensor], targets: Targets, crowd: Targets) -> Tensor:
-    """Return the parts of the training loss of each image alone, [B 3] in the order of :data:`PARTS`.
+    """Return the parts of the training loss of each image, [B 3] in the order of :data:`PARTS`.
 
-    Each image is its own batch of one: the loss takes means over the matches of a batch.
+    Each image is a batch of its own: the loss takes means over the matches of a batch, which would mix the images.
     """
     rows = []
     for image in range(len(raw_maps[0])):
@@ -37,7 +37,7 @@ def image_losses(loss: DetectionLoss, raw_maps: Sequence[Tensor], targets: Targe
 
 
 def only_image(targets: Targets, image: int) -> Targets:
-    """Return the targets of one image of a batch, as those of a batch of one."""
+    """Return the targets of one image of a batch, as those of a batch of this image alone."""
     rows = (targets.image == image).nonzero().squeeze(1)
     return Targets(torch.zeros_like(rows), targets.label[rows], targets.boxes_cxcywh[rows])
 

@@ -1,10 +1,9 @@
-"""``analyze.py --matching-stats``: which slots match which objects, and how well each slot's prediction fits.
+"""The pass over the images: every strategy and every kind of IoU, measured from one forward pass of each image.
 
-One pass over the images: one letterboxed forward pass each, from which every strategy and every kind of IoU is counted.
 ``docs/analysis.md`` defines the statistics; ``quality``, ``scores`` and ``suppression`` measure the objects of a batch,
-``statistics`` sums up what was measured.
+``losses`` its images, ``statistics`` sums up what was measured.
 
-Letters: M objects, N images, Z strategies, Q kinds of IoU, L heads, K anchors of all heads.
+Shape letters: M objects, N images, Z strategies, Q kinds of IoU, L heads, K anchors of all heads.
 """
 
 from __future__ import annotations
@@ -46,9 +45,9 @@ class MeasurementPlan:
     detector: Detector
     strategies: Mapping[str, AssignmentOptions]
     kinds: tuple[str, ...]  # of IoU
-    candidates: str  # C(o)
-    score_candidates: str  # slots whose scores are compared
-    min_q: float
+    candidates: str  # which slots are C(o), a key of CANDIDATES
+    score_candidates: str  # likewise: slots whose scores are compared
+    min_q: float  # of these, the slots whose prediction has at least this IoU
     suppression: SuppressionRule
     loss: DetectionLoss | None  # None: losses are not measured
 
@@ -58,7 +57,7 @@ class MeasurementPlan:
 
 @dataclass(frozen=True)
 class Measurements:
-    """Everything that was measured over a data set, and what the dimensions of its columns are."""
+    """Everything that was measured over a data set, and what the dimensions of its columns count."""
 
     objects: Columns  # [M ...] each, in the order of the annotations' rows; "row" is that row, "image" one of images
     images: Columns  # [N ...] each, in the order of the annotations' images
@@ -74,13 +73,17 @@ def measure_images(
     """Measure every object of a data set; under ``torchrun`` each process takes its share of the batches.
 
     Args:
-        annotations: with images.
+        annotations: of images that are on the disk.
         plan: what to measure.
-        settings: size and number of images per batch, for one process: the batches are shared out here.
-        folder: partial results are kept here, in the folder of the run, and not measured again; None: nowhere.
+        settings: size and number of images per batch, as for one process: the batches are divided here.
+        folder: keeps the blocks of the run; batches that a block holds are not measured again. None: no blocks.
 
     Returns:
-        All results in the main process, None in the others; the same for any number of processes.
+        The measurements of all processes in the main one, None in the others; the same for any number of processes.
+
+    Raises:
+        UserError: an image cannot be read, or a file in ``folder`` is no block.
+        KeyboardInterrupt: the run was interrupted; the message says how to go on.
     """
     kept, done = read_blocks(folder) if folder else ({}, set())
     rows_of_image = rows_without_crowd(annotations)
@@ -129,7 +132,18 @@ def measure_batch(
     plan: MeasurementPlan,
     assigners: Mapping,
 ) -> Columns:
-    """Measure one batch; the names of the columns begin with ``object/``, ``image/`` or ``batch/``."""
+    """Measure one batch.
+
+    Args:
+        batch: as loaded.
+        plan_of_batch: which images it holds.
+        rows_of_image: of all images, from :func:`rows_without_crowd`.
+        plan: what to measure.
+        assigners: by strategy.
+
+    Returns:
+        Columns whose names begin with ``object/``, ``image/`` or ``batch/``.
+    """
     with torch.inference_mode():
         raw_maps = plan.detector.raw_maps(batch.images)
         batch = to_device(batch, plan.detector.device)
@@ -144,12 +158,12 @@ def measure_batch(
 
 
 def compact(values: Tensor) -> np.ndarray:
-    """Return a column for keeping: counts as int32, because a large data set has a million objects."""
+    """Return a column as it is kept: int64 becomes int32, because a large data set has a million objects."""
     return values.to(torch.int32 if values.dtype == torch.int64 else values.dtype).cpu().numpy()
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
-    """Return the batch with its objects on a device; its images go there, too, only inside the network's call."""
+    """Return the batch with its objects on a device; its images stay, for the detector moves them itself."""
     return replace(batch, targets=batch.targets.to(device), crowd=batch.crowd.to(device))
 
 
@@ -170,7 +184,7 @@ def measure_raw_maps(
 
 
 def rows_without_crowd(annotations: Annotations) -> list[np.ndarray]:
-    """Rows of the annotations that are objects, of each image: what the loader makes targets of, in its order."""
+    """Return, for each image, its rows of the annotations without crowd: the loader's targets, in their order."""
     kept = np.flatnonzero(~annotations.crowd)
     bounds = np.searchsorted(annotations.box_image[kept], np.arange(1, len(annotations)))
     return np.split(kept, bounds)

@@ -28,17 +28,17 @@ class Predictions:
     """A batch's predictions, decoded once for everything that is measured."""
 
     inputs: AssignmentInput
-    boxes_xyxy: Tensor  # [B S 4] float32, network pixels; slots are numbered as in models.assignment.inputs
+    boxes_xyxy: Tensor  # [B S 4] float32, network pixels; slots are numbered as in models.assignment.grid
     objectness: Tensor  # [B S] logits
 
     @property
     def grid(self) -> SlotGrid:
-        """The constants of the heads."""
+        """The heads with their grids, which number the slots."""
         return self.inputs.grid
 
     @staticmethod
     def of(targets: Targets, raw_maps: Sequence[Tensor], heads: tuple[Head, ...]) -> Predictions:
-        """Decode the raw maps [B A H W 5+C] of a batch; its targets are on the same device."""
+        """Decode the raw maps of a batch, one [B A H W 5+C] per head; its targets are on the same device."""
         boxes = [decode_map(raw, head).flatten(1, 3) * head.stride for raw, head in zip(raw_maps, heads, strict=True)]
         objectness = [raw[..., 4].flatten(1) for raw in raw_maps]
         boxes_xyxy = cxcywh_to_xyxy(torch.cat(boxes, dim=1))
@@ -46,7 +46,7 @@ class Predictions:
         return Predictions(inputs, boxes_xyxy, torch.cat(objectness, dim=1).float())
 
     def ious(self, target: Tensor, slot: Tensor, kinds: Sequence[str]) -> Tensor:
-        """IoU of every kind between targets [...] and the predictions of slots [...] of their images, [... Q]."""
+        """Return every kind of IoU of targets [...] with the predictions of slots [...] of their images: [... Q]."""
         boxes = self.boxes_xyxy[self.inputs.targets.image[target], slot]
         truth = self.inputs.boxes_xyxy[target]
         return torch.stack([box_iou(boxes, truth, kind, elementwise=True) for kind in kinds], dim=-1)
@@ -54,13 +54,13 @@ class Predictions:
 
 @dataclass(frozen=True, eq=False)
 class MatchedPairs:
-    """The pairs that the strategies match; a pair is here once, whoever matches it and how often."""
+    """The pairs that the strategies match, ordered by target, then slot; each is here once, whatever matches it."""
 
     target: Tensor  # [P] int64
     slot: Tensor  # [P] int64, of the target's image
-    member: Tensor  # [P Z] bool, whether the strategy matches it
+    member: Tensor  # [P Z] bool, whether the strategy matches the pair
     base: Tensor  # [T Z] int64, base matches of every object
-    extra: Tensor  # [T Z] int64, extra matches
+    extra: Tensor  # [T Z] int64, extra matches of every object
 
 
 def slot_numbers(matches: Matches, grid: SlotGrid) -> Tensor:
@@ -71,7 +71,7 @@ def slot_numbers(matches: Matches, grid: SlotGrid) -> Tensor:
 def match(
     predictions: Predictions, raw_maps: Sequence[Tensor], batch: Batch, assigners: Mapping[str, Assigner]
 ) -> tuple[MatchedPairs, list[float]]:
-    """Let every strategy match a batch; return the pairs, and the seconds that each strategy took."""
+    """Let every strategy match a batch; return the pairs, and the seconds [Z] that the strategies took."""
     assignments, seconds = [], []
     device = raw_maps[0].device
     for assigner in assigners.values():
@@ -82,7 +82,7 @@ def match(
 
 
 def matched_pairs(assignments: Sequence[Assignment], grid: SlotGrid, num_targets: int) -> MatchedPairs:
-    """Return the distinct pairs of several strategies."""
+    """Return the distinct pairs of several strategies, one assignment each, over ``num_targets`` objects."""
     keys: list[Tensor] = []
     strategy: list[Tensor] = []
     base: list[Tensor] = []
@@ -100,7 +100,7 @@ def matched_pairs(assignments: Sequence[Assignment], grid: SlotGrid, num_targets
 
 
 def slots_per_image(predictions: Predictions, pairs: MatchedPairs) -> dict[str, Tensor]:
-    """Return per image and strategy, [B Z]: slots with a match, and those that several objects claim."""
+    """Return ``slots`` and ``shared_slots``, [B Z] each: slots with a match, and those that several objects claim."""
     grid = predictions.grid
     image = predictions.inputs.targets.image[pairs.target]
     distinct, which = torch.unique(grid.pack(image, pairs.slot), return_inverse=True)

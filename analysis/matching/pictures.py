@@ -1,4 +1,4 @@
-"""Pictures of single images from a matching-stats run: the hardest ones, and those in which NMS lost objects."""
+"""Pictures of single images from a --matching-stats run: the hardest ones, and those in which NMS lost objects."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from analysis.output.result import Cell, Table, table_of
 from data.labels.annotations import Annotations
 from utils.draw import write_image
 
-LOST_REASONS = ("suppressed", "merged")  # columns of the objects, and words on the picture
+LOST_REASONS = ("suppressed", "merged")  # columns of the objects, and texts on the picture
 
 
 class ImagePictures:
-    """Draws images of a data set that was measured into the folder of the run."""
+    """Draws images of a data set that was measured, and writes the pictures into the folder of the run."""
 
     def __init__(
         self,
@@ -34,7 +34,14 @@ class ImagePictures:
         self.found, self.folder = found, folder
 
     def draw_hard(self, count: int) -> list[dict[str, Any]]:
-        """Draw the images with the largest loss; return the losses of all images, largest first, if they are known."""
+        """Draw the images with the largest loss into ``hard/``.
+
+        Args:
+            count: how many.
+
+        Returns:
+            The losses of all images, largest first; none where they were not measured.
+        """
         if "loss" not in self.found.images:
             return []
         losses = self.found.images["loss"].astype(np.float64)
@@ -59,7 +66,7 @@ class ImagePictures:
         ]
 
     def draw_lost(self, count: int) -> int:
-        """Draw the images that lost most objects to NMS; return how many."""
+        """Draw at most ``count`` images into ``lost/``, those that lost most objects to NMS; return how many."""
         objects = self.found.objects
         lost = objects["suppressed"] | (objects["merged"] > 0)
         images, per_image = np.unique(objects["image"][lost], return_counts=True)
@@ -76,17 +83,17 @@ class ImagePictures:
         return len(chosen)
 
     def views(self, indices: Iterable[int]) -> list[ImageView]:
-        """Look closely at some images."""
+        """Return the views of the images with these indices."""
         return view_images(self.annotations, self.plan, self.net_hw, [int(index) for index in indices])
 
 
 def spread(total: int, count: int) -> list[int]:
-    """Return ``count`` numbers below ``total``, evenly spread, without repetition."""
+    """Return at most ``count`` different numbers below ``total``, evenly spread and ascending."""
     return sorted({int(number) for number in np.linspace(0, max(total - 1, 0), min(count, total)).round()})
 
 
 def hard_tables(hard: Sequence[dict[str, Any]]) -> tuple[Table, ...]:
-    """Return the table of the losses of single images, if they were measured."""
+    """Return the listing of the losses of single images; no table where they were not measured."""
     if not hard:
         return ()
     columns: dict[str, Cell] = {"image": lambda one: str(one["image_id"])} | {part: part for part in PARTS}

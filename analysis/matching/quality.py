@@ -22,7 +22,7 @@ from models.assignment.inputs import AssignmentInput
 from utils.boxes import shape_iou
 
 NUMBERS_AT_ONCE = 2_000_000  # of objects x candidates x strategies x kinds: bounds the memory of --candidates map
-CENTER = 4  # of the 3x3 cells, in rows
+CENTER = 4  # number of the centre's cell among the 3x3 cells, which are counted row by row
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,18 +30,20 @@ class Candidates:
     """The slots C(o) of every object; position ``n`` belongs to the same anchor for all objects."""
 
     slot: Tensor  # [T N] int64
-    valid: Tensor  # [T N] bool, False outside the grid
+    valid: Tensor  # [T N] bool, False outside the grid, where ``slot`` names a slot inside that does not count
     anchor: Tensor  # [N] int64, among the anchors of all heads
 
 
 def neighbourhood(inputs: AssignmentInput) -> Candidates:
-    """Return the slots of the 3x3 cells around each object's centre on every head: 9 K of them, cells in rows."""
+    """Return the slots of the 3x3 cells around each object's centre on every head: N = 9 K, cell by cell in rows."""
     grid = inputs.grid
     step = torch.arange(-1, 2, device=grid.head.device)
     offset = torch.stack((step.repeat(3), step.repeat_interleave(3)), dim=1)  # 9 2 as (x, y)
+    # Cells beyond the edge are marked, then moved to the edge, so that every number below is that of a slot.
     cell = inputs.cells[:, None] + offset[:, None]  # T 9 L 2
     valid = ((cell >= 0) & (cell < grid.head_wh)).all(dim=-1)
     cell = cell.clamp(min=0).minimum((grid.head_wh - 1).long())
+    # Every anchor takes the cells of its head.
     anchor = torch.arange(grid.num_anchors, device=grid.head.device)
     on_head = cell[..., grid.head, :]  # T 9 K 2
     slot = grid.number(anchor, on_head[..., 1], on_head[..., 0])  # T 9 K
@@ -49,14 +51,14 @@ def neighbourhood(inputs: AssignmentInput) -> Candidates:
 
 
 def center_cell(near: Candidates) -> Candidates:
-    """Return the slots of the cell that holds the centre, out of the neighbourhood."""
+    """Return the part of the :func:`neighbourhood` that is the cell of the centre: N = K."""
     size = near.slot.shape[1] // 9
     part = slice(CENTER * size, (CENTER + 1) * size)
     return Candidates(near.slot[:, part], near.valid[:, part], near.anchor[part])
 
 
 def whole_map(inputs: AssignmentInput) -> Candidates:
-    """Return all slots of each object's image."""
+    """Return all slots of each object's image: N = S."""
     grid = inputs.grid
     slot = torch.arange(grid.slots_per_image, device=grid.head.device)
     anchor = grid.locate(slot).anchor
@@ -65,15 +67,21 @@ def whole_map(inputs: AssignmentInput) -> Candidates:
 
 
 def measure(predictions: Predictions, pairs: MatchedPairs, kinds: Sequence[str], candidates: str) -> dict[str, Tensor]:
-    """Return the columns that follow from boxes alone; see docs/analysis.md, *matching-stats*.
+    """Return the columns of a batch that follow from boxes alone; see docs/analysis.md, *matching-stats*.
 
     Args:
         predictions: of the batch.
         pairs: what the strategies match.
         kinds: of IoU, Q.
         candidates: which slots are C(o), a key of :data:`models.assignment.candidates.CANDIDATES`.
+
+    Returns:
+        Those of :func:`measure_candidates` but ``best_candidate``, and of :func:`positives`; ``best_from_neighbour``
+        [T Q], whether a cell around the centre's predicts better than that one and than every candidate; ``shape_iou``
+        [T K].
     """
     inputs = predictions.inputs
+    # The fit of the 3x3 cells is needed in any case, for best_from_neighbour; C(o) is a part of it, or the whole map.
     near = neighbourhood(inputs)
     everyone = torch.arange(len(inputs.targets), device=near.slot.device)[:, None]
     near_q = predictions.ious(everyone.expand_as(near.slot), near.slot, kinds)  # T 9K Q
@@ -83,6 +91,7 @@ def measure(predictions: Predictions, pairs: MatchedPairs, kinds: Sequence[str],
         chosen = near if candidates == "neighbours" else center_cell(near)
         q = near_q if candidates == "neighbours" else center_of(near_q)
         columns = measure_candidates(q, chosen, is_matched(chosen, pairs, predictions.grid, everyone), inputs.grid)
+    # The best fit in the eight cells around the centre's, those outside the grid left out.
     around = near_q.masked_fill(~near.valid[..., None], -math.inf).unflatten(1, (9, -1))
     around = torch.cat((around[:, :CENTER], around[:, CENTER + 1 :]), dim=1).flatten(1, 2).amax(dim=1)  # T Q
     columns["best_from_neighbour"] = (around > columns.pop("best_candidate")) & (around > center_of(near_q).amax(dim=1))
@@ -96,10 +105,16 @@ def center_of(near_q: Tensor) -> Tensor:
 
 
 def positives(predictions: Predictions, pairs: MatchedPairs, kinds: Sequence[str]) -> dict[str, Tensor]:
-    """Return the columns about all pairs that a strategy matches, inside C(o) or not."""
+    """Return the columns about all pairs that a strategy matches, inside C(o) or not.
+
+    They are ``base``, ``extra``, ``positives`` and ``contested`` [T Z]: matches of each kind, distinct slots, and those
+    of them that another object claims, too; ``common`` [T Z Z]: slots that two strategies both match to the object; and
+    ``positives_q`` [T Z Q]: the sum of q over the positives.
+    """
     num_targets, member = len(pairs.base), pairs.member.long()
     num_strategies = member.shape[1]
     q = predictions.ious(pairs.target, pairs.slot, kinds)
+    # How many objects claim each slot of the batch, by strategy.
     image = predictions.inputs.targets.image[pairs.target]
     slot = predictions.grid.pack(image, pairs.slot)
     distinct, which = torch.unique(slot, return_inverse=True)
@@ -121,11 +136,19 @@ def positives(predictions: Predictions, pairs: MatchedPairs, kinds: Sequence[str
 
 
 def is_matched(candidates: Candidates, pairs: MatchedPairs, grid: SlotGrid, target: Tensor) -> Tensor:
-    """Return which strategies match each candidate, [t N Z] bool; ``target`` [t 1] names the rows of ``candidates``."""
+    """Return which strategies match each candidate, [t N Z] bool, for some objects.
+
+    Args:
+        candidates: t N of them.
+        pairs: of all objects of the batch.
+        grid: numbers the slots.
+        target: [t 1], the objects that the rows of ``candidates`` belong to.
+    """
     result = pairs.member.new_zeros(*candidates.slot.shape, pairs.member.shape[1])
     if not len(pairs.target):
         return result
-    wanted = grid.pack(pairs.target, pairs.slot)  # ascending: torch.unique sorts
+    # Pairs and candidates become numbers of (object, slot); a candidate is matched if its number is among the pairs'.
+    wanted = grid.pack(pairs.target, pairs.slot)  # ascending: torch.unique has sorted them
     keys = grid.pack(target, candidates.slot)
     place = torch.searchsorted(wanted, keys).clamp(max=len(wanted) - 1)
     found = (wanted[place] == keys) & candidates.valid
@@ -135,7 +158,7 @@ def is_matched(candidates: Candidates, pairs: MatchedPairs, grid: SlotGrid, targ
 def _measure_in_parts(
     predictions: Predictions, pairs: MatchedPairs, kinds: Sequence[str], candidates: Candidates
 ) -> dict[str, Tensor]:
-    """:func:`measure_candidates` for so many candidates that the objects are taken a few at a time."""
+    """Return the columns of :func:`measure_candidates`, a few objects at a time: for the candidates of a whole map."""
     count, width = candidates.slot.shape
     step = max(1, NUMBERS_AT_ONCE // max(1, width * len(kinds) * pairs.member.shape[1]))
     parts = []
@@ -153,15 +176,17 @@ def measure_candidates(q: Tensor, candidates: Candidates, matched: Tensor, grid:
     Args:
         q: [T N Q], the fit of every candidate's prediction.
         candidates: T N of them.
-        matched: [T N Z], which strategies match each.
+        matched: [T N Z] bool, which strategies match each.
+        grid: says which anchor belongs to which head.
 
     Returns:
         ``candidates`` [T K] counts and ``candidates_q`` [T Q K] sums by anchor; likewise ``matched`` [T Z K] and
         ``matched_q`` [T Z Q K]; ``matched_max``, ``matched_min``, ``unmatched_max`` [T Z Q], NaN where the set is
         empty; ``unmatched_anchor``, ``matched_anchor`` [T Z Q], the anchor of the best unmatched and of the worst
         matched candidate, the lowest of several, or -1; ``map_over_max``, ``map_over_min`` [T Z Q L], whether the best
-        unmatched candidate of a head beats its best and its worst matched one; ``best_candidate`` [T Q].
+        unmatched candidate of a head beats its best and its worst matched one; ``best_candidate`` [T Q], the highest q.
     """
+    # q of the matched and of the unmatched candidates; all others at the infinity that no maximum or minimum takes.
     valid = candidates.valid
     q_all = q[:, :, None, :]  # T N 1 Q
     inside = matched[..., None]  # T N Z 1
@@ -170,6 +195,7 @@ def measure_candidates(q: Tensor, candidates: Candidates, matched: Tensor, grid:
     matched_low = torch.where(inside, q_all, math.inf)
     unmatched = torch.where(outside, q_all, -math.inf)
 
+    # Over all candidates of an object; a set that is empty leaves the infinity, which becomes NaN.
     best, worst, other = matched_high.amax(dim=1), matched_low.amin(dim=1), unmatched.amax(dim=1)  # T Z Q
     columns = {
         "best_candidate": torch.where(valid[..., None], q, -math.inf).amax(dim=1),
@@ -179,24 +205,26 @@ def measure_candidates(q: Tensor, candidates: Candidates, matched: Tensor, grid:
         "unmatched_anchor": _lowest_anchor(unmatched == other[:, None], outside, candidates.anchor),
         "matched_anchor": _lowest_anchor(matched_low == worst[:, None], inside, candidates.anchor),
     }
+    # The same over the candidates of one head at a time: a pair of an image and a head is a feature map.
     over_max, over_min = [], []
     for index in range(len(grid.heads)):
         on_head = (grid.head[candidates.anchor] == index).nonzero().squeeze(1)
         high, low = matched_high[:, on_head].amax(dim=1), matched_low[:, on_head].amin(dim=1)
         free = unmatched[:, on_head].amax(dim=1)
-        over_max.append((free > high) & ~high.isinf())
-        over_min.append(free > low)  # an empty set's minimum is +inf: nothing beats it
+        over_max.append((free > high) & ~high.isinf())  # without a match, high is -inf, which is no q to beat
+        over_min.append(free > low)  # without a match, low is +inf, which nothing beats
     columns["map_over_max"], columns["map_over_min"] = torch.stack(over_max, dim=-1), torch.stack(over_min, dim=-1)
     columns |= _sums_by_anchor(q, candidates, matched, grid.num_anchors)
     return columns
 
 
 def _sums_by_anchor(q: Tensor, candidates: Candidates, matched: Tensor, num_anchors: int) -> dict[str, Tensor]:
+    """Return the counts and the sums of q by anchor, as :func:`measure_candidates` describes them."""
     valid, anchor = candidates.valid, candidates.anchor
 
     def by_anchor(values: Tensor) -> Tensor:
-        """[T N ...] to [T ... K]."""
-        if values.shape[1] != num_anchors:
+        """Return the sums of [T N ...] over the candidates of each anchor, [T ... K]."""
+        if values.shape[1] != num_anchors:  # else there is one candidate per anchor, in the order of the anchors
             total = values.new_zeros(len(values), num_anchors, *values.shape[2:])
             values = total.index_add_(1, anchor, values)
         return values.movedim(1, -1)
@@ -211,6 +239,6 @@ def _sums_by_anchor(q: Tensor, candidates: Candidates, matched: Tensor, num_anch
 
 def _lowest_anchor(is_best: Tensor, within: Tensor, anchor: Tensor) -> Tensor:
     """Return the lowest anchor of the positions [T N Z Q] that hold the best value, [T Z Q]; -1 where there is none."""
-    none = torch.iinfo(torch.int64).max
+    none = torch.iinfo(torch.int64).max  # loses to every anchor
     lowest = torch.where(is_best & within, anchor[:, None, None], none).amin(dim=1)
     return lowest.masked_fill(lowest == none, -1)

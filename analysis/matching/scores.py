@@ -1,7 +1,7 @@
 """Is the most confident slot the one that fits best? Per object, over the slots whose prediction overlaps it.
 
-Two scores are held against the fit ``q``: objectness, and objectness x the probability of the object's own class. Equal
-scores are no mismatch: of the slots with the highest score, the one that fits best counts.
+Two scores are compared with the fit ``q``: objectness, and objectness x the probability of the object's own class.
+Equal scores are no mismatch: of the slots with the highest score, the one that fits best counts.
 
 Shape letters: B images, S slots of one image, T objects, Q kinds of IoU, P pairs (object, slot), ordered by object.
 """
@@ -18,18 +18,20 @@ from analysis.matching.quality import Candidates, center_cell, neighbourhood
 from models.raw_maps import gather_numbers
 from utils.boxes import xyxy_to_cxcywh
 
-PAIRS_AT_ONCE = 300_000  # objects x slots that are compared at once: what a processor's cache holds
-ROUNDING = 1e-5  # relative; far more than float32 loses in an intersection and two areas
+PAIRS_AT_ONCE = 300_000  # objects x slots that are compared at once: as many as a processor's cache holds
+ROUNDING = 1e-5  # relative; far above the rounding error of an intersection and two areas in float32
 
 
 def score_columns(
     predictions: Predictions, raw_maps: Sequence[Tensor], kinds: Sequence[str], candidates: str, min_q: float
 ) -> dict[str, Tensor]:
-    """Return the columns about scores, [T Q] each; NaN for objects that no slot overlaps.
+    """Return the columns about scores, [T Q] each; for objects that no slot overlaps NaN, or False where they are bool.
 
     ``best_q`` and ``best_objectness`` are the highest ones; ``objectness_of_best`` belongs to the slot of the best q,
-    ``q_of_objectness`` and ``q_of_score`` to the slots with the highest objectness and score. ``area_*`` and
-    ``offset_*`` are the area of a predicted box and the distance of its centre from the object's, in cells of its head.
+    ``q_of_objectness`` and ``q_of_score`` to the slots with the highest objectness and score. ``objectness_mismatch``
+    and ``score_mismatch`` (bool): another slot has a higher one than the slot of the best q. ``area_*`` and
+    ``offset_*`` are the area of a predicted box and the distance of its centre from the object's, in cells of its head,
+    for the slot of the best q (``_best``) and of the highest objectness (``_confident``).
 
     Args:
         predictions: of the batch.
@@ -38,6 +40,7 @@ def score_columns(
         candidates: which slots are looked at, a key of :data:`models.assignment.candidates.CANDIDATES`.
         min_q: slots that fit worse are left out.
     """
+    # One list of pairs serves all kinds of IoU; each then keeps those whose own q reaches min_q.
     target, slot = overlapping(predictions, candidates, min_q)
     q = predictions.ious(target, slot, kinds)
     objectness = predictions.objectness[predictions.inputs.targets.image[target], slot]
@@ -52,10 +55,10 @@ def score_columns(
 
 
 def overlapping(predictions: Predictions, candidates: str, min_q: float) -> tuple[Tensor, Tensor]:
-    """Return the (object, slot) of all candidates whose IoU reaches ``min_q``, ordered by both.
+    """Return object and slot [P] of all candidates whose plain IoU reaches ``min_q``, by object, then slot.
 
-    No kind of IoU is larger than the plain one, so that every kind finds its slots among these. On the whole map a few
-    slots that miss ``min_q`` by a rounding error are among them, too.
+    No other kind of IoU is larger than the plain one, so that the slots of every kind are among these. On the whole
+    map, so are a few slots that miss ``min_q`` by a rounding error.
     """
     if candidates == "map":
         return _overlapping_anywhere(predictions, min_q)
@@ -64,17 +67,17 @@ def overlapping(predictions: Predictions, candidates: str, min_q: float) -> tupl
 
 
 def _overlapping_anywhere(predictions: Predictions, min_q: float) -> tuple[Tensor, Tensor]:
-    """Compare every object with all slots of its image, without a division and a cache's worth of pairs at a time."""
+    """Compare every object with all slots of its image, a bounded number of pairs at a time and without a division."""
     inputs = predictions.inputs
     x1, y1, x2, y2 = predictions.boxes_xyxy.permute(2, 0, 1).contiguous()  # each B S, read row by row
     area = (x2 - x1) * (y2 - y1)
-    # i / (a + b - i) >= q, solved for a + b
+    # i / (a + b - i) >= q, for an intersection i and areas a and b, is i (1 + q) / q >= a + b.
     share = (1 + min_q) / min_q * (1 + ROUNDING)
     found = []
     step = max(1, PAIRS_AT_ONCE // inputs.grid.slots_per_image)
     for rows in torch.arange(len(inputs.targets), device=area.device).split(step):
         image = inputs.targets.image[rows]
-        left, top, right, bottom = inputs.boxes_xyxy[rows].t()[:, :, None]  # each t 1
+        left, top, right, bottom = inputs.boxes_xyxy[rows].t()[:, :, None]  # each t 1, against t S
         width = torch.minimum(x2[image], right).sub_(torch.maximum(x1[image], left)).clamp_(min=0)
         height = torch.minimum(y2[image], bottom).sub_(torch.maximum(y1[image], top)).clamp_(min=0)
         areas = area[image].add_((right - left) * (bottom - top))
@@ -85,6 +88,7 @@ def _overlapping_anywhere(predictions: Predictions, min_q: float) -> tuple[Tenso
 
 
 def _overlapping_of(predictions: Predictions, candidates: Candidates, min_q: float) -> tuple[Tensor, Tensor]:
+    """Compare every object with its candidates; they come cell by cell, so that the pairs are sorted at the end."""
     target = torch.arange(len(candidates.slot), device=candidates.slot.device)[:, None].expand_as(candidates.slot)
     q = predictions.ious(target, candidates.slot, ("iou",))[..., 0]
     keep = (q >= min_q) & candidates.valid
@@ -92,7 +96,14 @@ def _overlapping_of(predictions: Predictions, candidates: Candidates, min_q: flo
 
 
 def class_logits(predictions: Predictions, raw_maps: Sequence[Tensor], target: Tensor, slot: Tensor) -> Tensor:
-    """Return the raw number that each slot has for the class of its object, [P] float32."""
+    """Return the class logit of each slot for the class of its object, [P] float32.
+
+    Args:
+        predictions: of the batch.
+        raw_maps: the maps they were decoded from.
+        target: [P], the objects.
+        slot: [P], of their images.
+    """
     grid, targets = predictions.grid, predictions.inputs.targets
     place = grid.locate(slot)
     image, column = targets.image[target], targets.label[target] + 5
@@ -107,9 +118,18 @@ def class_logits(predictions: Predictions, raw_maps: Sequence[Tensor], target: T
 def _columns_of_kind(
     predictions: Predictions, target: Tensor, slot: Tensor, q: Tensor, scores: tuple[Tensor, Tensor, Tensor]
 ) -> dict[str, Tensor]:
-    """Return the columns [T] of one kind of IoU from its pairs and the scores of the pairs at ``scores[2]``."""
+    """Return the columns [T] of one kind of IoU.
+
+    Args:
+        predictions: of the batch.
+        target: [p], the objects of the pairs whose q reaches min_q.
+        slot: [p].
+        q: [p].
+        scores: objectness logits and scores of all pairs, and the indices [p] of these pairs among them.
+    """
     objectness, score = scores[0][scores[2]], scores[1][scores[2]]
     count = len(predictions.inputs.targets)
+    # Among equals the other quantity decides: a tie is then no mismatch.
     best = strongest(target, slot, (q, objectness), count)
     confident = strongest(target, slot, (objectness, q), count)
     sure = strongest(target, slot, (score, q), count)
@@ -139,11 +159,13 @@ def strongest(target: Tensor, slot: Tensor, keys: tuple[Tensor, ...], count: int
     Returns:
         [T] int64 index of a pair, -1 for an object without any.
     """
+    # Key by key, only the pairs remain that have their object's highest value of it.
     left = torch.arange(len(target), device=target.device)
     for key in keys:
         value, owner = key[left], target[left]
         highest = value.new_full((count,), float("-inf")).scatter_reduce_(0, owner, value, "amax")
         left = left[value == highest[owner]]
+    # Of the pairs that are equal in all keys, the lowest slot remains, one per object.
     largest = torch.iinfo(torch.int64).max
     lowest = slot.new_full((count,), largest).scatter_reduce_(0, target[left], slot[left], "amin")
     left = left[slot[left] == lowest[target[left]]]
@@ -152,17 +174,17 @@ def strongest(target: Tensor, slot: Tensor, keys: tuple[Tensor, ...], count: int
 
 def _taken(values: Tensor, pair: Tensor) -> Tensor:
     """Return the values of the chosen pairs, [T]; NaN where there is none."""
-    padded = torch.cat((values, values.new_full((1,), float("nan"))))
+    padded = torch.cat((values, values.new_full((1,), float("nan"))))  # index -1, no pair, reads the NaN
     return padded[pair]
 
 
 def _below(score: Tensor, pair: Tensor, strongest_pair: Tensor) -> Tensor:
-    """Whether the score of one pair is below that of another, [T] bool; False where there is none."""
+    """Return whether the score of one pair is below that of another, [T] bool; False where there is none."""
     return _taken(score, pair) < _taken(score, strongest_pair)
 
 
 def _geometry(predictions: Predictions, slot: Tensor, pair: Tensor) -> dict[str, Tensor]:
-    """Area and distance of centres of the chosen pairs' predictions, in cells."""
+    """Return area of the chosen pairs' predictions and distance of their centres from the objects', [T], in cells."""
     inputs, grid = predictions.inputs, predictions.grid
     there = (pair >= 0).nonzero().squeeze(1)
     chosen = slot[pair[there]]

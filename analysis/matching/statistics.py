@@ -1,7 +1,7 @@
 """From measured objects to the statistics of ``--matching-stats``, for all objects and for groups of them.
 
-Letters: M objects, Z strategies, Q kinds of IoU, K anchors of all heads, L heads. Sets may be empty: what is undefined
-is NaN in the columns and None in the statistics.
+Shape letters: M objects, Z strategies, Q kinds of IoU, K anchors of all heads, L heads. Sets may be empty: what is
+undefined is NaN in the columns and None in the statistics. docs/analysis.md defines every statistic.
 """
 
 from __future__ import annotations
@@ -17,10 +17,11 @@ from analysis.output.result import counted, distribution, mean, share
 from data.labels.annotations import Annotations
 from utils.boxes import SIZE_NAMES
 
+# Names of the groups of a breakdown, and the limits between them; a value at a limit belongs to the group above it.
 ELONGATION_NAMES, ELONGATION_LIMITS = ("below 2", "2 to 4", "4 and more"), (2.0, 4.0)
 OCCLUSION_NAMES = ("below 0.3", "0.3 to 0.5", "0.5 to 0.7", "0.7 and more")  # between OCCLUSION_LIMITS
 MATCHES_NAMES, MATCHES_LIMITS = ("0", "1", "2", "3 to 4", "5 and more"), (1, 2, 3, 5)
-SCORE_MOMENTS = (
+SCORE_MOMENTS = (  # quantities of docs/analysis.md, all but area_ratio columns of the objects
     "best_q", "q_of_objectness", "q_of_score", "best_objectness", "objectness_of_best", "area_best", "area_confident",
     "area_ratio", "offset_best", "offset_confident",
 )  # fmt: skip
@@ -30,11 +31,14 @@ Groups = tuple[Sequence[str], np.ndarray]  # names of some groups, and the group
 
 
 def statistics(found: Measurements, groups: Mapping[str, Groups]) -> dict[str, Any]:
-    """Return the statistics of all objects, and under ``by`` those of each group that has any.
+    """Return the statistics of all objects, and under ``by`` those of each group that has objects.
 
     Args:
         found: what was measured.
-        groups: breakdown -> its groups; in the result: breakdown -> group's name -> its statistics.
+        groups: of each breakdown, by its name.
+
+    Returns:
+        The statistics of docs/analysis.md; ``by`` is breakdown -> name of the group -> its statistics.
     """
     result = statistics_of(found, np.ones(len(found.objects["image"]), dtype=bool))
     for number, name in enumerate(found.strategies):
@@ -56,8 +60,9 @@ def groups_of(annotations: Annotations, objects: Mapping[str, np.ndarray], by: S
 
     Args:
         annotations: of the data set.
-        objects: the columns ``row``, of the annotations, and ``matched``; the first strategy's matches are counted.
-        by: breakdowns.
+        objects: columns of the objects; read are ``row`` and, for the breakdown by matches, the first strategy's
+            ``matched``.
+        by: breakdowns, of :data:`analysis.matching.options.BREAKDOWNS`.
     """
     everything = select_objects(annotations, crowd=True)  # crowd regions occlude, too
     place = np.empty(len(everything), dtype=np.int64)
@@ -102,7 +107,7 @@ def statistics_of(found: Measurements, chosen: np.ndarray) -> dict[str, Any]:
 
 
 def _strategy_statistics(objects: Mapping[str, np.ndarray], number: int) -> dict[str, Any]:
-    """Statistics of a strategy that no IoU enters."""
+    """Return the statistics of a strategy that do not depend on the kind of IoU."""
     positives = objects["positives"][:, number]
     total, contested = int(positives.sum()), int(objects["contested"][:, number].sum())
     return {
@@ -122,7 +127,7 @@ def _slots(images: Mapping[str, np.ndarray], number: int) -> dict[str, Any]:
 
 
 def _kind_statistics(found: Measurements, objects: Mapping[str, np.ndarray], number: int, index: int) -> dict[str, Any]:
-    """Statistics of a strategy under one kind of IoU."""
+    """Return the statistics of a strategy under one kind of IoU."""
     high, low = objects["matched_max"][:, number, index], objects["matched_min"][:, number, index]
     free = objects["unmatched_max"][:, number, index]
     both = ~np.isnan(high) & ~np.isnan(free)
@@ -141,7 +146,7 @@ def _kind_statistics(found: Measurements, objects: Mapping[str, np.ndarray], num
 
 
 def _feature_maps(found: Measurements, objects: Mapping[str, np.ndarray], number: int, index: int) -> dict[str, Any]:
-    """Images x heads; one where some object's best unmatched candidate beats its best, or its worst, matched one."""
+    """Count the maps (images x heads) on which an object's best unmatched candidate beats its best, or worst, match."""
     total = len(np.unique(objects["image"])) * len(found.heads)
     result: dict[str, Any] = {"total": total}
     for key, column in (("over_max", "map_over_max"), ("over_min", "map_over_min")):
@@ -175,7 +180,10 @@ def _anchors(found: Measurements, objects: Mapping[str, np.ndarray], number: int
 def _misassigned_anchors(
     found: Measurements, objects: Mapping[str, np.ndarray], number: int, index: int, over_max: np.ndarray
 ) -> list[dict[str, Any]]:
-    """Per anchor: how often it held the best unmatched, and the worst matched, candidate of the objects at stake."""
+    """Return, per anchor, how often it had the best unmatched, and the worst matched, candidate of some objects.
+
+    ``over_max`` [M] says which objects these are: those whose best unmatched candidate beats every matched one.
+    """
     matched = objects["matched"][:, number].sum(axis=0)
     unmatched = objects["candidates"].sum(axis=0) - matched
     better = objects["unmatched_anchor"][:, number, index][over_max]
@@ -193,7 +201,7 @@ def _misassigned_anchors(
 
 
 def score_statistics(objects: Mapping[str, np.ndarray], index: int) -> dict[str, Any]:
-    """Statistics about confidence and fit under one kind of IoU, over the objects that some slot overlaps."""
+    """Return the statistics of confidence and fit under one kind of IoU, over the objects that some slot overlaps."""
     best = objects["best_q"][:, index]
     seen = ~np.isnan(best)
     statistics: dict[str, Any] = {"objects": int(seen.sum())}
@@ -207,7 +215,7 @@ def score_statistics(objects: Mapping[str, np.ndarray], index: int) -> dict[str,
 
 
 def _match_moments(objects: Mapping[str, np.ndarray], number: int, index: int) -> dict[str, Any]:
-    """Moments of the matched candidates' mean q, over the objects that have any, and of the matches per object."""
+    """Return the moments of the mean q of an object's matched candidates, where it has any, and of its matches."""
     matched = objects["matched"][:, number].sum(axis=1)
     matched_q = objects["matched_q"][:, number, index].sum(axis=1, dtype=np.float64)
     mean_q = np.divide(matched_q, matched, out=np.full(len(matched), np.nan), where=matched > 0)
@@ -215,13 +223,13 @@ def _match_moments(objects: Mapping[str, np.ndarray], number: int, index: int) -
 
 
 def _moments(values: np.ndarray) -> dict[str, float | None]:
-    """Mean and population standard deviation over the objects for which a value is defined, and how many these are."""
+    """Return mean and population standard deviation of the values that are not NaN, and how many objects have one."""
     values = values[~np.isnan(values)]
     return {"mean": mean(values), "std": float(values.std()) if len(values) else None, "objects": len(values)}
 
 
 def _agreement(objects: Mapping[str, np.ndarray], strategies: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    """Jaccard index of the match sets of every two strategies: common pairs (object, slot) over all their pairs."""
+    """Return the Jaccard index of the matches of every two strategies: common pairs (object, slot) over all pairs."""
     common = objects["common"].sum(axis=0)
     return {
         a: {b: share(common[i, j], common[i, i] + common[j, j] - common[i, j]) for j, b in enumerate(strategies)}

@@ -1,4 +1,4 @@
-"""Tables, pictures and sentences made of the statistics of ``--matching-stats``."""
+"""Tables, plots and notes made of the statistics of ``--matching-stats``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from analysis.output.plots import anchor_labels, bars, positives_per_object
 from analysis.output.result import Table, rows_of, table_of
 
 IOU_NAMES = {"iou": "IoU", "giou": "GIoU", "diou": "DIoU", "ciou": "CIoU"}
-LONG_BREAKDOWN = 12  # groups: beyond it, only those with the most objects are drawn
+LONG_BREAKDOWN = 12  # groups: of more, only those with the most objects are drawn
+# Names of quantities in the tables, and below them the columns: heading -> where a row has the value.
 MOMENT_TEXTS = {
     "best_q": "best q of all slots",
     "q_of_objectness": "q of the slot with the highest objectness",
@@ -122,7 +123,7 @@ def _by_anchor(strategies: Mapping[str, Any], key: str) -> Iterator[dict[str, An
 
 
 def _contradictions(statistics: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield how often an unmatched candidate beats matched ones, for every strategy and kind of IoU."""
+    """Yield how often an unmatched candidate beats matched ones, by every strategy and kind of IoU."""
     for row in _by_kind(statistics["strategies"]):
         yield row | {"best_from_neighbour": statistics["best_from_neighbour"][row["IoU"]]}
 
@@ -216,7 +217,7 @@ def _breakdown(statistics: Mapping[str, Any], breakdown: str) -> list[Table]:
 
 
 def all_plots(statistics: Mapping[str, Any]) -> dict[str, Figure]:
-    """Return the pictures, for the first kind of IoU."""
+    """Return the plots, file stem -> plot, for the first kind of IoU."""
     strategies = statistics["strategies"]
     kind = next(iter(statistics["scores"]))
     first = next(iter(strategies.values()))
@@ -261,7 +262,7 @@ def all_plots(statistics: Mapping[str, Any]) -> dict[str, Figure]:
 
 
 def notes_of(statistics: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return what a reader should be told in words."""
+    """Return the notes: what a reader should be told in words."""
     if not statistics["objects"]:
         return ("there is no object to match: shares and means are undefined",)
     notes = []

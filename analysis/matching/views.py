@@ -1,7 +1,7 @@
-"""Single images looked at closely: truth, detections, the slots that every strategy matches, and their predictions.
+"""Single images in detail: truth, detections, the slots that every strategy matches, and their predictions.
 
-For the pictures of hard examples and of lost objects, and for the browser of the report; a few images, one at a time.
-Boxes are corners in the pixels of the original image.
+For the pictures of hard examples and of lost objects, and for the browser of the report: a few images, one at a time.
+Boxes are corners in the pixels of the original image. Shape letter: T objects of the image.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from utils.structures import Batch, Detections
 GAP = 8  # pixels between the panels of a picture
 PANEL_PIXELS = 640  # longest side of a panel
 CAPTION_PIXELS = 26
-LOST_COLOR, OTHER_COLOR = (40, 40, 255), (170, 170, 170)  # B G R
+LOST_COLOR, OTHER_COLOR = (40, 40, 255), (170, 170, 170)  # red and grey, as B G R
 
 
 @dataclass(frozen=True)
 class MatchedSlot:
     """A slot that at least one strategy matches to an object."""
 
-    target: int  # of the view's objects
+    target: int  # index of the object among those of the image
     head: int
     anchor: int
     row: int
@@ -41,16 +41,16 @@ class MatchedSlot:
     cell_xyxy: tuple[float, ...]  # the slot's cell
     box_xyxy: tuple[float, ...]  # what it predicts
     q: float  # IoU of the prediction with the object, of the first kind that was measured
-    objectness: float
+    objectness: float  # 0..1
     base: tuple[bool, ...]  # of every strategy
     extra: tuple[bool, ...]
 
 
 @dataclass(frozen=True, eq=False)
 class ImageView:
-    """One image with everything that is drawn of it."""
+    """One image, and everything about it that is drawn."""
 
-    index: int  # of the annotations
+    index: int  # of the image in the annotations
     image_id: int
     path: str
     pixels: np.ndarray  # [H W 3] uint8, BGR
@@ -59,19 +59,22 @@ class ImageView:
     annotation_ids: tuple[int, ...]  # T
     detections: Detections
     slots: tuple[MatchedSlot, ...]
-    remarks: dict[str, Any] = field(default_factory=dict)  # "loss": parts; "lost": object -> why
+    remarks: dict[str, Any] = field(default_factory=dict)  # "loss": its parts; "lost": index of an object -> reason
 
 
 def view_images(
     annotations: Annotations, plan: MeasurementPlan, net_hw: tuple[int, int], indices: Sequence[int]
 ) -> list[ImageView]:
-    """Look at the images with these indices.
+    """Return the views of some images, each after a forward pass of its own.
 
     Args:
-        annotations: the data set.
+        annotations: of the data set.
         plan: network and strategies.
-        net_hw: size of the network input.
-        indices: of the annotations' images.
+        net_hw: size of the network input, pixels.
+        indices: of the images in the annotations.
+
+    Raises:
+        UserError: an image cannot be read.
     """
     dataset = DetectionDataset(annotations)
     views = []
@@ -101,7 +104,8 @@ def view_images(
 
 
 def matched_slots(batch: Batch, raw_maps: list[Tensor], plan: MeasurementPlan) -> tuple[MatchedSlot, ...]:
-    """Return the slots of a batch of one image that any strategy matches, by object, then by slot."""
+    """Return the slots of a batch of one image that any strategy matches, ordered by object, then by slot."""
+    # (object, slot) -> for base and extra matches, which strategies make one.
     heads = plan.detector.heads
     predictions = Predictions.of(batch.targets, raw_maps, heads)
     grid = predictions.grid
@@ -115,6 +119,7 @@ def matched_slots(batch: Batch, raw_maps: list[Tensor], plan: MeasurementPlan) -
                 flags[part][number] = True
     if not found:
         return ()
+    # What is known of each pair: predicted box, fit, objectness, and its cell, in original pixels.
     pairs = sorted(found)
     target, slot = torch.tensor(pairs, device=predictions.boxes_xyxy.device).T.contiguous()
     meta = batch.metas[0]
@@ -146,7 +151,7 @@ def matched_slots(batch: Batch, raw_maps: list[Tensor], plan: MeasurementPlan) -
 
 
 def picture(view: ImageView, names: Sequence[str], strategies: Sequence[str]) -> np.ndarray:
-    """Draw an image three times side by side: truth, detections, and what the first strategy matches."""
+    """Return an image three times side by side, [h w 3] BGR: truth, detections, and what the first strategy matches."""
     truth, found, matched = (view.pixels.copy() for _ in range(3))
     _draw_truth(truth, view, names)
     draw_detections(found, view.detections, names)
@@ -165,7 +170,10 @@ def picture(view: ImageView, names: Sequence[str], strategies: Sequence[str]) ->
 
 
 def lost_picture(view: ImageView, names: Sequence[str]) -> np.ndarray:
-    """Draw an image twice: the objects that NMS lost, in red and with the reason, others grey; and the detections."""
+    """Return an image twice side by side, [h w 3] BGR: objects and detections.
+
+    The objects that NMS lost are red, with the reason; the others are grey.
+    """
     truth, found = (view.pixels.copy() for _ in range(2))
     draw_detections(found, view.detections, names)
     lost = view.remarks.get("lost", {})
@@ -183,6 +191,7 @@ def _draw_truth(image: np.ndarray, view: ImageView, names: Sequence[str]) -> Non
 
 
 def _side_by_side(panels: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
+    """Return panels of one size, scaled to PANEL_PIXELS, on a white sheet, each under its caption."""
     height, width = panels[0].shape[:2]
     scale = PANEL_PIXELS / max(height, width)
     size = (max(1, round(width * scale)), max(1, round(height * scale)))

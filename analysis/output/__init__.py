@@ -1,1 +1,1 @@
-"""The result of any analysis as JSON, Markdown, CSV, pictures and HTML."""
+"""The result of any analysis as JSON, Markdown, CSV, plots and HTML."""

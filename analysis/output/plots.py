@@ -1,4 +1,4 @@
-"""The pictures of the analyses; each function returns a matplotlib Figure that needs no display."""
+"""The plots of the analyses; each function returns a matplotlib Figure that needs no display."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-MAX_POINTS = 20_000  # of a scatter plot: more only makes it slow
-MAX_BARS = 40
+MAX_POINTS = 20_000  # of a scatter plot: more make it slow, and show no more
+MAX_BARS = 40  # groups of bars: more cannot be read
 
 
 def histogram_grid(
     histograms: Mapping[str, Mapping[str, Sequence[float]]], words: Mapping[str, tuple[str, str]]
 ) -> Figure:
-    """Draw one bar chart per histogram ``{"edges": [n + 1], "counts": [n]}``, two to a row; bins are drawn alike.
+    """Draw one bar chart per histogram ``{"edges": [n + 1], "counts": [n]}``, two to a row; all bins have one width.
 
     Args:
         histograms: by name.
-        words: title and what is counted, by the same names.
+        words: title and label of the counts, by the same names.
     """
     columns = min(2, len(histograms))
     rows = -(-len(histograms) // columns)
@@ -42,7 +42,14 @@ def histogram_grid(
 
 
 def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], title: str, unit: str) -> Figure:
-    """Draw grouped horizontal bars, one group per label and one colour per series; the first MAX_BARS labels."""
+    """Draw grouped horizontal bars, one group per label and one colour per series.
+
+    Args:
+        labels: of the groups; the first MAX_BARS are drawn, and the title says so where there are more.
+        series: name -> one value per label.
+        title: of the plot.
+        unit: of the values.
+    """
     if len(labels) > MAX_BARS:
         title = f"{title} (the first {MAX_BARS} of {len(labels)})"
     labels = list(labels)[:MAX_BARS]
@@ -61,7 +68,13 @@ def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], title: st
 
 
 def cumulative_counts(counts: Mapping[str, Sequence[int]], title: str, x_label: str) -> Figure:
-    """Draw, for each series whose entry ``n`` counts the objects with exactly ``n``, the share with at most ``n``."""
+    """Draw the cumulative distribution of counts per object.
+
+    Args:
+        counts: name of a series -> [n + 1], entry ``i`` is the number of objects with exactly ``i``.
+        title: of the plot.
+        x_label: what is counted.
+    """
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     longest = max(map(len, counts.values()), default=1)
@@ -84,12 +97,19 @@ def positives_per_object(strategies: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 
 def anchor_labels(rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what :func:`bars` calls each anchor, from rows with its ``stride``, ``width`` and ``height`` in pixels."""
+    """Return the label of each anchor for :func:`bars`, from rows with ``stride``, ``width`` and ``height``."""
     return [f"stride {row['stride']}: {row['width']:g} x {row['height']:g}" for row in rows]
 
 
 def anchor_scatter(boxes_wh: np.ndarray, anchors: Mapping[str, np.ndarray], title: str, seed: int = 0) -> Figure:
-    """Draw box sizes [K 2] as points and each named anchor set [A 2] as crosses, both axes logarithmic, in pixels."""
+    """Draw box sizes as points and anchors as large marks, on logarithmic axes.
+
+    Args:
+        boxes_wh: [K 2] network pixels; of more than MAX_POINTS, so many drawn at random are shown.
+        anchors: name -> [A 2] network pixels; up to four sets.
+        title: of the plot.
+        seed: of that draw.
+    """
     figure = Figure(figsize=(7, 6.5), layout="constrained")
     axes = figure.subplots()
     if len(boxes_wh) > MAX_POINTS:
@@ -110,7 +130,12 @@ def anchor_scatter(boxes_wh: np.ndarray, anchors: Mapping[str, np.ndarray], titl
 
 
 def curves(panels: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]], x_label: str) -> Figure:
-    """Overlay lines: panel title -> line label -> the (x, y) curves that share that label and colour."""
+    """Draw lines over one another, one panel beside the other.
+
+    Args:
+        panels: title of a panel -> label of a line -> the curves (x, y) that share this label and its colour.
+        x_label: of every panel.
+    """
     figure = Figure(figsize=(6.5 * len(panels), 4.5), layout="constrained")
     for axes, (title, lines) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
         _draw_lines(axes, lines)

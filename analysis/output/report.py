@@ -26,7 +26,7 @@ LISTING_ROWS = 40
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What the report of --report holds."""
+    """What the report of --report contains."""
 
     report: bool = option(False, "write the chosen analyses into one HTML file, with a browser for single images")
     report_images: int = option(24, "images in the report's browser, spread evenly over the data")
@@ -40,12 +40,12 @@ def write_report(results: Sequence[Result], path: Path, command: str) -> None:
     """Write the report of some analyses.
 
     Args:
-        results: what they found; the first one that has a browser gives the single images.
+        results: of these analyses; the first one with ``browser`` gives the single images.
         path: of the HTML file.
         command: that makes it again.
 
     Raises:
-        ValueError: the browser's data hold a NaN or an infinity, which JSON cannot say.
+        ValueError: the browser's data contain a NaN or an infinity, which JSON does not know.
     """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
@@ -65,7 +65,7 @@ def write_report(results: Sequence[Result], path: Path, command: str) -> None:
 
 
 def section_values(result: Result) -> dict[str, Any]:
-    """Return what the template shows of one analysis: its name, single facts, notes, tables, plots as data URIs."""
+    """Return what the template shows of one analysis: its mode, single facts, notes, tables, and plots as data URIs."""
     return {
         "mode": result.mode,
         "facts": {name: value for name, value in result.data.items() if not isinstance(value, (list, tuple, dict))},
@@ -97,7 +97,7 @@ def table_values(table: Table) -> dict[str, Any]:
 
 
 def png_uri(figure: Figure) -> str:
-    """Return a picture as a data URI."""
+    """Return a plot as a data URI that holds a PNG."""
     stream = io.BytesIO()
     figure.savefig(stream, format="png", dpi=100)
     return "data:image/png;base64," + base64.b64encode(stream.getvalue()).decode("ascii")

@@ -1,4 +1,4 @@
-"""The one place that turns the result of an analysis into JSON, Markdown, CSV and pictures.
+"""The one place that turns the result of an analysis into JSON, Markdown, CSV and PNG files.
 
 Every analysis returns a :class:`Result`; ``docs/analysis.md`` documents each field of its statistics.
 """
@@ -35,7 +35,7 @@ class Table:
     listing: bool = False  # single objects, perhaps thousands: a few rows in the Markdown, all in the CSV
 
 
-Cell = str | Callable[[Mapping[str, Any]], Any]  # where a row has its value: a key, keys as "outer/inner", a function
+Cell = str | Callable[[Mapping[str, Any]], Any]  # how to get a value of a row: a key, keys as "outer/inner", a function
 
 
 def table_of(
@@ -47,18 +47,23 @@ def table_of(
         name: as in :class:`Table`.
         title: as in :class:`Table`.
         rows: of the statistics.
-        columns: heading -> where a row has what stands below it.
+        columns: heading of a column -> how to get its value of a row.
         listing: as in :class:`Table`.
 
     Raises:
-        KeyError: a row lacks a key. What a row does not have must be None in it: else a wrong key would pass as that.
+        KeyError: a row lacks a key. A value that is undefined must be None in the row: if a missing key meant this, a
+            misspelt one would, too.
     """
     cells = tuple(tuple(value_at(row, where) for where in columns.values()) for row in rows)
     return Table(name, title, tuple(columns), cells, listing)
 
 
 def value_at(row: Mapping[str, Any], where: Cell) -> Any:
-    """Return one value of a row that is a mapping, perhaps a nested one."""
+    """Return one value of a row that is a mapping, perhaps a nested one.
+
+    Raises:
+        KeyError: the row lacks a key.
+    """
     if callable(where):
         return where(row)
     value: Any = row
@@ -81,20 +86,20 @@ class Result:
     data: dict[str, Any]  # what was analysed: files, counts, settings
     statistics: dict[str, Any]  # the numbers, under the schema of docs/analysis.md
     tables: tuple[Table, ...]
-    plots: Mapping[str, Figure] = field(default_factory=dict)  # file stem -> picture
+    plots: Mapping[str, Figure] = field(default_factory=dict)  # file stem -> plot
     notes: tuple[str, ...] = ()  # sentences for the reader, warnings first
-    folder: Path | None = None  # of an analysis that keeps files there while it runs; None: one is made afterwards
+    folder: Path | None = None  # where the analysis has written files while it ran; None: a folder is made afterwards
     browser: dict[str, Any] | None = None  # single images for --report
 
 
 def with_problems(result: Result, annotations: Annotations) -> Result:
-    """Return the result with a note for each kind of label problem, how often it occurs and where first."""
+    """Return the result with a note for each kind of label problem: how many, and the first one's file and line."""
     lines = [f"labels: {line}" for line in summarise_problems(annotations.problems)]
     return replace(result, notes=(*lines, *result.notes))
 
 
 def plain(value: Any) -> Any:
-    """Return ``value`` as JSON knows it: numpy becomes Python, tuples become lists, what is not finite becomes None."""
+    """Return ``value`` in the types of JSON: numpy becomes Python, tuples become lists, what is not finite, None."""
     if isinstance(value, Mapping):
         return {str(key): plain(one) for key, one in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):
@@ -105,12 +110,12 @@ def plain(value: Any) -> Any:
 
 
 def share(part: float, whole: float) -> float | None:
-    """Return ``part / whole``, or None where there is nothing to take a share of."""
+    """Return ``part / whole``, or None where ``whole`` is 0."""
     return float(part) / float(whole) if whole else None
 
 
 def mean(values: np.ndarray) -> float | None:
-    """Return the mean, or None of no values."""
+    """Return the mean of [M] values, or None where there are none."""
     return float(np.mean(values)) if len(values) else None
 
 
@@ -129,7 +134,7 @@ def distribution(counts: np.ndarray) -> dict[str, Any]:
 
 
 def as_markdown(table: Table, max_rows: int | None = None) -> str:
-    """Return a table under its title; ``max_rows`` cuts it and says so."""
+    """Return a table under its title; beyond ``max_rows`` rows, a last line says how many more the CSV has."""
     shown = table.rows if max_rows is None else table.rows[:max_rows]
     cells = [tuple(as_cell(value, column) for value, column in zip(row, table.columns, strict=True)) for row in shown]
     right = [is_number_column(table, index) for index in range(len(table.columns))]
@@ -143,7 +148,7 @@ def as_markdown(table: Table, max_rows: int | None = None) -> str:
 
 
 def as_csv(table: Table) -> str:
-    """Return a table as CSV with a header line; shares stay numbers in 0..1, undefined values are empty."""
+    """Return a table as CSV with a header line; shares stay numbers in 0..1, an undefined value is an empty cell."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table.columns)
@@ -152,7 +157,7 @@ def as_csv(table: Table) -> str:
 
 
 def as_document(result: Result, command: str) -> dict[str, Any]:
-    """Return the result as the dict that ``results.json`` holds."""
+    """Return the content of ``results.json``."""
     return {
         "schema": SCHEMA,
         "mode": result.mode,
@@ -164,7 +169,7 @@ def as_document(result: Result, command: str) -> dict[str, Any]:
 
 
 def write_result(result: Result, folder: Path, command: str) -> None:
-    """Write results.json, tables.md, one CSV per table and one PNG per picture into ``folder``."""
+    """Write results.json, tables.md, one CSV per table and one PNG per plot into ``folder``; make it if needed."""
     folder.mkdir(parents=True, exist_ok=True)
     for table in result.tables:
         write_text_atomically(folder / f"{table.name}.csv", as_csv(table))
@@ -197,7 +202,7 @@ def is_number_column(table: Table, index: int) -> bool:
 
 
 def as_cell(value: Any, column: str) -> str:
-    """Return a value as the tables show it."""
+    """Return a value as the tables on the console and in Markdown show it; ``column`` is the heading of its column."""
     value = plain(value)
     if value is None:
         return "-"
