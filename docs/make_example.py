@@ -27,7 +27,7 @@ COARSE = Head(((48.0, 40.0), (96.0, 80.0)), 32, 3, mask=(2, 3))  # anchors C0 an
 HEADS = (FINE, COARSE)
 ANCHOR_NAMES = (("F0", "F1"), ("C0", "C1"))
 OBJECTS = {"a": (56, 44, 40, 30), "b": (100, 20, 12, 10), "c": (104, 24, 6, 6)}  # centre and size, pixels
-PREDICTIONS = {  # (head, anchor, column, row): centre and size in pixels; every other slot predicts a speck
+PREDICTIONS = {  # (head, anchor, column, row): centre and size in pixels; all others predict almost no size
     (0, 0, 3, 2): (56, 44, 20, 15),
     (0, 1, 3, 2): (56, 44, 40, 24),
     (1, 0, 1, 1): (56, 44, 32, 20),

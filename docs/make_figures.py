@@ -1,9 +1,9 @@
-"""Draw which slots of a small real image each strategy selects: the figures of docs/assignment.md.
+"""Draw which slots of a small real image each strategy selects: the pictures of docs/assignment.md.
 
 The image is matplotlib's sample portrait of Rear Admiral Grace Hopper (James S. Davis, U.S. Navy, public domain), so
-that the figures can be drawn wherever matplotlib is installed; the boxes were drawn by hand. The predictions that some
-strategies look at are made up, as of a half-trained network: every slot's prior, pulled towards the object it overlaps
-best, by a random amount. Run: ``python -m docs.make_figures [--folder docs]``
+that the pictures can be drawn wherever matplotlib is installed; the boxes were drawn by hand. The predictions that some
+strategies look at are made up, like those of a half-trained network: every slot's prior, moved towards the object
+that it overlaps best by a random share of the way. Run: ``python -m docs.make_figures [--folder docs]``
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ FIGURES = {
 
 @dataclass(frozen=True)
 class DrawOptions:
-    """Where the figures go."""
+    """Where the pictures go."""
 
     folder: str = option("docs", "folder for the PNG files")
 
 
 def main() -> None:
-    """Draw the figures."""
+    """Draw the pictures."""
     (options,) = parse_options("Draw which slots each strategy selects.", DrawOptions)
     matplotlib.use("Agg")
     heads = yolov3_heads(len(OBJECTS))
@@ -107,7 +107,7 @@ def half_trained_maps(heads: tuple[Head, ...], targets: Targets) -> list[Tensor]
 def draw(
     strategies: tuple[str, ...], image: np.ndarray, targets: Targets, heads: tuple[Head, ...], raw_maps: list
 ) -> Figure:
-    """Return one panel per strategy: filled cells are base matches, outlined cells are extra ones."""
+    """Return one panel per strategy: filled cells are base matches, dotted outlines are extra ones."""
     columns = 2 if len(strategies) <= 4 else 3
     rows = -(-len(strategies) // columns)
     figure = Figure(figsize=(3.3 * columns, 3.6 * rows), layout="constrained")
@@ -145,7 +145,7 @@ def draw_cells(axes: Axes, place: tuple[Tensor, ...], head: Head, color: str, fi
 
 
 def save_small(figure: Figure, path: Path) -> None:
-    """Save a figure as a PNG of 256 colours, about a third of the size."""
+    """Save a figure as a PNG of 256 colours, which has about a third of the size."""
     figure.savefig(path, dpi=110)
     with Image.open(path) as image:
         small = image.convert("RGB").quantize(256)

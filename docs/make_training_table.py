@@ -32,7 +32,7 @@ SETTINGS = tuple(
     for name, strategy in STRATEGIES.items()
     for alpha in (ALPHAS if strategy.extra is not None else ALPHAS[:1])
 )
-COLLAPSE = 0.8  # of the mAP of standard; below it a strategy has failed
+COLLAPSE = 0.8  # of the mAP of standard: a strategy below it is named under the table
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class TrainingTableOptions:
     cfg: str = option("yolov3-nano.cfg", "network")
     epochs: int = option(30, "epochs of every training")
     seeds: tuple[int, ...] = option((0,), "seeds; with several, means over them")
-    last: int = option(5, "mean and std over the last so many epochs")
+    last: int = option(5, "mean and std over the last N epochs")
     only: tuple[str, ...] = option((), "train these strategies only; the table still shows every run that is there")
     extra: str = option("", "further flags of train.py, in quotes, the same for every training")
     write: bool = option(False, "put the table into docs/assignment.md")
@@ -99,7 +99,7 @@ def train(match: str, alpha: float, seed: int, options: TrainingTableOptions) ->
 
 
 def table(options: TrainingTableOptions) -> str:
-    """Return the Markdown table of all runs that are there, and which strategies collapsed."""
+    """Return the Markdown table of all runs that are there, and which strategies fall below COLLAPSE."""
     lines = [
         f"`{options.cfg}`, `{options.data}`, {options.epochs} epochs, seeds {' '.join(map(str, options.seeds))}"
         f"{', ' + options.extra if options.extra else ''}; mean and std over the last {options.last} epochs.",
@@ -110,15 +110,15 @@ def table(options: TrainingTableOptions) -> str:
     reference, collapsed = None, []
     for match, alpha in SETTINGS:
         runs = [finished_run(run_folder(match, alpha, seed, options), options) for seed in options.seeds]
-        statistics = [epoch_summary(run.history, MAP50, options.last) for run in runs if run]
-        if not statistics:
+        summaries = [epoch_summary(run.history, MAP50, options.last) for run in runs if run]
+        if not summaries:
             continue
         best, mean, std = (
-            confidence_interval([figure[name] for figure in statistics]) for name in ("max", "mean", "std")
+            confidence_interval([summary[name] for summary in summaries]) for name in ("max", "mean", "std")
         )
         reference = mean[0] if match == "standard" else reference
         share = mean[0] / reference if reference else None
-        positives = sum(run.history[-1].get(POSITIVES, 0.0) for run in runs if run) / len(statistics)
+        positives = sum(run.history[-1].get(POSITIVES, 0.0) for run in runs if run) / len(summaries)
         interval = f" ± {mean[1]:.3f}" if mean[1] is not None else ""
         shown = f"{share:.1%}" if share is not None else "–"
         cells = (match, f"{alpha:g}", f"{best[0]:.3f}", f"{mean[0]:.3f}{interval}", f"{std[0]:.3f}", shown)
