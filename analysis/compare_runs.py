@@ -233,7 +233,7 @@ def _tables(statistics: Mapping[str, Any]) -> tuple[Table, ...]:
         table_of("runs", f"Runs: max, mean and std over {over}", statistics["runs"], run_columns),
         table_of(
             "settings",
-            f"Settings: mean over the seeds ± half of the 95 % interval (Student's t) of each run's figure over {over}",
+            f"Settings: mean over the seeds ± half of the 95 % interval (Student's t) of each run's value over {over}",
             statistics["settings"],
             setting_columns,
         ),

@@ -40,6 +40,7 @@ MATCHING_STATS = (  # the files of analysis/matching, from the command down; a f
     {"blocks", "options"},
 )
 SCRIPTS = {"train", "test", "detect", "analyze", "kmeans_anchors", "export"}
+AROUND = {"benchmarks", "docs", "tests"}  # folders that use the packages, and that no package may use
 SINKS = {"utils", "misc", "general", "common", "helpers"}
 MAX_LINES = 400
 MAX_FUNCTION_LINES = 60
@@ -63,7 +64,7 @@ def forbidden_imports(root: Path) -> list[str]:
         for path in sorted((root / package).rglob("*.py")):
             for name in imported_modules(path):
                 top = name.split(".")[0]
-                if top in ALLOWED.keys() | SCRIPTS and top != package and top not in allowed:
+                if top in ALLOWED.keys() | SCRIPTS | AROUND and top != package and top not in allowed:
                     found.append(f"{path.relative_to(root)} imports {name}")
     for folder, allowed in INSIDE.items():
         own = folder.replace("/", ".")
@@ -109,6 +110,24 @@ def test_the_files_of_matching_stats_import_one_way():
         inside = [parts[2] for parts in imported if parts[:2] == ["analysis", "matching"] and len(parts) > 2]
         upwards += [f"{stem} imports {name}" for name in inside if row_of[name] <= row_of[stem]]
     assert upwards == []
+
+
+def test_every_package_has_its_place():
+    """A folder with programs is listed above, and no file around the packages hides one of them by its name."""
+    paths = [path.relative_to(ROOT) for path in source_files()]
+    assert {path.parts[0] for path in paths if len(path.parts) > 1} == ALLOWED.keys() | AROUND
+    assert {path.stem for path in paths if len(path.parts) == 1} <= SCRIPTS
+    assert [path for path in paths if path.parts[0] in AROUND and path.stem in ALLOWED] == []
+
+
+def test_no_two_classes_have_one_name():
+    homes: dict[str, list[str]] = {}
+    for path in source_files():
+        if path.parent.name != "tests":
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef):
+                    homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
 
 
 def test_no_file_is_a_sink_by_name():
