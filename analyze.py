@@ -12,14 +12,14 @@ from dataclasses import fields, make_dataclass, replace
 from typing import Any
 
 from analysis.matching.command import resumed_options
-from analysis.mode import ANALYSES, AnalyzeOptions, Mode, Request, flag, run_name
+from analysis.mode import ANALYSES, AnalyzeOptions, Mode, Request, run_name
 from analysis.modes import MODES
 from analysis.output.report import ReportOptions, write_report
 from analysis.output.result import print_result, write_result
 from data.data_file import split_shown
 from engine.run_folder import new_run_folder, newest_run, options_of_run, weights_of_run
 from utils import distributed
-from utils.config import build_options, find_file, option, parse_flags
+from utils.config import build_options, find_file, flag, option, parse_flags
 from utils.errors import UserError, run_command
 
 READ_BY_ALL = ("name", "report")  # options that belong to every analysis
@@ -56,12 +56,12 @@ def main() -> None:
         if result is None:
             continue
         results.append(result)
-        folder = result.folder or new_run_folder(ANALYSES, run_name(request.about.name, mode, len(modes)))
+        folder = result.folder or new_run_folder(ANALYSES, run_name(request.about.name, mode, with_mode=len(modes) > 1))
         write_result(result, folder, command)
         print_result(result)
         print(f"\n{flag(mode)}: results.json, tables.md, CSV and pictures are in {folder}\n")
     if request.options(ReportOptions).report and results:
-        folder = new_run_folder(ANALYSES, run_name(request.about.name, "report", 2))
+        folder = new_run_folder(ANALYSES, run_name(request.about.name, "report", with_mode=True))
         write_report(results, folder / "report.html", command)
         print(f"--report: open {folder / 'report.html'} in a browser")
 

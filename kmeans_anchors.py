@@ -27,6 +27,7 @@ from analysis.anchor_fit import (
     measure,
     recall_rule,
 )
+from analysis.mode import ANALYSES
 from analysis.objects import Objects, letterboxed, select_objects
 from analysis.output.plots import anchor_scatter
 from analysis.output.result import Result, Table, print_result, with_problems, write_result
@@ -34,7 +35,7 @@ from data.data_file import SPLITS, open_data, split_shown
 from data.labels.read import read_dataset
 from engine.run_folder import new_run_folder
 from models.network import Network, build_network, build_network_from_text, check_image_size, require_heads
-from utils.config import build_options, find_file, option, parse_flags
+from utils.config import build_options, find_file, flag, option, parse_flags
 from utils.errors import UserError, run_command
 from utils.files import write_text_atomically
 
@@ -85,7 +86,7 @@ def main() -> None:
     found = fit_anchors(sizes, num, fit_options)
 
     result = with_problems(describe(found, present, sizes, boxes_wh, options, fit_options), annotations)
-    folder = new_run_folder("runs/analyze", options.name)
+    folder = new_run_folder(ANALYSES, options.name)
     write_result(result, folder, f"python {shlex.join(sys.argv)}")
     print_result(result)
     print(f"\n{anchors_line(found)}\n\nresults.json, tables.md, CSV and the scatter plot are in {folder}")
@@ -98,7 +99,7 @@ def refuse_unused(given: dict[str, Any], method: str) -> None:
     """Refuse an option that the chosen method does not read."""
     for name in sorted(given.keys() & set().union(*METHOD_OPTIONS.values()) - METHOD_OPTIONS[method]):
         readers = ", ".join(key for key, read in METHOD_OPTIONS.items() if name in read)
-        raise UserError(f"--{name.replace('_', '-')} is not used by --method {method}; used by: {readers}")
+        raise UserError(f"{flag(name)} is not used by --method {method}; used by: {readers}")
 
 
 def read_network(options: KmeansOptions, num_classes: int) -> Network:

@@ -18,7 +18,7 @@ from data.loader import LoaderSettings, evaluation_batches
 from data.splits import open_split
 from engine.evaluate import collect_results
 from engine.resolve import Wanted, check_classes, resolve
-from engine.run_folder import new_run_folder
+from engine.run_folder import shared_run_folder
 from evaluation.coco import BACKENDS, Metrics, evaluate_coco
 from evaluation.results import clean_ground_truth
 from models.checkpoints.load import LoadedNetwork
@@ -78,13 +78,17 @@ def main() -> None:
     distributed.start(device)
 
     wanted = Wanted(options.weights, options.cfg, options.data, options.img_size, options.single_cls)
-    found = resolve(wanted, square=False)
-    loaded = found.loaded
+    resolved = resolve(wanted, square=False)
+    loaded = resolved.loaded
     options = replace(  # so that metrics.json says what was evaluated where the command line left it open
-        options, weights=found.weights, data=found.data, img_size=found.input_wh, single_cls=found.single_cls
+        options,
+        weights=resolved.weights,
+        data=resolved.data,
+        img_size=resolved.input_wh,
+        single_cls=resolved.single_cls,
     )
-    dataset = open_split(found.data, SPLITS[options.task], found.single_cls)
-    check_classes(found, dataset)
+    dataset = open_split(resolved.data, SPLITS[options.task], resolved.single_cls)
+    check_classes(resolved, dataset)
     batches = evaluation_batches(dataset, loader_settings(options, loaded, device))
     detector = Detector(
         loaded.network.to(device),
@@ -103,7 +107,7 @@ def main() -> None:
         distributed.stop()
         return
 
-    folder = Path(distributed.broadcast(str(new_run_folder(RUNS, options.name)) if distributed.is_main() else ""))
+    folder = shared_run_folder(RUNS, options.name)
     ground_truth = clean_ground_truth(dataset.to_coco())
     pictures = BatchPictures(folder, loaded.names or dataset.names)
     results = collect_results(detector, batches, ground_truth, options.single_cls, pictures.draw)
@@ -163,7 +167,7 @@ def time_batches(detector: Detector, batches: Iterable[Batch]) -> None:
 
 
 class BatchPictures:
-    """Draws the first batches with their objects and what was found."""
+    """Draws the first batches with their objects and what was resolved."""
 
     def __init__(self, folder: Path, names: tuple[str, ...]) -> None:
         self.folder = folder

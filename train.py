@@ -39,7 +39,7 @@ from models.network import (
     require_heads,
 )
 from utils import distributed
-from utils.config import REPOSITORY, build_options, find_file, flat_dict, option, parse_flags, read_recipe
+from utils.config import REPOSITORY, build_options, find_file, flag, flat_dict, option, parse_flags, read_recipe
 from utils.devices import amp_dtype, choose_device, describe_device, use_threads
 from utils.errors import UserError, run_command
 from utils.seeding import seed_epoch, seed_everything
@@ -169,7 +169,7 @@ def choose_options() -> tuple[TrainGroups, dict[str, Any] | None]:
     if given.get("resume"):
         fixed = sorted(given.keys() - MAY_CHANGE_ON_RESUME)
         if fixed:
-            raise UserError(f"--resume goes on with the run's own options; leave out --{fixed[0].replace('_', '-')}")
+            raise UserError(f"--resume goes on with the run's own options; leave out {flag(fixed[0])}")
         checkpoint = read_checkpoint(given["resume"])
         if "optimizer" not in checkpoint:
             raise UserError(f"{given['resume']}: holds no training state; resume from last.pt, or start with --weights")

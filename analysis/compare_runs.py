@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from scipy.special import stdtrit
 
 from analysis.mode import Mode, Request
 from analysis.output.plots import curves
 from analysis.output.result import Cell, Result, Table, mean, share, table_of
-from engine.run_folder import Row, epoch_summary
+from engine.run_folder import Row, epoch_summary, read_config
 from utils.config import option
 from utils.errors import UserError
-from utils.renamed import RENAMED, with_current_names
+from utils.renamed import RENAMED
 
 MAP50, MAP = "metrics/mAP_0.5", "metrics/mAP_0.5:0.95"
 POSITIVES, UNMATCHED, OBJECTS = "match/positives_per_object", "match/unmatched", "match/objects"
@@ -72,13 +71,7 @@ def read_run(folder: str | Path) -> Run:
     for path in (config, results):
         if not path.is_file():
             raise UserError(f"{path}: missing, so {folder} is no training run (or it has not finished an epoch yet)")
-    try:
-        options = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{config}: not valid YAML; train.py writes this file, restore it") from error
-    if not isinstance(options, dict):
-        raise UserError(f"{config}: not a list of 'option: value' lines; train.py writes this file, restore it")
-    return Run(folder, with_current_names(options), tuple(_read_history(results)))
+    return Run(folder, read_config(folder), tuple(_read_history(results)))
 
 
 def compare_runs(runs: Sequence[Run], options: CompareOptions) -> Result:

@@ -20,7 +20,7 @@ from analysis.objects import OCCLUSION_LIMITS, Objects, add_occlusion, pair_bloc
 from analysis.output.plots import bars, histogram_grid
 from analysis.output.result import Result, Table, counted, mean, rows_of, share, table_of, value_at
 from utils.boxes import SIZE_NAMES
-from utils.config import option
+from utils.config import flag, option
 
 if TYPE_CHECKING:
     from data.labels.annotations import Annotations
@@ -75,7 +75,7 @@ class DatasetStatsOptions:
     def __post_init__(self) -> None:
         for name in ("near_gap", "coincident"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"--{name.replace('_', '-')} is a distance in pixels, not {getattr(self, name)}")
+                raise ValueError(f"{flag(name)} is a distance in pixels, not {getattr(self, name)}")
         if not 0 <= self.overlap_iou <= 1 or not 0 <= self.containment <= 1:
             raise ValueError("--overlap-iou and --containment must lie between 0 and 1")
         if self.crowded_pairs < 1 or not 1 <= self.elongation < math.inf:

@@ -15,7 +15,7 @@ from data.labels.annotations import Annotations
 from data.labels.read import read_dataset
 from models.heads import Head
 from models.network import build_network, check_image_size, require_heads
-from utils.config import find_file, option
+from utils.config import find_file, flag, option
 
 ANALYSES = Path("runs/analyze")
 Group = TypeVar("Group")
@@ -82,20 +82,15 @@ class Mode:
     distributed: bool = False  # runs in every process of ``torchrun``; else the main one does it alone
 
 
-def flag(field_name: str) -> str:
-    """Return the command-line flag of an option."""
-    return "--" + field_name.replace("_", "-")
-
-
-def run_name(name: str, mode: str, num_modes: int) -> str:
-    """Return the name of an analysis' folder in runs/analyze.
+def run_name(name: str, mode: str, with_mode: bool) -> str:
+    """Return the name of an analysis' folder.
 
     Args:
-        name: of --name, or empty.
+        name: given by the user; empty: the name of the analysis.
         mode: name of the analysis.
-        num_modes: how many folders share ``name``; with more than one, each appends its mode.
+        with_mode: add it to a given name, because several folders are made.
     """
     plain_mode = flag(mode).removeprefix("--")
     if not name:
         return plain_mode
-    return f"{name}-{plain_mode}" if num_modes > 1 else name
+    return f"{name}-{plain_mode}" if with_mode else name

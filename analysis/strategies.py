@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 from models.assignment.options import AssignmentOptions, options_used
 from models.assignment.strategies import STRATEGIES
 from utils.boxes import IOU_KINDS
-from utils.config import option
+from utils.config import flag, option
 
 READ_BY_MATCHING_STATS = frozenset({"match_iou", "candidates"})  # these also say what --matching-stats measures
 
@@ -50,9 +50,8 @@ class StrategyOptions(AssignmentOptions):
                 and item.name not in also_read
                 and not any(item.name in u for u in used.values())
             ):
-                flag = "--" + item.name.replace("_", "-")
                 users = ", ".join(name for name in STRATEGIES if item.name in options_used(name))
-                raise ValueError(f"{flag} is used by none of --match {','.join(names)}; used by: {users}")
+                raise ValueError(f"{flag(item.name)} is used by none of --match {','.join(names)}; used by: {users}")
         return {
             name: AssignmentOptions(match=name, **{key: value for key, value in given.items() if key in used[name]})
             for name in names

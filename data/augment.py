@@ -56,9 +56,6 @@ class AugmentOptions:
             raise ValueError(f"scale = {self.scale} must be below 1: a factor of 1 - scale would leave nothing")
 
 
-NO_AUGMENTATION = AugmentOptions(hsv_h=0.0, hsv_s=0.0, hsv_v=0.0, translate=0.0, scale=0.0, fliplr=0.0, mosaic=0.0)
-
-
 class SourceImage(NamedTuple):
     """One annotated image as the augmentation needs it; boxes are in original pixels."""
 

@@ -1,4 +1,4 @@
-"""From a detector and batches to COCO results and metrics: the one evaluation path of training and testing."""
+"""From a detector and batches to COCO results, as testing and training collect them, and to metrics."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tqdm import tqdm
 
+from engine.run_folder import BAR_FORMAT
 from evaluation.coco import Metrics, evaluate_coco
 from evaluation.results import coco_results
 from models.detector import Detector
@@ -66,9 +67,6 @@ def collect_results(
             by_image[meta.image_id] = coco_results(detections, meta, category_ids)
     by_image = _merged(distributed.gather(by_image))
     return [result for image in ground_truth["images"] for result in by_image.get(image["id"], ())]
-
-
-BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"
 
 
 def _merged(parts: Sequence[dict[int, list[dict]]] | None) -> dict[int, list[dict]]:

@@ -12,12 +12,20 @@ from typing import Any
 import numpy as np
 import yaml
 
+from utils import distributed
 from utils.errors import UserError
 from utils.files import atomic_path, write_text_atomically
+from utils.renamed import with_current_names
 
+BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"  # of progress bars
 TRAINING_RUNS = "runs/train"
 CHECKPOINTS = ("best.pt", "last.pt")  # of a run; the first that is there is taken
 Row = dict[str, float]
+
+
+def shared_run_folder(parent: str | Path, name: str) -> Path:
+    """Return a new run's folder in all processes; the main one makes it, see :func:`new_run_folder`."""
+    return Path(distributed.broadcast(str(new_run_folder(parent, name)) if distributed.is_main() else ""))
 
 
 def new_run_folder(parent: str | Path, name: str) -> Path:
@@ -214,5 +222,22 @@ def options_of_run(folder: Path | None) -> dict[str, Any]:
     """Return the flat options in a run's ``config.yaml``, nothing where there is no run or no such file."""
     if folder is None or not (folder / "config.yaml").is_file():
         return {}
-    values = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return values if isinstance(values, dict) else {}
+    return read_config(folder)
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return the options in a run's ``config.yaml``, under their present names.
+
+    Raises:
+        UserError: the file is missing, no YAML or no mapping.
+    """
+    path = folder / "config.yaml"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror or error}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid YAML; the run wrote this file, restore it") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: not a list of 'option: value' lines; the run wrote this file, restore it")
+    return with_current_names(values)

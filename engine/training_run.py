@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from engine.run_folder import TensorBoardLog, epoch_summary, new_run_folder, plot_results, save_config, save_results_csv
+from engine.run_folder import (
+    BAR_FORMAT,
+    TensorBoardLog,
+    epoch_summary,
+    plot_results,
+    save_config,
+    save_results_csv,
+    shared_run_folder,
+)
 from engine.train_loop import TrainState
 from models.checkpoints.format import save_checkpoint
 from models.detector import Detector
@@ -46,9 +54,7 @@ class TrainingRun:
         if options["resume"]:
             folder = Path(options["resume"]).resolve().parent
         else:
-            folder = Path(
-                distributed.broadcast(str(new_run_folder(parent, options["name"])) if distributed.is_main() else "")
-            )
+            folder = shared_run_folder(parent, options["name"])
         run = cls(folder, {**options, "resume": ""}, tuple(names), cfg_text)
         if distributed.is_main():
             for unfinished in folder.glob(".*.pt"):  # of a process that was killed while it wrote
@@ -89,9 +95,10 @@ class TrainingRun:
             fitness: what decides which epoch is the best, None where it was not tested.
         """
         state.history.append({"epoch": state.epoch, **row})
-        improved = fitness is not None and fitness > state.best_fitness
-        if fitness is not None and improved:
-            state.best_fitness = fitness
+        best_so_far = state.best_fitness
+        if fitness is not None:
+            state.best_fitness = max(fitness, best_so_far)
+        improved = state.best_fitness > best_so_far
         if not distributed.is_main():
             return
         save_results_csv(self.folder / "results.csv", state.history)
@@ -174,6 +181,3 @@ class EpochBar:
         if self.epoch == 0 and self.number < PICTURED_BATCHES and distributed.is_main():
             draw_batch(self.run.folder / f"train_batch{self.number}.jpg", batch, self.run.names)
         self.number += 1
-
-
-BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"

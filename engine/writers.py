@@ -70,7 +70,9 @@ class Mp4Writer:
         writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), self.fps, (width, height))
         self._stack.callback(writer.release)  # before the file gets its name
         if not writer.isOpened():
-            raise UserError(f"{path}: this OpenCV cannot write mp4 videos; use --nosave with --save-txt or --save-json")
+            raise UserError(
+                f"{self.path}: this OpenCV cannot write mp4 videos; use --nosave with --save-txt or --save-json"
+            )
         return writer
 
 

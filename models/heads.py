@@ -41,7 +41,7 @@ class Head:
 @lru_cache(maxsize=256)
 @torch.inference_mode(False)  # a constant first made by an evaluation must still be usable where gradients are taken
 def priors_wh(head: Head, device: torch.device) -> Tensor:
-    """Return the head's anchors in grid units, [A 2] float32; kept per device so that matching moves no data."""
+    """Return the head's anchors in grid units, [A 2] float32; kept per device so that decoding moves no data."""
     return torch.tensor(head.anchors_wh, dtype=torch.float32, device=device) / head.stride
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -26,7 +27,7 @@ from models.heads import Head, decode_boxes
 from models.raw_maps import gather_predictions, row_numbers
 from utils import distributed
 from utils.boxes import IOU_KINDS, box_iou, cxcywh_to_xyxy
-from utils.config import option
+from utils.config import flag, option
 from utils.errors import UserError
 from utils.structures import Assignment, Matches, Targets
 
@@ -76,10 +77,10 @@ class LossOptions:
     def __post_init__(self) -> None:
         for name in ("gr", "label_smoothing"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be between 0 and 1, not {getattr(self, name)}")
+                raise ValueError(f"{flag(name)} must be between 0 and 1, not {getattr(self, name)}")
         for name in ("box", "obj", "cls", "cls_pw", "obj_pw", "fl_gamma"):
             if (getattr(self, name) or 0) < 0:
-                raise ValueError(f"--{name.replace('_', '-')} must not be negative, not {getattr(self, name)}")
+                raise ValueError(f"{flag(name)} must not be negative, not {getattr(self, name)}")
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class LossResult:
     @property
     def total(self) -> Tensor:
         """The sum of the parts, what is back-propagated."""
-        return self.parts["box"] + self.parts["obj"] + self.parts["cls"]
+        return reduce(torch.add, self.parts.values())
 
 
 def build_loss(
@@ -122,8 +123,7 @@ class DetectionLoss:
         self.num_classes = heads[0].num_classes
         self.assigner = build_assigner(assignment, heads)
         self.normalise = assignment.normalise
-        self.has_extra = makes_extra_matches(assignment.match)
-        self.alpha = assignment.alpha if self.has_extra else 0.0
+        self.alpha = assignment.alpha if makes_extra_matches(assignment.match) else 0.0
         self.tobj = (assignment.tobj or "base+extra").split("+")
         self.gains = GAINS[options.gains]
         self.balance = _balance(options, heads)

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 
 from data.augment import (
-    NO_AUGMENTATION,
     AugmentOptions,
     SourceImage,
     mosaic_places,
@@ -19,6 +18,7 @@ from data.augment import (
     training_sample,
 )
 from data.letterbox import PADDING
+from tests.tiny_project import NO_AUGMENTATION
 
 COLOURS = np.array([(0, 0, 255), (0, 255, 0), (255, 0, 0), (0, 255, 255)], np.uint8)  # BGR
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from data.augment import NO_AUGMENTATION, AugmentOptions
+from data.augment import AugmentOptions
 from data.data_file import open_data
 from data.dataset import BatchPlan, DetectionDataset
 from data.labels.read import read_dataset
@@ -22,6 +22,7 @@ from data.loader import (
     training_batches,
     training_plans,
 )
+from tests.tiny_project import NO_AUGMENTATION
 from utils.errors import UserError
 
 

@@ -85,7 +85,7 @@ def test_a_strategy(tmp_path):
 
 
 BOX_LOSS = """
-import contextlib, io, json, torch
+import json, sys, torch
 from utils import boxes
 
 # The one file is utils/boxes.py, where the kinds of IoU are; the one line is the entry.
@@ -109,13 +109,24 @@ choices = [
     for name, item in group.__dataclass_fields__.items()
     if name in ("box_loss", "match_iou")
 ]
-print(json.dumps({"box": parts["box"].item(), "match_iou": chosen.match_iou, "choices": choices}))
+
+from pathlib import Path
+from tests.tiny_project import make_project
+
+make_project(Path("."), num_images=3)
+words = "analyze.py --matching-stats --data tiny.data --match fast --match-iou half --workers 0 --device cpu"
+sys.argv = words.split()
+analyze.main()
+measured = json.loads(Path("runs/analyze/matching-stats/results.json").read_text())["statistics"]
+print(json.dumps({"box": parts["box"].item(), "match_iou": chosen.match_iou, "choices": choices,
+                  "measured": list(measured["strategies"]["fast"]["iou"])}))
 """
 
 
 def test_a_box_loss(tmp_path):
     found = run(BOX_LOSS, tmp_path)
     assert found["box"] == 0.5 and found["match_iou"] == "half"
+    assert found["measured"] == ["half"]
     assert len(found["choices"]) == 3 and all("half" in choices for choices in found["choices"])
 
 
@@ -125,7 +136,8 @@ from dataclasses import replace
 from torch import nn
 
 # The one file: its keys, its module and its builder.
-from models.darknet.graph import SectionKind, made
+from models.darknet.graph import made
+from models.darknet.kind import SectionKind
 from models.darknet.schema import number
 
 class Scaled(nn.Module):

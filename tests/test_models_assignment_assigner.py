@@ -11,7 +11,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from models.assignment.assigner import build_assigner
-from models.assignment.options import AssignmentOptions, with_strategy
+from models.assignment.options import AssignmentOptions
 from models.assignment.strategies import STRATEGIES
 from models.heads import Head
 from tests.assignment_cases import SHAPES, match_maps
@@ -375,12 +375,6 @@ def test_options_as_flags():
     assert parse_options("test", AssignmentOptions, argv=["--ignore-crowd"])[0].ignore_crowd is True
     with pytest.raises(UserError, match="invalid choice"):
         parse_options("test", AssignmentOptions, argv=["--match-iou", "bilinear"])
-
-
-def test_options_carry_over_to_another_strategy():
-    options = AssignmentOptions(match="fast", iou_t=0.3, linear_reweight=0.5, ignore_thresh=0.7)
-    assert with_strategy(options, "standard") == AssignmentOptions(match="standard", iou_t=0.3, ignore_thresh=0.7)
-    assert with_strategy(options, "ratio") == AssignmentOptions(match="ratio", ignore_thresh=0.7)
 
 
 # --- real images: what others counted

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.darknet import joins
+from models.darknet.kinds import KINDS
+from models.darknet.schema import SECTIONS
 from models.network import build_network_from_text
 from utils.errors import UserError
 
@@ -161,3 +164,10 @@ def test_strides_along_x_and_y():
         NET + "[convolutional]\nsize=3\npad=1\nstride_x=2\nstride=4\n[maxpool]\nsize=2\nstride=1\nstride_y=2\n"
     )
     assert network(torch.rand(1, 3, 16, 32))[0].shape == (1, 1, 2, 16)
+
+
+def test_every_section_with_keys_has_a_builder_and_what_joins_layers_has_the_key_that_names_them():
+    assert KINDS.keys() == SECTIONS.keys()
+    naming = {kind.name for kind in KINDS.values() if {"from", "layers"} & kind.keys.keys()}
+    without_input = {"implicit", "implicit_add", "implicit_mul"}  # vectors of their own, which others join
+    assert naming | without_input == {kind.name for kind in joins.KINDS}

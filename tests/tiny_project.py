@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 
+from data.augment import AugmentOptions
 from data.letterbox import letterbox_images, letterbox_meta
 from models.checkpoints.format import save_checkpoint
 from models.detector import Detector
@@ -19,6 +20,7 @@ from utils.errors import run_command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 NAMES = ("disc", "Würfel", "bar")
+NO_AUGMENTATION = AugmentOptions(hsv_h=0.0, hsv_s=0.0, hsv_v=0.0, translate=0.0, scale=0.0, fliplr=0.0, mosaic=0.0)
 CFG = """
 [net]
 width=96

@@ -88,6 +88,7 @@ def _ciou(a: Tensor, b: Tensor) -> Tensor:
     return iou - _center_penalty(a, b) - beta * v
 
 
+# None may be above the plain IoU: where matches are looked for follows from that (models/assignment/candidates.py).
 IOU_KINDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"iou": _iou, "giou": _giou, "diou": _diou, "ciou": _ciou}
 
 

@@ -34,6 +34,11 @@ def option(default: Any, text: str, choices: Sequence[str] = ()) -> Any:
     return field(default=default, metadata={"help": text, "choices": tuple(choices)})
 
 
+def flag(field_name: str) -> str:
+    """Return the command-line flag of an option: ``--batch-size`` of ``batch_size``."""
+    return "--" + field_name.replace("_", "-")
+
+
 def find_file(name: str, what: str) -> Path:
     """Return the path of a file named on the command line: as given, else in ``cfg/`` here or in the repository.
 
@@ -175,16 +180,15 @@ def _type_of(item: Field, group: type) -> tuple[type, bool, bool]:
 def _add_flag(section: argparse._ArgumentGroup, item: Field, group: type) -> None:
     kind, many, _ = _type_of(item, group)
     default = item.default if item.default is not MISSING else None
-    flag = "--" + item.name.replace("_", "-")
     text = item.metadata.get("help", "") + ("" if default in (None, "", ()) else f" (default: {_shown(default)})")
     text = text.replace("%", "%%")
     if kind is bool:
         # A flag has its --no-x, too: a recipe may have switched it on.
         action = argparse.BooleanOptionalAction
-        section.add_argument(flag, dest=item.name, default=argparse.SUPPRESS, action=action, help=text)
+        section.add_argument(flag(item.name), dest=item.name, default=argparse.SUPPRESS, action=action, help=text)
         return
     section.add_argument(
-        flag,
+        flag(item.name),
         dest=item.name,
         default=argparse.SUPPRESS,
         type=_number if kind is float else kind,
@@ -220,6 +224,6 @@ class Parser(argparse.ArgumentParser):
             first = message.split(": ", 1)[1].split()[0].split("=")[0]
             new_name = RENAMED.get(first.lstrip("-").replace("-", "_"))
             if new_name:
-                raise UserError(f"{first} is called --{new_name.replace('_', '-')} now")
+                raise UserError(f"{first} is called {flag(new_name)} now")
             message += suggestion(first, [flag for action in self._actions for flag in action.option_strings])
         raise UserError(f"{message} (--help lists the options)")

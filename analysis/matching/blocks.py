@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def read_blocks(folder: Path) -> tuple[Columns, set[int]]:
             with np.load(path) as stored:
                 part = with_current_names({name: stored[name] for name in stored.files})
             done |= set(part.pop(DONE).tolist())
-        except (ValueError, OSError, EOFError, KeyError) as error:
+        except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
             raise UserError(f"{path}: not a block of a matching-stats run; delete it and run again") from error
         parts.append(part)
     return concatenate(parts), done
@@ -82,6 +83,8 @@ def in_order_of(columns: Columns, prefix: str, key: str) -> Columns:
         prefix: those whose names begin with ``prefix/`` are returned, without it in their names.
         key: column, without the prefix, whose values rise in the result.
     """
-    chosen = {name.removeprefix(f"{prefix}/"): values for name, values in columns.items() if name.startswith(prefix)}
+    chosen = {
+        name.removeprefix(f"{prefix}/"): values for name, values in columns.items() if name.startswith(f"{prefix}/")
+    }
     order = np.argsort(chosen[key], kind="stable")
     return {name: values[order] for name, values in chosen.items()}

@@ -7,8 +7,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from analysis.matching.blocks import remove_blocks
 from analysis.matching.browser import browser_data
 from analysis.matching.losses import loss_options_of
@@ -27,16 +25,15 @@ from data.labels.annotations import Annotations
 from data.loader import LoaderSettings
 from data.splits import open_split
 from engine.resolve import NAME_THE_DATA, Wanted, check_classes, resolve
-from engine.run_folder import new_run_folder, save_config
+from engine.run_folder import new_run_folder, read_config, save_config
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import LoadedNetwork
 from models.detector import Detector
 from models.loss import build_loss
 from utils import distributed
-from utils.config import flat_dict
+from utils.config import flag, flat_dict
 from utils.devices import choose_device, describe_device, use_threads
 from utils.errors import UserError
-from utils.renamed import with_current_names
 
 DEFAULT_KINDS = ("iou",)  # of IoU, without --match-iou
 HARD_LISTED = 1000  # hard examples in results.json; the CSV has all
@@ -62,8 +59,6 @@ class MatchingInputs:
     data: str
     split: str
     img_size: int  # side of the network input, pixels
-    strategies: Mapping[str, AssignmentOptions]
-    kinds: tuple[str, ...]  # of IoU
     plan: MeasurementPlan
 
 
@@ -129,9 +124,24 @@ def open_everything(source: Source, options: MatchingOptions, strategies: Strate
         loss = build_loss(loss_options_of(trained), next(iter(chosen.values())), detector.heads, img_size)
     candidates = strategies.candidates
     plan = MeasurementPlan(
-        detector, chosen, kinds, candidates or "cell", candidates or "map", options.min_q, rule, loss
+        detector=detector,
+        strategies=chosen,
+        kinds=kinds,
+        candidates=candidates or "cell",
+        score_candidates=candidates or "map",
+        min_q=options.min_q,
+        suppression=rule,
+        loss=loss,
     )
-    inputs = MatchingInputs(found.weights, loaded, annotations, found.data, source.split, img_size, chosen, kinds, plan)
+    inputs = MatchingInputs(
+        weights=found.weights,
+        loaded=loaded,
+        annotations=annotations,
+        data=found.data,
+        split=source.split,
+        img_size=img_size,
+        plan=plan,
+    )
     if distributed.is_main():
         print(
             f"analyze: {found.weights} ({loaded.network.cfg_path}) on {found.data} "
@@ -233,14 +243,13 @@ def resumed_options(given: dict[str, Any]) -> dict[str, Any]:
         return given
     others = [name for name in given if name not in ("resume", "matching_stats", "device", "workers")]
     if others:
-        raise UserError(f"--resume takes all options from its folder; leave --{others[0].replace('_', '-')} out")
+        raise UserError(f"--resume takes all options from its folder; leave {flag(others[0])} out")
     folder = Path(given["resume"])
     if (folder / "results.json").is_file():
         raise UserError(f"--resume {folder}: this run is finished, its results.json is there")
     if not (folder / "config.yaml").is_file() or not (folder / "partial").is_dir():
         raise UserError(f"--resume {folder}: no interrupted --matching-stats run is here (config.yaml and partial/)")
-    saved = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-    return with_current_names(saved) | given
+    return read_config(folder) | given
 
 
 def run(request: Request) -> Result | None:
@@ -250,7 +259,7 @@ def run(request: Request) -> Result | None:
     inputs = open_everything(source, options, request.options(StrategyOptions))
     given = flat_dict(asked, options, request.options(StrategyOptions), request.options(ReportOptions))
     several = request.options(ReportOptions).report or len(request.chosen) > 1
-    name = run_name(asked.name, MODE.name, 1 + several)
+    name = run_name(asked.name, MODE.name, with_mode=several)
     folder = start_folder(options.resume, ANALYSES, name, given, inputs)
     result = matching_stats(inputs, options, folder, request.report_images)
     distributed.stop()

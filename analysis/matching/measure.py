@@ -90,13 +90,13 @@ def measure_images(
     todo = [item for item in enumerate(evaluation_plans(annotations.image_wh, settings)) if item[0] not in done]
     mine = todo[distributed.rank() :: distributed.world_size()]
     batches = Batches(DetectionDataset(annotations, settings.resize), lambda _: [one for _, one in mine], settings)
-    strategies = {name: build_assigner(one, plan.detector.heads) for name, one in plan.strategies.items()}
+    assigners = {name: build_assigner(one, plan.detector.heads) for name, one in plan.strategies.items()}
     block, parts = ColumnBlock(), []
     bar = tqdm(total=len(annotations), unit=" images", desc="matching", disable=None if distributed.is_main() else True)
     bar.update(len(annotations) - sum(len(one.indices) for _, one in todo))
     try:
         for (number, one), batch in zip(mine, batches, strict=True):
-            columns = measure_batch(batch, one, rows_of_image, plan, strategies)
+            columns = measure_batch(batch, one, rows_of_image, plan, assigners)
             parts.append(columns)
             block.add(number, columns)
             if folder and len(block.batches) == BATCHES_PER_BLOCK:
@@ -111,9 +111,9 @@ def measure_images(
         if folder:
             block.write(folder)
     gathered = distributed.gather(parts)
-    everything = None if gathered is None else [part for one in gathered for part in one]
-    if everything is None:
+    if gathered is None:
         return None
+    everything = [part for one in gathered for part in one]
     columns = concatenate([kept, *everything] if kept else everything)
     return Measurements(
         objects=in_order_of(columns, "object", "row"),

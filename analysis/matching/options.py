@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from utils.config import option
+from utils.config import flag, option
 
 BREAKDOWNS = ("class", "size", "elongation", "occlusion", "matches")
 
@@ -33,6 +33,6 @@ class MatchingOptions:
                 raise ValueError(f"--by knows {', '.join(BREAKDOWNS)}, not '{name}'")
         for name in ("min_q", "conf_thres", "iou_thres"):
             if not 0 < getattr(self, name) <= 1:
-                raise ValueError(f"--{name.replace('_', '-')} must be above 0 and at most 1, not {getattr(self, name)}")
+                raise ValueError(f"{flag(name)} must be above 0 and at most 1, not {getattr(self, name)}")
         if self.batch_size < 1 or min(self.workers, self.hard, self.draw_lost) < 0:
             raise ValueError("--batch-size must be at least 1; --workers, --hard and --draw-lost must not be negative")

@@ -1,8 +1,5 @@
 """Which slots every strategy matches to the objects of a batch: pairs of an object and a slot, each once.
 
-Everything is a column: a tensor whose first dimension counts the objects of the batch. Nothing is summed over objects
-here, so the statistics made of the columns are the same for any order, number of processes and interruption.
-
 Shape letters: B images, S slots of one image, T objects, Z strategies, Q kinds of IoU, P pairs (object, slot).
 """
 

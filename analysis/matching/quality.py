@@ -10,7 +10,7 @@ Z strategies, Q kinds of IoU, P pairs (object, slot).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +34,7 @@ class Candidates:
     anchor: Tensor  # [N] int64, among the anchors of all heads
 
 
-def neighbourhood(inputs: AssignmentInput) -> Candidates:
+def neighbour_slots(inputs: AssignmentInput) -> Candidates:
     """Return the slots of the 3x3 cells around each object's centre on every head: N = 9 K, cell by cell in rows."""
     grid = inputs.grid
     step = torch.arange(-1, 2, device=grid.head.device)
@@ -50,14 +50,20 @@ def neighbourhood(inputs: AssignmentInput) -> Candidates:
     return Candidates(slot.flatten(1), valid[..., grid.head].flatten(1), anchor.repeat(9))
 
 
-def center_cell(near: Candidates) -> Candidates:
+def center_slots(near: Candidates) -> Candidates:
     """Return the part of the :func:`neighbourhood` that is the cell of the centre: N = K."""
     size = near.slot.shape[1] // 9
     part = slice(CENTER * size, (CENTER + 1) * size)
     return Candidates(near.slot[:, part], near.valid[:, part], near.anchor[part])
 
 
-def whole_map(inputs: AssignmentInput) -> Candidates:
+NEAR_CANDIDATES: dict[str, Callable[[Candidates], Candidates]] = {  # parts of the neighbourhood
+    "cell": center_slots,
+    "neighbours": lambda near: near,
+}
+
+
+def all_slots(inputs: AssignmentInput) -> Candidates:
     """Return all slots of each object's image: N = S."""
     grid = inputs.grid
     slot = torch.arange(grid.slots_per_image, device=grid.head.device)
@@ -82,14 +88,14 @@ def measure(predictions: Predictions, pairs: MatchedPairs, kinds: Sequence[str],
     """
     inputs = predictions.inputs
     # The fit of the 3x3 cells is needed in any case, for best_from_neighbour; C(o) is a part of it, or the whole map.
-    near = neighbourhood(inputs)
+    near = neighbour_slots(inputs)
     everyone = torch.arange(len(inputs.targets), device=near.slot.device)[:, None]
     near_q = predictions.ious(everyone.expand_as(near.slot), near.slot, kinds)  # T 9K Q
     if candidates == "map":
-        columns = _measure_in_parts(predictions, pairs, kinds, whole_map(inputs))
+        columns = _measure_in_parts(predictions, pairs, kinds, all_slots(inputs))
     else:
-        chosen = near if candidates == "neighbours" else center_cell(near)
-        q = near_q if candidates == "neighbours" else center_of(near_q)
+        chosen = NEAR_CANDIDATES[candidates](near)
+        q = near_q if chosen is near else center_of(near_q)
         columns = measure_candidates(q, chosen, is_matched(chosen, pairs, predictions.grid, everyone), inputs.grid)
     # The best fit in the eight cells around the centre's, those outside the grid left out.
     around = near_q.masked_fill(~near.valid[..., None], -math.inf).unflatten(1, (9, -1))

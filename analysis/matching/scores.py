@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from analysis.matching.pairs import Predictions
-from analysis.matching.quality import Candidates, center_cell, neighbourhood
+from analysis.matching.quality import NEAR_CANDIDATES, Candidates, neighbour_slots
 from models.raw_maps import gather_numbers
 from utils.boxes import xyxy_to_cxcywh
 
@@ -49,7 +49,7 @@ def score_columns(
     for index in range(len(kinds)):
         keep = (q[:, index] >= min_q).nonzero().squeeze(1)
         columns.append(
-            _columns_of_kind(predictions, target[keep], slot[keep], q[keep, index], (objectness, score, keep))
+            _columns_of_kind(predictions, target[keep], slot[keep], q[keep, index], objectness[keep], score[keep])
         )
     return {name: torch.stack([part[name] for part in columns], dim=1) for name in columns[0]}
 
@@ -62,8 +62,8 @@ def overlapping(predictions: Predictions, candidates: str, min_q: float) -> tupl
     """
     if candidates == "map":
         return _overlapping_anywhere(predictions, min_q)
-    near = neighbourhood(predictions.inputs)
-    return _overlapping_of(predictions, near if candidates == "neighbours" else center_cell(near), min_q)
+    near = neighbour_slots(predictions.inputs)
+    return _overlapping_of(predictions, NEAR_CANDIDATES[candidates](near), min_q)
 
 
 def _overlapping_anywhere(predictions: Predictions, min_q: float) -> tuple[Tensor, Tensor]:
@@ -116,7 +116,7 @@ def class_logits(predictions: Predictions, raw_maps: Sequence[Tensor], target: T
 
 
 def _columns_of_kind(
-    predictions: Predictions, target: Tensor, slot: Tensor, q: Tensor, scores: tuple[Tensor, Tensor, Tensor]
+    predictions: Predictions, target: Tensor, slot: Tensor, q: Tensor, objectness: Tensor, score: Tensor
 ) -> dict[str, Tensor]:
     """Return the columns [T] of one kind of IoU.
 
@@ -125,9 +125,9 @@ def _columns_of_kind(
         target: [p], the objects of the pairs whose q reaches min_q.
         slot: [p].
         q: [p].
-        scores: objectness logits and scores of all pairs, and the indices [p] of these pairs among them.
+        objectness: [p], logits.
+        score: [p], objectness x probability of the object's class.
     """
-    objectness, score = scores[0][scores[2]], scores[1][scores[2]]
     count = len(predictions.inputs.targets)
     # Among equals the other quantity decides: a tie is then no mismatch.
     best = strongest(target, slot, (q, objectness), count)

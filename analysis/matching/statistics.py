@@ -161,7 +161,7 @@ def _anchors(found: Measurements, objects: Mapping[str, np.ndarray], number: int
     matched_q = objects["matched_q"][:, number, index].sum(axis=0, dtype=np.float64)
     candidates_q = objects["candidates_q"][:, index].sum(axis=0, dtype=np.float64)
     candidates = objects["candidates"].sum(axis=0)
-    prior_sum = np.where(matched > 0, shape_iou, 0).sum(axis=0, dtype=np.float64)
+    shape_iou_sum = np.where(matched > 0, shape_iou, 0).sum(axis=0, dtype=np.float64)
     with_match = (matched > 0).sum(axis=0)
     return [
         row
@@ -170,7 +170,7 @@ def _anchors(found: Measurements, objects: Mapping[str, np.ndarray], number: int
             "object_share": share(with_match[k], len(matched)),
             "matches": int(matched[:, k].sum()),
             "mean_matched_q": share(matched_q[k], matched[:, k].sum()),
-            "mean_shape_iou": share(prior_sum[k], with_match[k]),
+            "mean_shape_iou": share(shape_iou_sum[k], with_match[k]),
             "mean_candidate_q": share(candidates_q[k], candidates[k]),
         }
         for k, row in enumerate(anchor_rows(found.heads))

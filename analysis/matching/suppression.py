@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from analysis.matching.pairs import Predictions
+from models.assignment.inputs import marked
 from models.detector import decode_predictions
 from models.heads import Head
 from models.nms import non_max_suppression, select_candidates
@@ -60,8 +61,8 @@ def suppression_columns(
     owner = owners(detection, target, iou, len(boxes), rule.own_iou)
 
     # Of the objects that were found and are not detected: whose box has removed their strongest prediction.
-    found = _marked(owner[owner >= 0], count)
-    detected = _marked(owner[kept][owner[kept] >= 0], count)
+    found = marked(owner[owner >= 0], count)
+    detected = marked(owner[kept][owner[kept] >= 0], count)
     remover = removers(boxes, scores, groups, owner, kept, found & ~detected)
     by_other = (remover >= 0) & (owner[remover.clamp(min=0)] >= 0) if len(boxes) else remover >= 0
     pairs = merged_pairs(boxes[kept], groups[kept], inputs.boxes_xyxy, target_groups, detected, rule)
@@ -81,9 +82,9 @@ def detect_all(
 
     A slot predicts its most probable class only, as in detect.py.
     """
-    slots = decode_predictions(raw_maps, heads, confidence)
-    slot, label, score = select_candidates(slots.objectness, slots.class_logits, confidence, multi_label=False)
-    return slots.boxes_xyxy_net[slot], score, label, slots.image[slot]
+    decoded = decode_predictions(raw_maps, heads, confidence)
+    slot, label, score = select_candidates(decoded.objectness, decoded.class_logits, confidence, multi_label=False)
+    return decoded.boxes_xyxy_net[slot], score, label, decoded.image[slot]
 
 
 def same_group(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
@@ -191,10 +192,3 @@ def merged_pairs(
     fits_both = torch.minimum(with_first, with_second) >= rule.own_iou
     fits_hull = (with_hull >= rule.own_iou) & (with_hull > torch.maximum(with_first, with_second))
     return torch.unique(torch.stack((first, second), dim=1)[fits_both | fits_hull], dim=0)
-
-
-def _marked(rows: Tensor, size: int) -> Tensor:
-    """Return [size] bool, True at the indices ``rows``."""
-    marked = torch.zeros(size, dtype=torch.bool, device=rows.device)
-    marked[rows] = True
-    return marked

@@ -221,7 +221,7 @@ def all_plots(statistics: Mapping[str, Any]) -> dict[str, Figure]:
     strategies = statistics["strategies"]
     kind = next(iter(statistics["scores"]))
     first = next(iter(strategies.values()))
-    iou = IOU_NAMES[kind]
+    iou = IOU_NAMES.get(kind, kind)
     labels = anchor_labels(first["iou"][kind]["anchors"])
 
     def of_anchors(table: str, key: str) -> dict[str, list[float]]:

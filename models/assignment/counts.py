@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from models.assignment.grid import SlotGrid
+from models.assignment.inputs import marked
 from utils.boxes import SIZE_LIMITS, SIZE_NAMES
 from utils.structures import Assignment, Targets
 
@@ -159,10 +160,3 @@ def losing_matches(slot: Tensor, target: Tensor, quality: Tensor) -> tuple[Tenso
     # Back to the order of the arguments: match i stands at back[i] in the sorted one.
     back = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
     return loses[back], repeated[back], collided.sum(dtype=torch.float64)
-
-
-def marked(target: Tensor, num_targets: int) -> Tensor:
-    """Return [T] bool, True for the targets whose rows are in ``target`` [M]."""
-    result = torch.zeros(num_targets, dtype=torch.bool, device=target.device)
-    result[target] = True
-    return result

@@ -223,3 +223,10 @@ def ranks(group: Tensor, *keys: Tensor) -> Tensor:
 def best_target_of_slot(inputs: AssignmentInput, pairs: Pairs, cost: Tensor) -> Pairs:
     """Keep, of the pairs that share a slot, the one with the lowest cost [P]; equal costs go by label, then box."""
     return pairs.select(ranks(inputs.slots(pairs), cost, inputs.target_rank[pairs.target]) == 0)
+
+
+def marked(rows: Tensor, count: int) -> Tensor:
+    """Return [count] bool, True at the indices ``rows`` [M], which may repeat."""
+    result = torch.zeros(count, dtype=torch.bool, device=rows.device)
+    result[rows] = True
+    return result

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, fields
 
 from models.assignment.candidates import CANDIDATES
 from models.assignment.inputs import Pairs
 from models.assignment.strategies import STRATEGIES, strategies_of
 from utils.boxes import IOU_KINDS
-from utils.config import option
+from utils.config import flag, option
 
 
 @dataclass(frozen=True)
@@ -46,13 +45,11 @@ class AssignmentOptions:
         for item in fields(self):
             if item.name not in used and getattr(self, item.name) != item.default:
                 users = [name for name in STRATEGIES if item.name in options_used(name)]
-                raise ValueError(
-                    f"--{item.name.replace('_', '-')} is not used by --match {self.match}; used by: {', '.join(users)}"
-                )
+                raise ValueError(f"{flag(item.name)} is not used by --match {self.match}; used by: {', '.join(users)}")
         for name, low, high in RANGES:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise ValueError(f"--{name.replace('_', '-')} must be between {low} and {high}, not {value}")
+                raise ValueError(f"{flag(name)} must be between {low} and {high}, not {value}")
 
 
 # Option, lowest and highest value, both allowed.
@@ -90,10 +87,3 @@ def build_rule(rule: type, options: AssignmentOptions) -> Callable[..., Pairs]:
     """Return a strategy's rule with the options that were given; what is None keeps the rule's own default."""
     given = {name: getattr(options, name) for name in option_names(rule)}
     return rule(**{name: value for name, value in given.items() if value is not None})
-
-
-def with_strategy(options: AssignmentOptions, match: str) -> AssignmentOptions:
-    """Return the options for another strategy; options that it does not use fall back to their defaults."""
-    used = options_used(match)
-    defaults: dict[str, Any] = {item.name: item.default for item in fields(options) if item.name not in used}
-    return replace(options, match=match, **defaults)

@@ -102,13 +102,8 @@ class Fast:
         if self.reduce_anchor:
             extra = _best_anchor_of_cell(inputs, extra)
         if self.linear_reweight is not None:
-            extra = replace(extra, weight=self._weight(extra.iou, self.linear_reweight))
+            extra = replace(extra, weight=_rising_weight(extra.iou, self.extra_iou, self.linear_reweight))
         return extra
-
-    def _weight(self, iou: Tensor, lowest: float) -> Tensor:
-        """Return each pair's weight, [P]: it rises linearly from ``lowest`` at ``extra_iou`` to 1 at IoU 1."""
-        rise = (iou - self.extra_iou) / max(1 - self.extra_iou, 1e-6)
-        return lowest + (1 - lowest) * rise.clamp(0, 1)
 
 
 def predicted_iou(inputs: AssignmentInput, pairs: Pairs, kind: str) -> Tensor:
@@ -153,6 +148,12 @@ def _best_anchor_of_cell(inputs: AssignmentInput, pairs: Pairs) -> Pairs:
     anchor = pairs.anchor.masked_fill(pairs.iou < best[cell], none)
     winner = torch.full_like(cell, none).scatter_reduce_(0, cell, anchor, "amin")
     return pairs.select(pairs.anchor == winner[cell])
+
+
+def _rising_weight(iou: Tensor, start: float, lowest: float) -> Tensor:
+    """Return each pair's weight, [P]: it rises linearly from ``lowest`` at the IoU ``start`` to 1 at IoU 1."""
+    rise = (iou - start) / max(1 - start, 1e-6)
+    return lowest + (1 - lowest) * rise.clamp(0, 1)
 
 
 STRATEGIES = tuple(

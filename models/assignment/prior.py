@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from models.assignment.grid import constant
-from models.assignment.inputs import AssignmentInput, Pairs
+from models.assignment.inputs import AssignmentInput, Pairs, marked
 from models.assignment.strategy import Strategy
 from models.heads import Head
 from utils.boxes import shape_iou
@@ -124,8 +124,7 @@ def _anchor_numbers(heads: tuple[Head, ...]) -> tuple[int, ...]:
 
 def with_fallback(inputs: AssignmentInput, pairs: Pairs) -> Pairs:
     """Give every target without a pair its single best anchor over all heads, in the centre's cell."""
-    unmatched = torch.ones(len(inputs.targets), dtype=torch.bool, device=inputs.boxes.device)
-    unmatched[pairs.target] = False
+    unmatched = ~marked(pairs.target, len(inputs.targets))
     iou = shape_ious(inputs)
     return Pairs.join([pairs, pairs_in_center_cell(inputs, _best_anchor(iou) & unmatched, iou)])
 

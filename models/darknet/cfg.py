@@ -89,7 +89,7 @@ def _read_lines(text: str, source: str, doubles: list[str]) -> list[_Raw]:
         elif line and not found:
             raise UserError(f"{place}: '{_short(line)}' stands before the first [section]")
         elif line:
-            _read_key(line, place, found[-1], doubles)
+            _read_key(line, number, source, found[-1], doubles)
     return found
 
 
@@ -111,7 +111,8 @@ def _kind(line: str, place: str) -> str:
     raise UserError(f"{place}: unknown section [{_short(name)}]{close}")
 
 
-def _read_key(line: str, place: str, section: _Raw, doubles: list[str]) -> None:
+def _read_key(line: str, number: int, source: str, section: _Raw, doubles: list[str]) -> None:
+    place = f"{source}:{number}"
     kind, _, values = section
     name, equals, value = line.partition("=")
     name = name.lower()
@@ -123,7 +124,7 @@ def _read_key(line: str, place: str, section: _Raw, doubles: list[str]) -> None:
         if values[name][0] != value:
             doubles.append(f"{place}: the second '{name}' has no effect; the first, {values[name][0]}, counts")
         return
-    values[name] = (value, int(place.rpartition(":")[2]))
+    values[name] = (value, number)
 
 
 def _typed(kind: str, index: int, line: int, source: str, values: dict[str, tuple[str, int]]) -> Section:

@@ -8,12 +8,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import TYPE_CHECKING
 
 from torch import nn
 
-from models.darknet.schema import Key
 from models.darknet.section import DarknetConfig, Section
 from models.heads import Head
+
+if TYPE_CHECKING:
+    from models.darknet.kind import SectionKind
 
 MAX_PARAMETERS = 300_000_000  # the largest published cfg, yolov4-p7, has 287 million
 MAX_MAP = 2**28  # numbers in one layer's output for one image: 1 GiB
@@ -156,16 +159,4 @@ def made(section: Section, module: nn.Module, output: MapShape, geometry: str = 
     return Layer(section, module, (), (), output, geometry, operations)
 
 
-Builder = Callable[["SectionBuilder", Section, Sequence[MapShape]], Layer]
-
-
-@dataclass(frozen=True)
-class SectionKind:
-    """One kind of section: the keys it may have, and what builds its layer.
-
-    A kind with the key ``from`` reads the layers it names besides the one before it; with ``layers``, those alone.
-    """
-
-    name: str  # between the brackets
-    keys: Mapping[str, Key]
-    build: Builder
+Builder = Callable[[SectionBuilder, Section, Sequence[MapShape]], Layer]

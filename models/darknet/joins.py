@@ -8,7 +8,8 @@ from fractions import Fraction
 
 from torch import nn
 
-from models.darknet.graph import Layer, MapShape, SectionBuilder, SectionKind, made, sources_of
+from models.darknet.graph import Layer, MapShape, SectionBuilder, made, sources_of
+from models.darknet.kind import SectionKind
 from models.darknet.schema import SECTIONS
 from models.darknet.section import Section
 from models.layers import Implicit, Product, Route, Shortcut, Sum

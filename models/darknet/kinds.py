@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from models.darknet import joins, sections
-from models.darknet.graph import SectionKind
+from models.darknet.kind import SectionKind
 
 KINDS: dict[str, SectionKind] = {
     kind.name: kind

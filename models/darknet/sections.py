@@ -13,7 +13,8 @@ from fractions import Fraction
 from torch import nn
 
 from models.activations import build_activation
-from models.darknet.graph import Layer, MapShape, SectionBuilder, SectionKind, made, sources_of
+from models.darknet.graph import Layer, MapShape, SectionBuilder, made, sources_of
+from models.darknet.kind import SectionKind
 from models.darknet.schema import SECTIONS
 from models.darknet.section import Section
 from models.heads import Head
