@@ -1,7 +1,7 @@
 """Golden outputs: record what the commands write, and compare it after a change that must not change anything.
 
     python tests/golden.py record FOLDER
-    python tests/golden.py check FOLDER [--map tests/golden_names.json]
+    python tests/golden.py check FOLDER [--map FILE]
 
 Every number that a command writes becomes one line ``command/file:place = value``, as text and without a tolerance;
 tensors become their SHA-256. Left out are times and command lines. The map is a list of ``[pattern, replacement]``
