@@ -16,7 +16,7 @@ from analysis.mode import ANALYSES, AnalyzeOptions, Mode, Request, run_name
 from analysis.modes import MODES
 from analysis.output.report import ReportOptions, write_report
 from analysis.output.result import print_result, write_result
-from data.data_file import split_shown
+from data.splits import split_shown
 from engine.run_folder import new_run_folder, newest_run, options_of_run, weights_of_run
 from utils import distributed
 from utils.config import build_options, find_file, flag, option, parse_flags
@@ -107,7 +107,8 @@ def announce(options: AnalyzeOptions, modes: list[str]) -> None:
     if modes and distributed.is_main():
         anchors = f" with the anchors of {options.cfg}" if "anchor_stats" in modes else ""
         what = " ".join(flag(mode) for mode in modes)
-        print(f"analyze: {what} of {options.data} ({split_shown(options.data, options.split)}){anchors}\n")
+        split = split_shown(options.data, options.split, options.val_fraction)
+        print(f"analyze: {what} of {options.data} ({split}){anchors}\n")
 
 
 def default_modes(given: dict[str, Any]) -> list[str]:
@@ -122,7 +123,13 @@ def with_defaults(options: AnalyzeOptions) -> AnalyzeOptions:
     """Fill in data and cfg: those of the newest training run, else the demo set and its network."""
     newest = {} if options.data and options.cfg else options_of_run(newest_run())
     data = options.data or newest.get("data") or "shapes.data"
-    return replace(options, data=data, cfg=options.cfg or newest.get("cfg") or "yolov3-nano.cfg")
+    of_run = newest if data == newest.get("data") else {}
+    return replace(
+        options,
+        data=data,
+        val_fraction=options.val_fraction or of_run.get("val_fraction", 0.0),
+        cfg=options.cfg or newest.get("cfg") or "yolov3-nano.cfg",
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 from data.letterbox import letterbox_images, letterbox_meta, smallest_input
 from data.sources import ImageFiles, Picture, VideoFrames, open_source
 from data.splits import open_split
-from engine.resolve import Wanted, class_names, resolve
+from engine.resolve import Resolved, Wanted, class_names, resolve
 from engine.run_folder import new_run_folder
 from engine.writers import DetectionWriter, Mp4Writer
 from models.detector import Detector
@@ -74,7 +74,7 @@ def main() -> None:
     resolved = resolve(wanted, needs_data=False)
     loaded, size = resolved.loaded, resolved.input_wh[0]
     names = class_names(resolved, options.names, options.data)
-    sources, shown = choose_sources(options.source, resolved.data)
+    sources, shown = choose_sources(options.source, resolved)
     detector = Detector(
         loaded.network.to(device),
         confidence=options.conf_thres,
@@ -129,12 +129,12 @@ def class_numbers(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
     return numbers
 
 
-def choose_sources(source: str, data: str) -> tuple[list[ImageFiles | VideoFrames], str]:
+def choose_sources(source: str, resolved: Resolved) -> tuple[list[ImageFiles | VideoFrames], str]:
     """Return what to look at, and its name for the first line; without a source, validation images of the data set."""
     if source:
         return open_source(source), source
-    data = data or "shapes.data"
-    paths = open_split(data, "valid").image_paths[:WITHOUT_SOURCE]
+    data = resolved.data or "shapes.data"
+    paths = open_split(data, "valid", val_fraction=resolved.val_fraction).image_paths[:WITHOUT_SOURCE]
     return [ImageFiles(tuple(paths))], f"the first {len(paths)} validation images of {data}"
 
 

@@ -31,8 +31,9 @@ from analysis.mode import ANALYSES
 from analysis.objects import Objects, letterboxed, select_objects
 from analysis.output.plots import anchor_scatter
 from analysis.output.result import Result, Table, print_result, with_problems, write_result
-from data.data_file import SPLITS, open_data, split_shown
+from data.description import SPLITS
 from data.labels.read import read_dataset
+from data.splits import open_data, split_shown
 from engine.run_folder import new_run_folder
 from models.network import Network, build_network, build_network_from_text, check_image_size, require_heads
 from utils.config import build_options, find_file, flag, option, parse_flags

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import torch
 
-from data.data_file import split_shown
 from data.labels.annotations import Annotations
 from data.letterbox import RESIZES
 from data.loader import LoaderSettings, evaluation_batches
-from data.splits import open_split
+from data.splits import open_split, split_shown
 from engine.evaluate import collect_results
 from engine.resolve import Wanted, check_classes, resolve
 from engine.run_folder import shared_run_folder
@@ -51,6 +50,7 @@ class EvaluationOptions:
     max_det: int = option(300, "detections per image")
     save_json: bool = option(False, "write detections.json and ground_truth.json, in COCO's format")
     verbose: bool = option(False, "one line per class")
+    val_fraction: float = option(0.0, "share of the training images that is held out; default: the training's")
     single_cls: bool = option(False, "treat all objects and detections as one class")
     device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
     half: bool = option(False, "float16, on CUDA")
@@ -77,7 +77,9 @@ def main() -> None:
     use_threads()
     distributed.start(device)
 
-    wanted = Wanted(options.weights, options.cfg, options.data, options.img_size, options.single_cls)
+    wanted = Wanted(
+        options.weights, options.cfg, options.data, options.img_size, options.single_cls, options.val_fraction
+    )
     resolved = resolve(wanted, square=False)
     loaded = resolved.loaded
     options = replace(  # so that metrics.json says what was evaluated where the command line left it open
@@ -86,8 +88,9 @@ def main() -> None:
         data=resolved.data,
         img_size=resolved.input_wh,
         single_cls=resolved.single_cls,
+        val_fraction=resolved.val_fraction,
     )
-    dataset = open_split(resolved.data, SPLITS[options.task], resolved.single_cls)
+    dataset = open_split(resolved.data, SPLITS[options.task], resolved.single_cls, val_fraction=resolved.val_fraction)
     check_classes(resolved, dataset)
     batches = evaluation_batches(dataset, loader_settings(options, loaded, device))
     detector = Detector(
@@ -145,9 +148,10 @@ def announce(options: EvaluationOptions, loaded: LoadedNetwork, dataset: Annotat
     if distributed.is_main():
         width, height = options.img_size
         batches = ", rectangular batches" if options.rect else ""
+        split = split_shown(options.data, SPLITS[options.task], options.val_fraction)
         print(
             f"test: {options.weights} ({loaded.network.cfg_path}) on {options.data} "
-            f"({split_shown(options.data, SPLITS[options.task])}), {len(dataset)} images, {options.resize} to "
+            f"({split}), {len(dataset)} images, {options.resize} to "
             f"{width}x{height}{batches} ({describe_device(device)})"
         )
         if options.half and device.type != "cuda":

@@ -15,7 +15,7 @@ import torch
 from data.augment import AugmentOptions
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches, training_batches
-from data.splits import open_split
+from data.splits import open_training_splits
 from engine.ema import AveragedModel
 from engine.evaluate import evaluate
 from engine.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
@@ -65,6 +65,7 @@ class TrainOptions:
     multi_scale: bool = option(False, "another image size for every batch, 0.67 to 1.5 times --img-size")
     rect: bool = option(False, "rectangular training batches: images of similar shape together, without mosaic")
     cache_images: bool = option(False, "keep the decoded images in memory")
+    val_fraction: float = option(0.0, "share of the training images to hold out for validation, where there are none")
     single_cls: bool = option(False, "treat all objects as one class")
     freeze: int = option(0, "keep the first N layers of the cfg as they are")
     device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
@@ -122,9 +123,8 @@ def main() -> None:
     distributed.start(device)
     seed_everything(options.train.seed)
 
-    train_set = open_split(options.train.data, "train", options.train.single_cls)
-    test_set = open_split(options.train.data, "valid", options.train.single_cls)
-    check_names(options.train, train_set.names, test_set.names, checkpoint)
+    train_set, test_set = open_training_splits(options.train.data, options.train.val_fraction, options.train.single_cls)
+    check_names(options.train, train_set.names, checkpoint)
 
     network = new_network(options.train, train_set.names, checkpoint).to(device).to(memory_format=torch.channels_last)
     loss_function = build_loss(options.loss, options.assignment, network.heads, image_sizes(options.train, network)[0])
@@ -197,15 +197,8 @@ def default_recipe(cfg: str) -> str:
     return "yolov5.yaml" if any(head["new_coords"] for head in heads) else "yolov3.yaml"
 
 
-def check_names(
-    options: TrainOptions, names: tuple[str, ...], test_names: tuple[str, ...], checkpoint: dict[str, Any] | None
-) -> None:
-    """Refuse splits that number their classes differently, and a checkpoint to resume from that had other classes."""
-    if test_names != names:
-        raise UserError(
-            f"{options.data}: the classes of its splits differ (train: {', '.join(names)}; "
-            f"valid: {', '.join(test_names)}); give them one order with 'names = …' in the data file"
-        )
+def check_names(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[str, Any] | None) -> None:
+    """Refuse a checkpoint to resume from that had other classes."""
     if checkpoint and tuple(checkpoint["names"]) != names:
         raise UserError(
             f"{options.data}: has other classes than when {options.resume} was written "

@@ -317,5 +317,5 @@ MODE = Mode(
     text="which anchors match which objects, by every strategy that looks only at priors",
     run=run,
     groups=(StrategyOptions,),
-    reads=frozenset({"data", "split", "cfg", "img_size"}),
+    reads=frozenset({"data", "split", "val_fraction", "cfg", "img_size"}),
 )

@@ -297,5 +297,5 @@ MODE = Mode(
     text="pairs, overlaps, sizes, elongation and occlusion of the annotations",
     run=run,
     groups=(DatasetStatsOptions,),
-    reads=frozenset({"data", "split"}),
+    reads=frozenset({"data", "split", "val_fraction"}),
 )

@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 import torch
 
 from analysis.output.result import Result
-from data.data_file import SPLITS, open_data, split_shown
+from data.description import SPLITS
 from data.labels.annotations import Annotations
 from data.labels.read import read_dataset
+from data.splits import open_data, split_shown
 from models.heads import Head
 from models.network import build_network, check_image_size, require_heads
 from utils.config import find_file, flag, option
@@ -27,6 +28,7 @@ class AnalyzeOptions:
 
     data: str = option("", "a .data file, COCO JSON, image list or folder; default: the newest run's, else shapes.data")
     split: str = option("train", "which split of the data set", SPLITS)
+    val_fraction: float = option(0.0, "share of the training images that is held out as the split valid")
     cfg: str = option("", "network whose anchors are counted; default: the newest run's, else yolov3-nano.cfg")
     img_size: int = option(0, "side of the network input, pixels; 0: the cfg's width")
     name: str = option("", "results go to runs/analyze/<name>; default: the name of the analysis")
@@ -48,7 +50,7 @@ class Request:
 
     def annotations(self) -> Annotations:
         """Read the annotations of the chosen split; no image is needed where they say the sizes of the images."""
-        return read_dataset(open_data(self.about.data), self.about.split, need_images=False)
+        return read_dataset(open_data(self.about.data, self.about.val_fraction), self.about.split, need_images=False)
 
     def heads(self, num_classes: int) -> tuple[tuple[Head, ...], int]:
         """Return the heads of the cfg and the side of the network input in pixels, without allocating any weights.
@@ -65,8 +67,9 @@ class Request:
 
     def described(self, result: Result, **more: Any) -> Result:
         """Return the result whose ``data`` say which data set and split it is about, and ``more``."""
-        about = {"data": self.about.data, "split": split_shown(self.about.data, self.about.split)}
-        return replace(result, data={**about, **more, **result.data})
+        about = self.about
+        shown = split_shown(about.data, about.split, about.val_fraction)
+        return replace(result, data={"data": about.data, "split": shown, **more, **result.data})
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,9 @@ import cv2
 import numpy as np
 
 from data.augment import AugmentOptions
-from data.data_file import open_data
 from data.labels.read import read_dataset
 from data.loader import LoaderSettings, training_batches
+from data.splits import open_data
 
 NUM_IMAGES, IMAGE_WH, SIZE, BATCH, EPOCHS = 200, (640, 480), 640, 16, 4
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from data.data_file import SPLITS, open_data
+from data.description import SPLITS
 from data.labels.annotations import Annotations, summarise_problems
 from data.labels.read import read_dataset
+from data.splits import open_data
 from utils.config import option, parse_options
 from utils.errors import UserError, run_command
 from utils.files import write_json_atomically, write_text_atomically

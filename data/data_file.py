@@ -12,105 +12,39 @@ A relative path is looked for in the working directory, then beside the ``.data`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+import re
+from dataclasses import replace
 from pathlib import Path
 
+from data.description import SPLITS, DataDescription
 from utils.class_names import read_names
-from utils.config import REPOSITORY, find_file
+from utils.config import find_file
 from utils.errors import UserError, suggestion
 
-SPLITS = ("train", "valid", "test")
 KEYS = ("classes", "names", "download", "draw", *SPLITS, *(f"{split}_images" for split in SPLITS))
 DARKNET_KEYS = ("backup", "eval", "results", "top", "difficult", "map", "labels")  # of Darknet, without effect here
-
-
-@dataclass(frozen=True)
-class DataDescription:
-    """What a ``.data`` file says; nothing but the names file has been opened yet."""
-
-    path: Path  # the .data file, or what stands in for one
-    num_classes: int  # 0: as the COCO JSON says
-    names: tuple[str, ...]  # empty: as the COCO JSON says
-    splits: dict[str, str]  # "train", "valid", "test" -> the value as written
-    image_folders: dict[str, str] = field(default_factory=dict)  # split -> explicit image folder of a COCO JSON
-    download: str = ""  # the command that fetches the data
-    draw: str = ""  # the built-in set that is drawn on first use
-
-    def find(self, text: str) -> Path | None:
-        """Return the existing file or folder that a value of the ``.data`` file names, or None."""
-        text = str(Path(text).expanduser())
-        for root in (Path(), self.path.parent, REPOSITORY):
-            if (root / text).exists():
-                return root / text
-        return None
-
-    def source(self, split: str) -> Path:
-        """Return the existing list, folder or JSON of a split.
-
-        Raises:
-            UserError: the file has no such split, or it is not on the disk; says how to get it.
-        """
-        if split not in self.splits:
-            raise UserError(f"{self.path}: has no '{split}' (it has {', '.join(self.splits) or 'no split at all'})")
-        text = self.splits[split]
-        found = self.find(text)
-        if found is None:
-            remedy = f"; fetch it with: {self.download}" if self.download else f"; correct '{split}' in {self.path}"
-            raise UserError(f"{self.path}: {split} = {text} is not on the disk{remedy}")
-        return found
-
-    def image_folder(self, split: str) -> Path | None:
-        """Return the folder that ``<split>_images`` names, or None where the file does not say."""
-        text = self.image_folders.get(split)
-        if text is None:
-            return None
-        found = self.find(text)
-        if found is None:
-            raise UserError(f"{self.path}: {split}_images = {text} does not exist")
-        return found
-
-
-def open_data(name: str) -> DataDescription:
-    """Describe whatever a user may name: a ``.data`` file, a COCO JSON, an image list or a folder.
-
-    Anything but a ``.data`` file serves as all three splits.
-
-    Raises:
-        UserError: it does not exist, or the ``.data`` file is wrong.
-    """
-    path = Path(name).expanduser()
-    if path.is_dir() or (path.suffix in (".json", ".txt") and path.is_file()):
-        return DataDescription(path, 0, (), dict.fromkeys(SPLITS, str(path.absolute())))
-    return read_data_file(name)
-
-
-def split_shown(data: str, split: str) -> str:
-    """Return how to call a split: ``all`` where the data set, not being a ``.data`` file, has a single one."""
-    return split if data.endswith(".data") else "all"
+MOST_CLASSES = 1_000_000
+COMMENT = re.compile(r"(?:^|\s)#")  # a # within a path is part of it
 
 
 def read_data_file(path: str | Path) -> DataDescription:
-    """Read a ``.data`` file, looked up as given and then in ``cfg/``.
+    """Read a ``.data`` file, looked up as given and then in ``cfg/``; it needs no key that the command does not read.
 
     Raises:
-        UserError: no such file, a line without ``=``, an unknown or missing key, a bad number, a names file that is
-            missing or does not have ``classes`` lines; names file and line.
+        UserError: no such file, a line without ``=``, an unknown key, a bad number, a names file that is missing or
+            does not have ``classes`` lines; names file and line.
     """
     path = find_file(str(path), "data file")
     values, lines = _key_values(path)
-    for key in ("classes", "train"):
-        if key not in values:
-            raise UserError(f"{path}: the key '{key}' is missing")
-    place = f"{path}:{lines['classes']}"
-    if not values["classes"].isdigit() or int(values["classes"]) < 1:
-        raise UserError(f"{place}: classes = {values['classes']} is not a positive whole number")
-    num_classes = int(values["classes"])
-
+    splits: dict[str, tuple[str, ...]] = {split: (values[split],) for split in SPLITS if split in values}
+    if not splits:
+        raise UserError(f"{path}: names no images; it needs a line such as 'train = …' or 'valid = …'")
+    num_classes = _num_classes(values["classes"], f"{path}:{lines['classes']}") if "classes" in values else 0
     description = DataDescription(
         path,
         num_classes,
         (),
-        {split: values[split] for split in SPLITS if split in values},
+        splits,
         {split: values[f"{split}_images"] for split in SPLITS if f"{split}_images" in values},
         values.get("download", ""),
         values.get("draw", ""),
@@ -121,9 +55,16 @@ def read_data_file(path: str | Path) -> DataDescription:
     if names_path is None or not names_path.is_file():
         raise UserError(f"{path}:{lines['names']}: names = {values['names']} does not exist")
     names = read_names(names_path)
-    if len(names) != num_classes:
+    if num_classes and len(names) != num_classes:
+        place = f"{path}:{lines['classes']}"
         raise UserError(f"{place}: classes = {num_classes}, but {names_path} has {len(names)} names")
-    return replace(description, names=names)
+    return replace(description, num_classes=len(names), names=names)
+
+
+def _num_classes(text: str, place: str) -> int:
+    if not (text.isdecimal() and len(text) < 10 and 0 < int(text) <= MOST_CLASSES):
+        raise UserError(f"{place}: classes = {text[:40]} is not a usable number of classes (1 to {MOST_CLASSES})")
+    return int(text)
 
 
 def _key_values(path: Path) -> tuple[dict[str, str], dict[str, int]]:
@@ -139,7 +80,7 @@ def _key_values(path: Path) -> tuple[dict[str, str], dict[str, int]]:
     values: dict[str, str] = {}
     lines: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
-        line = line.split("#")[0].strip()
+        line = COMMENT.split(line)[0].strip()
         if not line or line.startswith(";"):
             continue
         key, equals, value = (part.strip() for part in line.partition("="))

@@ -1,27 +1,127 @@
-"""One call from what a user names to the annotations of a split; what is wrong with the data is said once, up front."""
+"""From what a user names to the annotations of a split; what is wrong with the data is said once, up front."""
 
 from __future__ import annotations
 
-from data.data_file import open_data
+from collections.abc import Sequence
+from pathlib import Path
+
+from data.data_file import read_data_file
+from data.data_folder import describe_folder
+from data.data_yaml import read_data_yaml
+from data.description import SPLITS, DataDescription
 from data.labels.annotations import Annotations, summarise_problems
 from data.labels.read import read_dataset
 from utils import distributed
+from utils.class_names import places_in
+
+MOST_NAMES_SHOWN = 12
 
 
-def open_split(data: str, split: str, single_cls: bool = False, need_images: bool = True) -> Annotations:
-    """Read a split of a data set and print a summary of the problems in its labels.
+def open_data(name: str, val_fraction: float = 0.0) -> DataDescription:
+    """Describe whatever a user may name: a ``.data`` file, ``data.yaml``, COCO JSON, image list or folder.
 
     Args:
-        data: a ``.data`` file (looked up here and in ``cfg/``), a COCO JSON, an image list or a folder.
+        name: looked up as given and then, for the first two, in ``cfg/``.
+        val_fraction: the share of the training images to hold out for validation, where the data set has none.
+
+    Raises:
+        UserError: it does not exist, a file is wrong, or it has images for validation and no share is to be held out.
+    """
+    path = Path(name).expanduser()
+    if path.is_dir():
+        description = describe_folder(path)
+    elif path.suffix in (".json", ".txt") and path.is_file():
+        description = DataDescription(path, 0, (), dict.fromkeys(SPLITS, (str(path.absolute()),)), is_one_set=True)
+    elif path.suffix in (".yaml", ".yml"):
+        description = read_data_yaml(name)
+    else:
+        description = read_data_file(name)
+    return description.holding_out(val_fraction)
+
+
+def split_shown(data: str, split: str, val_fraction: float = 0.0) -> str:
+    """Return how to call a split: ``all`` where the data set is a single set of images."""
+    return "all" if open_data(data, val_fraction).is_one_set else split
+
+
+def open_split(
+    data: str, split: str, single_cls: bool = False, need_images: bool = True, val_fraction: float = 0.0
+) -> Annotations:
+    """Read a split of a data set and print what the user should know of it.
+
+    Args:
+        data: as for :func:`open_data`.
         split: "train", "valid" or "test".
         single_cls: treat all objects as one class.
         need_images: False where annotations are enough.
+        val_fraction: as for :func:`open_data`.
 
     Raises:
-        UserError: as :func:`data.labels.read.read_dataset`.
+        UserError: as :func:`open_data` and :func:`data.labels.read.read_dataset`.
     """
-    annotations = read_dataset(open_data(data), split, need_images)
+    description = open_data(data, val_fraction)
+    annotations = read_dataset(description, split, need_images)
+    print_notes([*description.notes, *description.found_elsewhere(split)])
+    print_problems(data, split, annotations)
+    return annotations.as_single_class() if single_cls else annotations
+
+
+def open_training_splits(
+    data: str, val_fraction: float = 0.0, single_cls: bool = False
+) -> tuple[Annotations, Annotations]:
+    """Read the images to train on and those to validate on, with the same classes, and print what they are.
+
+    Args:
+        data: as for :func:`open_data`.
+        val_fraction: likewise.
+        single_cls: treat all objects as one class.
+
+    Raises:
+        UserError: as :func:`open_split`.
+    """
+    description = open_data(data, val_fraction)
+    train, valid = read_dataset(description, "train"), read_dataset(description, "valid")
+    names = united(train.names, valid.names)
+    train, valid = train.with_names(names), valid.with_names(names)
+    if distributed.is_main():
+        shown = ", ".join(names[:MOST_NAMES_SHOWN]) + (", …" if len(names) > MOST_NAMES_SHOWN else "")
+        print(f"{data}: {counted(len(names), 'class', 'classes')} ({shown})")
+        for annotations, split, kind in ((train, "train", "training"), (valid, "valid", "validation")):
+            files = ", ".join(map(str, description.sources(split)))
+            share = "" if not description.val_fraction else " (the rest)" if split == "train" else " (held out)"
+            objects = int((~annotations.crowd).sum())
+            print(f"  {counted(len(annotations), f'{kind} image')}, {counted(objects, 'object')}: {files}{share}")
+    elsewhere = dict.fromkeys((*description.found_elsewhere("train"), *description.found_elsewhere("valid")))
+    print_notes([*description.notes, *elsewhere])
+    if description.is_one_set:
+        print_notes(
+            ["one set of images: validates on its training images; --val-fraction 0.2 holds a fifth of them out"]
+        )
+    for split, annotations in (("train", train), *([] if description.is_one_set else [("valid", valid)])):
+        print_problems(data, split, annotations)
+    return (train.as_single_class(), valid.as_single_class()) if single_cls else (train, valid)
+
+
+def united(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of two lists of classes, those that only the second has at the end."""
+    known = places_in(others, names)
+    return (*names, *(name for name, place in zip(others, known, strict=True) if place is None))
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """Return ``1 image``, ``2 images``, ``3 classes``."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def print_notes(notes: Sequence[str]) -> None:
+    """Print a line for each note, in the main process."""
+    if distributed.is_main():
+        for note in notes:
+            print(f"  note: {note}")
+
+
+def print_problems(data: str, split: str, annotations: Annotations) -> None:
+    """Print the kinds of problems of a split's labels, in the main process."""
     if distributed.is_main():
         for line in summarise_problems(annotations.problems):
             print(f"{data} ({split}): {line}")
-    return annotations.as_single_class() if single_cls else annotations

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from data.data_file import open_data
 from data.labels.annotations import Annotations
+from data.splits import open_data
 from engine.run_folder import find_newest_checkpoint
 from models.checkpoints.load import LoadedNetwork, load_network
 from models.network import check_image_size
@@ -28,6 +28,7 @@ class Wanted:
     data: str = ""
     img_size: tuple[int, ...] = ()  # side of the network input in pixels, or width and height
     single_cls: bool = False
+    val_fraction: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,7 @@ class Resolved:
     data: str  # empty where none is named and none is needed
     input_wh: tuple[int, int]  # of the network, pixels; fits its strides
     single_cls: bool  # all objects count as one class
+    val_fraction: float = 0.0  # share of the training images that is held out for validation
 
 
 def resolve(wanted: Wanted, *, needs_data: bool = True, square: bool = True) -> Resolved:
@@ -63,7 +65,9 @@ def resolve(wanted: Wanted, *, needs_data: bool = True, square: bool = True) -> 
     input_wh = _input_wh(wanted.img_size, loaded, square or bool(loaded.options))
     check_image_size(loaded.network, input_wh)
     single_cls = wanted.single_cls or bool(loaded.options.get("single_cls"))
-    return Resolved(weights, loaded, data, input_wh, single_cls)
+    trained = loaded.options if data == loaded.options.get("data") else {}  # it held out images of this data set
+    val_fraction = wanted.val_fraction or trained.get("val_fraction", 0.0)
+    return Resolved(weights, loaded, data, input_wh, single_cls, val_fraction)
 
 
 def _input_wh(given: tuple[int, ...], loaded: LoadedNetwork, square: bool) -> tuple[int, int]:

@@ -192,9 +192,9 @@ def test_recall_equals_the_share_of_matched_objects():
 
 
 def test_boxes_lie_where_the_loader_puts_them(shared):
-    from data.data_file import open_data
     from data.dataset import BatchPlan, DetectionDataset
     from data.labels.read import read_dataset
+    from data.splits import open_data
 
     path = shared / "data/coco/annotations/instances_val2017.json"
     annotations = read_dataset(open_data(str(path)), "valid").select_images(np.arange(12))

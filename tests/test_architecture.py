@@ -26,7 +26,7 @@ INSIDE = {  # what a folder may import from its own package, besides itself
     "models/assignment": {"models.heads", "models.raw_maps"},
     "models/checkpoints": {"models.layers", "models.network"},
     "models/darknet": {"models.activations", "models.heads", "models.layers"},
-    "data/labels": {"data.data_file", "data.image_files", "data.shapes"},
+    "data/labels": {"data.description", "data.image_files", "data.shapes"},
 }
 MATCHING_STATS = (  # the files of analysis/matching, from the command down; a file imports from later rows only
     {"command"},
@@ -91,7 +91,7 @@ def test_a_wrong_import_would_be_found(tmp_path):
     (tmp_path / "models" / "bad.py").write_text("def f():\n    from data.loader import x\n")
     (tmp_path / "utils" / "bad.py").write_text("import train\n")
     (tmp_path / "data" / "labels").mkdir()
-    text = "import data.data_file\nimport data.labels.find\nimport data.loader\n"
+    text = "import data.description\nimport data.labels.find\nimport data.loader\n"
     (tmp_path / "data" / "labels" / "bad.py").write_text(text)
     assert forbidden_imports(tmp_path) == [
         "utils/bad.py imports train",

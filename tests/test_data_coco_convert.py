@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from data.coco_convert import write_coco, write_yolo
-from data.data_file import DataDescription, open_data
+from data.description import DataDescription
 from data.labels.read import read_dataset
+from data.splits import open_data
 from utils.errors import UserError
 
 
@@ -39,7 +40,7 @@ def test_coco_to_yolo_and_back(notes, tmp_path):
     assert "3 files, 7 objects (1 crowd regions left out)" in line
     names = tuple((tmp_path / "yolo" / "classes.names").read_text().split())
     images = str(tmp_path / "yolo" / "images" / "valid")
-    back = read_dataset(DataDescription(tmp_path / "x.data", 2, names, {"valid": images}), "valid")
+    back = read_dataset(DataDescription(tmp_path / "x.data", 2, names, {"valid": (images,)}), "valid")
     kept = notes.select_boxes(~notes.crowd)
     assert back.names == ("a", "b") and back.image_ids.tolist() == [5, 6, 7]
     assert np.array_equal(back.image_wh, notes.image_wh)
@@ -47,7 +48,7 @@ def test_coco_to_yolo_and_back(notes, tmp_path):
     np.testing.assert_allclose(back.boxes_xyxy, kept.boxes_xyxy, atol=1e-5)
 
     write_coco(back, tmp_path / "again.json")
-    data = DataDescription(tmp_path / "x.data", 2, names, {"valid": str(tmp_path / "again.json")}, {"valid": images})
+    data = DataDescription(tmp_path / "x.data", 2, names, {"valid": (str(tmp_path / "again.json"),)}, {"valid": images})
     again = read_dataset(data, "valid")
     np.testing.assert_allclose(again.boxes_xyxy, back.boxes_xyxy, atol=1e-9)
     assert again.labels.tolist() == back.labels.tolist() and again.image_ids.tolist() == back.image_ids.tolist()
@@ -68,11 +69,12 @@ def test_bccd_to_coco_and_back(shared, tmp_path):
     root = shared / "data" / "bccd"
     names = ("RBC", "WBC", "Platelets")
     voc = read_dataset(
-        DataDescription(tmp_path / "x.data", 3, names, {"test": str(root / "ImageSets" / "Main" / "test.txt")}), "test"
+        DataDescription(tmp_path / "x.data", 3, names, {"test": (str(root / "ImageSets" / "Main" / "test.txt"),)}),
+        "test",
     )
     write_coco(voc, tmp_path / "test.json")
     data = DataDescription(
-        tmp_path / "x.data", 3, names, {"test": str(tmp_path / "test.json")}, {"test": str(root / "JPEGImages")}
+        tmp_path / "x.data", 3, names, {"test": (str(tmp_path / "test.json"),)}, {"test": str(root / "JPEGImages")}
     )
     coco = read_dataset(data, "test")
     assert coco.names == names and coco.image_paths == voc.image_paths

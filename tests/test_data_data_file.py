@@ -4,8 +4,9 @@ import os
 
 import pytest
 
-from data.data_file import open_data, read_data_file
+from data.data_file import read_data_file
 from data.labels.read import read_dataset
+from data.splits import open_data
 from utils.class_names import read_names
 from utils.errors import UserError
 
@@ -21,16 +22,17 @@ def write(folder, text, names="cat\ndog\n"):
 def test_a_data_file_in_any_spacing(tmp_path):
     data = read_data_file(write(tmp_path, GOOD.replace("valid=b.txt", "  valid   =b.txt\t")))
     assert data.num_classes == 2 and data.names == ("cat", "dog")
-    assert data.splits == {"train": "a.txt", "valid": "b.txt"}
+    assert data.splits == {"train": ("a.txt",), "valid": ("b.txt",)}
 
 
 @pytest.mark.parametrize(
     "old, new, message",
     [
         ("valid=", "vaild=", r"x\.data:3: unknown key 'vaild'; did you mean 'valid'\?"),  # codespell:ignore vaild
-        ("classes = 2", "classes = two", r"x\.data:1: classes = two is not a positive whole number"),
+        ("classes = 2", "classes = two", r"x\.data:1: classes = two is not a usable number of classes"),
         ("classes = 2", "classes = 3", r"x\.data:1: classes = 3, but .*x\.names has 2 names"),
-        ("classes = 2\n", "", r"x\.data: the key 'classes' is missing"),
+        ("classes = 2", "classes = 1000000000", r"x\.data:1: classes = 1000000000 is not a usable number of classes"),
+        ("train = a.txt\nvalid=b.txt", "", r"x\.data: names no images; it needs a line such as 'train = …'"),
         ("train = a.txt", "train", r"x\.data:2: expected 'key = value', found 'train'"),
         ("train = a.txt", "train =", r"x\.data:2: expected 'key = value'"),
         ("names = x.names", "names = y.names", r"x\.data:6: names = y\.names does not exist"),
@@ -91,6 +93,6 @@ def test_open_data_takes_what_stands_for_a_data_file(tmp_path):
     (tmp_path / "x.json").write_text("{}")
     for path in (tmp_path, tmp_path / "x.json"):
         data = open_data(str(path))
-        assert data.source("train") == data.source("test") == path and data.num_classes == 0
+        assert data.sources("train") == data.sources("test") == (path,) and data.num_classes == 0
     with pytest.raises(UserError, match=r"data file 'nosuch\.data' does not exist.*shapes\.data"):
         open_data("nosuch.data")

@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from data.data_file import open_data
 from data.labels.read import read_dataset
 from data.labels.voc import parse_voc
 from data.labels.yolo import parse_yolo_text
+from data.splits import open_data
 from utils.errors import UserError
 
 NUMBERS = st.sampled_from(

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from data.data_file import DataDescription
+from data.description import DataDescription
 from data.labels import cache, read
 from data.labels.annotations import Annotations
 from data.labels.read import read_dataset
@@ -20,7 +20,7 @@ def data(tmp_path, monkeypatch):
             (tmp_path / folder).mkdir(exist_ok=True)
         cv2.imwrite(str(tmp_path / "images" / f"ü{index}.png"), np.zeros((20 + index, 30, 3), np.uint8))
         (tmp_path / "labels" / f"ü{index}.txt").write_text(f"{index} .5 .5 .5 .5\nbad\n")
-    return DataDescription(tmp_path / "x.data", 3, ("a", "b", "c"), {"train": str(tmp_path / "images")})
+    return DataDescription(tmp_path / "x.data", 3, ("a", "b", "c"), {"train": (str(tmp_path / "images"),)})
 
 
 def equal(first: Annotations, second: Annotations) -> bool:

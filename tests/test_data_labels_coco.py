@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from data.data_file import DataDescription, open_data, read_data_file
+from data.data_file import read_data_file
+from data.description import DataDescription
 from data.labels.annotations import COCO_CATEGORY_IDS
 from data.labels.find import image_folder_candidates
 from data.labels.read import read_dataset
+from data.splits import open_data
 from utils.errors import UserError
 
 CATEGORIES = [{"id": 7, "name": "dog"}, {"id": 3, "name": "cat"}]
@@ -57,7 +59,7 @@ def test_categories_are_indexed_by_ascending_id_and_boxes_are_kept_exactly(tmp_p
         (note(bbox=[1, 2, 3, "x"]), "annotation without usable ids or bbox"),
         (note(bbox=None), "annotation without usable ids or bbox"),
         ({"id": 3, "image_id": 1}, "annotation without usable ids or bbox"),
-        (note(image_id="one"), "annotation without usable ids or bbox"),
+        (note(image_id="one"), "annotation of an unknown image id"),
         (note(id=2**70), "annotation without usable ids or bbox"),
         (note(image_id=9), "annotation of an unknown image id"),
         (note(category_id=4), "annotation of an unknown category id"),
@@ -147,9 +149,9 @@ def test_binary_rubbish(tmp_path):
 def test_names_and_classes_must_be_those_of_the_data_file(tmp_path):
     path = str(write(tmp_path).path)
     with pytest.raises(UserError, match=r"has 2 categories, but .* says classes = 3"):
-        read(DataDescription(tmp_path / "x.data", 3, (), {"train": path}))
-    with pytest.raises(UserError, match=r"class 1 is 'dog' \(category id 7\), but the names file .* says 'mouse'"):
-        read(DataDescription(tmp_path / "x.data", 2, ("cat", "mouse"), {"train": path}))
+        read(DataDescription(tmp_path / "x.data", 3, (), {"train": (path,)}))
+    with pytest.raises(UserError, match=r"class 0 is 'cat' \(category id 3\), but .* gives class 0 the name 'dog'"):
+        read(DataDescription(tmp_path / "x.data", 2, ("dog", "cat"), {"train": (path,)}))
 
 
 def test_images_are_found_by_cocos_layout_or_where_the_data_file_says(tmp_path):

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 from pycocotools.coco import COCO
 
-from data.data_file import DataDescription, open_data, read_data_file
+from data.data_file import read_data_file
+from data.description import DataDescription
 from data.labels.annotations import summarise_problems
 from data.labels.find import label_candidates
 from data.labels.read import read_dataset
 from data.labels.voc import parse_voc
 from data.labels.yolo import parse_yolo_text
+from data.splits import open_data
 from utils.errors import UserError
 
 
@@ -23,7 +25,7 @@ def write_image(path: Path, width: int, height: int) -> None:
 
 
 def describe(folder: Path, num_classes: int = 2, names: tuple = ("cat", "dog"), **splits: str) -> DataDescription:
-    return DataDescription(folder / "x.data", num_classes, names, {k: str(v) for k, v in splits.items()})
+    return DataDescription(folder / "x.data", num_classes, names, {k: (str(v),) for k, v in splits.items()})
 
 
 def yolo_set(folder: Path, texts: dict[str, str], size=(200, 100)) -> DataDescription:

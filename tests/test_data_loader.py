@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 
 from data.augment import AugmentOptions
-from data.data_file import open_data
 from data.dataset import BatchPlan, DetectionDataset
 from data.labels.read import read_dataset
 from data.loader import (
@@ -22,6 +21,7 @@ from data.loader import (
     training_batches,
     training_plans,
 )
+from data.splits import open_data
 from tests.tiny_project import NO_AUGMENTATION
 from utils.errors import UserError
 

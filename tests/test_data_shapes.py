@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from data import shapes
-from data.data_file import DataDescription
+from data.description import DataDescription
 from data.labels.read import read_dataset
 from utils.errors import UserError
 
@@ -17,7 +17,7 @@ def few(monkeypatch):
 
 
 def describe(folder):
-    splits = {"train": str(folder / "images" / "train"), "valid": str(folder / "images" / "val")}
+    splits = {"train": (str(folder / "images" / "train"),), "valid": (str(folder / "images" / "val"),)}
     return DataDescription(folder / "x.data", len(shapes.CLASSES), shapes.CLASSES, splits)
 
 

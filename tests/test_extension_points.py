@@ -200,7 +200,7 @@ def read(path):
 from data.labels import formats
 formats.FORMATS[".box"] = LabelFormat(".box", "boxes", read)
 
-from data.data_file import open_data
+from data.splits import open_data
 from data.labels.read import read_dataset
 for folder in ("images", "boxes"):
     Path(folder).mkdir()

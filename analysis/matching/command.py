@@ -20,10 +20,9 @@ from analysis.mode import ANALYSES, Mode, Request, run_name
 from analysis.output.report import ReportOptions
 from analysis.output.result import Result, with_problems
 from analysis.strategies import READ_BY_MATCHING_STATS, StrategyOptions
-from data.data_file import split_shown
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings
-from data.splits import open_split
+from data.splits import open_split, split_shown
 from engine.resolve import NAME_THE_DATA, Wanted, check_classes, resolve
 from engine.run_folder import new_run_folder, read_config, save_config
 from models.assignment.options import AssignmentOptions
@@ -47,6 +46,7 @@ class Source:
     split: str
     cfg: str
     img_size: int  # side of the network input, pixels
+    val_fraction: float = 0.0  # held out of the training images
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ class MatchingInputs:
     loaded: LoadedNetwork
     annotations: Annotations
     data: str
-    split: str
+    split: str  # "all" where the data are one set of images
     img_size: int  # side of the network input, pixels
     plan: MeasurementPlan
 
@@ -109,8 +109,8 @@ def open_everything(source: Source, options: MatchingOptions, strategies: Strate
     use_threads()
     distributed.start(device)
     side = (source.img_size,) if source.img_size else ()
-    found = resolve(Wanted(options.weights, source.cfg, source.data, side))
-    annotations = open_split(found.data, source.split, found.single_cls)
+    found = resolve(Wanted(options.weights, source.cfg, source.data, side, val_fraction=source.val_fraction))
+    annotations = open_split(found.data, source.split, found.single_cls, val_fraction=found.val_fraction)
     if not len(annotations):
         raise UserError(f"{found.data}: the {source.split} split has no images")
     check_classes(found, annotations, remedy=f"{NAME_THE_DATA}, or other weights with --weights")
@@ -138,14 +138,14 @@ def open_everything(source: Source, options: MatchingOptions, strategies: Strate
         loaded=loaded,
         annotations=annotations,
         data=found.data,
-        split=source.split,
+        split=split_shown(found.data, source.split, found.val_fraction),
         img_size=img_size,
         plan=plan,
     )
     if distributed.is_main():
         print(
             f"analyze: {found.weights} ({loaded.network.cfg_path}) on {found.data} "
-            f"({split_shown(found.data, source.split)}), {len(annotations)} images at {img_size}x{img_size}, "
+            f"({inputs.split}), {len(annotations)} images at {img_size}x{img_size}, "
             f"--match {','.join(chosen)}, --match-iou {' '.join(kinds)} ({describe_device(device)})"
         )
     return inputs
@@ -207,7 +207,7 @@ def description(inputs: MatchingInputs) -> dict[str, Any]:
         "weights": inputs.weights,
         "cfg": str(inputs.loaded.network.cfg_path),
         "data": inputs.data,
-        "split": split_shown(inputs.data, inputs.split),
+        "split": inputs.split,
         "images": len(annotations),
         "annotations": len(annotations.box_image),
         "names": annotations.names,
@@ -255,7 +255,7 @@ def resumed_options(given: dict[str, Any]) -> dict[str, Any]:
 def run(request: Request) -> Result | None:
     """Measure a network's matches and predictions; under ``torchrun`` only the main process has the result."""
     asked, options = request.asked, request.options(MatchingOptions)
-    source = Source(asked.data, asked.split, asked.cfg, asked.img_size)
+    source = Source(asked.data, asked.split, asked.cfg, asked.img_size, asked.val_fraction)
     inputs = open_everything(source, options, request.options(StrategyOptions))
     given = flat_dict(asked, options, request.options(StrategyOptions), request.options(ReportOptions))
     several = request.options(ReportOptions).report or len(request.chosen) > 1
@@ -271,6 +271,6 @@ MODE = Mode(
     text="which slots match which objects, and how well a network's predictions fit",
     run=run,
     groups=(MatchingOptions, StrategyOptions),
-    reads=frozenset({"data", "split", "cfg", "img_size", "report_images"}),
+    reads=frozenset({"data", "split", "val_fraction", "cfg", "img_size", "report_images"}),
     distributed=True,
 )

@@ -13,6 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.class_names import places_in
+
 # The ids that COCO gives to its 80 classes (of 1..90): with them, results of a network trained on YOLO labels can be
 # handed to COCO's evaluation.
 COCO_CATEGORY_GAPS = (12, 26, 29, 30, 45, 66, 68, 69, 71, 83)
@@ -89,6 +91,16 @@ class Annotations:
     def as_single_class(self) -> Annotations:
         """Return the same boxes as objects of one class, ``object``."""
         return replace(self, labels=np.zeros_like(self.labels), names=("object",), category_ids=(1,))
+
+    def with_names(self, names: Sequence[str]) -> Annotations:
+        """Return the same boxes with the classes numbered as in ``names``, which has all of this split's names."""
+        if tuple(names) == self.names:
+            return self
+        places = np.array(places_in(self.names, names), dtype=np.int32)
+        ids = list(range(max(self.category_ids) + 1, max(self.category_ids) + 1 + len(names)))  # of the other classes
+        for place, id_ in zip(places.tolist(), self.category_ids, strict=True):
+            ids[place] = id_
+        return replace(self, labels=places[self.labels], names=tuple(names), category_ids=tuple(ids))
 
     def to_coco(self) -> dict:
         """Return the ground truth in COCO's format, for the evaluators; boxes and areas are those of the file."""

@@ -10,23 +10,27 @@ import gc
 import json
 import re
 from array import array
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 
-from data.data_file import DataDescription
+from data.description import DataDescription
 from data.image_files import image_header
 from data.labels.annotations import Annotations, Problem
 from data.labels.find import find_images
 from data.labels.row_table import RowTable
+from utils.class_names import first_moved
 from utils.errors import UserError
 
 INTEGERS, REALS = 4, 5  # per annotation: id, image_id, category_id, iscrowd; x, y, w, h, area
 # Polygons are two thirds of COCO's files and of no use here. A quoted key cannot occur inside a JSON string, where the
 # quotes would be escaped.
 POLYGONS = re.compile(rb'"segmentation"\s*:\s*\[[\[\]\d\s.,eE+-]*\]\s*,')
+FIRST_TEXT_ID = 1 << 61
 CONSUMED = object()  # stands in the parsed JSON for an annotation whose numbers are kept
 
 
@@ -37,6 +41,7 @@ class _Columns:
         self.integers = array("q")  # INTEGERS for each annotation so far
         self.reals = array("d")  # REALS for each
         self.count = 0  # annotations so far
+        self.text_ids: dict[str, int] = {}  # image ids that are words -> the numbers that stand for them
 
     def __call__(self, item: dict) -> dict | tuple | object:
         """Consume an annotation, return an image as a tuple and anything else unchanged."""
@@ -44,7 +49,11 @@ class _Columns:
             try:
                 x, y, w, h = item["bbox"]
                 area = item.get("area")
-                self.integers.extend((item["id"], item["image_id"], item["category_id"], item.get("iscrowd") or 0))
+                image, category = self.image_id(item["image_id"]), item["category_id"]
+                category = int(category) if isinstance(category, str) else category
+                # Without a number of its own (0), it gets one later, with all others.
+                id_ = item["id"] if type(item.get("id")) is int else 0
+                self.integers.extend((id_, image, category, item.get("iscrowd") or 0))
                 self.reals.extend((x, y, w, h, w * h if area is None else area))
             except (KeyError, TypeError, ValueError, OverflowError):
                 # Take back what was appended of it; what is returned tells the message which one it is.
@@ -53,8 +62,16 @@ class _Columns:
             self.count += 1
             return CONSUMED
         if "file_name" in item and "id" in item:
-            return (item["id"], item.get("width") or 0, item.get("height") or 0, item["file_name"])
+            return (self.image_id(item["id"]), item.get("width"), item.get("height"), item["file_name"])
         return item
+
+    def image_id(self, given: Any) -> Any:
+        """Return an image id that is a text as a number: the one that it spells, else one that no file uses."""
+        if not isinstance(given, str):
+            return given
+        if given.isdecimal() and len(given) < 18:
+            return int(given)
+        return self.text_ids.setdefault(given, FIRST_TEXT_ID + len(self.text_ids))
 
 
 def read_coco(json_path: Path, description: DataDescription, split: str, need_images: bool) -> Annotations:
@@ -70,18 +87,22 @@ def read_coco(json_path: Path, description: DataDescription, split: str, need_im
         UserError: not a COCO JSON, cut off, without categories, categories that are not the data file's, no images.
     """
     top, columns = _parse(json_path)
-    names, category_ids = _categories(top, json_path, description)
     problems: list[Problem] = []
+    names, category_ids = _categories(top["categories"], columns, json_path, description, problems)
     image_ids, image_wh, file_names = _images(top["images"], json_path, problems)
 
     image_paths = find_images(json_path, file_names, description.image_folder(split), need_images)
     image_wh = _complete_sizes(image_wh, image_paths)
     table = _table(top["annotations"], columns, json_path, problems)
-    _keep_known(table, image_ids, category_ids)
+    _keep_known(table, image_ids, category_ids, columns.text_ids)
     table.drop_bad_boxes(image_wh)
     _fix_areas(table)
     kind = "duplicate box (kept, as COCO's evaluation does)"
     table.note(table.duplicates(), kind, lambda row: f"annotation {table['id'][row]}")
+    if (image_ids >= FIRST_TEXT_ID).any():
+        first = next(iter(columns.text_ids))
+        problems.append(Problem(str(json_path), 0, "image ids are words, images counted from 1 instead", f"'{first}'"))
+        image_ids = np.arange(1, len(image_ids) + 1)
     annotation_ids = table["id"]
     if len(table) and (annotation_ids.min() < 1 or len(np.unique(annotation_ids)) < len(table)):
         problems.append(Problem(str(json_path), 0, "annotation ids are not unique and positive", "counted anew from 1"))
@@ -144,29 +165,81 @@ def _line_of_error(path: Path) -> int:
     return 0
 
 
-def _categories(top: dict, path: Path, description: DataDescription) -> tuple[tuple[str, ...], tuple[int, ...]]:
+@dataclass(frozen=True, order=True)
+class Category:
+    """One entry of ``categories``."""
+
+    id: int
+    name: str
+    parent: str  # its supercategory, "" where it has none
+
+
+def _categories(
+    items: list, columns: _Columns, path: Path, description: DataDescription, problems: list[Problem]
+) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Return names and ids by ascending id, which for COCO is the usual order of the 80 classes."""
     try:
-        pairs = sorted((int(item["id"]), str(item["name"])) for item in top["categories"])
-        np.array([id_ for id_, _ in pairs], dtype=np.int64)  # refuses numbers beyond 64 bits
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        listed = sorted(
+            Category(int(item["id"]), str(item["name"]), str(item.get("supercategory") or "")) for item in items
+        )
+        ids = np.array([category.id for category in listed], dtype=np.int64)  # refuses numbers beyond 64 bits
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{path}: each of 'categories' needs an id and a name") from error
-    if not pairs:
+    if not listed:
         raise UserError(f"{path}: 'categories' is empty")
-    ids, names = tuple(id_ for id_, _ in pairs), tuple(name for _, name in pairs)
-    if len(set(ids)) < len(ids):
-        twice = next(id_ for id_ in ids if ids.count(id_) > 1)
-        raise UserError(f"{path}: duplicate category id {twice}")
+    unique, counts = np.unique(ids, return_counts=True)
+    if len(unique) < len(ids):
+        raise UserError(f"{path}: duplicate category id {unique[counts > 1][0]}")
+    kept = _without_unused(listed, set(columns.integers[2::INTEGERS]), description)
+    problems += [
+        Problem(str(path), 0, "category that no annotation uses, not taken as a class", f"'{one.name}', id {one.id}")
+        for one in listed
+        if one not in kept
+    ]
+    names, category_ids = tuple(one.name for one in kept), tuple(one.id for one in kept)
+    return _compared_with_description(names, category_ids, path, description, problems), category_ids
+
+
+def _without_unused(listed: list[Category], used: set[int], description: DataDescription) -> list[Category]:
+    """Return the categories that are classes.
+
+    Those that no annotation uses are left out where the data file then has as many classes; where it does not say, only
+    those that are but the supercategory of others, as Roboflow's category 0 is.
+    """
+    unused = [one for one in listed if one.id not in used]
+    if description.num_classes:
+        if len(listed) - len(unused) != description.num_classes:
+            return listed
+    else:
+        parents = {one.parent for one in listed}
+        unused = [one for one in unused if one.name in parents and one.parent != one.name]
+    return [one for one in listed if one not in unused] or listed
+
+
+def _compared_with_description(
+    names: tuple[str, ...], ids: tuple[int, ...], path: Path, description: DataDescription, problems: list[Problem]
+) -> tuple[str, ...]:
+    """Return the data file's names for the categories where it gives any, else the categories' own.
+
+    Raises:
+        UserError: there are more or fewer, or a name stands at another place.
+    """
     if description.num_classes and description.num_classes != len(ids):
         said = f"{description.path} says classes = {description.num_classes}"
         raise UserError(f"{path}: has {len(ids)} categories, but {said}")
-    for index, (ours, theirs) in enumerate(zip(description.names, names, strict=False)):
-        if ours != theirs:
-            raise UserError(
-                f"{path}: class {index} is '{theirs}' (category id {ids[index]}), "
-                f"but the names file of {description.path} says '{ours}'"
-            )
-    return names, ids
+    if not description.names:
+        return names
+    moved = first_moved(names, description.names)
+    if moved is not None:
+        raise UserError(
+            f"{path}: class {moved} is '{names[moved]}' (category id {ids[moved]}), "
+            f"but {description.path} gives class {moved} the name '{description.names[moved]}'"
+        )
+    other = [f"'{ours}' is '{theirs}'" for ours, theirs in zip(description.names, names, strict=True) if ours != theirs]
+    if other:
+        kind = f"classes in the same order, but in other words than {description.path}'s"
+        problems.append(Problem(str(path), 0, kind, f"{', '.join(other[:3])}{', …' if len(other) > 3 else ''}"))
+    return description.names
 
 
 def _images(items: list, path: Path, problems: list[Problem]) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -174,7 +247,9 @@ def _images(items: list, path: Path, problems: list[Problem]) -> tuple[np.ndarra
     kept, seen = [], set()
     for position, item in enumerate(items):
         if isinstance(item, dict):  # without a file name: enough where no picture is needed
-            item = (item.get("id"), item.get("width") or 0, item.get("height") or 0, "")
+            item = (item.get("id"), item.get("width"), item.get("height"), "")
+        if isinstance(item, tuple):
+            item = (item[0], *_size_of(item), item[3])
         if not isinstance(item, tuple) or not _good_image(item):
             problems.append(Problem(str(path), 0, "image entry without a usable id or size", f"images[{position}]"))
         elif item[0] in seen:
@@ -189,12 +264,15 @@ def _images(items: list, path: Path, problems: list[Problem]) -> tuple[np.ndarra
     return ids, sizes, [item[3] for item in kept]
 
 
+def _size_of(item: tuple) -> tuple[int, int]:
+    """Return width and height of (id, width, height, file name); 0 0, read from the image later, if one is unusable."""
+    good = all(type(side) in (int, float) and 0 < side < 2**31 for side in item[1:3])
+    return (int(item[1]), int(item[2])) if good else (0, 0)
+
+
 def _good_image(item: tuple) -> bool:
-    """Whether (id, width, height, file name) can be an image; a size of 0 stands for one that is not given."""
-    id_, width, height, file_name = item
-    good_id = type(id_) is int and 0 <= id_ < 2**62
-    good_size = all(isinstance(side, (int, float)) and 0 <= side < 2**31 for side in (width, height))
-    return good_id and good_size and isinstance(file_name, str)
+    """Whether (id, width, height, file name) can be an image."""
+    return type(item[0]) is int and 0 <= item[0] < 2**62 and isinstance(item[3], str)
 
 
 def _table(items: list, columns: _Columns, path: Path, problems: list[Problem]) -> RowTable:
@@ -226,20 +304,28 @@ def _table(items: list, columns: _Columns, path: Path, problems: list[Problem]) 
     )
 
 
-def _keep_known(table: RowTable, image_ids: np.ndarray, category_ids: Sequence[int]) -> None:
+def _keep_known(
+    table: RowTable, image_ids: np.ndarray, category_ids: Sequence[int], text_ids: Mapping[str, int]
+) -> None:
     """Replace image and category ids by indices; drop the rows whose ids are unknown."""
-    _replace_ids(table, "image", image_ids, "annotation of an unknown image id")
+    words = {number: word for word, number in text_ids.items()}
+    _replace_ids(table, "image", image_ids, "annotation of an unknown image id", words)
     _replace_ids(table, "label", np.array(category_ids, dtype=np.int64), "annotation of an unknown category id")
 
 
-def _replace_ids(table: RowTable, name: str, ids: np.ndarray, kind: str) -> None:
-    """Replace a column of ids by their places in ``ids``; drop the rows whose id is not among them."""
+def _replace_ids(
+    table: RowTable, name: str, ids: np.ndarray, kind: str, words: Mapping[int, str] = MappingProxyType({})
+) -> None:
+    """Replace a column of ids by their places in ``ids``; drop the rows whose id is not among them.
+
+    ``words`` are what the file has where a number stands for a word.
+    """
     order = np.argsort(ids)
     values = table[name]
     found = np.clip(np.searchsorted(ids, values, sorter=order), 0, len(ids) - 1)  # place among the sorted ids
     index = order[found]  # place among the ids as given; wrong where the id is unknown
     unknown = ids[index] != values
-    table.drop(unknown, kind, lambda row: f"annotation {table['id'][row]}: {values[row]}")
+    table.drop(unknown, kind, lambda row: f"annotation {table['id'][row]}: {words.get(int(values[row]), values[row])}")
     table.columns[name] = index[~unknown]
 
 

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from data.data_file import DataDescription
+from data.description import DataDescription, ends_of
 from data.image_files import IMAGE_SUFFIXES, list_images
 from data.labels.annotations import Problem
 from data.labels.formats import FORMATS
 from data.labels.label_format import IMAGE_FOLDERS
+from utils.class_names import read_names
 from utils.config import REPOSITORY
 from utils.errors import UserError
+
+LIST_OF_ONE_CLASS = re.compile(r".+_(train|val|trainval|test)")  # in VOC's ImageSets/Main
+NAMES_FILES = ("classes.txt", "obj.names", "classes.names")  # of LabelImg, CVAT and others
 
 
 class DirectoryCache:
@@ -51,8 +56,7 @@ def find_images(json_path: Path, file_names: list[str], folder: Path | None, nee
     folders = [folder] if folder else image_folder_candidates(json_path)
     for candidate in folders:
         if candidate.is_dir():
-            directories = DirectoryCache()
-            paths = [directories.first([f"{candidate}/{name}"]) if name else "" for name in file_names]
+            paths = _in_folder(candidate, file_names)
             if any(paths):
                 return paths
     if need_images:
@@ -64,12 +68,33 @@ def find_images(json_path: Path, file_names: list[str], folder: Path | None, nee
     return [""] * len(file_names)
 
 
+def _in_folder(folder: Path, file_names: list[str]) -> list[str]:
+    """Return the path of each image in a folder, "" where it is not there.
+
+    Names with backslashes are paths of Windows. Where not a single image is found, folders in the names are left out:
+    tools write those of the machine on which the annotations were made.
+    """
+    directories = DirectoryCache()
+
+    def paths_of(names: list[str]) -> list[str]:
+        return [directories.first([os.path.join(folder, name)]) if name else "" for name in names]
+
+    written = paths_of(file_names)
+    if any(written) and all(written):
+        return written
+    slashed = [name.replace("\\", "/") for name in file_names]
+    found = [one or other for one, other in zip(written, paths_of(slashed), strict=True)]
+    bare = [name.rsplit("/", 1)[-1] for name in slashed]
+    return found if any(found) or len(set(bare)) < len(bare) else paths_of(bare)
+
+
 def image_folder_candidates(json_path: Path) -> list[Path]:
     """Return where COCO's layout, and other usual ones, keep the images of an annotation file."""
     split = json_path.stem.removeprefix("instances_")
     near = json_path.parent
     root = near.parent if near.name == "annotations" else near
-    return [root / "images" / split, root / split, root / "images", near / "images", root, near]
+    folders = [root / "images" / split, root / split, root / "images", near / "images", near / "data", root, near]
+    return list(dict.fromkeys(folders))
 
 
 def label_candidates(image_path: str) -> list[str]:
@@ -113,8 +138,11 @@ def image_and_label_files(
     entries = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not entries:
         raise UserError(f"{source}: the list of images is empty")
-    is_voc = source.parent.parts[-2:] == ("ImageSets", "Main")
-    resolve = _voc_files if is_voc else _listed_files
+    if source.parent.parts[-2:] == ("ImageSets", "Main"):
+        entries = _without_flags(entries, source, problems)
+        resolve = _voc_files
+    else:
+        resolve = _listed_files
     images, labels = [], []
     for number, text in entries:
         image, label = resolve(text, source, description, directories)
@@ -128,18 +156,61 @@ def image_and_label_files(
     return images, labels
 
 
+def _without_flags(entries: list[tuple[int, str]], source: Path, problems: list[Problem]) -> list[tuple[int, str]]:
+    """Return the lines of a VOC list without the flags that each may have, of a single class only those with a 1.
+
+    The flags of ``cat_train.txt`` say where a cat is: 1, where it is difficult to see: 0, and where none is: -1.
+    """
+    flagged = [(number, text.rsplit(maxsplit=1)) for number, text in entries]
+    if not all(len(words) == 2 and words[1] in ("1", "0", "-1") for _, words in flagged):
+        return entries
+    if not LIST_OF_ONE_CLASS.fullmatch(source.stem):
+        return [(number, words[0]) for number, words in flagged]
+    kept = [(number, words[0]) for number, words in flagged if words[1] == "1"]
+    if len(kept) < len(entries):
+        kind = "lines of a list of one class whose flag is 0 or -1, left out"
+        problems.append(Problem(str(source), 0, kind, f"{len(entries) - len(kept)} of {len(entries)}"))
+    if not kept:
+        raise UserError(f"{source}: no image has the class of the list (every flag is 0 or -1)")
+    return kept
+
+
 def _voc_files(text: str, source: Path, description: DataDescription, directories: DirectoryCache) -> tuple[str, str]:
-    """Return image and label path for a line of a VOC ``ImageSets/Main`` list: a name, perhaps followed by a flag."""
-    name, root = text.split()[0], source.parents[2]
-    stem = str(root / "JPEGImages" / name)
+    """Return image and label path for a line of a VOC ``ImageSets/Main`` list: the name of an image."""
+    root = source.parents[2]
+    stem = str(root / "JPEGImages" / text)
     image = directories.first([stem + suffix for suffix in (".jpg", ".jpeg", ".png", ".JPG", ".bmp")]) or stem + ".jpg"
-    return image, directories.first([str(root / "Annotations" / f"{name}.xml")])
+    return image, directories.first([str(root / "Annotations" / f"{text}.xml")])
 
 
 def _listed_files(
     text: str, source: Path, description: DataDescription, directories: DirectoryCache
 ) -> tuple[str, str]:
-    """Return image and label path for a line of an image list: a path from one of four folders, the first that fits."""
-    roots = (Path(), source.parent, description.path.parent, REPOSITORY)
-    image = directories.first([os.path.normpath(root / text) for root in roots]) or text
-    return image, directories.first(label_candidates(image))
+    """Return image and label path for a line of an image list.
+
+    A path is looked for from the working directory, the list's folder, those of the data file and the repository; then
+    without its first folders beside the list and the data file.
+    """
+    near = (source.parent, description.folder)
+    roots = (Path(), *near, *description.roots, REPOSITORY)
+    slashed = text.replace("\\", "/")
+    places = [root / spelling for spelling in dict.fromkeys((text, slashed)) for root in roots]
+    image = directories.first([os.path.normpath(place) for place in places])
+    if not image:
+        image = directories.first([os.path.normpath(root / end) for end in ends_of(text) for root in near])
+    return image or text, directories.first(label_candidates(image or text))
+
+
+def names_beside(source: Path, label: str, num_classes: int) -> Path | None:
+    """Return the names file that an annotation tool left beside YOLO labels, None where there is none.
+
+    Args:
+        source: the list or folder of images.
+        label: one of their label files.
+        num_classes: as the data file says, 0 where it does not; then a file with another number of names is not meant.
+    """
+    if not label.endswith(".txt"):
+        return None
+    folders = (Path(label).parent, Path(label).parent.parent, source if source.is_dir() else source.parent)
+    found = next((path for folder in folders for name in NAMES_FILES if (path := folder / name).is_file()), None)
+    return found if found and num_classes in (0, len(read_names(found))) else None

@@ -7,23 +7,26 @@ Images come from a list, a folder or a VOC ``ImageSets/Main`` list; each image's
 
 from __future__ import annotations
 
+import hashlib
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
-from data.data_file import DataDescription
+from data.description import DataDescription
 from data.image_files import image_header
 from data.labels import cache
 from data.labels.annotations import Annotations, Problem, category_ids_for
 from data.labels.coco import read_coco
-from data.labels.find import image_and_label_files, label_candidates
+from data.labels.find import image_and_label_files, label_candidates, names_beside
 from data.labels.formats import FORMATS
 from data.labels.label_format import LabelRows
 from data.labels.row_table import RowTable
 from data.labels.yolo import yolo_to_xyxy
 from data.shapes import ensure_drawn
+from utils.class_names import read_names
 from utils.errors import UserError, suggestion
 
 DRAWINGS = {"shapes": ensure_drawn}  # built-in sets, the values of ``draw =`` in a .data file
@@ -33,8 +36,8 @@ def read_dataset(description: DataDescription, split: str, need_images: bool = T
     """Read the images and objects of a split.
 
     Args:
-        description: what the ``.data`` file says.
-        split: "train", "valid" or "test".
+        description: what the data set consists of.
+        split: "train", "valid" or "test"; where validation images are held out, the first two are the parts.
         need_images: False where annotations are enough (COCO JSON, VOC XML); missing images are no problem then.
 
     Raises:
@@ -42,22 +45,67 @@ def read_dataset(description: DataDescription, split: str, need_images: bool = T
     """
     if description.draw:
         DRAWINGS[description.draw]()
-    source = description.source(split)
-    if source.suffix.lower() == ".json":
-        return read_coco(source, description, split, need_images)
+    sources = description.sources(split)
+    if any(source.suffix.lower() == ".json" for source in sources):
+        if len(sources) > 1:
+            raise UserError(
+                f"{description.path}: '{split}' names {len(sources)} files; merge the COCO JSON files to one"
+            )
+        annotations = read_coco(sources[0], description, split, need_images)
+    else:
+        annotations = _read_label_files(sources, description, need_images)
+    if not description.val_fraction or split not in ("train", "valid"):
+        return annotations
+    held_out = held_out_images(annotations, description.val_fraction)
+    return annotations.select_images(held_out if split == "valid" else ~held_out)
+
+
+def held_out_images(annotations: Annotations, fraction: float) -> np.ndarray:
+    """Return [N] bool, which images are held out: those whose file names have the smallest hashes.
+
+    So the choice depends neither on a seed nor on the order of the files, and mostly stays when images are added.
+
+    Raises:
+        UserError: there is only one image.
+    """
+    if len(annotations) < 2:
+        raise UserError("--val-fraction cannot hold an image out: the data set has only one")
+    named = [
+        os.path.basename(path) or str(id_)
+        for path, id_ in zip(annotations.image_paths, annotations.image_ids.tolist(), strict=True)
+    ]
+    hashes = [hashlib.blake2b(os.fsencode(name), digest_size=8).digest() for name in named]
+    count = min(max(1, round(fraction * len(annotations))), len(annotations) - 1)
+    held_out = np.zeros(len(annotations), dtype=bool)
+    held_out[sorted(range(len(hashes)), key=hashes.__getitem__)[:count]] = True
+    return held_out
+
+
+def _read_label_files(sources: Sequence[Path], description: DataDescription, need_images: bool) -> Annotations:
+    """Read the images of lists and folders, each with its label file."""
     problems: list[Problem] = []
-    images, labels = image_and_label_files(source, description, problems, need_images)
+    images: list[str] = []
+    labels: list[str] = []
+    for source in sources:
+        of_source = image_and_label_files(source, description, problems, need_images)
+        images += of_source[0]
+        labels += of_source[1]
     if not any(labels):
         raise UserError(
-            f"{source}: none of its {len(images)} images has a label file "
+            f"{sources[0]}: none of its {len(images)} images has a label file "
             f"(expected, for example, {label_candidates(images[0])[0]})"
         )
-    annotations = _read_or_recall(source, images, labels, description)
+    if not description.names:
+        path = names_beside(sources[0], next(label for label in labels if label), description.num_classes)
+        if path:  # messages about classes then name this file
+            names = read_names(path)
+            description = replace(description, path=path, names=names, num_classes=len(names))
+    annotations = _read_or_recall(sources[0], images, labels, description)
     missing = sum(not label for label in labels)
     if missing:
         first = images[labels.index("")]
         kind = "images without a label file, taken as empty"
-        problems.append(Problem(str(source), 0, kind, f"{missing}, as {first}"))
+        problems.append(Problem(str(sources[0]), 0, kind, f"{missing}, as {first}"))
     return replace(annotations, problems=(*problems, *annotations.problems))
 
 
