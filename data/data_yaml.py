@@ -13,20 +13,20 @@ Every scalar is read as text, so that a class called ``no``, ``1e3`` or ``2020-0
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import yaml
+from typing import Any
 
 from data.description import DataDescription
 from utils.class_names import read_names
 from utils.config import REPOSITORY, find_file
 from utils.errors import UserError, suggestion
+from utils.yaml_file import read_yaml
 
 SPLIT_KEYS = {"train": "train", "val": "valid", "valid": "valid", "validation": "valid", "test": "test"}
 KEYS = ("path", "nc", "names", "download", *SPLIT_KEYS)
-LARGEST_FILE = 10 << 20  # bytes: the names of a million classes
 
 
 def read_data_yaml(name: str | Path) -> DataDescription:
@@ -35,7 +35,8 @@ def read_data_yaml(name: str | Path) -> DataDescription:
     Raises:
         UserError: no such file, not YAML, no mapping, or a value that is not what its key needs; names file and line.
     """
-    file = YamlMapping.read(find_file(str(name), "data file"))
+    path = find_file(str(name), "data file")
+    file = DataYaml(path, *read_yaml(path, as_text=True))
     splits: dict[str, tuple[str, ...]] = {}
     for key, split in SPLIT_KEYS.items():
         texts = file.texts(key)
@@ -52,70 +53,42 @@ def read_data_yaml(name: str | Path) -> DataDescription:
         _num_classes(file, names),
         names,
         splits,
-        download=" ".join(file.text("download").split()),
+        download=textwrap.shorten(file.text("download"), 200),  # it may be a program
         roots=_roots(file),
         notes=_notes(file),
     )
 
 
 @dataclass(frozen=True)
-class YamlMapping:
-    """The top level of a YAML file: its keys in order, with the nodes of their values, which know their lines."""
+class DataYaml:
+    """The keys of a file with their values: texts, lists and mappings."""
 
     path: Path
-    values: dict[str, yaml.Node]
-
-    @classmethod
-    def read(cls, path: Path) -> YamlMapping:
-        """Parse a file.
-
-        Raises:
-            UserError: it is too large, no YAML, no mapping, or has a key twice.
-        """
-        if path.stat().st_size > LARGEST_FILE:
-            raise UserError(f"{path}: larger than {LARGEST_FILE >> 20} MiB, which no data.yaml is")
-        try:
-            root = yaml.compose(path.read_text(encoding="utf-8-sig"), Loader=yaml.BaseLoader)
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            mark = getattr(error, "problem_mark", None)
-            reason = getattr(error, "problem", None) or "is not a UTF-8 text file"
-            raise UserError(f"{path}{f':{mark.line + 1}' if mark else ''}: not valid YAML: {reason}") from error
-        except RecursionError as error:
-            raise UserError(f"{path}: not a data.yaml: nested too deep") from error
-        if not isinstance(root, yaml.MappingNode):
-            raise UserError(f"{path}: not a data.yaml: expected 'key: value' lines")
-        values: dict[str, yaml.Node] = {}
-        for key, value in root.value:
-            text = str(key.value)
-            if text in values:
-                raise UserError(f"{path}:{key.start_mark.line + 1}: '{text}' is given twice")
-            values[text] = value
-        return cls(path, values)
+    values: dict[str, Any]
+    lines: dict[str, int]
 
     def place(self, key: str) -> str:
-        """Return file and line of a value, for messages."""
-        return f"{self.path}:{self.values[key].start_mark.line + 1}"
+        """Return file and line of a key, for messages."""
+        return f"{self.path}:{self.lines[key]}"
 
     def text(self, key: str) -> str:
         """Return a single value; "" where the key is missing or empty."""
-        node = self.values.get(key)
-        if node is None:
-            return ""
-        if not isinstance(node, yaml.ScalarNode):
+        value = self.values.get(key, "")
+        if not isinstance(value, str):
             raise UserError(f"{self.place(key)}: '{key}' must be a single value")
-        return "" if node.value in ("null", "~") and not node.style else node.value
+        return "" if value in ("null", "~") else value
 
     def texts(self, key: str) -> tuple[str, ...]:
         """Return a value or a list of values; () where the key is missing or empty."""
-        node = self.values.get(key)
-        if not isinstance(node, yaml.SequenceNode):
+        values = self.values.get(key, "")
+        if not isinstance(values, list):
             return (self.text(key),) if self.text(key) else ()
-        if not all(isinstance(item, yaml.ScalarNode) for item in node.value):
+        if not all(isinstance(value, str) for value in values):
             raise UserError(f"{self.place(key)}: '{key}' must be a list of single values")
-        return tuple(item.value for item in node.value)
+        return tuple(values)
 
 
-def _roots(file: YamlMapping) -> tuple[Path, ...]:
+def _roots(file: DataYaml) -> tuple[Path, ...]:
     """Return the folders to which the paths of the splits may be relative, the likeliest first."""
     near = (file.path.parent, Path(), REPOSITORY)
     text = file.text("path").replace("\\", "/")
@@ -128,28 +101,25 @@ def _roots(file: YamlMapping) -> tuple[Path, ...]:
     return (*(folder for folder in dict.fromkeys(folders) if folder.is_dir()), *near)
 
 
-def _names(file: YamlMapping) -> tuple[str, ...]:
+def _names(file: DataYaml) -> tuple[str, ...]:
     """Return the class names of a list, of a mapping from numbers, or of the names file that is named instead."""
-    node = file.values.get("names")
-    if not isinstance(node, yaml.MappingNode):
-        names = file.texts("names")
-        if isinstance(node, yaml.ScalarNode) and names:
-            path = file.path.parent / names[0]
-            return read_names(path if path.is_file() else find_file(names[0], "names file"))
-        return _checked(names, file)
-    by_number: dict[str, str] = {}
-    for key, value in node.value:
-        if not isinstance(value, yaml.ScalarNode):
-            raise UserError(f"{file.path}:{value.start_mark.line + 1}: a class name must be a single value")
-        by_number[str(key.value).strip()] = value.value
-    numbers = [str(number) for number in range(len(node.value))]
-    missing = next((number for number in numbers if number not in by_number), None)
+    value = file.values.get("names")
+    if isinstance(value, str) and file.text("names"):
+        path = file.path.parent / value
+        return read_names(path if path.is_file() else find_file(value, "names file"))
+    if not isinstance(value, dict):
+        return _checked(file.texts("names"), file)
+    numbers = [str(number) for number in range(len(value))]
+    missing = next((number for number in numbers if number not in value), None)
     if missing is not None:
         raise UserError(f"{file.place('names')}: 'names' must number the classes from 0 on; {missing} is missing")
-    return _checked([by_number[number] for number in numbers], file)
+    names = [value[number] for number in numbers]
+    if not all(isinstance(name, str) for name in names):
+        raise UserError(f"{file.place('names')}: each of 'names' must be a single value")
+    return _checked(names, file)
 
 
-def _checked(names: Sequence[str], file: YamlMapping) -> tuple[str, ...]:
+def _checked(names: Sequence[str], file: DataYaml) -> tuple[str, ...]:
     """Return the names, stripped.
 
     Raises:
@@ -165,7 +135,7 @@ def _checked(names: Sequence[str], file: YamlMapping) -> tuple[str, ...]:
     return stripped
 
 
-def _num_classes(file: YamlMapping, names: Sequence[str]) -> int:
+def _num_classes(file: DataYaml, names: Sequence[str]) -> int:
     """Return ``nc``, or the number of names where it is missing."""
     count = file.text("nc").strip()
     if not count:
@@ -177,7 +147,7 @@ def _num_classes(file: YamlMapping, names: Sequence[str]) -> int:
     return int(count)
 
 
-def _notes(file: YamlMapping) -> tuple[str, ...]:
+def _notes(file: DataYaml) -> tuple[str, ...]:
     """Return the line that names the keys without a meaning here."""
     unused = [key for key in file.values if key not in KEYS]
     if not unused:

@@ -37,14 +37,18 @@ class DataDescription:
         """
         if "\0" in text:
             return None
-        roots = self.roots or (Path(), self.folder, REPOSITORY)
         for spelling in dict.fromkeys((text, text.replace("\\", "/"))):
-            for root in roots:
+            for root in self.all_roots:
                 path = root / Path(spelling).expanduser()
                 if _exists(path):
                     return path
-        shorter = (root / end for end in ends_of(text) for root in dict.fromkeys((self.folder, *roots)))
+        shorter = (root / end for end in ends_of(text) for root in dict.fromkeys((self.folder, *self.all_roots)))
         return next((path for path in shorter if _exists(path)), None)
+
+    @property
+    def all_roots(self) -> tuple[Path, ...]:
+        """The folders to which paths may be relative."""
+        return self.roots or (Path(), self.folder, REPOSITORY)
 
     @property
     def folder(self) -> Path:
@@ -71,7 +75,8 @@ class DataDescription:
         found = self.find(text)
         if found is None:
             remedy = f"; fetch it with: {self.download}" if self.download else f"; correct '{split}' in {self.path}"
-            raise UserError(f"{self.path}: {split} = {text} is not on the disk{remedy}")
+            looked = ", ".join(dict.fromkeys(str(root.absolute()) for root in self.all_roots))
+            raise UserError(f"{self.path}: {split} = {text} is not on the disk (looked in {looked}){remedy}")
         return found
 
     def image_folder(self, split: str) -> Path | None:

@@ -75,12 +75,35 @@ def test_relative_paths_here_then_beside_the_data_file_then_in_the_repository(tm
 def test_data_that_are_not_there_come_with_the_command_that_fetches_them(tmp_path, monkeypatch):
     write(tmp_path, GOOD + "download = python -m data.download_coco\n")
     with pytest.raises(
-        UserError, match=r"train = a\.txt is not on the disk; fetch it with: python -m data\.download_coco"
+        UserError,
+        match=r"train = a\.txt is not on the disk \(looked in .*\); fetch it with: python -m data\.download_coco",
     ):
         read_dataset(read_data_file(tmp_path / "x.data"), "train")
     assert read_data_file("coco2017.data").download == "python -m data.download_coco"
     with pytest.raises(UserError, match=r"has no 'test' \(it has train, valid\)"):
         read_dataset(read_data_file(tmp_path / "x.data"), "test")
+
+
+def test_a_data_file_needs_only_what_is_read(tmp_path):
+    write(tmp_path, "valid = b.txt\nnames = x.names\n")  # enough for `darknet detector map`
+    data = read_data_file(tmp_path / "x.data")
+    assert data.num_classes == 2 and data.names == ("cat", "dog") and data.splits == {"valid": ("b.txt",)}
+    data = read_data_file(write(tmp_path, "train = c#1/a#2.txt  # a comment\n# another\n"))
+    assert data.num_classes == 0 and data.names == () and data.splits == {"train": ("c#1/a#2.txt",)}
+    with pytest.raises(UserError, match=r"has no 'valid' \(it has train\); --val-fraction 0\.2 holds a fifth"):
+        data.sources("valid")
+
+
+def test_paths_of_the_annotators_machine_are_found_beside_the_file(tmp_path):
+    text = "classes = 2\ntrain = data/sub/train.txt\nvalid = C:\\mine\\val.txt\nnames = data/x.names\n"
+    data = read_data_file(write(tmp_path, text))
+    (tmp_path / "sub").mkdir()
+    for name in ("sub/train.txt", "train.txt", "val.txt"):
+        (tmp_path / name).write_text("")
+    assert data.names == ("cat", "dog")
+    assert data.sources("train") == (tmp_path / "sub/train.txt",)  # the longest part of the path that exists
+    assert data.sources("valid") == (tmp_path / "val.txt",)
+    assert data.found_elsewhere("train") == [f"data/sub/train.txt is read from {tmp_path}/sub/train.txt"]
 
 
 @pytest.mark.parametrize("name", ["coco2017.data", "shapes.data", "bccd.data"])

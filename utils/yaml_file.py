@@ -29,8 +29,12 @@ class YamlFile(NamedTuple):
     lines: dict[str, int]  # of each key, from 1
 
 
-def read_yaml(path: Path) -> YamlFile:
+def read_yaml(path: Path, as_text: bool = False) -> YamlFile:
     """Read a file of ``key: value`` lines; an empty one has no keys.
+
+    Args:
+        path: the file.
+        as_text: leave all single values and keys as they are written; "no" is no bool then, and "1e3" no number.
 
     Raises:
         UserError: too large, no YAML, no mapping, a key that is given twice, a value that is not plain; with file and
@@ -39,7 +43,7 @@ def read_yaml(path: Path) -> YamlFile:
     """
     text = read_text(path, MAX_BYTES)
     try:
-        loader = _Loader(text)
+        loader = _Loader(text, as_text)
         root = loader.get_single_node()
         if root is None or root.tag == TAG + "null":
             return YamlFile({}, {})
@@ -68,8 +72,9 @@ class _Loader(yaml.SafeLoader):
         for letter, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }
 
-    def __init__(self, text: str) -> None:
+    def __init__(self, text: str, as_text: bool) -> None:
         super().__init__(text)
+        self.as_text = as_text
         self.depth = 0  # of the node that is being composed
         self.made = 0  # values so far
 
@@ -110,11 +115,13 @@ class _Loader(yaml.SafeLoader):
 
     def _plain_scalar(self, node: yaml.ScalarNode) -> bool | int | float | str | None:
         text = node.value
+        if any("\ud800" <= letter <= "\udfff" for letter in text):
+            raise self._error(node, "half of a surrogate pair is no letter")
+        if self.as_text:
+            return text
         # A tag such as !!int may stand before any text; it counts where the text alone has the same meaning.
         if node.tag not in SCALARS or node.tag not in (TAG + "str", self.resolve(yaml.ScalarNode, text, (True, False))):
             raise self._error(node, f"'{text[:40]}' is no plain value; put it in quotes if it is a text")
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
-            raise self._error(node, "half of a surrogate pair is no letter")
         try:
             value = self.construct_object(node)
         except (ValueError, OverflowError):  # "0x_", or more digits than Python reads

@@ -201,16 +201,18 @@ def _listed_files(
     return image or text, directories.first(label_candidates(image or text))
 
 
-def names_beside(source: Path, label: str, num_classes: int) -> Path | None:
+def names_beside(source: Path, image: str, label: str, num_classes: int) -> Path | None:
     """Return the names file that an annotation tool left beside YOLO labels, None where there is none.
 
     Args:
         source: the list or folder of images.
-        label: one of their label files.
+        image: one of them.
+        label: its label file.
         num_classes: as the data file says, 0 where it does not; then a file with another number of names is not meant.
     """
     if not label.endswith(".txt"):
         return None
-    folders = (Path(label).parent, Path(label).parent.parent, source if source.is_dir() else source.parent)
+    near, root = Path(label).parent, source if source.is_dir() else source.parent
+    folders = (near, near.parent, Path(image).parent, root)
     found = next((path for folder in folders for name in NAMES_FILES if (path := folder / name).is_file()), None)
     return found if found and num_classes in (0, len(read_names(found))) else None

@@ -96,7 +96,8 @@ def _read_label_files(sources: Sequence[Path], description: DataDescription, nee
             f"(expected, for example, {label_candidates(images[0])[0]})"
         )
     if not description.names:
-        path = names_beside(sources[0], next(label for label in labels if label), description.num_classes)
+        image, label = next(pair for pair in zip(images, labels, strict=True) if pair[1])
+        path = names_beside(sources[0], image, label, description.num_classes)
         if path:  # messages about classes then name this file
             names = read_names(path)
             description = replace(description, path=path, names=names, num_classes=len(names))
