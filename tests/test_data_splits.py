@@ -231,7 +231,7 @@ def test_categories_that_no_annotation_uses_are_left_out_where_the_data_file_has
     (tmp_path / "x.data").write_text("train = labels.json\nclasses = 2\n")
     assert open_split(str(tmp_path / "x.data"), "train").names == ("cat", "dog")
     (tmp_path / "x.data").write_text("train = labels.json\nclasses = 1\n")
-    with pytest.raises(UserError, match="has 3 categories, but .* says classes = 1"):
+    with pytest.raises(UserError, match=r"has 3 categories, but .* says classes = 1"):
         open_split(str(tmp_path / "x.data"), "train")
 
 
