@@ -12,7 +12,7 @@ from data.description import SPLITS, DataDescription
 from data.labels.annotations import Annotations, summarise_problems
 from data.labels.read import read_dataset
 from utils import distributed
-from utils.class_names import places_in
+from utils.class_names import first_moved, places_in
 
 MOST_NAMES_SHOWN = 12
 
@@ -82,6 +82,7 @@ def open_training_splits(
     description = open_data(data, val_fraction)
     train, valid = read_dataset(description, "train"), read_dataset(description, "valid")
     names = united(train.names, valid.names)
+    moved = first_moved(valid.names, train.names)
     train, valid = train.with_names(names), valid.with_names(names)
     if distributed.is_main():
         shown = ", ".join(names[:MOST_NAMES_SHOWN]) + (", …" if len(names) > MOST_NAMES_SHOWN else "")
@@ -92,11 +93,14 @@ def open_training_splits(
             objects = int((~annotations.crowd).sum())
             print(f"  {counted(len(annotations), f'{kind} image')}, {counted(objects, 'object')}: {files}{share}")
     elsewhere = dict.fromkeys((*description.found_elsewhere("train"), *description.found_elsewhere("valid")))
-    print_notes([*description.notes, *elsewhere])
+    notes = [*description.notes, *elsewhere]
+    if moved is not None:
+        notes.append("the validation images number the classes differently: mapped by name")
     if description.is_one_set:
-        print_notes(
-            ["one set of images: validates on its training images; --val-fraction 0.2 holds a fifth of them out"]
+        notes.append(
+            "one set of images: validates on its training images; --val-fraction 0.2 holds a fifth of them out"
         )
+    print_notes(notes)
     for split, annotations in (("train", train), *([] if description.is_one_set else [("valid", valid)])):
         print_problems(data, split, annotations)
     return (train.as_single_class(), valid.as_single_class()) if single_cls else (train, valid)

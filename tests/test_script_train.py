@@ -1,7 +1,6 @@
 """train.py as a user types it: what it writes, what it says of mistakes, and that a killed run resumes bit for bit."""
 
 import csv
-import json
 import os
 import signal
 import subprocess
@@ -196,22 +195,6 @@ def empty_labels(project):
         path.unlink()
 
 
-def other_classes_in_valid(project):
-    """Two COCO files that number the same classes differently, and no names file to say which is right."""
-    for split, names in (("train", ["bright", "dark"]), ("val", ["dark", "bright"])):
-        images = sorted((project / "d/images" / split).iterdir())
-        content = {
-            "images": [{"id": i, "file_name": p.name, "width": 80, "height": 64} for i, p in enumerate(images, 1)],
-            "annotations": [
-                {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20], "area": 400, "iscrowd": 0}
-            ],
-            "categories": [{"id": i, "name": name} for i, name in enumerate(names, 1)],
-        }
-        (project / f"{split}.json").write_text(json.dumps(content))
-    lines = ("train = train.json", "valid = val.json", "train_images = d/images/train", "valid_images = d/images/val")
-    (project / "d.data").write_text("classes = 2\n" + "\n".join(lines) + "\n")
-
-
 def file_instead_of_runs(project):
     (project / "runs").touch()
 
@@ -229,7 +212,6 @@ MISTAKES = [
     (None, ("--freeze", "4"), ["--freeze 4", "nothing to learn"]),
     (None, ("--balance", "4", "1"), ["--balance", "1 heads"]),
     (None, ("--seed", str(2**64)), ["--seed"]),
-    (other_classes_in_valid, (), ["bright", "dark", "names"]),
     (break_label, (), ["0.txt:1", "7"]),
     (break_image, (), ["0.png"]),
     (cut_image, (), ["0.png"]),
