@@ -55,7 +55,9 @@ class DetectOptions:
     save_json: bool = option(False, "write detections.json, COCO results with the file's name")
     nosave: bool = option(False, "draw nothing")
     view_img: bool = option(False, "show the pictures in a window, where there is a display; q ends")
-    name: str = option("exp", "results are written to runs/detect/<name>")
+    project: str = option(RUNS, "folder of results")
+    name: str = option("exp", "results are written to <project>/<name>")
+    exist_ok: bool = option(False, "write into <project>/<name> even if it is there, instead of <name>2, <name>3, …")
 
     def __post_init__(self) -> None:
         if not 0 <= self.conf_thres <= 1 or not 0 <= self.iou_thres <= 1:
@@ -84,7 +86,7 @@ def main() -> None:
         agnostic=options.agnostic_nms,
         classes=class_numbers(options.classes, names),
     )
-    folder = new_run_folder(RUNS, options.name)
+    folder = new_run_folder(options.project, options.name, options.exist_ok)
     print(
         f"detect: {resolved.weights} ({loaded.network.cfg_path}) on {shown}, {size} pixels, "
         f"confidence {options.conf_thres:g} -> {folder} ({describe_device(device)})"

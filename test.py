@@ -31,7 +31,7 @@ from utils.files import write_json_atomically
 from utils.structures import Batch, Detections
 
 RUNS = "runs/test"
-SPLITS = {"val": "valid", "test": "test", "speed": "valid"}  # --task -> the key of the .data file
+SPLITS = {"val": "valid", "test": "test", "train": "train", "speed": "valid"}  # --task -> the key of the .data file
 PICTURED_BATCHES = 3  # that are drawn, the first ones
 
 
@@ -59,7 +59,9 @@ class EvaluationOptions:
     clip: bool = option(True, "clip boxes to the image; those of Darknet reach over its border: --no-clip")
     workers: int = option(2, "processes that load images")
     evaluator: str = option("auto", "hotcoco (fast) or pycocotools, the same numbers", ("auto", *BACKENDS))
-    name: str = option("exp", "results are written to runs/test/<name>")
+    project: str = option(RUNS, "folder of results")
+    name: str = option("exp", "results are written to <project>/<name>")
+    exist_ok: bool = option(False, "write into <project>/<name> even if it is there, instead of <name>2, <name>3, …")
 
     def __post_init__(self) -> None:
         if not 0 <= self.conf_thres <= 1 or not 0 <= self.iou_thres <= 1:
@@ -110,7 +112,7 @@ def main() -> None:
         distributed.stop()
         return
 
-    folder = shared_run_folder(RUNS, options.name)
+    folder = shared_run_folder(options.project, options.name, options.exist_ok)
     ground_truth = clean_ground_truth(dataset.to_coco())
     pictures = BatchPictures(folder, loaded.names or dataset.names)
     results = collect_results(detector, batches, ground_truth, options.single_cls, pictures.draw)

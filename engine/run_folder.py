@@ -24,13 +24,13 @@ CHECKPOINTS = ("best.pt", "last.pt")  # of a run; the first that is there is tak
 Row = dict[str, float]
 
 
-def shared_run_folder(parent: str | Path, name: str) -> Path:
+def shared_run_folder(parent: str | Path, name: str, exist_ok: bool = False) -> Path:
     """Return a new run's folder in all processes; the main one makes it, see :func:`new_run_folder`."""
-    return Path(distributed.broadcast(str(new_run_folder(parent, name)) if distributed.is_main() else ""))
+    return Path(distributed.broadcast(str(new_run_folder(parent, name, exist_ok)) if distributed.is_main() else ""))
 
 
-def new_run_folder(parent: str | Path, name: str) -> Path:
-    """Create and return ``parent/name``, or ``parent/name2``, ``name3``, … if that is taken.
+def new_run_folder(parent: str | Path, name: str, exist_ok: bool = False) -> Path:
+    """Create and return ``parent/name``, or ``parent/name2``, ``name3``, … if that is taken and not ``exist_ok``.
 
     Raises:
         UserError: the name leads out of ``parent``, or the folder cannot be written.
@@ -42,7 +42,7 @@ def new_run_folder(parent: str | Path, name: str) -> Path:
     while True:
         folder = parent / (name if number == 1 else f"{name}{number}")
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=exist_ok)
             # Only a file shows that files can be written.
             (folder / ".writable").touch()
             (folder / ".writable").unlink()

@@ -20,6 +20,7 @@ from models.checkpoints.yolov5 import load_yolov5_checkpoint, read_yolov5_checkp
 from models.network import Network, build_network, build_network_from_text, require_heads
 from utils.config import REPOSITORY, find_file
 from utils.errors import UserError
+from utils.foreign_names import address_of
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ def find_weights(name: str | Path) -> Path:
     for root in (Path(), Path("weights"), REPOSITORY / "weights"):
         if (root / name).is_file():
             return root / name
-    raise UserError(f"weights '{name}' do not exist here or in weights/; train.py writes runs/train/<name>/best.pt")
+    where = address_of(name) or "; train.py writes runs/train/<name>/best.pt"
+    raise UserError(f"weights '{name}' do not exist here or in weights/{where}")
 
 
 def _kind(path: Path) -> str:
