@@ -13,6 +13,7 @@ from data.labels.annotations import Annotations, summarise_problems
 from data.labels.read import read_dataset
 from utils import distributed
 from utils.class_names import first_moved, places_in
+from utils.config import find_file
 
 MOST_NAMES_SHOWN = 12
 
@@ -32,10 +33,9 @@ def open_data(name: str, val_fraction: float = 0.0) -> DataDescription:
         description = describe_folder(path)
     elif path.suffix in (".json", ".txt") and path.is_file():
         description = DataDescription(path, 0, (), dict.fromkeys(SPLITS, (str(path.absolute()),)), is_one_set=True)
-    elif path.suffix in (".yaml", ".yml"):
-        description = read_data_yaml(name)
     else:
-        description = read_data_file(name)
+        path = find_file(name, "data file")
+        description = read_data_yaml(path) if path.suffix in (".yaml", ".yml") else read_data_file(path)
     return description.holding_out(val_fraction)
 
 
