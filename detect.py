@@ -15,7 +15,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
 
+from data.image_checks import ImageCheckOptions
 from data.letterbox import letterbox_images, letterbox_meta, smallest_input
 from data.sources import ImageFiles, Picture, VideoFrames, open_source
 from data.splits import open_split
@@ -27,6 +29,7 @@ from utils.config import option, parse_options
 from utils.devices import choose_device, describe_device, use_threads
 from utils.draw import draw_detections
 from utils.errors import UserError, run_command, suggestion
+from utils.files import printable
 from utils.structures import Detections
 
 RUNS = "runs/detect"
@@ -136,7 +139,9 @@ def choose_sources(source: str, resolved: Resolved) -> tuple[list[ImageFiles | V
     if source:
         return open_source(source), source
     data = resolved.data or "shapes.data"
-    paths = open_split(data, "valid", val_fraction=resolved.val_fraction).image_paths[:WITHOUT_SOURCE]
+    paths = open_split(
+        data, "valid", val_fraction=resolved.val_fraction, checks=ImageCheckOptions(max_bad=1)
+    ).image_paths[:WITHOUT_SOURCE]
     return [ImageFiles(tuple(paths))], f"the first {len(paths)} validation images of {data}"
 
 
@@ -182,7 +187,7 @@ def look_at(
                 found, milliseconds = detect_one(detector, picture, size, stride)
                 total = f"/{len(source)}" if len(source) else ""
                 words = in_words(found, writer.names)
-                print(f"{place} {number}{total} {picture.path}: {words}Done. ({milliseconds:.1f} ms)")
+                print(f"{place} {number}{total} {printable(picture.path)}: {words}Done. ({milliseconds:.1f} ms)")
                 drawn = draw(picture, found, writer.names) if writer.pictures or window.is_open else None
                 writer.write(picture, found, drawn, video)
                 closed = window.show(drawn, source.is_video)
@@ -203,11 +208,12 @@ def video_writer(source: ImageFiles | VideoFrames, writer: DetectionWriter) -> A
 
 def detect_one(detector: Detector, picture: Picture, size: int, stride: int) -> tuple[Detections, float]:
     """Return what is found in one picture and the milliseconds of inference and NMS."""
-    height, width = picture.image_rgb.shape[:2]
+    height, width = picture.image_bgr.shape[:2]
     net_hw = smallest_input(np.array([[width, height]]), (size, size), stride)
     meta = letterbox_meta(0, picture.path, (width, height), net_hw)
     before = detector.seconds_inference + detector.seconds_nms
-    (found,) = detector(letterbox_images([picture.image_rgb], [meta], net_hw), [meta])
+    images = letterbox_images([picture.image_bgr], [meta], net_hw).flip(1)  # B 3 H W, as RGB
+    (found,) = detector(images.contiguous(memory_format=torch.channels_last), [meta])
     return found.cpu(), (detector.seconds_inference + detector.seconds_nms - before) * 1e3
 
 
@@ -218,10 +224,9 @@ def in_words(found: Detections, names: Sequence[str]) -> str:
 
 
 def draw(picture: Picture, found: Detections, names: Sequence[str]) -> np.ndarray:
-    """Return a picture with its detections drawn on it, [h w 3] uint8, BGR."""
-    image_bgr = cv2.cvtColor(picture.image_rgb, cv2.COLOR_RGB2BGR)
-    draw_detections(image_bgr, found, names)
-    return image_bgr
+    """Draw the detections into the picture and return it, [h w 3] uint8, BGR."""
+    draw_detections(picture.image_bgr, found, names)
+    return picture.image_bgr
 
 
 def refuse_unreadable(sources: Sequence[ImageFiles | VideoFrames]) -> None:
@@ -232,10 +237,10 @@ def refuse_unreadable(sources: Sequence[ImageFiles | VideoFrames]) -> None:
     """
     problems = [problem for source in sources if isinstance(source, ImageFiles) for problem in source.problems]
     for problem in problems[1:]:
-        print(f"passed over: {problem}")
+        print(f"passed over: {printable(problem)}")
     if problems:
         others = f" (and {len(problems) - 1} more, listed above)" if len(problems) > 1 else ""
-        raise UserError(problems[0] + others)
+        raise UserError(printable(problems[0]) + others)
 
 
 if __name__ == "__main__":

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import torch
 
+from data.image_checks import ImageCheckOptions, bad_images
 from data.labels.annotations import Annotations
 from data.letterbox import RESIZES
 from data.loader import LoaderSettings, evaluation_batches
 from data.splits import open_split, split_shown
-from engine.evaluate import collect_results
+from engine.evaluate import collect_results, without_unread
 from engine.resolve import Wanted, check_classes, resolve
 from engine.run_folder import shared_run_folder
 from evaluation.coco import BACKENDS, Metrics, evaluate_coco
@@ -74,7 +75,7 @@ class EvaluationOptions:
 
 def main() -> None:
     """Evaluate one detector on one split; leave metrics.json and pictures in runs/test/<name>."""
-    (options,) = parse_options(__doc__.splitlines()[0], EvaluationOptions)
+    options, checks = parse_options(__doc__.splitlines()[0], EvaluationOptions, ImageCheckOptions)
     device = choose_device(options.device)
     use_threads()
     distributed.start(device)
@@ -92,9 +93,10 @@ def main() -> None:
         single_cls=resolved.single_cls,
         val_fraction=resolved.val_fraction,
     )
-    dataset = open_split(resolved.data, SPLITS[options.task], resolved.single_cls, val_fraction=resolved.val_fraction)
+    split = SPLITS[options.task]
+    dataset = open_split(resolved.data, split, resolved.single_cls, val_fraction=resolved.val_fraction, checks=checks)
     check_classes(resolved, dataset)
-    batches = evaluation_batches(dataset, loader_settings(options, loaded, device))
+    batches = evaluation_batches(dataset, loader_settings(options, checks, loaded, device))
     detector = Detector(
         loaded.network.to(device),
         confidence=options.conf_thres,
@@ -116,12 +118,13 @@ def main() -> None:
     ground_truth = clean_ground_truth(dataset.to_coco())
     pictures = BatchPictures(folder, loaded.names or dataset.names)
     results = collect_results(detector, batches, ground_truth, options.single_cls, pictures.draw)
+    ground_truth, results = without_unread(ground_truth, results, batches)
     if distributed.is_main():
+        left_out = len(bad_images(dataset)) + len(dataset) - len(ground_truth["images"])
         metrics = evaluate_coco(ground_truth, results, options.evaluator)
-        print(table(metrics, options.verbose))
-        print(metrics.summary())
+        print_metrics(metrics, options.verbose, left_out)
         print_speed(detector.speed(), options)
-        write_results(folder, options, metrics, detector.speed())
+        write_results(folder, options, metrics, detector.speed(), left_out)
         if options.save_json:
             write_json_atomically(folder / "detections.json", results, indent=None)
             write_json_atomically(folder / "ground_truth.json", ground_truth, indent=None)
@@ -129,7 +132,9 @@ def main() -> None:
     distributed.stop()
 
 
-def loader_settings(options: EvaluationOptions, loaded: LoadedNetwork, device: torch.device) -> LoaderSettings:
+def loader_settings(
+    options: EvaluationOptions, checks: ImageCheckOptions, loaded: LoadedNetwork, device: torch.device
+) -> LoaderSettings:
     """Return how the batches are made."""
     width, height = options.img_size
     return LoaderSettings(
@@ -142,6 +147,7 @@ def loader_settings(options: EvaluationOptions, loaded: LoadedNetwork, device: t
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         pin_memory=device.type == "cuda",
+        max_bad=checks.max_bad,
     )
 
 
@@ -202,6 +208,14 @@ def table(metrics: Metrics, verbose: bool) -> str:
     return "\n".join(lines)
 
 
+def print_metrics(metrics: Metrics, verbose: bool, left_out: int) -> None:
+    """Print the table, COCO's twelve numbers and, where images are missing from these, how many."""
+    print(table(metrics, verbose))
+    print(metrics.summary())
+    if left_out:
+        print(f"WARNING: without {left_out} images that cannot be used; these are the numbers of the others")
+
+
 def print_speed(speed: Speed, options: EvaluationOptions) -> None:
     """Print the time per image of the main process, without loading and evaluation."""
     if distributed.is_main():
@@ -211,10 +225,11 @@ def print_speed(speed: Speed, options: EvaluationOptions) -> None:
         print(f"Speed: {times} ms inference/NMS/total per {size} image at batch-size {options.batch_size}")
 
 
-def write_results(folder: Path, options: EvaluationOptions, metrics: Metrics, speed: Speed) -> None:
-    """Write metrics.json: every number, the time per image and the options that made them."""
+def write_results(folder: Path, options: EvaluationOptions, metrics: Metrics, speed: Speed, left_out: int) -> None:
+    """Write metrics.json: every number, how many images were left out, the time per image and the options."""
     content = {
         **metrics.to_dict(),
+        "images_left_out": left_out,
         "speed": {**asdict(speed), "total_ms": speed.total_ms},
         "options": {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()},
     }

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from data.augment import AugmentOptions
+from data.image_checks import ImageCheckOptions
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches, training_batches
 from data.splits import open_training_splits
@@ -108,7 +109,7 @@ class TrainOptions:
         return self.accumulate or max(1, round(NOMINAL_BATCH / self.batch_size))
 
 
-GROUPS = (TrainOptions, OptimizerOptions, AugmentOptions, AssignmentOptions, LossOptions)
+GROUPS = (TrainOptions, OptimizerOptions, AugmentOptions, AssignmentOptions, LossOptions, ImageCheckOptions)
 
 
 @dataclass(frozen=True)
@@ -120,10 +121,11 @@ class TrainGroups:
     augment: AugmentOptions
     assignment: AssignmentOptions
     loss: LossOptions
+    images: ImageCheckOptions
 
     def as_dict(self) -> dict[str, Any]:
         """Return all options as one flat dict of plain values."""
-        return flat_dict(self.train, self.optimizer, self.augment, self.assignment, self.loss)
+        return flat_dict(self.train, self.optimizer, self.augment, self.assignment, self.loss, self.images)
 
 
 def main() -> None:
@@ -134,7 +136,9 @@ def main() -> None:
     distributed.start(device)
     seed_everything(options.train.seed)
 
-    train_set, test_set = open_training_splits(options.train.data, options.train.val_fraction, options.train.single_cls)
+    train_set, test_set = open_training_splits(
+        options.train.data, options.train.val_fraction, options.train.single_cls, options.images
+    )
     check_names(options.train, train_set.names, checkpoint)
 
     network = new_network(options.train, train_set.names, checkpoint).to(device).to(memory_format=torch.channels_last)
@@ -143,7 +147,7 @@ def main() -> None:
     if checkpoint:
         state.load_state_dict(checkpoint)
 
-    train_settings, test_settings = loader_settings(options.train, network, device)
+    train_settings, test_settings = loader_settings(options, network, device)
     train_batches = training_batches(train_set, train_settings, options.augment)
     test_batches = evaluation_batches(test_set, test_settings)
     ground_truth = test_set.to_coco()
@@ -248,9 +252,10 @@ def image_sizes(options: TrainOptions, network: Network) -> tuple[int, int]:
 
 
 def loader_settings(
-    options: TrainOptions, network: Network, device: torch.device
+    groups: TrainGroups, network: Network, device: torch.device
 ) -> tuple[LoaderSettings, LoaderSettings]:
     """Return how the training and the testing batches are made."""
+    options = groups.train
     train_size, test_size = image_sizes(options, network)
     test = LoaderSettings(
         image_hw=(test_size, test_size),
@@ -262,6 +267,7 @@ def loader_settings(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         pin_memory=device.type == "cuda",
+        max_bad=groups.images.max_bad,
     )
     train = replace(
         test,

@@ -23,13 +23,16 @@ import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
 
 from data.augment import AugmentOptions
 from data.dataset import BatchPlan, DetectionDataset, Failure
+from data.image_checks import bad_images, too_many
 from data.labels.annotations import Annotations
 from data.letterbox import RESIZES, smallest_input
 from utils import distributed
 from utils.errors import UserError
+from utils.files import printable
 from utils.structures import Batch
 
 BLOCK = 64  # images that share their mosaics
@@ -56,6 +59,7 @@ class LoaderSettings:
     world_size: int = 1  # how many there are
     pin_memory: bool = False  # for CUDA
     cache_images: bool = False  # decode all images once, into memory (training)
+    max_bad: float = 0.0  # share of the images that may be left out because they cannot be read; 0: none
 
     def __post_init__(self) -> None:
         if any(side < 1 or side % self.stride for side in self.image_hw):
@@ -73,6 +77,7 @@ class Batches:
         self, dataset: DetectionDataset, plans: Callable[[int], list[BatchPlan]], settings: LoaderSettings
     ) -> None:
         self.dataset = dataset
+        self.unread: dict[int, str] = {}  # index of an image that could not be read so far -> the reason
         self._plans = _PlanSampler(plans)
         self._settings = settings
         self._loader = self._new_loader()
@@ -102,10 +107,22 @@ class Batches:
         """Return what the batches of the chosen epoch will be."""
         return self._plans.current()
 
+    def unread_image_ids(self) -> set[int]:
+        """Return the ids of the images that this process could not read so far."""
+        return {int(self.dataset.annotations.image_ids[index]) for index in self.unread}
+
     def __len__(self) -> int:
         return len(self._plans)
 
     def __iter__(self) -> Iterator[Batch]:
+        return (batch for batch in self.with_empty() if batch.metas)
+
+    def with_empty(self) -> Iterator[Batch]:
+        """Yield a batch for each plan, also where none of its images could be read.
+
+        Raises:
+            UserError: an image could not be read, and no more may be left out; a loading process died.
+        """
         failure = yield from self._until_failure()
         if failure is not None:
             # End the workers now: a loader that is deleted only with the exception's traceback waits seconds for each.
@@ -125,7 +142,26 @@ class Batches:
                 return Failure(f"a loading process died ({first_line}); with less memory try fewer --workers, or 0")
             if batch is None or isinstance(batch, Failure):
                 return batch
+            failure = self._leave_out(batch.unread)
+            if failure is not None:
+                return failure
             yield batch
+
+    def _leave_out(self, unread: dict[int, str]) -> Failure | None:
+        """Count and name the images that could not be read; a failure where they are too many."""
+        annotations = self.dataset.annotations
+        before = len(bad_images(annotations))
+        total = len(annotations) + before
+        for index, reason in unread.items():
+            if index in self.unread:
+                continue
+            self.unread[index] = reason
+            bad = before + len(self.unread)
+            if too_many(bad, total, self._settings.max_bad):
+                allowed = f"--max-bad {self._settings.max_bad:g} allows no more"
+                return Failure(f"{reason}; {bad} of {total} images cannot be used, {allowed}")
+            tqdm.write(f"WARNING: {printable(reason)}; left out ({bad} of {total} images so far)")
+        return None
 
 
 def training_batches(annotations: Annotations, settings: LoaderSettings, augment: AugmentOptions) -> Batches:
@@ -143,7 +179,9 @@ def training_batches(annotations: Annotations, settings: LoaderSettings, augment
     largest = max(settings.image_hw)
     if settings.multi_scale:
         largest = int(largest * MULTI_SCALE[1])
-    dataset = DetectionDataset(annotations, settings.resize, augment, settings.seed, largest)
+    dataset = DetectionDataset(
+        annotations, settings.resize, augment, settings.seed, largest, leave_out=settings.max_bad > 0
+    )
     if settings.cache_images:
         cache_images(dataset)
     return Batches(dataset, lambda epoch: training_plans(annotations.image_wh, settings, epoch), settings)
@@ -156,7 +194,7 @@ def evaluation_batches(annotations: Annotations, settings: LoaderSettings) -> Ba
         UserError: there are no images.
     """
     _require_images(annotations)
-    dataset = DetectionDataset(annotations, settings.resize)
+    dataset = DetectionDataset(annotations, settings.resize, leave_out=settings.max_bad > 0)
     return Batches(dataset, lambda epoch: evaluation_plans(annotations.image_wh, settings), settings)
 
 
@@ -245,7 +283,7 @@ def cache_images(dataset: DetectionDataset) -> int:
     if distributed.broadcast(needed > free * 0.9):  # the main process looks, before any other one takes memory
         raise UserError(f"--cache-images needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:
-        dataset.cached = list(threads.map(dataset.decode, range(len(sizes))))
+        dataset.cached = list(threads.map(dataset.decode_or_none, range(len(sizes))))
     return needed
 
 

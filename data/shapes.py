@@ -69,7 +69,8 @@ def draw_all(folder: Path) -> None:
         for index in range(num_images):
             image, rows = draw_image(np.random.default_rng((2026, number, index)))
             name = f"{split}_{index:04d}"
-            cv2.imwrite(str(folder / "images" / split / f"{name}.jpg"), image, (cv2.IMWRITE_JPEG_QUALITY, 92))
+            jpeg = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
+            (folder / "images" / split / f"{name}.jpg").write_bytes(jpeg.tobytes())
             lines = (f"{label} " + " ".join(f"{value:.6f}" for value in box) for label, *box in rows)
             (folder / "labels" / split / f"{name}.txt").write_text("".join(line + "\n" for line in lines))
             num_objects += len(rows)

@@ -13,7 +13,8 @@ from utils.config import flag
 from utils.errors import UserError
 
 NEWEST = "newest"  # what a bare --resume means
-MAY_CHANGE = {"resume", "device", "workers", "cache", "epochs", "patience"}  # all others are those of the run
+# All other options are those of the run.
+MAY_CHANGE = {"resume", "device", "workers", "cache", "epochs", "patience", "max_bad", "verify_images"}
 
 
 def find_last(named: str, project: str = TRAINING_RUNS) -> Path:
