@@ -19,16 +19,16 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     other is the beginning. Case and leading hyphens do not count.
     """
     typed = word.lstrip("-").casefold()
-    close: list[tuple[int, str]] = []  # (edits, known word)
+    close: list[tuple[int, bool, str]] = []  # (edits, whether it begins with another letter, known word)
     for candidate in known:
         name = candidate.lstrip("-").casefold()
         shorter, longer = sorted((typed, name), key=len)
         allowed = min(2, (len(typed) + 2) // 4)
         if len(longer) - len(shorter) <= allowed and (edits := count_edits(typed, name)) <= allowed:
-            close.append((edits, candidate))
+            close.append((edits, typed[:1] != name[:1], candidate))
         elif len(shorter) >= 3 and longer.startswith(shorter):
-            close.append((len(longer), candidate))  # after all that are one or two edits away
-    return f"; did you mean '{min(close)[1]}'?" if close else ""
+            close.append((len(longer), False, candidate))  # after all that are one or two edits away
+    return f"; did you mean '{min(close)[-1]}'?" if close else ""
 
 
 def count_edits(first: str, second: str) -> int:

@@ -56,7 +56,7 @@ ANSWERS = {  # what is not here -> what to use instead
     "dropout": "write a [dropout] section into the cfg",
     "entity": NO_LOGGING_SERVICE,
     "erasing": "the augmentations are those of --help, such as --hsv-h, --degrees and --mixup",
-    "evolve": "options are not searched for; start a run per recipe (--hyp), analyze.py --compare-runs compares them",
+    "evolve": "options are not searched for; start a run per recipe (--hyp), analyze.py --compare shows them",
     "fourcc": "videos are written as mp4",
     "fraction": "name a list of the images to train on in the data set (--data)",
     "half": "float16 is for test.py and detect.py; train.py has mixed precision where it helps, and --no-amp",
