@@ -12,7 +12,7 @@ from models.checkpoints.format import read_checkpoint, save_checkpoint
 from tests.tiny_project import make_project
 from utils.errors import UserError
 
-QUICK = "--data tiny.data --cfg tiny.cfg --img 64 --batch 4 --workers 0 --device cpu".split()
+QUICK = ["--data", "tiny.data", "--cfg", "tiny.cfg", "--img", "64", "--batch", "4", "--workers", "0", "--device", "cpu"]
 
 
 @pytest.fixture
