@@ -13,8 +13,10 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TypeVar
@@ -22,6 +24,7 @@ from typing import TypeVar
 import cv2
 import numpy as np
 import torch
+from torch._C import _error_if_any_worker_fails
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
@@ -30,7 +33,7 @@ from data.dataset import BatchPlan, DetectionDataset, Failure
 from data.image_checks import bad_images, too_many
 from data.labels.annotations import Annotations
 from data.letterbox import RESIZES, smallest_input
-from utils import distributed
+from utils import distributed, interrupts
 from utils.errors import UserError
 from utils.files import printable
 from utils.structures import Batch
@@ -68,6 +71,10 @@ class LoaderSettings:
             raise ValueError(f"batch size {self.batch_size} must be at least 1")
         if self.resize not in RESIZES:
             raise ValueError(f"unknown resize '{self.resize}'; known: {', '.join(RESIZES)}")
+
+
+class LostWorkerError(UserError):
+    """A process that loads images has died."""
 
 
 class Batches:
@@ -127,27 +134,33 @@ class Batches:
         if failure is not None:
             # End the workers now: a loader that is deleted only with the exception's traceback waits seconds for each.
             self._loader = self._new_loader()
-            raise UserError(failure.message)
+            raise failure
 
-    def _until_failure(self) -> Generator[Batch, None, Failure | None]:
+    def _until_failure(self) -> Generator[Batch, None, UserError | None]:
         """Yield the batches up to the first failure, and return that; None where there is none."""
-        batches = iter(self._loader)
+        batches: Iterator[Batch | Failure] | None = None
         while True:
             try:
-                batch = next(batches, None)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+                with watched_workers():
+                    if batches is None:
+                        with interrupts.held_back():
+                            batches = iter(self._loader)
+                    batch = next(batches, None)
+            except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+                if not _is_lost_worker(error):
                     raise
-                first_line = str(error).splitlines()[0]
-                return Failure(f"a loading process died ({first_line}); with less memory try fewer --workers, or 0")
-            if batch is None or isinstance(batch, Failure):
-                return batch
+                reason = str(error).partition("\n")[0].rstrip(". ")
+                return LostWorkerError(f"a loading process died ({reason}); with less memory try fewer --workers, or 0")
+            if isinstance(batch, Failure):
+                return UserError(batch.message)
+            if batch is None:
+                return None
             failure = self._leave_out(batch.unread)
             if failure is not None:
                 return failure
             yield batch
 
-    def _leave_out(self, unread: dict[int, str]) -> Failure | None:
+    def _leave_out(self, unread: dict[int, str]) -> UserError | None:
         """Count and name the images that could not be read; a failure where they are too many."""
         annotations = self.dataset.annotations
         before = len(bad_images(annotations))
@@ -159,7 +172,7 @@ class Batches:
             bad = before + len(self.unread)
             if too_many(bad, total, self._settings.max_bad):
                 allowed = f"--max-bad {self._settings.max_bad:g} allows no more"
-                return Failure(f"{reason}; {bad} of {total} images cannot be used, {allowed}")
+                return UserError(f"{reason}; {bad} of {total} images cannot be used, {allowed}")
             tqdm.write(f"WARNING: {printable(reason)}; left out ({bad} of {total} images so far)")
         return None
 
@@ -332,10 +345,36 @@ def _as_it_is(loaded: _Loaded) -> _Loaded:
     return loaded
 
 
+@contextmanager
+def watched_workers() -> Iterator[None]:
+    """Within this block, a loading process that dies, or has died, is torch's RuntimeError.
+
+    torch raises it by a signal handler; without this block, that is wherever the main process happens to be: while it
+    writes a checkpoint or frees a loader.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, lambda _number, _frame: _error_if_any_worker_fails())
+    try:
+        _error_if_any_worker_fails()
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _is_lost_worker(error: Exception) -> bool:
+    """Whether an error while a batch is fetched means that the process, or the thread, that was to give it has gone."""
+    text = str(error)
+    if isinstance(error, RuntimeError):
+        return text.startswith(("DataLoader worker", "Pin memory thread exited"))
+    return not text.startswith("Caught ")  # else it happened in the worker, which lives
+
+
 def _start_worker(_worker: int) -> None:
-    """Set up a worker process: one thread, and Ctrl-C with its message left to the main process."""
+    """Set up a worker process: one thread, and Ctrl-C and its like left to the main process."""
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interrupts.ignore()
     sys.excepthook = _without_lost_connections
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from data.loader import LostWorkerError
 from engine.run_folder import (
     BAR_FORMAT,
     TensorBoardLog,
@@ -30,6 +31,7 @@ from models.detector import Detector
 from models.network import Network
 from utils import distributed
 from utils.draw import draw_batch, draw_predictions
+from utils.errors import UserError
 from utils.structures import Batch
 
 PICTURED_BATCHES = 3  # training batches of the first epoch, and testing batches after the last, that are drawn
@@ -93,13 +95,17 @@ class TrainingRun:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Within this block an interrupt says how to go on."""
+        """Within this block an interrupt, or a loading process that dies, says how to go on."""
         try:
             yield
         except KeyboardInterrupt:
-            last = self.folder / "last.pt"
-            how = f"go on with: python train.py --resume {last}" if last.exists() else "nothing was saved (--nosave)"
-            raise KeyboardInterrupt(f"interrupted; {how}") from None
+            raise KeyboardInterrupt(f"interrupted; {self._how_to_go_on()}") from None
+        except LostWorkerError as error:
+            raise UserError(f"{error}; {self._how_to_go_on()}") from None
+
+    def _how_to_go_on(self) -> str:
+        last = self.folder / "last.pt"
+        return f"go on with: python train.py --resume {last}" if last.exists() else "nothing was saved (--nosave)"
 
     def finish_epoch(self, state: TrainState, row: Mapping[str, float], fitness: float | None) -> None:
         """Append an epoch's numbers to the history and write everything that shows or keeps them.
