@@ -26,6 +26,7 @@ from engine.resumed_run import NEWEST, options_to_resume, other_length
 from engine.run_folder import TRAINING_RUNS, plot_labels
 from engine.train_loop import TrainState, freeze_layers, train_one_epoch, wrap_for_processes
 from engine.training_run import EpochBar, TrainingRun
+from engine.training_state import load_training_state
 from evaluation.coco import Metrics
 from models.assignment.counts import MatchCounts
 from models.assignment.options import AssignmentOptions
@@ -147,7 +148,7 @@ def main() -> None:
     loss_function = build_loss(options.loss, options.assignment, network.heads, image_sizes(options.train, network)[0])
     state = new_state(network, options)
     if checkpoint:
-        state.load_state_dict(checkpoint)
+        load_training_state(state, checkpoint, options.train.resume)
 
     train_settings, test_settings = loader_settings(options, network, device)
     train_batches = training_batches(train_set, train_settings, options.augment)
@@ -184,7 +185,7 @@ def choose_options() -> tuple[TrainGroups, dict[str, Any] | None]:
     given = parse_flags(__doc__.splitlines()[0], *GROUPS)
     if given.get("resume"):
         values, checkpoint = options_to_resume(given)
-        options = TrainGroups(*build_options(values, GROUPS))
+        options = TrainGroups(*build_options(values, GROUPS, values["resume"]))
         planned = checkpoint["options"]["epochs"]
         note = other_length(options.optimizer, checkpoint["epoch"], planned, options.train.epochs)
         if note and distributed.is_main():

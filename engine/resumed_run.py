@@ -8,6 +8,7 @@ from typing import Any
 from engine.optimizer import OptimizerOptions, Schedule
 from engine.run_folder import TRAINING_RUNS
 from engine.train_loop import is_over
+from engine.training_state import check_resumable
 from models.checkpoints.format import read_checkpoint
 from utils.config import flag
 from utils.errors import UserError
@@ -51,8 +52,7 @@ def options_to_resume(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
         raise UserError(f"--resume goes on with the run's own options; leave out {flag(fixed[0])}")
     path = find_last(given["resume"], project)
     checkpoint = read_checkpoint(path)
-    if "optimizer" not in checkpoint:
-        raise UserError(f"{path}: holds no training state; resume from last.pt, or start with --weights")
+    check_resumable(checkpoint, path)
     before = checkpoint["options"]
     values = before | given | {"resume": str(path)}
     done, epochs, patience = checkpoint["epoch"], values["epochs"], values.get("patience", 0)

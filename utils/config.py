@@ -7,6 +7,8 @@ in rising priority, from the field's default, from a YAML recipe (``train.py --h
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import sys
 import types
 import typing
@@ -20,7 +22,7 @@ from utils import distributed
 from utils.errors import UserError, suggestion
 from utils.foreign_names import SAME, SHORT, WITHOUT_EFFECT, address_of, answer_to, from_yolov5_recipe, our_file
 from utils.renamed import RENAMED, with_current_names
-from utils.yaml_file import read_yaml
+from utils.yaml_file import LARGEST_INTEGER, read_yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 FILE_KINDS = {  # what is looked for -> folders below the working directory and the repository, and endings
@@ -139,22 +141,27 @@ def _hyphenated(argument: str) -> str:
     return name.replace("_", "-") + equals + value if name.startswith("--") else argument
 
 
-def build_options(values: dict[str, Any], groups: Sequence[type]) -> tuple[Any, ...]:
+def build_options(values: dict[str, Any], groups: Sequence[type], source: str = "") -> tuple[Any, ...]:
     """Return one instance of each dataclass from a flat dict; what the dict lacks keeps its default.
 
+    Args:
+        values: by the names of the fields; YAML and checkpoints have lists where the options have tuples.
+        groups: the dataclasses.
+        source: the file that the values come from, for messages; empty for the command line.
+
     Raises:
-        UserError: a key belongs to no group, or the dataclass refuses the combination.
+        UserError: a key belongs to no group, a value of the wrong type, or the dataclass refuses the combination.
     """
-    known = {item.name for group in groups for item in fields(group)}
-    refuse_unknown(values, known)
-    # YAML and checkpoints have lists where the options have tuples.
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    place = f"{source}: " if source else ""
+    known = {item.name: (item, group) for group in groups for item in fields(group)}
+    refuse_unknown(values, known, place)
+    values = {name: _checked(value, *known[name], place) for name, value in values.items()}
     try:
         return tuple(
             group(**{item.name: values[item.name] for item in fields(group) if item.name in values}) for group in groups
         )
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"{place}{error}") from error
 
 
 def flat_dict(*instances: Any) -> dict[str, Any]:
@@ -179,7 +186,7 @@ def read_recipe(path: Path, groups: Sequence[type]) -> dict[str, Any]:
     by_name = {item.name: (item, group) for group in groups for item in fields(group)}
     unknown = [str(name) for name in values if name not in by_name]
     refuse_unknown(unknown, by_name, f"{path}:{min((lines.get(name, 1) for name in unknown), default=1)}: ")
-    return {name: _checked(value, *by_name[name], f"{path}:{lines.get(name, 1)}") for name, value in values.items()}
+    return {name: _checked(value, *by_name[name], f"{path}:{lines.get(name, 1)}: ") for name, value in values.items()}
 
 
 def refuse_unknown(names: Iterable[str], known: Collection[str], place: str = "") -> None:
@@ -196,23 +203,23 @@ def refuse_unknown(names: Iterable[str], known: Collection[str], place: str = ""
 
 
 def _checked(value: Any, item: Field, group: type, place: str) -> Any:
-    """Return a recipe's value in the type of its field; ``place`` is file and line, for the message."""
+    """Return a value in the type of its field; ``place`` begins the message: a file and its line, or nothing."""
     kind, many, optional = _type_of(item, group)
     if value is None and optional:
         return None
-    values = value if many and isinstance(value, list) else [value]
+    values = value if many and isinstance(value, (list, tuple)) else [value]
     result = []
     for one in values:
-        good = isinstance(one, bool) if kind is bool else isinstance(one, kind) and not isinstance(one, bool)
         if kind is float and isinstance(one, (int, str)) and not isinstance(one, bool):
-            try:  # YAML reads 1e-3 (without a dot) as a string
-                one, good = float(one), True
-            except ValueError:
-                good = False
+            with contextlib.suppress(ValueError, OverflowError):  # YAML reads 1e-3 (without a dot) as a string
+                one = float(one)
+        good = type(one) is kind
+        if isinstance(one, (int, float)):
+            good = good and math.isfinite(one) and (kind is float or abs(one) <= LARGEST_INTEGER)
         choices = item.metadata.get("choices")
         if not good or (choices and one not in choices):
             wanted = f"one of {', '.join(choices)}" if choices else f"a value of type {kind.__name__}"
-            raise UserError(f"{place}: '{item.name}' must be {wanted}, not '{one}'")
+            raise UserError(f"{place}'{item.name}' must be {wanted}, not '{one!s:.60}'")
         result.append(one)
     return tuple(result) if many else result[0]
 
@@ -245,7 +252,7 @@ def _add_flag(section: argparse._ArgumentGroup, item: Field, group: type, other_
         *flags,
         dest=item.name,
         default=argparse.SUPPRESS,
-        type=_number if kind is float else kind,
+        type={float: _number, int: _whole_number}.get(kind, kind),
         nargs="+" if many else None if bare is None else "?",
         const=bare,
         choices=item.metadata.get("choices") or None,
@@ -265,10 +272,20 @@ def _shown(default: Any) -> str:
 
 
 def _number(text: str) -> float:
-    return float(text)
+    value = float(text)
+    if not math.isfinite(value):  # it would pass every comparison with a limit
+        raise ValueError
+    return value
 
 
-_number.__name__ = "number"
+def _whole_number(text: str) -> int:
+    value = int(text)
+    if abs(value) > LARGEST_INTEGER:
+        raise ValueError
+    return value
+
+
+_number.__name__, _whole_number.__name__ = "number", "int"
 
 
 class _StoreTuple(argparse.Action):
