@@ -222,7 +222,10 @@ def detect_one(detector: Detector, picture: Picture, size: int, stride: int) -> 
 def in_words(found: Detections, names: Sequence[str]) -> str:
     """Return the counts of the classes for the line of a picture, as ``2 persons, 1 dog, ``."""
     counts = Counter(found.labels.tolist())
-    return "".join(f"{n} {names[label]}{'s' if n > 1 else ''}, " for label, n in sorted(counts.items()))
+    return "".join(
+        f"{n} {names[label]}{'s' if n > 1 and not names[label].endswith('s') else ''}, "
+        for label, n in sorted(counts.items())
+    )
 
 
 def draw(picture: Picture, found: Detections, names: Sequence[str]) -> np.ndarray:

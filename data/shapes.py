@@ -17,8 +17,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.config import REPOSITORY
-from utils.errors import UserError
+from utils.config import REPOSITORY, parse_flags
+from utils.errors import UserError, run_command
 from utils.files import write_text_atomically
 
 CLASSES = ("circle", "rectangle", "triangle", "star", "ring")
@@ -315,10 +315,11 @@ def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray
 
 def main() -> None:
     """Draw the set anew."""
+    parse_flags(__doc__.splitlines()[0])
     if (FOLDER / MARKER).is_file():
         shutil.rmtree(FOLDER)
     print(ensure_drawn())
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

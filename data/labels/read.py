@@ -26,7 +26,7 @@ from data.labels.label_format import LabelRows
 from data.labels.row_table import RowTable
 from data.labels.yolo import yolo_to_xyxy
 from data.shapes import ensure_drawn
-from utils.class_names import read_names
+from utils.class_names import MAX_CLASSES, read_names
 from utils.errors import UserError, suggestion
 
 DRAWINGS = {"shapes": ensure_drawn}  # built-in sets, the values of ``draw =`` in a .data file
@@ -205,6 +205,8 @@ def _names_in(per_image: list[LabelRows], num_classes: int) -> tuple[str, ...]:
         return tuple(sorted(words))
     indices = [rows.labels for rows in per_image if isinstance(rows.labels, np.ndarray)]
     largest = max((int(labels.max()) for labels in indices if len(labels)), default=0)
+    if largest >= MAX_CLASSES and not num_classes:
+        raise UserError(f"the labels have the class {largest}, but no data set has more than {MAX_CLASSES:,} classes")
     return tuple(str(index) for index in range(num_classes or largest + 1))
 
 

@@ -70,7 +70,7 @@ def _parse_words(words: list[str]) -> tuple[list[float], str]:
     row = row[:5]
     if not np.isfinite(row).all():
         return [], "not a finite number"
-    if row[0] != int(row[0]) or row[0] < 0:
+    if row[0] != int(row[0]) or not 0 <= row[0] < 2**53:
         return [], "class index is not 0 or a positive whole number"
     if row[3] <= 0 or row[4] <= 0:
         return [], "zero or negative size"
