@@ -20,7 +20,7 @@ from data.letterbox import RESIZES
 from data.loader import LoaderSettings, evaluation_batches
 from data.splits import open_split, split_shown
 from engine.evaluate import collect_results, without_unread
-from engine.resolve import Wanted, check_classes, resolve
+from engine.resolve import Wanted, fit_classes, resolve
 from engine.run_folder import shared_run_folder
 from evaluation.coco import BACKENDS, Metrics, evaluate_coco
 from evaluation.results import clean_ground_truth
@@ -86,7 +86,6 @@ def main() -> None:
         options.weights, options.cfg, options.data, options.img_size, options.single_cls, options.val_fraction
     )
     resolved = resolve(wanted, square=False)
-    loaded = resolved.loaded
     options = replace(  # so that metrics.json says what was evaluated where the command line left it open
         options,
         weights=resolved.weights,
@@ -97,7 +96,7 @@ def main() -> None:
     )
     split = SPLITS[options.task]
     dataset = open_split(resolved.data, split, resolved.single_cls, val_fraction=resolved.val_fraction, checks=checks)
-    check_classes(resolved, dataset)
+    loaded = fit_classes(resolved, dataset).loaded
     batches = evaluation_batches(dataset, loader_settings(options, checks, loaded, device))
     detector = Detector(
         loaded.network.to(device),

@@ -22,6 +22,7 @@ from data.splits import open_training_splits
 from engine.ema import AveragedModel
 from engine.evaluate import evaluate
 from engine.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
+from engine.resolve import start_with_classes
 from engine.resumed_run import NEWEST, options_to_resume, other_length
 from engine.run_folder import TRAINING_RUNS, plot_labels
 from engine.train_loop import TrainState, freeze_layers, train_one_epoch, wrap_for_processes
@@ -230,7 +231,9 @@ def new_network(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
             print(note)
         initialise_head_biases(network, "yolov5" if network.heads[0].new_coords else "yolov3")
         if options.weights:
-            print(load_weights(network, options.weights))
+            report = load_weights(network, options.weights)
+            print(report)
+            network = start_with_classes(network, report, names)
     frozen = freeze_layers(network, options.freeze)
     if frozen and distributed.is_main():
         print(f"--freeze: {len(frozen)} of the {len(network.layers)} layers of {network.cfg_path} stay as they are")
