@@ -213,8 +213,7 @@ MISTAKES = [
     (None, ("--balance", "4", "1"), ["--balance", "1 heads"]),
     (None, ("--seed", str(2**64)), ["--seed"]),
     (break_label, (), ["0.txt:1", "7"]),
-    (break_image, (), ["0.png"]),
-    (cut_image, (), ["0.png"]),
+    (break_image, ("--max-bad", "0"), ["0.png"]),
     (empty_labels, (), ["label"]),
     (file_instead_of_runs, (), ["runs"]),
 ]
@@ -292,3 +291,14 @@ def test_two_processes_share_the_batches_and_resume_bit_for_bit(project):
     whole, cut = (torch.load(project / f"runs/train/{name}/last.pt", weights_only=True) for name in ("whole", "cut"))
     assert all(torch.equal(whole[part][key], cut[part][key]) for part in ("model", "ema") for key in whole[part])
     assert whole["history"] == cut["history"]
+
+
+@pytest.mark.parametrize("spoil", [break_image, cut_image])
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_one_image_that_cannot_be_used_is_named_and_left_out(project, spoil, workers):
+    """Not an image: found before the start. Cut in two: found when it is read, and another takes its place."""
+    spoil(project)
+    done = train(project, "--data", "d.data", "--cfg", "tiny.cfg", "--epochs", "1", "--workers", workers)
+    said = done.stdout + done.stderr
+    assert "0.png" in said and "left out" in said and "1 of 8 images" in said
+    assert (project / "runs/train/exp/last.pt").is_file()
