@@ -10,6 +10,8 @@ Shape letters: N images of the data set.
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
 import signal
 import sys
@@ -369,6 +371,14 @@ def _is_lost_worker(error: Exception) -> bool:
     if isinstance(error, RuntimeError):
         return text.startswith(("DataLoader worker", "Pin memory thread exited"))
     return not text.startswith("Caught ")  # else it happened in the worker, which lives
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End what still loads when the program ends: multiprocessing would wait for it after a SIGTERM, which it ignores."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _start_worker(_worker: int) -> None:
