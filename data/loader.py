@@ -375,7 +375,7 @@ def _is_lost_worker(error: Exception) -> bool:
 
 @atexit.register
 def _end_workers() -> None:
-    """End what still loads when the program ends: multiprocessing would wait for it after a SIGTERM, which it ignores."""
+    """End what still loads when the program ends; multiprocessing would send it a SIGTERM, which it ignores, and wait."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
