@@ -375,7 +375,7 @@ def _is_lost_worker(error: Exception) -> bool:
 
 @atexit.register
 def _end_workers() -> None:
-    """End what still loads when the program ends; multiprocessing would send it a SIGTERM, which it ignores, and wait."""
+    """End the processes that still load at exit: multiprocessing would wait for them, for they ignore its SIGTERM."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
