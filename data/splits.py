@@ -67,9 +67,7 @@ def open_split(
         UserError: as :func:`open_data` and :func:`data.labels.read.read_dataset`; too many images cannot be used.
     """
     description = open_data(data, val_fraction)
-    annotations = read_dataset(description, split, need_images)
-    if need_images and checks.verify_images:
-        annotations = verify_images(annotations)
+    annotations = _read_verified(description, split, checks, need_images)
     print_notes([*description.notes, *description.found_elsewhere(split)])
     print_problems(data, split, annotations)
     refuse_too_many(annotations, checks.max_bad, f"{data} ({split})")
@@ -94,9 +92,8 @@ def open_training_splits(
         UserError: as :func:`open_split`.
     """
     description = open_data(data, val_fraction)
-    train, valid = read_dataset(description, "train"), read_dataset(description, "valid")
-    if checks.verify_images:
-        train, valid = verify_images(train), verify_images(valid)
+    train = _read_verified(description, "train", checks)
+    valid = train if description.is_one_set else _read_verified(description, "valid", checks)
     names = united(train.names, valid.names)
     moved = first_moved(valid.names, train.names)
     train, valid = train.with_names(names), valid.with_names(names)
@@ -121,6 +118,14 @@ def open_training_splits(
         print_problems(data, split, annotations)
         refuse_too_many(annotations, checks.max_bad, f"{data} ({split})")
     return (train.as_single_class(), valid.as_single_class()) if single_cls else (train, valid)
+
+
+def _read_verified(
+    description: DataDescription, split: str, checks: ImageCheckOptions, need_images: bool = True
+) -> Annotations:
+    """Read a split and, where that is wanted, every image of it whole."""
+    annotations = read_dataset(description, split, need_images)
+    return verify_images(annotations) if need_images and checks.verify_images else annotations
 
 
 def united(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:

@@ -217,15 +217,10 @@ def find_newest_checkpoint(runs: str | Path = TRAINING_RUNS) -> Path:
 
 
 def options_of_run(folder: Path | None) -> dict[str, Any]:
-    """Return the flat options in a run's ``config.yaml``; nothing where there is no run, or none that can be read."""
+    """Return the flat options in a run's ``config.yaml``, nothing where there is no run or no such file."""
     if folder is None or not (folder / "config.yaml").is_file():
         return {}
-    try:
-        return read_config(folder)
-    except UserError as error:
-        if distributed.is_main():
-            print(f"note: the newest run says nothing about its options: {error}")
-        return {}
+    return read_config(folder)
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -15,4 +15,7 @@ def test_dollar_signs_are_letters(name):
     axes.bar([0], [1], label=name)
     axes.legend()
     axes.set_xticks([0], [name])
-    figure.savefig(io.BytesIO())  # an unfinished formula would raise a ValueError
+    picture = io.BytesIO()
+    figure.savefig(picture)  # an unfinished formula would raise a ValueError
+    assert picture.getvalue().startswith(b"\x89PNG") and axes.title.get_text() == name
+    assert not axes.title.get_parse_math()
