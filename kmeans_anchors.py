@@ -28,7 +28,7 @@ from analysis.anchor_fit import (
     recall_rule,
 )
 from analysis.mode import ANALYSES
-from analysis.objects import Objects, letterboxed, select_objects
+from analysis.objects import Objects, letterboxed_wh, select_objects
 from analysis.output.plots import anchor_scatter
 from analysis.output.result import Result, Table, print_result, with_problems, write_result
 from data.data_file import SPLITS, open_data, split_shown
@@ -126,7 +126,7 @@ def refuse_own_anchors(network: Network) -> None:
 
 def sizes_at(objects: Objects, img_sizes: tuple[int, ...]) -> np.ndarray:
     """Return the boxes' width and height in network pixels, at every input size in turn, [M * sizes 2]."""
-    return np.concatenate([letterboxed(objects, size)[:, 2:] * size for size in img_sizes])
+    return np.concatenate([letterboxed_wh(objects, size) for size in img_sizes])
 
 
 def refuse_write(path: str, network: Network, num: int) -> None:
@@ -175,8 +175,10 @@ def describe(
     fit_options: AnchorFitOptions,
 ) -> Result:
     """Return the statistics of found and present anchors side by side."""
-    fits = {"found": measure(sizes, found, fit_options), "present": measure(sizes, present, fit_options)}
+    # The search may round the sizes; judged are the boxes as they are.
+    boxes = BoxSizes(torch.from_numpy(boxes_wh), torch.ones(len(boxes_wh), dtype=torch.float64))
     sets = {"found": found, "present": present}
+    fits = {name: measure(boxes, anchors_wh, fit_options) for name, anchors_wh in sets.items()}
     statistics: dict[str, Any] = {
         "boxes": len(boxes_wh),
         "distinct_sizes": len(sizes),

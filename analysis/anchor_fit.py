@@ -19,6 +19,7 @@ from scipy.cluster import vq
 from torch import Tensor
 from tqdm import tqdm
 
+from analysis.limits import above, below
 from models.assignment.prior import Ratio, Standard
 from models.assignment.strategies import strategies_of
 from utils.boxes import shape_iou
@@ -68,7 +69,7 @@ class AnchorFitOptions:
 class BoxSizes:
     """Distinct box sizes and how many boxes have each."""
 
-    wh: Tensor  # [K 2] float32, network pixels
+    wh: Tensor  # [K 2] network pixels, float32; float64 where thresholds are to be met exactly
     counts: Tensor  # [K] float64
 
     def __len__(self) -> int:
@@ -126,12 +127,12 @@ def side_ratio(boxes_wh: Tensor, anchors_wh: Tensor) -> Tensor:
 
 def measure(sizes: BoxSizes, anchors_wh: np.ndarray, options: AnchorFitOptions) -> Fit:
     """Return how well anchors [A 2] fit all boxes."""
-    anchors = torch.as_tensor(np.asarray(anchors_wh), dtype=torch.float32)
+    anchors = torch.as_tensor(np.asarray(anchors_wh), dtype=sizes.wh.dtype)
     best_iou, nearest = shape_iou(sizes.wh, anchors).max(dim=1)
     return Fit(
         mean_iou=sizes.mean(best_iou),
-        recall_iou=sizes.mean(best_iou > options.iou_t),
-        recall_ratio=sizes.mean((side_ratio(sizes.wh, anchors) < options.anchor_t).any(dim=1)),
+        recall_iou=sizes.mean(above(best_iou, options.iou_t)),
+        recall_ratio=sizes.mean(below(side_ratio(sizes.wh, anchors).amin(dim=1), options.anchor_t)),
         boxes_per_anchor=tuple(torch.bincount(nearest, sizes.counts, len(anchors)).round().int().tolist()),
     )
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from analysis.anchor_fit import one_thread, side_ratio
+from analysis.limits import above, below
 from analysis.mode import Mode, Request
-from analysis.objects import Objects, anchor_rows, letterboxed, select_objects
+from analysis.objects import Objects, anchor_rows, letterboxed, letterboxed_wh, select_objects
 from analysis.output.plots import anchor_labels, anchor_scatter, bars, positives_per_object
 from analysis.output.result import Result, Table, counted, distribution, rows_of, share, table_of, with_problems
 from analysis.strategies import StrategyOptions
@@ -95,12 +96,12 @@ def anchor_stats(
     """
     objects = select_objects(annotations, crowd=False)
     boxes_cxcywh = letterboxed(objects, img_size)
-    boxes_wh = torch.from_numpy(boxes_cxcywh[:, 2:] * img_size)
-    anchors_wh = torch.tensor([wh for head in heads for wh in head.anchors_wh], dtype=torch.float32)
+    boxes_wh = torch.from_numpy(letterboxed_wh(objects, img_size))
+    anchors_wh = torch.tensor([wh for head in heads for wh in head.anchors_wh], dtype=torch.float64)
     counts = {name: Counts.zeros(len(objects), len(anchors_wh)) for name in strategies}
     grid = slot_grid(tuple(heads), tuple((img_size // head.stride,) * 2 for head in heads), torch.device("cpu"))
     assigners = {name: build_assigner(options, tuple(heads)) for name, options in strategies.items()}
-    best_iou, best_ratio = np.zeros(len(objects), np.float32), np.full(len(objects), np.inf, np.float32)
+    best_iou, best_ratio = np.zeros(len(objects)), np.full(len(objects), np.inf)
     with one_thread(), tqdm(total=len(objects), desc="matching", unit=" objects", disable=None, leave=False) as bar:
         for block in _blocks(objects, boxes_cxcywh):
             shape_ious = shape_iou(boxes_wh[block.rows], anchors_wh)  # T K
@@ -159,10 +160,10 @@ def _recall(
     anchor_t = next((options.anchor_t for options in given if options.anchor_t is not None), Ratio.anchor_t)
     return {
         "iou_t": iou_t,
-        "by_iou": share((best_iou > iou_t).sum(), len(best_iou)),
+        "by_iou": share(above(best_iou, iou_t).sum(), len(best_iou)),
         "anchor_t": anchor_t,
-        "by_ratio": share((best_ratio < anchor_t).sum(), len(best_ratio)),
-        "mean_best_iou": share(best_iou.sum(dtype=np.float64), len(best_iou)),
+        "by_ratio": share(below(best_ratio, anchor_t).sum(), len(best_ratio)),
+        "mean_best_iou": share(best_iou.sum(), len(best_iou)),
     }
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
+from analysis.limits import above, at_least, below, limits_reached
 from analysis.mode import Mode, Request
 from analysis.objects import OCCLUSION_LIMITS, Objects, add_occlusion, pair_blocks, pair_geometry, select_objects
 from analysis.output.plots import bars, histogram_grid
@@ -108,10 +109,10 @@ def _walk_pairs(objects: Objects, options: DatasetStatsOptions) -> tuple[dict[st
         for block in pair_blocks(objects.image):
             geometry = pair_geometry(objects.boxes_xyxy, block)
             is_kind = {
-                "near": geometry.gap < options.near_gap,
-                "overlapping": geometry.iou > options.overlap_iou,
-                "contained": geometry.containment > options.containment,
-                "coincident": geometry.center_distance < options.coincident,
+                "near": below(geometry.gap, options.near_gap),
+                "overlapping": above(geometry.iou, options.overlap_iou),
+                "contained": above(geometry.containment, options.containment),
+                "coincident": below(geometry.center_distance, options.coincident),
             }
             for kind, chosen in is_kind.items():
                 images, counts = np.unique(objects.image[block.first[chosen]], return_counts=True)
@@ -167,7 +168,7 @@ def _pair_statistics(
 
 
 def _per_object_statistics(objects: Objects, occlusion: np.ndarray, options: DatasetStatsOptions) -> dict[str, Any]:
-    elongated = objects.elongation >= options.elongation
+    elongated = at_least(objects.elongation, options.elongation)
     num_images = len(np.unique(objects.image))
     elongated_images = len(np.unique(objects.image[elongated]))
     width, height = objects.boxes_wh.T
@@ -180,7 +181,7 @@ def _per_object_statistics(objects: Objects, occlusion: np.ndarray, options: Dat
         },
         "occlusion": {
             "mean": mean(occlusion),
-            "at_least": {str(limit): counted(occlusion >= limit) for limit in OCCLUSION_LIMITS},
+            "at_least": {str(limit): counted(at_least(occlusion, limit)) for limit in OCCLUSION_LIMITS},
             "histogram": histogram(occlusion, OCCLUSION_EDGES),
         },
         "sizes": {name: counted(objects.sizes == index) for index, name in enumerate(SIZE_NAMES)},
@@ -205,7 +206,7 @@ def _class_statistics(objects: Objects, options: DatasetStatsOptions) -> list[di
             name: np.bincount(labels[objects.sizes == index], minlength=num_classes)
             for index, name in enumerate(SIZE_NAMES)
         },
-        "elongated": np.bincount(labels[objects.elongation >= options.elongation], minlength=num_classes),
+        "elongated": np.bincount(labels[at_least(objects.elongation, options.elongation)], minlength=num_classes),
     }
     relative = np.bincount(labels, weights=objects.relative_size, minlength=num_classes)
     return [
@@ -232,7 +233,7 @@ def problem_table(annotations: Annotations) -> Table:
 
 def histogram(values: np.ndarray, edges: np.ndarray) -> dict[str, list[float]]:
     """Count values in bins ``edges[i] <= v < edges[i + 1]``; what lies outside counts in the first or last bin."""
-    place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, len(edges) - 2)
+    place = np.clip(limits_reached(values, edges) - 1, 0, len(edges) - 2)
     return {"edges": [float(edge) for edge in edges], "counts": np.bincount(place, minlength=len(edges) - 1).tolist()}
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.limits import limits_reached
 from data.letterbox import letterbox_meta
 from models.heads import Head
 from utils.boxes import SIZE_LIMITS
@@ -29,6 +30,7 @@ class Objects:
 
     image: np.ndarray  # [M] int64, row of image_wh
     boxes_xyxy: np.ndarray  # [M 4] float64, original pixels
+    boxes_wh: np.ndarray  # [M 2] float64, width and height as the label file has them, original pixels
     labels: np.ndarray  # [M] int64
     crowd: np.ndarray  # [M] bool
     areas: np.ndarray  # [M] float64, square pixels: COCO's own where given, else width x height
@@ -45,14 +47,9 @@ class Objects:
         return len(self.image_wh)
 
     @property
-    def boxes_wh(self) -> np.ndarray:
-        """Width and height, [M 2] original pixels."""
-        return self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]
-
-    @property
     def sizes(self) -> np.ndarray:
         """COCO's size of every object by its area, [M] index into SIZE_NAMES."""
-        return np.searchsorted(SIZE_LIMITS, self.areas, side="right")
+        return limits_reached(self.areas, SIZE_LIMITS)
 
     @property
     def elongation(self) -> np.ndarray:
@@ -74,6 +71,7 @@ def select_objects(annotations: Annotations, crowd: bool) -> Objects:
     return Objects(
         image=annotations.box_image[rows].astype(np.int64),
         boxes_xyxy=annotations.boxes_xyxy[rows].astype(np.float64),
+        boxes_wh=annotations.boxes_wh[rows].astype(np.float64),
         labels=annotations.labels[rows].astype(np.int64),
         crowd=annotations.crowd[rows],
         areas=annotations.areas[rows].astype(np.float64),
@@ -85,15 +83,33 @@ def select_objects(annotations: Annotations, crowd: bool) -> Objects:
 
 def letterboxed(objects: Objects, img_size: int) -> np.ndarray:
     """Return the boxes as the loader places them in a square input: cxcywh relative to the input, [M 4] float32."""
+    scale, offset = _letterbox_of_objects(objects, img_size)
+    corners = _inside(objects) * np.tile(scale, 2) + np.tile(offset, 2)
+    size = corners[:, 2:] - corners[:, :2]
+    return (np.concatenate((corners[:, :2] + size / 2, size), axis=1) / img_size).astype(np.float32)
+
+
+def letterboxed_wh(objects: Objects, img_size: int) -> np.ndarray:
+    """Return the boxes' width and height in pixels of a square input, [M 2] float64, from those of the label file."""
+    inside = _inside(objects)
+    whole = (inside == objects.boxes_xyxy).reshape(-1, 2, 2).all(axis=1)  # M 2, by axis: nothing lies outside
+    wh = np.where(whole, objects.boxes_wh, inside[:, 2:] - inside[:, :2])
+    return wh * _letterbox_of_objects(objects, img_size)[0]
+
+
+def _inside(objects: Objects) -> np.ndarray:
+    """Return the corners clipped to the image, [M 4] original pixels."""
+    return np.clip(objects.boxes_xyxy, 0, np.tile(objects.image_wh, 2)[objects.image])
+
+
+def _letterbox_of_objects(objects: Objects, img_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return scale and offset of the image of every object in a square input, [M 2] each."""
     sizes, which = np.unique(objects.image_wh, axis=0, return_inverse=True)
     metas = [letterbox_meta(0, "", (int(w), int(h)), (img_size, img_size)) for w, h in sizes]
     scale = np.array([meta.scale_xy for meta in metas]).reshape(-1, 2)
     offset = np.array([meta.offset_xy for meta in metas]).reshape(-1, 2)
     meta_of = which.reshape(-1)[objects.image]
-    corners = np.clip(objects.boxes_xyxy, 0, np.tile(objects.image_wh, 2)[objects.image])
-    corners = corners * np.tile(scale, 2)[meta_of] + np.tile(offset, 2)[meta_of]
-    size = corners[:, 2:] - corners[:, :2]
-    return (np.concatenate((corners[:, :2] + size / 2, size), axis=1) / img_size).astype(np.float32)
+    return scale[meta_of], offset[meta_of]
 
 
 @dataclass(frozen=True)

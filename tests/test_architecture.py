@@ -15,6 +15,7 @@ ALLOWED = {
 }
 INSIDE = {  # what a folder may import from its own package, besides itself
     "analysis/matching": {
+        "analysis.limits",
         "analysis.mode",
         "analysis.output.report",
         "analysis.objects",

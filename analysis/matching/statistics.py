@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from analysis.limits import limits_reached
 from analysis.matching.measure import Measurements
 from analysis.objects import OCCLUSION_LIMITS, anchor_rows, object_occlusion, select_objects
 from analysis.output.result import counted, distribution, mean, share
@@ -71,16 +72,10 @@ def groups_of(annotations: Annotations, objects: Mapping[str, np.ndarray], by: S
     makers = {
         "class": lambda: (everything.names, everything.labels[place]),
         "size": lambda: (SIZE_NAMES, everything.sizes[place]),
-        "elongation": lambda: (
-            ELONGATION_NAMES, np.searchsorted(ELONGATION_LIMITS, everything.elongation[place], side="right")
-        ),
-        "occlusion": lambda: (
-            OCCLUSION_NAMES, np.searchsorted(OCCLUSION_LIMITS, object_occlusion(everything)[place], side="right")
-        ),
-        "matches": lambda: (
-            MATCHES_NAMES, np.searchsorted(MATCHES_LIMITS, objects["matched"][:, 0].sum(axis=1), side="right")
-        ),
-    }  # fmt: skip
+        "elongation": lambda: (ELONGATION_NAMES, limits_reached(everything.elongation[place], ELONGATION_LIMITS)),
+        "occlusion": lambda: (OCCLUSION_NAMES, limits_reached(object_occlusion(everything)[place], OCCLUSION_LIMITS)),
+        "matches": lambda: (MATCHES_NAMES, limits_reached(objects["matched"][:, 0].sum(axis=1), MATCHES_LIMITS)),
+    }
     return {name: makers[name]() for name in by}
 
 

@@ -51,10 +51,17 @@ class Annotations:
     category_ids: tuple[int, ...]  # class index -> the id that COCO results carry
     problems: tuple[Problem, ...] = ()
     orientation: np.ndarray | None = None  # [N] int8, the EXIF orientation to undo when reading pixels
-    boxes_xywh: np.ndarray | None = None  # [M 4] float64, as a COCO file writes them; None: from boxes_xyxy
+    boxes_xywh: np.ndarray | None = None  # [M 4] float64, with the sizes of the label file; None: from boxes_xyxy
 
     def __len__(self) -> int:
         return len(self.image_paths)
+
+    @property
+    def boxes_wh(self) -> np.ndarray:
+        """[M 2] float64: widths and heights as the label file has them; those between corners are rounded once more."""
+        if self.boxes_xywh is not None:
+            return self.boxes_xywh[:, 2:]
+        return self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]
 
     @cached_property
     def first_box(self) -> np.ndarray:
@@ -94,7 +101,7 @@ class Annotations:
         """Return the ground truth in COCO's format, for the evaluators; boxes and areas are those of the file."""
         boxes_xywh = self.boxes_xywh
         if boxes_xywh is None:
-            boxes_xywh = np.concatenate((self.boxes_xyxy[:, :2], self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]), 1)
+            boxes_xywh = np.concatenate((self.boxes_xyxy[:, :2], self.boxes_wh), axis=1)
         categories = [{"id": id_, "name": name} for id_, name in zip(self.category_ids, self.names, strict=True)]
         images = [
             {"id": id_, "width": width, "height": height, "file_name": path.replace("\\", "/").rsplit("/", 1)[-1]}

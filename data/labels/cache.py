@@ -21,7 +21,7 @@ import numpy as np
 from data.labels.annotations import Annotations, Problem
 from utils.files import atomic_path
 
-MAGIC = "label cache of data/labels/cache.py, 1"  # change the number when the parsing changes
+MAGIC = "label cache of data/labels/cache.py, 2"  # change the number when the parsing changes
 MIN_IMAGES = 1000  # with fewer, parsing takes less than a second, and no file is left in the user's folder
 
 

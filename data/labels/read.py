@@ -104,6 +104,8 @@ def _read_pairs(images: list[str], labels: list[str], description: DataDescripti
     table.drop(table.duplicates(), "duplicate box", lambda row: "the later one is left out")
     limit = np.tile(image_wh, 2)[table["image"]]
     xyxy = np.clip(table["xyxy"], 0, limit)
+    as_read = (xyxy == table["xyxy"]).reshape(-1, 2, 2).all(axis=1)  # M 2, by axis: nothing was clipped
+    wh = np.where(as_read, table["wh"], xyxy[:, 2:] - xyxy[:, :2])
     return Annotations(
         image_paths=images,
         image_ids=_image_ids(images),
@@ -112,12 +114,13 @@ def _read_pairs(images: list[str], labels: list[str], description: DataDescripti
         boxes_xyxy=xyxy,
         labels=table["label"].astype(np.int32),
         crowd=table["crowd"],
-        areas=(xyxy[:, 2] - xyxy[:, 0]) * (xyxy[:, 3] - xyxy[:, 1]),
+        areas=wh.prod(axis=1),
         annotation_ids=np.arange(1, len(table) + 1, dtype=np.int64),
         names=names,
         category_ids=category_ids_for(names),
         problems=(*problems, *table.problems),
         orientation=orientation,
+        boxes_xywh=np.concatenate((xyxy[:, :2], wh), axis=1),
     )
 
 
@@ -160,6 +163,7 @@ def _table(per_image: list[LabelRows], labels: list[str], image_wh: np.ndarray, 
     relative = np.repeat([rows.relative for rows in per_image], counts)
     with np.errstate(over="ignore", invalid="ignore"):  # the rows that are not finite are dropped later
         xyxy = np.where(relative[:, None], yolo_to_xyxy(boxes, image_wh[image]), boxes)
+        wh = np.where(relative[:, None], boxes[:, 2:] * image_wh[image], boxes[:, 2:] - boxes[:, :2])
     index_of = {name: index for index, name in enumerate(names)}
     label = [
         np.array([index_of.get(word, -1) for word in rows.labels], dtype=np.int64)
@@ -174,6 +178,7 @@ def _table(per_image: list[LabelRows], labels: list[str], image_wh: np.ndarray, 
         label=np.concatenate(label),
         crowd=np.concatenate([rows.crowd for rows in per_image]),
         xyxy=xyxy,
+        wh=wh,
         within=np.concatenate([np.arange(count) for count in counts]),  # place in its file, for the message below
     )
 
