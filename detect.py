@@ -6,6 +6,9 @@ Without arguments it takes the newest run's ``best.pt`` and the validation image
 
 from __future__ import annotations
 
+from utils.errors import UserError, run_command, suggestion  # first: for Ctrl-C during the imports below
+
+# isort: split
 import os
 import sys
 from collections import Counter
@@ -26,7 +29,6 @@ from models.detector import Detector
 from utils.config import option, parse_options
 from utils.devices import choose_device, describe_device, use_threads
 from utils.draw import draw_detections
-from utils.errors import UserError, run_command, suggestion
 from utils.structures import Detections
 
 RUNS = "runs/detect"

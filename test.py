@@ -5,6 +5,9 @@ Without arguments it takes the newest run's ``best.pt`` with the cfg, the data a
 
 from __future__ import annotations
 
+from utils.errors import run_command  # first: for Ctrl-C during the imports below
+
+# isort: split
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,7 +30,6 @@ from utils import distributed
 from utils.config import option, parse_options
 from utils.devices import choose_device, describe_device, use_threads
 from utils.draw import draw_predictions
-from utils.errors import run_command
 from utils.files import write_json_atomically
 from utils.structures import Batch, Detections
 
@@ -70,6 +72,7 @@ class EvaluationOptions:
             raise ValueError("--img-size takes one side in pixels, or width and height")
 
 
+@distributed.joined()
 def main() -> None:
     """Evaluate one detector on one split; leave metrics.json and pictures in runs/test/<name>."""
     (options,) = parse_options(__doc__.splitlines()[0], EvaluationOptions)

@@ -6,6 +6,9 @@ shared among the processes.
 
 from __future__ import annotations
 
+from utils.errors import UserError, run_command  # first: for Ctrl-C during the imports below
+
+# isort: split
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +44,6 @@ from models.network import (
 from utils import distributed
 from utils.config import REPOSITORY, build_options, find_file, flag, flat_dict, option, parse_flags, read_recipe
 from utils.devices import amp_dtype, choose_device, describe_device, use_threads
-from utils.errors import UserError, run_command
 from utils.seeding import seed_epoch, seed_everything
 
 # All other options are those of the run that is resumed.
@@ -140,9 +142,9 @@ def main() -> None:
     precision = amp_dtype(device) if options.train.amp else None
 
     run = TrainingRun.start(TRAINING_RUNS, options.as_dict(), train_set.names, network.cfg_text, state)
-    announce(run, options, network, train_set, device)
-    wrapped = wrap_for_processes(network, device)
     with run.interruptible():
+        announce(run, options, network, train_set, device)
+        wrapped = wrap_for_processes(network, device)
         while state.epoch < options.train.epochs:
             train_batches.set_epoch(state.epoch)
             seed_epoch(options.train.seed, state.epoch, distributed.rank())
@@ -157,7 +159,7 @@ def main() -> None:
                 metrics = evaluate(Detector(state.average.model), test_batches, ground_truth)
             run.finish_epoch(state, epoch_row(losses, counts, metrics, state), fitness(metrics))
             report_epoch(counts, metrics)
-    run.finish(state, test_batches)
+        run.finish(state, test_batches)
     del wrapped  # it holds the process group, which must not outlive the interpreter
     distributed.stop()
 

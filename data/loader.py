@@ -13,8 +13,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TypeVar
@@ -22,14 +25,15 @@ from typing import TypeVar
 import cv2
 import numpy as np
 import torch
+from torch._C import _error_if_any_worker_fails
 from torch.utils.data import DataLoader, Sampler
 
 from data.augment import AugmentOptions
 from data.dataset import BatchPlan, DetectionDataset, Failure
 from data.labels.annotations import Annotations
 from data.letterbox import RESIZES, smallest_input
-from utils import distributed
-from utils.errors import UserError
+from utils import distributed, interrupts
+from utils.errors import LostProcessError, UserError
 from utils.structures import Batch
 
 BLOCK = 64  # images that share their mosaics
@@ -110,21 +114,28 @@ class Batches:
         if failure is not None:
             # End the workers now: a loader that is deleted only with the exception's traceback waits seconds for each.
             self._loader = self._new_loader()
-            raise UserError(failure.message)
+            raise failure
 
-    def _until_failure(self) -> Generator[Batch, None, Failure | None]:
+    def _until_failure(self) -> Generator[Batch, None, UserError | None]:
         """Yield the batches up to the first failure, and return that; None where there is none."""
-        batches = iter(self._loader)
+        batches: Iterator[Batch | Failure] | None = None
         while True:
             try:
-                batch = next(batches, None)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+                if batches is None:
+                    with interrupts.held_back(), _own_handler(signal.SIG_DFL):
+                        batches = iter(self._loader)
+                with _watched_workers():
+                    batch = next(batches, None)
+            except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+                if not _is_lost_worker(error):
                     raise
-                first_line = str(error).splitlines()[0]
-                return Failure(f"a loading process died ({first_line}); with less memory try fewer --workers, or 0")
-            if batch is None or isinstance(batch, Failure):
-                return batch
+                time.sleep(0.2)  # whoever ended it may be about to interrupt this process, which says more
+                what = str(error).partition("\n")[0].rstrip(". ")
+                return LostProcessError(f"a loading process died ({what}); with less memory try fewer --workers, or 0")
+            if isinstance(batch, Failure):
+                return UserError(batch.message)
+            if batch is None:
+                return None
             yield batch
 
 
@@ -294,10 +305,43 @@ def _as_it_is(loaded: _Loaded) -> _Loaded:
     return loaded
 
 
+@contextmanager
+def _watched_workers() -> Iterator[None]:
+    """Within this block, it is torch's RuntimeError that a loading process dies, or has died."""
+    with _own_handler(lambda _number, _frame: _error_if_any_worker_fails()):
+        _error_if_any_worker_fails()
+        yield
+
+
+@contextmanager
+def _own_handler(handler: Callable | signal.Handlers) -> Iterator[None]:
+    """Within this block, a handler of ours is told of processes that end; afterwards, that of before.
+
+    torch installs one as it starts the first loading processes, and would then raise its error for good, wherever the
+    main process happens to be: while it writes a checkpoint or frees a loader.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield  # and torch looks every five seconds
+        return
+    before = signal.signal(signal.SIGCHLD, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _is_lost_worker(error: Exception) -> bool:
+    """Whether an error while a batch is fetched means that the process, or the thread, that was to give it has gone."""
+    text = str(error)
+    if isinstance(error, RuntimeError):
+        return text.startswith(("DataLoader worker", "Pin memory thread exited"))
+    return not text.startswith("Caught ")  # else it happened in the worker, which lives
+
+
 def _start_worker(_worker: int) -> None:
-    """Set up a worker process: one thread, and Ctrl-C with its message left to the main process."""
+    """Set up a worker process: one thread, and Ctrl-C and its like left to the main process."""
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interrupts.leave_to_parent()
     sys.excepthook = _without_lost_connections
 
 

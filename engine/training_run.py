@@ -29,6 +29,7 @@ from models.detector import Detector
 from models.network import Network
 from utils import distributed
 from utils.draw import draw_batch, draw_predictions
+from utils.errors import LostProcessError, UserError
 from utils.structures import Batch
 
 PICTURED_BATCHES = 3  # training batches of the first epoch, and testing batches after the last, that are drawn
@@ -78,13 +79,18 @@ class TrainingRun:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Within this block an interrupt says how to go on."""
+        """Within this block an interrupt, or a process that dies, says how to go on."""
         try:
-            yield
+            with distributed.joined():
+                yield
         except KeyboardInterrupt:
-            last = self.folder / "last.pt"
-            how = f"go on with: python train.py --resume {last}" if last.exists() else "nothing was saved (--nosave)"
-            raise KeyboardInterrupt(f"interrupted; {how}") from None
+            raise KeyboardInterrupt(f"interrupted; {self._how_to_go_on()}") from None
+        except LostProcessError as error:
+            raise UserError(f"{error}; {self._how_to_go_on()}") from None
+
+    def _how_to_go_on(self) -> str:
+        last = self.folder / "last.pt"
+        return f"go on with: python train.py --resume {last}" if last.exists() else "nothing was saved (--nosave)"
 
     def finish_epoch(self, state: TrainState, row: Mapping[str, float], fitness: float | None) -> None:
         """Append an epoch's numbers to the history and write everything that shows or keeps them.

@@ -8,9 +8,15 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 
+from utils import interrupts
+
 
 class UserError(Exception):
     """Something the user can fix; the message names the file, the line where there is one, and the remedy."""
+
+
+class LostProcessError(UserError):
+    """A process that the run needs has died: one that loads images, or another one of ``torchrun``."""
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
@@ -19,11 +25,13 @@ def suggestion(word: str, known: Iterable[str]) -> str:
     return f"; did you mean '{close[0]}'?" if close else ""
 
 
+@interrupts.as_exceptions()
 def run_command(main: Callable[[], None]) -> None:
     """Run a script's ``main`` and turn a :class:`UserError` or a file-system error into one line and exit status 2.
 
-    Where a reader of the output has gone (``| head``), the program ends quietly; Ctrl-C ends it with status 130, as
-    shells expect. Where the console cannot show a letter, a question mark is printed instead.
+    Where a reader of the output has gone (``| head``), the program ends quietly; Ctrl-C, SIGTERM and SIGHUP end it with
+    one line and status 130, 143 and 129, as shells expect. Where the console cannot show a letter, a question mark is
+    printed instead.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # in a notebook it is not
@@ -44,7 +52,7 @@ def run_command(main: Callable[[], None]) -> None:
         _fail("out of memory; lower --batch-size, --img-size or the number of --workers")
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(interrupts.exit_status())
 
 
 def _is_out_of_memory(error: Exception) -> bool:
