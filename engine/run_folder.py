@@ -14,7 +14,7 @@ import yaml
 
 from utils import distributed
 from utils.errors import UserError
-from utils.files import atomic_path, write_text_atomically
+from utils.files import atomic_path, remove_unfinished, write_text_atomically
 from utils.renamed import with_current_names
 
 BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"  # of progress bars
@@ -45,6 +45,7 @@ def new_run_folder(parent: str | Path, name: str) -> Path:
             # Only a file shows that files can be written.
             (folder / ".writable").touch()
             (folder / ".writable").unlink()
+            remove_unfinished(parent.rglob(".*"))  # of earlier runs
             return folder
         except FileExistsError:
             if not folder.is_dir():

@@ -30,6 +30,7 @@ from models.network import Network
 from utils import distributed
 from utils.draw import draw_batch, draw_predictions
 from utils.errors import LostProcessError, UserError
+from utils.files import remove_unfinished
 from utils.structures import Batch
 
 PICTURED_BATCHES = 3  # training batches of the first epoch, and testing batches after the last, that are drawn
@@ -58,13 +59,21 @@ class TrainingRun:
             folder = shared_run_folder(parent, options["name"])
         run = cls(folder, {**options, "resume": ""}, tuple(names), cfg_text)
         if distributed.is_main():
-            for unfinished in folder.glob(".*.pt"):  # of a process that was killed while it wrote
-                unfinished.unlink()
+            remove_unfinished(folder.glob(".*"))
             save_config(folder, run.options)
             run.tensorboard = TensorBoardLog(folder, purge_after=state.epoch)
             if not options["resume"] and not options["nosave"]:
                 run.save(state, "last.pt")  # so that a run that is interrupted in its first epoch can be resumed, too
         return run
+
+    def require_folder(self) -> None:
+        """Refuse to go on where the run's folder has been deleted or renamed: nothing could be kept.
+
+        Raises:
+            UserError: it is gone.
+        """
+        if not self.folder.is_dir():
+            raise UserError(f"{self.folder}: the folder of this run is gone, deleted or renamed; the run has stopped")
 
     def save(self, state: TrainState, name: str, without: Sequence[str] = ()) -> None:
         """Write a checkpoint into the folder."""
@@ -107,6 +116,7 @@ class TrainingRun:
         improved = state.best_fitness > best_so_far
         if not distributed.is_main():
             return
+        self.require_folder()
         save_results_csv(self.folder / "results.csv", state.history)
         if self.tensorboard is not None:
             self.tensorboard.log(state.history[-1])
@@ -121,6 +131,7 @@ class TrainingRun:
         """Draw the curves and the predictions for a few batches, and print the table of the whole run."""
         if not distributed.is_main():
             return
+        self.require_folder()
         detector = Detector(state.average.model)
         for number, batch in enumerate(islice(test_batches, PICTURED_BATCHES)):
             found = detector(batch.images, batch.metas)
@@ -184,6 +195,8 @@ class EpochBar:
             refresh=False,
         )
         self.bar.update()
+        if distributed.is_main():
+            self.run.require_folder()
         if self.epoch == 0 and self.number < PICTURED_BATCHES and distributed.is_main():
             draw_batch(self.run.folder / f"train_batch{self.number}.jpg", batch, self.run.names)
         self.number += 1
