@@ -61,8 +61,7 @@ def exit_status() -> int:
 def leave_to_parent() -> None:
     """Leave the signals to the process that started this one, and that will end it, by SIGTERM where need be."""
     for number in SIGNALS:
-        if number != signal.SIGTERM:
-            signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
     if HAS_MASKS:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
