@@ -79,6 +79,8 @@ class Batches:
         self.dataset = dataset
         self._plans = _PlanSampler(plans)
         self._settings = settings
+        if settings.pin_memory:
+            threading.excepthook = report_thread
         self._loader = self._new_loader()
 
     def _new_loader(self) -> DataLoader:
@@ -336,6 +338,16 @@ def _is_lost_worker(error: Exception) -> bool:
     if isinstance(error, RuntimeError):
         return text.startswith(("DataLoader worker", "Pin memory thread exited"))
     return not text.startswith("Caught ")  # else it happened in the worker, which lives
+
+
+def report_thread(ended: threading.ExceptHookArgs) -> None:
+    """Report an error in a thread as Python does, but be silent where the one that pins memory has lost a worker.
+
+    The main thread, which waits for it, says so.
+    """
+    is_pinning = ended.thread is not None and "_pin_memory_loop" in ended.thread.name
+    if not (is_pinning and issubclass(ended.exc_type, (EOFError, OSError))):
+        threading.__excepthook__(ended)
 
 
 def _start_worker(_worker: int) -> None:
