@@ -32,6 +32,7 @@ from utils.devices import choose_device, describe_device, use_threads
 from utils.draw import draw_predictions
 from utils.files import write_json_atomically
 from utils.structures import Batch, Detections
+from utils.words import how_many
 
 RUNS = "runs/test"
 SPLITS = {"val": "valid", "test": "test", "speed": "valid"}  # --task -> the key of the .data file
@@ -150,8 +151,8 @@ def announce(options: EvaluationOptions, loaded: LoadedNetwork, dataset: Annotat
         batches = ", rectangular batches" if options.rect else ""
         print(
             f"test: {options.weights} ({loaded.network.cfg_path}) on {options.data} "
-            f"({split_shown(options.data, SPLITS[options.task])}), {len(dataset)} images, {options.resize} to "
-            f"{width}x{height}{batches} ({describe_device(device)})"
+            f"({split_shown(options.data, SPLITS[options.task])}), {how_many(len(dataset), 'image')}, "
+            f"{options.resize} to {width}x{height}{batches} ({describe_device(device)})"
         )
         if options.half and device.type != "cuda":
             print("--half means nothing on this device: computing in float32")

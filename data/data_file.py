@@ -16,7 +16,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from utils.class_names import read_names
-from utils.config import REPOSITORY, find_file
+from utils.config import REPOSITORY, command_from_here, find_file
 from utils.errors import UserError, suggestion
 
 SPLITS = ("train", "valid", "test")
@@ -55,8 +55,9 @@ class DataDescription:
         text = self.splits[split]
         found = self.find(text)
         if found is None:
-            remedy = f"; fetch it with: {self.download}" if self.download else f"; correct '{split}' in {self.path}"
-            raise UserError(f"{self.path}: {split} = {text} is not on the disk{remedy}")
+            fetch = f"fetch it with: {command_from_here(self.download)}"
+            remedy = fetch if self.download else f"correct '{split}' in {self.path}"
+            raise UserError(f"{self.path}: {split} = {text} is not on the disk; {remedy}")
         return found
 
     def image_folder(self, split: str) -> Path | None:

@@ -28,10 +28,12 @@ from models.checkpoints.format import save_checkpoint
 from models.detector import Detector
 from models.network import Network
 from utils import distributed
+from utils.config import command_from_here
 from utils.draw import draw_batch, draw_predictions
 from utils.errors import LostProcessError, UserError
 from utils.files import remove_unfinished
 from utils.structures import Batch
+from utils.words import how_many
 
 PICTURED_BATCHES = 3  # training batches of the first epoch, and testing batches after the last, that are drawn
 NEEDED_TO_RESUME_ONLY = ("optimizer", "scaler", "model")  # left out of best.pt, which has a third of the size then
@@ -99,7 +101,9 @@ class TrainingRun:
 
     def _how_to_go_on(self) -> str:
         last = self.folder / "last.pt"
-        return f"go on with: python train.py --resume {last}" if last.exists() else "nothing was saved (--nosave)"
+        if not last.exists():
+            return "nothing was saved (--nosave)"
+        return f"go on with: {command_from_here(f'python train.py --resume {last}')}"
 
     def finish_epoch(self, state: TrainState, row: Mapping[str, float], fitness: float | None) -> None:
         """Append an epoch's numbers to the history and write everything that shows or keeps them.
@@ -148,7 +152,7 @@ class TrainingRun:
             if summary:
                 print("{:24}{max:9.4f}{mean:9.4f}{std:9.4f}{best_epoch:9.0f}/{epochs:.0f}".format(name, **summary))
         minutes = (time.time() - self.started) / 60
-        print(f"{state.epoch} epochs, {minutes:.1f} minutes in this process. Written to {self.folder}:")
+        print(f"{how_many(state.epoch, 'epoch')}, {minutes:.1f} minutes in this process. Written to {self.folder}:")
         for name, meaning in WRITTEN.items():
             paths = sorted(self.folder.glob(name))
             if paths:

@@ -7,6 +7,7 @@ import pytest
 from data.data_file import open_data, read_data_file
 from data.labels.read import read_dataset
 from utils.class_names import read_names
+from utils.config import REPOSITORY
 from utils.errors import UserError
 
 GOOD = "classes = 2\ntrain = a.txt\nvalid=b.txt # a comment\n\n; another\nnames = x.names\nbackup = backup/\n"
@@ -76,7 +77,11 @@ def test_data_that_are_not_there_come_with_the_command_that_fetches_them(tmp_pat
         UserError, match=r"train = a\.txt is not on the disk; fetch it with: python -m data\.download_coco"
     ):
         read_dataset(read_data_file(tmp_path / "x.data"), "train")
-    assert read_data_file("coco2017.data").download == "python -m data.download_coco"
+    monkeypatch.chdir(tmp_path)  # where a command of the repository is named in full
+    found = read_data_file("coco2017.data")
+    found.splits["train"] = "nosuch.json"
+    with pytest.raises(UserError, match=rf"fetch it with: python {REPOSITORY}/data/download_coco\.py$"):
+        found.source("train")
     with pytest.raises(UserError, match=r"has no 'test' \(it has train, valid\)"):
         read_dataset(read_data_file(tmp_path / "x.data"), "test")
 

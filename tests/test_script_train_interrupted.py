@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_script_train import BASIC, command, environment, epochs_done, make_project, train
+from tests.test_script_train import BASIC, ROOT, command, environment, epochs_done, make_project, train
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_a_signal_to_all_processes_of_a_run_ends_it_with_a_hint(project, how, mo
     if moment == "the folder is there":
         assert message.startswith("interrupted")
     else:
-        assert message == "interrupted; go on with: python train.py --resume runs/train/cut/last.pt"
+        assert message == f"interrupted; go on with: python {ROOT}/train.py --resume runs/train/cut/last.pt"
         assert epochs_done(run / "last.pt") >= 0 and not list(run.glob(".*"))
 
 
@@ -80,7 +80,7 @@ def test_a_worker_that_is_killed_in_a_run_is_one_line_and_the_run_goes_on_from_i
     os.kill(workers_of(process)[0 if which == "of training" else -1], signal.SIGKILL)
     message = only_message(process.communicate(timeout=60)[1])
     assert process.returncode == 2
-    assert re.fullmatch(r"error: a loading process died .*; go on with: python train.py --resume .*/last.pt", message)
+    assert re.fullmatch(r"error: a loading process died .*; go on with: python .*train.py --resume .*last.pt", message)
     assert epochs_done(run / "last.pt") >= 0 and not list(run.glob(".*"))
 
 
@@ -116,7 +116,7 @@ def test_runs_that_are_killed_at_random_moments_end_as_if_undisturbed(project, w
                 shutil.rmtree(run)  # killed before anything was saved
             process = start_run(project, *arguments)
             try:
-                # At most three kills, so that every run ends: later ones only where they hit the end of the run.
+                # Three kills at most, so that every run comes to its end.
                 errors = process.communicate(timeout=chance.uniform(0, seconds) if kills < 3 else 300)[1]
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)

@@ -7,6 +7,7 @@ in rising priority, from the field's default, from a YAML recipe (``train.py --h
 from __future__ import annotations
 
 import argparse
+import shlex
 import types
 import typing
 from collections.abc import Sequence
@@ -55,6 +56,16 @@ def find_file(name: str, what: str) -> Path:
     )
     shipped = f" (shipped: {', '.join(known)})" if known else ""
     raise UserError(f"{what} '{name}' does not exist here or in cfg/{suggestion(name, known)}{shipped}")
+
+
+def command_from_here(command: str) -> str:
+    """Return a command of the documents as it works in this folder: a program that is not here is named in full."""
+
+    def program(word: str) -> str:
+        is_elsewhere = word.endswith(".py") and not Path(word).exists() and (REPOSITORY / word).is_file()
+        return shlex.quote(str(REPOSITORY / word)) if is_elsewhere else word
+
+    return " ".join(map(program, command.split(" ")))
 
 
 def parse_options(description: str, *groups: type, argv: Sequence[str] | None = None) -> tuple[Any, ...]:

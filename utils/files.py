@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import socket
 import zlib
 from collections.abc import Iterable, Iterator
@@ -26,7 +27,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{_machine()}-{os.getpid()}{path.suffix}")
+    temporary = temporary_path(path)
     try:
         yield temporary
         with open(temporary, "rb+") as file:  # the content must reach the disk before the name does
@@ -36,13 +37,21 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def temporary_path(path: Path) -> Path:
+    """Return the name beside ``path`` under which this process writes it."""
+    return path.with_name(f".{path.stem}.{_machine()}-{os.getpid()}{path.suffix}")
+
+
 def remove_unfinished(paths: Iterable[Path]) -> None:
-    """Remove those of some files that a process of this machine was writing when it was killed."""
+    """Remove those of some files and folders that a process of this machine was writing when it was killed."""
     for path in paths:
         found = UNFINISHED.search(path.name)
         if found and found["machine"] == _machine() and not _is_running(int(found["process"])):
             with contextlib.suppress(OSError):  # another run may have removed it, or the folder is read-only
-                path.unlink()
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
 
 
 UNFINISHED = re.compile(r"^\..*\.(?P<machine>[0-9a-f]{8})-(?P<process>[0-9]{1,10})(\.[^.]*)?$")
