@@ -45,6 +45,7 @@ GROUPS = tuple(
 )
 
 
+@distributed.joined()
 def main() -> None:
     """Run the chosen analyses one after the other; each writes a folder of its own."""
     given = resumed_options(parse_flags(__doc__.splitlines()[0], *GROUPS))

@@ -33,6 +33,7 @@ from utils.devices import choose_device, describe_device, use_threads
 from utils.draw import draw_detections
 from utils.files import printable
 from utils.structures import Detections
+from utils.words import how_many
 
 RUNS = "runs/detect"
 WITHOUT_SOURCE = 100  # images of the data set at most, where no --source is given
@@ -221,10 +222,7 @@ def detect_one(detector: Detector, picture: Picture, size: int, stride: int) -> 
 def in_words(found: Detections, names: Sequence[str]) -> str:
     """Return the counts of the classes for the line of a picture, as ``2 persons, 1 dog, ``."""
     counts = Counter(found.labels.tolist())
-    return "".join(
-        f"{n} {names[label]}{'s' if n > 1 and not names[label].endswith('s') else ''}, "
-        for label, n in sorted(counts.items())
-    )
+    return "".join(f"{how_many(n, names[label])}, " for label, n in sorted(counts.items()))
 
 
 def draw(picture: Picture, found: Detections, names: Sequence[str]) -> np.ndarray:

@@ -41,6 +41,7 @@ from engine.run_folder import new_run_folder
 from models.network import Network, build_network, build_network_from_text, check_image_size, require_heads
 from utils.config import build_options, find_file, flag, option, parse_flags
 from utils.files import write_text_atomically
+from utils.words import how_many
 
 # An anchors line of a cfg: key and equals sign, values, white space and comment.
 ANCHORS_LINE = re.compile(r"^(\s*anchors\s*=\s*)[^#;\r\n]*?(\s*(?:[#;].*)?)$", re.IGNORECASE)
@@ -82,7 +83,7 @@ def main() -> None:
     boxes_wh = sizes_at(objects, img_sizes)
     sizes = count_sizes(boxes_wh)
     print(
-        f"kmeans_anchors: {num} anchors for {len(objects):,} objects of {options.data} "
+        f"kmeans_anchors: {how_many(num, 'anchor')} for {how_many(len(objects), 'object')} of {options.data} "
         f"({split_shown(options.data, options.split)}) at {' '.join(map(str, img_sizes))} px by --method "
         f"{fit_options.method}, beside those of {options.cfg}\n"
     )

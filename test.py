@@ -32,6 +32,7 @@ from utils.devices import choose_device, describe_device, use_threads
 from utils.draw import draw_predictions
 from utils.files import write_json_atomically
 from utils.structures import Batch, Detections
+from utils.words import how_many
 
 RUNS = "runs/test"
 SPLITS = {"val": "valid", "test": "test", "train": "train", "speed": "valid"}  # --task -> the key of the .data file
@@ -75,6 +76,7 @@ class EvaluationOptions:
             raise ValueError("--img-size takes one side in pixels, or width and height")
 
 
+@distributed.joined()
 def main() -> None:
     """Evaluate one detector on one split; leave metrics.json and pictures in runs/test/<name>."""
     options, checks = parse_options(__doc__.splitlines()[0], EvaluationOptions, ImageCheckOptions)
@@ -160,7 +162,7 @@ def announce(options: EvaluationOptions, loaded: LoadedNetwork, dataset: Annotat
         split = split_shown(options.data, SPLITS[options.task], options.val_fraction)
         print(
             f"test: {options.weights} ({loaded.network.cfg_path}) on {options.data} "
-            f"({split}), {len(dataset)} images, {options.resize} to "
+            f"({split}), {how_many(len(dataset), 'image')}, {options.resize} to "
             f"{width}x{height}{batches} ({describe_device(device)})"
         )
         if options.half and device.type != "cuda":
@@ -214,7 +216,9 @@ def print_metrics(metrics: Metrics, verbose: bool, left_out: int) -> None:
     print(table(metrics, verbose))
     print(metrics.summary())
     if left_out:
-        print(f"WARNING: without {left_out} images that cannot be used; these are the numbers of the others")
+        print(
+            f"WARNING: without {how_many(left_out, 'image')} that cannot be used; these are the numbers of the others"
+        )
 
 
 def print_speed(speed: Speed, options: EvaluationOptions) -> None:

@@ -24,6 +24,8 @@ from data.augment import AugmentOptions
 from data.labels.read import read_dataset
 from data.loader import LoaderSettings, training_batches
 from data.splits import open_data
+from utils.config import parse_options
+from utils.errors import run_command
 
 NUM_IMAGES, IMAGE_WH, SIZE, BATCH, EPOCHS = 200, (640, 480), 640, 16, 4
 
@@ -61,6 +63,7 @@ def images_per_second(annotations, workers: int, augment: AugmentOptions) -> tup
 
 def main() -> None:
     """Print the table."""
+    parse_options(__doc__.splitlines()[0])
     with tempfile.TemporaryDirectory() as folder:
         make_images(Path(folder))
         annotations = read_dataset(open_data(str(Path(folder) / "images")), "train")
@@ -76,4 +79,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

@@ -2,15 +2,23 @@
 
 ::
 
-    python -m data.coco_convert --data coco2017.data --split train --to yolo --out datasets/coco-yolo
-    python -m data.coco_convert --data bccd.data --split test --to coco --out bccd-test.json
+    python data/coco_convert.py --data coco2017.data --split train --to yolo --out datasets/coco-yolo
+    python data/coco_convert.py --data bccd.data --split test --to coco --out bccd-test.json
 """
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by its path, from any folder: the packages are in the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from utils.errors import UserError, run_command  # first: for Ctrl-C during the imports below
+
+# isort: split
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -19,8 +27,8 @@ from data.labels.annotations import Annotations, summarise_problems
 from data.labels.read import read_dataset
 from data.splits import open_data
 from utils.config import option, parse_options
-from utils.errors import UserError, run_command
 from utils.files import write_json_atomically, write_text_atomically
+from utils.words import how_many
 
 
 @dataclass(frozen=True)
@@ -57,7 +65,7 @@ def write_coco(annotations: Annotations, path: Path) -> str:
             image["file_name"] = os.path.relpath(image_path, folder).replace(os.sep, "/")
     write_json_atomically(path, content, indent=None)
     images = f"; images in {folder} (train_images=, valid_images= or test_images= in a .data file)" if folder else ""
-    return f"{path}: {len(annotations)} images, {len(annotations.labels)} objects{images}"
+    return f"{path}: {how_many(len(annotations), 'image')}, {how_many(len(annotations.labels), 'object')}{images}"
 
 
 def write_yolo(annotations: Annotations, folder: Path, split: str) -> str:
@@ -88,8 +96,8 @@ def write_yolo(annotations: Annotations, folder: Path, split: str) -> str:
     write_text_atomically(folder / "classes.names", "".join(f"{name}\n" for name in annotations.names))
     num_crowd = int(annotations.crowd.sum())
     return (
-        f"{labels}: {len(annotations)} files, {len(annotations.labels) - num_crowd} objects "
-        f"({num_crowd} crowd regions left out); images linked in {images}"
+        f"{labels}: {how_many(len(annotations), 'file')}, {how_many(len(annotations.labels) - num_crowd, 'object')} "
+        f"({how_many(num_crowd, 'crowd region')} left out); images linked in {images}"
     )
 
 

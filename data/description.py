@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 
-from utils.config import REPOSITORY
+from utils.config import REPOSITORY, command_from_here
 from utils.errors import UserError
 
 SPLITS = ("train", "valid", "test")
@@ -74,10 +74,8 @@ class DataDescription:
     def _existing(self, split: str, text: str) -> Path:
         found = self.find(text)
         if found is None:
-            where = f"cd {REPOSITORY} && " if self.download.startswith("python -m data.") else ""
-            remedy = (
-                f"; fetch it with: {where}{self.download}" if self.download else f"; correct '{split}' in {self.path}"
-            )
+            fetch = f"; fetch it with: {command_from_here(self.download)}"
+            remedy = fetch if self.download else f"; correct '{split}' in {self.path}"
             looked = ", ".join(dict.fromkeys(str(root.absolute()) for root in self.all_roots))
             raise UserError(f"{self.path}: {split} = {text} is not on the disk (looked in {looked}){remedy}")
         return found

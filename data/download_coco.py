@@ -1,4 +1,4 @@
-"""Fetch COCO 2017: ``python -m data.download_coco``.
+"""Fetch COCO 2017: ``python data/download_coco.py``.
 
 An interrupted transfer goes on where it stopped (also in another run), every archive's MD5 is checked before it is
 unpacked, and a folder appears only when it is complete. What is there already is not fetched again.
@@ -6,6 +6,15 @@ unpacked, and a folder appears only when it is complete. What is there already i
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by its path, from any folder: the packages are in the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from utils.errors import UserError, run_command  # first: for Ctrl-C during the imports below
+
+# isort: split
 import hashlib
 import http.client
 import os
@@ -17,12 +26,10 @@ import urllib.request
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from tqdm import tqdm
 
 from utils.config import REPOSITORY, option, parse_options
-from utils.errors import UserError, run_command
 
 CHUNK = 1 << 20  # bytes read at a time
 TIMEOUT = 60.0  # seconds without a byte

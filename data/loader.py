@@ -10,23 +10,18 @@ Shape letters: N images of the data set.
 
 from __future__ import annotations
 
-import atexit
-import multiprocessing
 import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import TypeVar
 
-import cv2
 import numpy as np
 import torch
-from torch._C import _error_if_any_worker_fails
 from torch.utils.data import DataLoader, Sampler
 from tqdm import tqdm
 
@@ -35,8 +30,9 @@ from data.dataset import BatchPlan, DetectionDataset, Failure
 from data.image_checks import bad_images, too_many
 from data.labels.annotations import Annotations
 from data.letterbox import RESIZES, smallest_input
+from data.workers import is_lost_worker, own_handler, report_thread, start_worker, watched_workers
 from utils import distributed, interrupts
-from utils.errors import UserError
+from utils.errors import LostProcessError, UserError
 from utils.files import printable
 from utils.structures import Batch
 
@@ -75,10 +71,6 @@ class LoaderSettings:
             raise ValueError(f"unknown resize '{self.resize}'; known: {', '.join(RESIZES)}")
 
 
-class LostWorkerError(UserError):
-    """A process that loads images has died."""
-
-
 class Batches:
     """Iterates over the batches of the epoch that ``set_epoch`` chose; worker processes live on between epochs."""
 
@@ -89,6 +81,8 @@ class Batches:
         self.unread: dict[int, str] = {}  # index of an image that could not be read so far -> the reason
         self._plans = _PlanSampler(plans)
         self._settings = settings
+        if settings.pin_memory:
+            threading.excepthook = report_thread
         self._loader = self._new_loader()
 
     def _new_loader(self) -> DataLoader:
@@ -100,7 +94,7 @@ class Batches:
             persistent_workers=self._settings.workers > 0,
             pin_memory=self._settings.pin_memory,
             collate_fn=_as_it_is,
-            worker_init_fn=_start_worker,
+            worker_init_fn=start_worker,
             # Forked processes share the cached images; any other way of starting them would copy all of them.
             multiprocessing_context="fork"
             if self._settings.cache_images and self._settings.workers and FORKS
@@ -143,16 +137,17 @@ class Batches:
         batches: Iterator[Batch | Failure] | None = None
         while True:
             try:
+                if batches is None:
+                    with interrupts.held_back(), own_handler(signal.SIG_DFL):
+                        batches = iter(self._loader)
                 with watched_workers():
-                    if batches is None:
-                        with interrupts.held_back():
-                            batches = iter(self._loader)
                     batch = next(batches, None)
             except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
-                if not _is_lost_worker(error):
+                if not is_lost_worker(error):
                     raise
-                reason = str(error).partition("\n")[0].rstrip(". ")
-                return LostWorkerError(f"a loading process died ({reason}); with less memory try fewer --workers, or 0")
+                time.sleep(0.2)  # whoever ended it may be about to interrupt this process, which says more
+                what = str(error).partition("\n")[0].rstrip(". ")
+                return LostProcessError(f"a loading process died ({what}); with less memory try fewer --workers, or 0")
             if isinstance(batch, Failure):
                 return UserError(batch.message)
             if batch is None:
@@ -345,50 +340,3 @@ class _PlanSampler(Sampler):
 
 def _as_it_is(loaded: _Loaded) -> _Loaded:
     return loaded
-
-
-@contextmanager
-def watched_workers() -> Iterator[None]:
-    """Within this block, a loading process that dies, or has died, is torch's RuntimeError.
-
-    torch raises it by a signal handler; without this block, that is wherever the main process happens to be: while it
-    writes a checkpoint or frees a loader.
-    """
-    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.signal(signal.SIGCHLD, lambda _number, _frame: _error_if_any_worker_fails())
-    try:
-        _error_if_any_worker_fails()
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before)
-
-
-def _is_lost_worker(error: Exception) -> bool:
-    """Whether an error while a batch is fetched means that the process, or the thread, that was to give it has gone."""
-    text = str(error)
-    if isinstance(error, RuntimeError):
-        return text.startswith(("DataLoader worker", "Pin memory thread exited"))
-    return not text.startswith("Caught ")  # else it happened in the worker, which lives
-
-
-@atexit.register
-def _end_workers() -> None:
-    """End the processes that still load at exit: multiprocessing would wait for them, for they ignore its SIGTERM."""
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
-
-
-def _start_worker(_worker: int) -> None:
-    """Set up a worker process: one thread, and Ctrl-C and its like left to the main process."""
-    cv2.setNumThreads(0)
-    interrupts.ignore()
-    sys.excepthook = _without_lost_connections
-
-
-def _without_lost_connections(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
-    """Report an error as Python does, but be silent where the main process ended while a batch was on its way to it."""
-    if not issubclass(kind, ConnectionError):
-        sys.__excepthook__(kind, error, trace)

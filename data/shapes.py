@@ -7,19 +7,26 @@ clusters. Labels are YOLO text; a box is tight around what is visible of a shape
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by its path, from any folder: the packages are in the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from utils.errors import UserError, run_command  # first: for Ctrl-C during the imports below
+
+# isort: split
 import hashlib
 import json
 import os
 import shutil
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-from utils.config import REPOSITORY, parse_flags
-from utils.errors import UserError, run_command
-from utils.files import write_text_atomically
+from utils.config import REPOSITORY, parse_options
+from utils.files import remove_unfinished, temporary_path, write_text_atomically
 
 CLASSES = ("circle", "rectangle", "triangle", "star", "ring")
 HUES = (5, 105, 55, 28, 145)  # of OpenCV's 180: each class prefers a colour, which helps with those of ten pixels
@@ -33,7 +40,7 @@ MARKER = "drawn-by-data-shapes.json"
 
 README = """# The built-in demo set
 
-Drawn by `data/shapes.py` (run `python -m data.shapes` to draw it anew); nothing here needs to be kept, and the folder
+Drawn by `data/shapes.py` (run `python data/shapes.py` to draw it anew); nothing here needs to be kept, and the folder
 is replaced when that program changes. {images} images, {objects} objects of {classes} classes ({names}).
 `images/train`, `images/val`: JPEG; `labels/train`, `labels/val`: YOLO text, `class cx cy w h` relative to the image.
 """
@@ -51,7 +58,8 @@ def ensure_drawn(folder: Path = FOLDER) -> Path:
         raise UserError(f"{folder}: exists, but was not drawn by data/shapes.py; move it away")
     print(f"drawing the demo set: {sum(NUM_IMAGES.values())} images in {folder}", flush=True)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = folder.with_name(f".{folder.name}.{os.getpid()}")
+    remove_unfinished(folder.parent.glob(f".{folder.name}.*"))
+    fresh = temporary_path(folder)
     try:
         draw_all(fresh)
         _swap_in(fresh, folder)
@@ -100,7 +108,7 @@ def _is_current(folder: Path) -> bool:
 
 def _swap_in(fresh: Path, folder: Path) -> None:
     """Put the new folder in the place of the old one; two processes may do this at once."""
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    old = temporary_path(folder.with_suffix(".old"))
     try:
         if folder.exists() and not _is_current(folder):
             folder.rename(old)
@@ -315,7 +323,7 @@ def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray
 
 def main() -> None:
     """Draw the set anew."""
-    parse_flags(__doc__.splitlines()[0])
+    parse_options(f"Draw the built-in demo set anew: {sum(NUM_IMAGES.values())} images in {FOLDER}.")
     if (FOLDER / MARKER).is_file():
         shutil.rmtree(FOLDER)
     print(ensure_drawn())

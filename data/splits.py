@@ -15,6 +15,7 @@ from data.labels.read import read_dataset
 from utils import distributed
 from utils.class_names import first_moved, places_in
 from utils.config import find_file
+from utils.words import how_many
 
 MOST_NAMES_SHOWN = 12
 
@@ -99,12 +100,12 @@ def open_training_splits(
     train, valid = train.with_names(names), valid.with_names(names)
     if distributed.is_main():
         shown = ", ".join(names[:MOST_NAMES_SHOWN]) + (", …" if len(names) > MOST_NAMES_SHOWN else "")
-        print(f"{data}: {counted(len(names), 'class', 'classes')} ({shown})")
+        print(f"{data}: {how_many(len(names), 'class')} ({shown})")
         for annotations, split, kind in ((train, "train", "training"), (valid, "valid", "validation")):
             files = ", ".join(map(str, description.sources(split)))
             share = "" if not description.val_fraction else " (the rest)" if split == "train" else " (held out)"
             objects = int((~annotations.crowd).sum())
-            print(f"  {counted(len(annotations), f'{kind} image')}, {counted(objects, 'object')}: {files}{share}")
+            print(f"  {how_many(len(annotations), f'{kind} image')}, {how_many(objects, 'object')}: {files}{share}")
     elsewhere = dict.fromkeys((*description.found_elsewhere("train"), *description.found_elsewhere("valid")))
     notes = [*description.notes, *elsewhere]
     if moved is not None:
@@ -132,11 +133,6 @@ def united(names: Sequence[str], others: Sequence[str]) -> tuple[str, ...]:
     """Return the names of two lists of classes, those that only the second has at the end."""
     known = places_in(others, names)
     return (*names, *(name for name, place in zip(others, known, strict=True) if place is None))
-
-
-def counted(count: int, one: str, many: str = "") -> str:
-    """Return ``1 image``, ``2 images``, ``3 classes``."""
-    return f"{count:,} {one if count == 1 else many or one + 's'}"
 
 
 def print_notes(notes: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ import yaml
 from utils import distributed
 from utils.errors import UserError
 from utils.figures import new_figure
-from utils.files import atomic_path, write_text_atomically
+from utils.files import atomic_path, remove_unfinished, write_text_atomically
 from utils.renamed import with_current_names
 from utils.yaml_file import read_yaml
 
@@ -47,6 +47,7 @@ def new_run_folder(parent: str | Path, name: str, exist_ok: bool = False) -> Pat
             # Only a file shows that files can be written.
             (folder / ".writable").touch()
             (folder / ".writable").unlink()
+            remove_unfinished(parent.rglob(".*"))  # of earlier runs
             return folder
         except FileExistsError:
             if not folder.is_dir():

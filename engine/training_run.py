@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from data.loader import LostWorkerError
 from engine.run_folder import (
     BAR_FORMAT,
     TensorBoardLog,
@@ -30,9 +29,12 @@ from models.checkpoints.format import save_checkpoint
 from models.detector import Detector
 from models.network import Network
 from utils import distributed
+from utils.config import command_from_here
 from utils.draw import draw_batch, draw_predictions
-from utils.errors import UserError
+from utils.errors import LostProcessError, UserError
+from utils.files import remove_unfinished
 from utils.structures import Batch
+from utils.words import how_many
 
 PICTURED_BATCHES = 3  # training batches of the first epoch, and testing batches after the last, that are drawn
 NEEDED_TO_RESUME_ONLY = ("optimizer", "scaler", "model")  # left out of best.pt, which has a third of the size then
@@ -65,8 +67,7 @@ class TrainingRun:
                 (folder / "results.png").unlink(missing_ok=True)  # it says that a run has finished
             else:
                 run.remove_previous()
-            for unfinished in folder.glob(".*.pt"):  # of a process that was killed while it wrote
-                unfinished.unlink()
+            remove_unfinished(folder.glob(".*"))
             save_config(folder, run.options)
             run.tensorboard = TensorBoardLog(folder, purge_after=state.epoch)
             if not options["resume"] and not options["nosave"]:
@@ -82,6 +83,15 @@ class TrainingRun:
             for path in self.folder.glob(pattern):
                 path.unlink()
 
+    def require_folder(self) -> None:
+        """Refuse to go on where the run's folder has been deleted or renamed: nothing could be kept.
+
+        Raises:
+            UserError: it is gone.
+        """
+        if not self.folder.is_dir():
+            raise UserError(f"{self.folder}: the folder of this run is gone, deleted or renamed; the run has stopped")
+
     def save(self, state: TrainState, name: str, without: Sequence[str] = ()) -> None:
         """Write a checkpoint into the folder."""
         content = {
@@ -95,17 +105,20 @@ class TrainingRun:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Within this block an interrupt, or a loading process that dies, says how to go on."""
+        """Within this block an interrupt, or a process that dies, says how to go on."""
         try:
-            yield
+            with distributed.joined():
+                yield
         except KeyboardInterrupt:
             raise KeyboardInterrupt(f"interrupted; {self._how_to_go_on()}") from None
-        except LostWorkerError as error:
+        except LostProcessError as error:
             raise UserError(f"{error}; {self._how_to_go_on()}") from None
 
     def _how_to_go_on(self) -> str:
         last = self.folder / "last.pt"
-        return f"go on with: python train.py --resume {last}" if last.exists() else "nothing was saved (--nosave)"
+        if not last.exists():
+            return "nothing was saved (--nosave)"
+        return f"go on with: {command_from_here(f'python train.py --resume {last}')}"
 
     def finish_epoch(self, state: TrainState, row: Mapping[str, float], fitness: float | None) -> None:
         """Append an epoch's numbers to the history and write everything that shows or keeps them.
@@ -124,6 +137,7 @@ class TrainingRun:
             state.best_epoch = state.epoch
         if not distributed.is_main():
             return
+        self.require_folder()
         save_results_csv(self.folder / "results.csv", state.history)
         if self.tensorboard is not None:
             self.tensorboard.log(state.history[-1])
@@ -144,6 +158,7 @@ class TrainingRun:
         """Draw the curves and the predictions for a few batches, and print the table of the whole run."""
         if not distributed.is_main():
             return
+        self.require_folder()
         detector = Detector(state.average.model)
         for number, batch in enumerate(islice(test_batches, PICTURED_BATCHES)):
             found = detector(batch.images, batch.metas)
@@ -164,7 +179,7 @@ class TrainingRun:
                 f"stopped early: no better epoch since epoch {state.best_epoch}, --patience {self.options['patience']}"
             )
         minutes = (time.time() - self.started) / 60
-        print(f"{state.epoch} epochs, {minutes:.1f} minutes in this process. Written to {self.folder}:")
+        print(f"{how_many(state.epoch, 'epoch')}, {minutes:.1f} minutes in this process. Written to {self.folder}:")
         for name, meaning in WRITTEN.items():
             paths = sorted(self.folder.glob(name))
             if paths:
@@ -212,6 +227,8 @@ class EpochBar:
             refresh=False,
         )
         self.bar.update()
+        if distributed.is_main():
+            self.run.require_folder()
         if self.epoch == 0 and self.number < PICTURED_BATCHES and distributed.is_main():
             draw_batch(self.run.folder / f"train_batch{self.number}.jpg", batch, self.run.names)
         self.number += 1

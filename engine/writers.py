@@ -21,6 +21,7 @@ from utils.draw import write_image
 from utils.errors import UserError
 from utils.files import atomic_path, printable, utf8_path, write_json_atomically, write_text_atomically
 from utils.structures import Detections
+from utils.words import how_many
 
 WRITABLE = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # others are written as .jpg
 
@@ -159,7 +160,7 @@ class DetectionWriter:
     def written(self) -> str:
         """Return how many files lie where, as a sentence for the user."""
         files = sum(1 for path in self.folder.rglob("*") if path.is_file())
-        return f"{files} files in {self.folder}" if files else "Nothing was to be kept"
+        return f"{how_many(files, 'file')} in {self.folder}" if files else "Nothing was to be kept"
 
     def _label_lines(self, picture: Picture, found: Detections) -> str:
         """Return a line ``class x y w h``, perhaps with the score, for each detection; relative to the picture."""

@@ -1,4 +1,4 @@
-"""Convert weights: ``python -m models.convert_weights a.pt b.weights`` and back, and cut backbones off.
+"""Convert weights: ``python models/convert_weights.py a.pt b.weights`` and back, and cut backbones off.
 
 The source is a checkpoint of ``train.py``, Darknet ``.weights`` or an official yolov5 ``.pt``. The target's name says
 what is written: ``.pt`` a checkpoint of this toolkit, ``.weights`` Darknet's whole file, ``name.conv.N`` its first N
@@ -8,8 +8,16 @@ classes of the weights.
 
 from __future__ import annotations
 
-import re
+import sys
 from pathlib import Path
+
+if __name__ == "__main__":  # started by its path, from any folder: the packages are in the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from utils.errors import UserError, run_command  # first: for Ctrl-C during the imports below
+
+# isort: split
+import re
 
 import torch
 from torch import nn
@@ -22,7 +30,6 @@ from models.layers import running_statistics
 from models.network import DARKNET_BN_EPS, Network
 from utils.class_names import read_names
 from utils.config import REPOSITORY, Parser
-from utils.errors import UserError, run_command
 from utils.files import write_text_atomically
 
 COCO_CLASSES = 80

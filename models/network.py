@@ -1,14 +1,22 @@
 """A Darknet cfg as a torch network: images [B 3 H W] in, one raw map [B A H W 5+C] of logits per ``[yolo]`` head out.
 
-``python -m models.network cfg/x.cfg`` prints the layers as Darknet does at its start.
+``python models/network.py yolov3.cfg`` prints the layers as Darknet does at its start.
 """
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # started by its path, from any folder: the packages are in the repository
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from utils.errors import UserError, run_command  # first: for Ctrl-C during the imports below
+
+# isort: split
 import copy
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +27,7 @@ from models.darknet.kinds import KINDS
 from models.darknet.section import DarknetConfig, Section
 from models.heads import Head
 from models.layers import Convolution
-from utils.errors import UserError, run_command
+from utils.words import how_many
 
 DARKNET_BN_EPS = 1e-5
 BN_MOMENTUM = 0.03  # weight of the new batch; Darknet's own rolling average uses 0.1 or 0.01 by version
@@ -303,19 +311,18 @@ def layer_table(network: Network) -> str:
     parameters = sum(p.numel() for p in network.parameters())
     total = sum(float(row[7]) for row in network.table if row[7])
     width, height = network.input_wh
-    heads = ", ".join(f"stride {head.stride} with {head.num_anchors} anchors" for head in network.heads)
-    lines.append(f"{len(network.layers)} layers, {parameters:,} parameters, {total:.3f} GFLOPs at {width} x {height}")
-    lines.append(f"{network.num_classes} classes; heads: {heads}" if heads else "no heads: not a detector")
+    heads = ", ".join(f"stride {head.stride} with {how_many(head.num_anchors, 'anchor')}" for head in network.heads)
+    layers = how_many(len(network.layers), "layer")
+    lines.append(f"{layers}, {parameters:,} parameters, {total:.3f} GFLOPs at {width} x {height}")
+    lines.append(f"{how_many(network.num_classes, 'class')}; heads: {heads}" if heads else "no heads: not a detector")
     return "\n".join([*(line.rstrip() for line in lines), *network.notes])
 
 
 def main() -> None:
     """Print the layer table of the cfg named on the command line."""
-    import argparse
+    from utils.config import Parser, find_file
 
-    from utils.config import find_file
-
-    parser = argparse.ArgumentParser(description="Print the layers of a cfg as Darknet does at its start.")
+    parser = Parser(description="Print the layers of a cfg as Darknet does at its start.")
     parser.add_argument("cfg", nargs="?", default="yolov3-nano.cfg", help="a file, or a name in cfg/")
     parser.add_argument("--num-classes", type=int, help="adapt the heads to this many classes")
     arguments = parser.parse_args()

@@ -8,6 +8,7 @@ from data.data_file import read_data_file
 from data.labels.read import read_dataset
 from data.splits import open_data
 from utils.class_names import read_names
+from utils.config import REPOSITORY
 from utils.errors import UserError
 
 GOOD = "classes = 2\ntrain = a.txt\nvalid=b.txt # a comment\n\n; another\nnames = x.names\nbackup = backup/\n"
@@ -76,10 +77,14 @@ def test_data_that_are_not_there_come_with_the_command_that_fetches_them(tmp_pat
     write(tmp_path, GOOD + "download = python -m data.download_coco\n")
     with pytest.raises(
         UserError,
-        match=r"train = a\.txt is not on the disk \(looked in .*\); fetch it with: cd .* && python -m data\.download",
+        match=r"train = a\.txt is not on the disk \(looked in .*\); fetch it with: python -m data\.download_coco",
     ):
         read_dataset(read_data_file(tmp_path / "x.data"), "train")
-    assert read_data_file("coco2017.data").download == "python -m data.download_coco"
+    monkeypatch.chdir(tmp_path)  # where a command of the repository is named in full
+    found = read_data_file("coco2017.data")
+    found.splits["train"] = ("nosuch.json",)
+    with pytest.raises(UserError, match=rf"fetch it with: python {REPOSITORY}/data/download_coco\.py$"):
+        found.sources("train")
     with pytest.raises(UserError, match=r"has no 'test' \(it has train, valid\)"):
         read_dataset(read_data_file(tmp_path / "x.data"), "test")
 

@@ -1,8 +1,11 @@
 """Loaders: the same batches whatever the number of workers and after a resume; every image once; errors in one line."""
 
 import json
+import multiprocessing
 import os
 import signal
+import threading
+import time
 
 import cv2
 import numpy as np
@@ -22,8 +25,9 @@ from data.loader import (
     training_plans,
 )
 from data.splits import open_data
+from data.workers import report_thread
 from tests.tiny_project import NO_AUGMENTATION
-from utils.errors import UserError
+from utils.errors import LostProcessError, UserError
 
 
 @pytest.fixture(scope="module")
@@ -230,6 +234,75 @@ def test_a_worker_that_is_killed_is_one_clear_line(notes, monkeypatch):
     batches = training_batches(notes, LoaderSettings(**SETTINGS, workers=1), AugmentOptions())
     with pytest.raises(UserError, match=r"a loading process died .* fewer --workers"):
         list(batches)
+
+
+def workers_of_this_process():
+    return [process.pid for process in multiprocessing.active_children()]
+
+
+@pytest.mark.parametrize("moment", ["first batch", "between batches", "end of the epoch", "between epochs"])
+@pytest.mark.parametrize("kind", ["training", "evaluation"])
+def test_a_worker_that_is_killed_at_any_moment_is_one_clear_line(notes, monkeypatch, capfd, moment, kind):
+    settings = LoaderSettings(**SETTINGS, workers=2)
+    if kind == "training":
+        batches = training_batches(notes, settings, AugmentOptions())
+    else:
+        batches = evaluation_batches(notes, settings)
+    count = len(batches)
+    kill_at = {"first batch": 1, "between batches": 3, "end of the epoch": count}.get(moment)
+
+    def use(epoch):
+        batches.set_epoch(epoch)
+        for number, _ in enumerate(batches, 1):
+            if epoch == 1 and number == kill_at:
+                os.kill(workers_of_this_process()[0], signal.SIGKILL)
+            time.sleep(0.05)  # what is done with a batch goes on undisturbed
+
+    use(0)
+    if moment == "between epochs":
+        os.kill(workers_of_this_process()[0], signal.SIGKILL)
+        time.sleep(0.2)
+    with pytest.raises(LostProcessError, match=r"^a loading process died .*, or 0$"):
+        use(1)
+        use(2)  # at the end of an epoch, nobody waits for the worker until the next
+    use(3)  # with new workers
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_worker_that_dies_after_the_last_batch_is_no_news(notes, capfd):
+    batches = evaluation_batches(notes, LoaderSettings(**SETTINGS, workers=2))
+    assert sum(len(batch.images) for batch in batches) == len(notes)
+    for pid in workers_of_this_process():
+        os.kill(pid, signal.SIGKILL)
+    time.sleep(0.2)
+    del batches
+    assert capfd.readouterr().err == ""
+
+
+def test_an_error_of_the_code_in_a_worker_is_no_lost_process(notes, monkeypatch):
+    for kind in (RuntimeError, FileNotFoundError):
+
+        def fail(*_args, kind=kind):
+            raise kind("a mistake of ours")
+
+        monkeypatch.setattr(DetectionDataset, "training_batch", fail)
+        batches = training_batches(notes, LoaderSettings(**SETTINGS, workers=1), AugmentOptions())
+        with pytest.raises(kind, match="a mistake of ours") as caught:
+            list(batches)
+        assert not isinstance(caught.value, UserError)
+
+
+def test_the_thread_that_pins_memory_is_silent_where_it_lost_a_worker(monkeypatch, capfd):
+    monkeypatch.setattr(threading, "excepthook", report_thread)
+
+    def _pin_memory_loop(error):  # torch's has this name
+        raise error
+
+    for error, is_silent in ((ConnectionResetError(), True), (EOFError(), True), (KeyError("a mistake"), False)):
+        thread = threading.Thread(target=_pin_memory_loop, args=(error,))
+        thread.start()
+        thread.join()
+        assert (capfd.readouterr().err == "") == is_silent
 
 
 @pytest.mark.filterwarnings("error")

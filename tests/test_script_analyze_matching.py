@@ -137,7 +137,8 @@ def test_an_interrupted_run_goes_on_and_equals_a_whole_one(project, run, no_draw
     monkeypatch.setattr(measure, "BATCHES_PER_BLOCK", 2)
     monkeypatch.setattr(measure, "measure_batch", interrupted)
     status, _, err = run(*settings, "--name", "cut")
-    assert status == 130 and err.strip().endswith("interrupted; python analyze.py --resume runs/analyze/cut goes on")
+    resume = f"python {REPOSITORY}/analyze.py --resume runs/analyze/cut"
+    assert status == 130 and err.strip().endswith(f"interrupted; {resume} goes on")
     assert not Path("runs/analyze/cut/results.json").exists()
     assert len(list(Path("runs/analyze/cut/partial").glob("block-*.npz"))) == 2  # two batches, and the third
     resumed = []

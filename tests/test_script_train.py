@@ -67,10 +67,14 @@ def environment() -> dict[str, str]:
 
 @pytest.fixture
 def project(tmp_path) -> Path:
+    return make_project(tmp_path)
+
+
+def make_project(folder: Path) -> Path:
     """A folder with a cfg, a data file and ten small images of bright and dark squares, as a user may have it."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("val", 4)):
-        images, labels = tmp_path / "d" / "images" / split, tmp_path / "d" / "labels" / split
+        images, labels = folder / "d" / "images" / split, folder / "d" / "labels" / split
         images.mkdir(parents=True)
         labels.mkdir(parents=True)
         for index in range(count):
@@ -82,10 +86,10 @@ def project(tmp_path) -> Path:
                 rows.append(f"{label} {(x + side / 2) / 80} {(y + side / 2) / 64} {side / 80} {side / 64}\n")
             cv2.imwrite(str(images / f"{index}.png"), picture)
             (labels / f"{index}.txt").write_text("".join(rows))
-    (tmp_path / "tiny.cfg").write_text(TINY_CFG)
-    (tmp_path / "d.names").write_text("bright\ndark\n")
-    (tmp_path / "d.data").write_text("classes = 2\ntrain = d/images/train\nvalid = d/images/val\nnames = d.names\n")
-    return tmp_path
+    (folder / "tiny.cfg").write_text(TINY_CFG)
+    (folder / "d.names").write_text("bright\ndark\n")
+    (folder / "d.data").write_text("classes = 2\ntrain = d/images/train\nvalid = d/images/val\nnames = d.names\n")
+    return folder
 
 
 BASIC = ("--cfg", "tiny.cfg", "--data", "d.data", "--batch-size", "4", "--device", "cpu")

@@ -1,11 +1,19 @@
 """Files that are written whole or not at all."""
 
 import json
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
+from analysis.matching.blocks import read_blocks
+from engine.run_folder import new_run_folder
 from utils.errors import UserError
-from utils.files import atomic_path, read_text, write_json_atomically, write_text_atomically
+from utils.files import atomic_path, read_text, remove_unfinished, write_json_atomically, write_text_atomically
+
+ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_a_failure_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
@@ -42,3 +50,52 @@ def test_text_is_read_up_to_a_limit_and_named_by_line(tmp_path):
         read_text(path, 100)
     with pytest.raises(OSError):
         read_text(tmp_path, 100)
+
+
+def killed_while_writing(path):
+    """Let another process be killed in the middle of writing a file; return the name that it leaves."""
+    code = (
+        "import os, signal, sys\nfrom utils.files import atomic_path\n"
+        f"with atomic_path({str(path)!r}) as temporary:\n    temporary.write_text('half')\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT)
+    (left,) = path.parent.glob(f".{path.stem}.*")
+    return left
+
+
+@pytest.mark.parametrize("name", ["last.pt", "block-0000001.npz", "results", "a.b.c.txt"])
+def test_what_a_killed_process_left_is_removed(tmp_path, name):
+    left = killed_while_writing(tmp_path / name)
+    remove_unfinished(tmp_path.glob(".*"))
+    assert not left.exists()
+
+
+def test_what_may_still_be_written_or_is_somebody_elses_stays(tmp_path):
+    left = killed_while_writing(tmp_path / "last.pt")
+    machine, process = left.name.split(".")[2].split("-")
+    other = f"{int(machine, 16) ^ 1:08x}"
+    kept = {
+        f".last.{machine}-{os.getpid()}.pt",  # of a process that runs
+        f".last.{machine}-1.pt",  # and of one of another user
+        f".last.{other}-{process}.pt",  # of another machine, whose processes nobody here knows
+        f".last.{process}.pt",  # of no known machine
+        ".hidden",
+        ".gitignore.txt",
+        f"last.{machine}-{process}.pt",  # not hidden: a user's
+    }
+    for name in kept:
+        (tmp_path / name).touch()
+    remove_unfinished(tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_a_new_run_removes_what_killed_runs_left(tmp_path):
+    run = new_run_folder(tmp_path / "runs", "exp")
+    (run / "partial").mkdir()
+    left = [killed_while_writing(run / "best.pt"), killed_while_writing(run / "partial" / "block-0000000.npz")]
+    new_run_folder(tmp_path / "runs", "exp")
+    assert not any(path.exists() for path in left)
+    left = killed_while_writing(run / "partial" / "block-0000000.npz")
+    read_blocks(run / "partial")
+    assert not left.exists()

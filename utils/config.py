@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import shlex
 import sys
 import types
 import typing
@@ -99,6 +100,16 @@ def _say_once(line: str) -> None:
     """Print a note in the main process, however often the same is looked up."""
     if distributed.is_main():
         print(line)
+
+
+def command_from_here(command: str) -> str:
+    """Return a command of the documents as it works in this folder: a program that is not here is named in full."""
+
+    def program(word: str) -> str:
+        is_elsewhere = word.endswith(".py") and not Path(word).exists() and (REPOSITORY / word).is_file()
+        return shlex.quote(str(REPOSITORY / word)) if is_elsewhere else word
+
+    return " ".join(map(program, command.split(" ")))
 
 
 def parse_options(description: str, *groups: type, argv: Sequence[str] | None = None) -> tuple[Any, ...]:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import importlib
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+
+from utils.errors import LostProcessError
 
 Value = TypeVar("Value")
 
@@ -32,6 +36,21 @@ def stop() -> None:
     """
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+@contextmanager
+def joined() -> Iterator[None]:
+    """Within this block, it is one line that another process has ended, for which this one waits or to which it sends.
+
+    Raises:
+        LostProcessError: instead of what Gloo or NCCL raise.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if world_size() == 1 or not (isinstance(error, dist.DistError) or "gloo/transport" in str(error)):
+            raise
+        raise LostProcessError("another process of this run has ended; it has said why") from None
 
 
 def rank() -> int:

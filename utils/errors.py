@@ -14,6 +14,10 @@ class UserError(Exception):
     """Something the user can fix; the message names the file, the line where there is one, and the remedy."""
 
 
+class LostProcessError(UserError):
+    """A process that the run needs has died: one that loads images, or another one of ``torchrun``."""
+
+
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for a known word that is near in spelling, or an empty string.
 

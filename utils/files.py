@@ -1,12 +1,20 @@
-"""Files are written whole or not at all, under a temporary name in the same folder, and text is read up to a limit."""
+"""Files that are whole or absent: written under a temporary name in the same folder, then renamed; text of some size.
+
+The temporary name says which process on which machine writes: ``.last.5e1f09c2-4711.pt``. What a process that was
+killed has left can so be told from what another one is just writing.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
+import shutil
+import socket
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -42,7 +50,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = temporary_path(path)
     try:
         yield temporary
         with open(temporary, "rb+") as file:  # the content must reach the disk before the name does
@@ -50,6 +58,48 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def temporary_path(path: Path) -> Path:
+    """Return the name beside ``path`` under which this process writes it."""
+    return path.with_name(f".{path.stem}.{_machine()}-{os.getpid()}{path.suffix}")
+
+
+def remove_unfinished(paths: Iterable[Path]) -> None:
+    """Remove those of some files and folders that a process of this machine was writing when it was killed."""
+    for path in paths:
+        found = UNFINISHED.search(path.name)
+        if found and found["machine"] == _machine() and not _is_running(int(found["process"])):
+            with contextlib.suppress(OSError):  # another run may have removed it, or the folder is read-only
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+
+UNFINISHED = re.compile(r"^\..*\.(?P<machine>[0-9a-f]{8})-(?P<process>[0-9]{1,10})(\.[^.]*)?$")
+
+
+def _machine() -> str:
+    """Return eight letters for this machine, and for the container in which process numbers count, if in one."""
+    try:
+        numbering = os.readlink("/proc/self/ns/pid")
+    except OSError:  # not Linux
+        numbering = ""
+    return f"{zlib.crc32(f'{socket.gethostname()} {numbering}'.encode()):08x}"
+
+
+def _is_running(process: int) -> bool:
+    """Whether there is a process of this number; also True where that cannot be found out."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except OSError:  # it is another user's
+        pass
+    return True
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:

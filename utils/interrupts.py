@@ -18,6 +18,7 @@ from pathlib import Path
 from types import FrameType
 
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+HAS_MASKS = hasattr(signal, "pthread_sigmask")  # not so on Windows, where nothing is forked
 ONE_EVENT = 2.0  # seconds within which signals belong together: torchrun passes on what the terminal has sent already
 _received: list[tuple[int, float]] = []  # the signals that were answered, and when
 _process = os.getpid()  # a forked process, such as one that loads images, leaves the answer to this one
@@ -38,15 +39,14 @@ def as_exceptions() -> Iterator[None]:
 
 @contextmanager
 def held_back() -> Iterator[None]:
-    """Within this block, the signals wait for its end; a process that is forked in it does not get them at all."""
+    """Within this block, the signals wait; in a process that is forked in it, until :func:`leave_to_parent`."""
     waiting: list[int] = []
     before = _install(lambda number, _frame: waiting.append(number))
-    has_masks = hasattr(signal, "pthread_sigmask")  # inherited by a forked process; those of Windows are not forked
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if has_masks else set()
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if HAS_MASKS else set()  # a forked process inherits it
     try:
         yield
     finally:
-        if has_masks:
+        if HAS_MASKS:
             signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         _put_back(before)
         if waiting:
@@ -58,10 +58,12 @@ def exit_status() -> int:
     return 128 + (_received[0][0] if _received else signal.SIGINT)
 
 
-def ignore() -> None:
-    """Leave the signals to the process that started this one."""
+def leave_to_parent() -> None:
+    """Leave the signals to the process that started this one, and that will end it, by SIGTERM where need be."""
     for number in SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)
+    if HAS_MASKS:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def _install(handler: Callable[[int, FrameType | None], None]) -> dict[int, signal.Handlers | Callable | int]:

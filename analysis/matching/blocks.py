@@ -14,7 +14,7 @@ import numpy as np
 
 from utils.arrays import read_arrays
 from utils.errors import UserError
-from utils.files import atomic_path
+from utils.files import atomic_path, remove_unfinished
 from utils.renamed import with_current_names
 
 Columns = dict[str, np.ndarray]  # by name; the first dimension counts objects, images or batches
@@ -49,6 +49,7 @@ def read_blocks(folder: Path) -> tuple[Columns, set[int]]:
     Raises:
         UserError: a file is no block; the message names it.
     """
+    remove_unfinished(folder.glob(".*"))
     parts: list[Columns] = []
     done: set[int] = set()
     for path in sorted(folder.glob("block-*.npz")):

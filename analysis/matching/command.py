@@ -33,6 +33,7 @@ from utils import distributed
 from utils.config import build_options, flag, flat_dict
 from utils.devices import choose_device, describe_device, use_threads
 from utils.errors import UserError
+from utils.words import how_many
 
 DEFAULT_KINDS = ("iou",)  # of IoU, without --match-iou
 HARD_LISTED = 1000  # hard examples in results.json; the CSV has all
@@ -145,7 +146,7 @@ def open_everything(source: Source, options: MatchingOptions, strategies: Strate
     if distributed.is_main():
         print(
             f"analyze: {found.weights} ({loaded.network.cfg_path}) on {found.data} "
-            f"({inputs.split}), {len(annotations)} images at {img_size}x{img_size}, "
+            f"({inputs.split}), {how_many(len(annotations), 'image')} at {img_size}x{img_size}, "
             f"--match {','.join(chosen)}, --match-iou {' '.join(kinds)} ({describe_device(device)})"
         )
     return inputs

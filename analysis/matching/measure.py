@@ -33,6 +33,7 @@ from models.detector import Detector
 from models.heads import Head
 from models.loss import DetectionLoss
 from utils import distributed
+from utils.config import command_from_here
 from utils.structures import Batch
 
 BATCHES_PER_BLOCK = 32
@@ -104,7 +105,9 @@ def measure_images(
             bar.update(len(one.indices) * distributed.world_size())
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"interrupted; python analyze.py --resume {folder.parent} goes on" if folder else "interrupted"
+            f"interrupted; {command_from_here(f'python analyze.py --resume {folder.parent}')} goes on"
+            if folder
+            else "interrupted"
         ) from None
     finally:  # what was measured is kept, whatever happened to the next batch
         bar.close()

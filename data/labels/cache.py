@@ -8,6 +8,7 @@ that cannot be written to only means that the labels are parsed again next time.
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import numpy as np
 
 from data.labels.annotations import Annotations, Problem
 from utils.arrays import DAMAGE, read_arrays
-from utils.files import atomic_path
+from utils.files import atomic_path, remove_unfinished
 
 MAGIC = "label cache of data/labels/cache.py, 2"  # change the number when the parsing changes
 MAX_BYTES = 4 << 30  # of the arrays: 30 million boxes
@@ -104,6 +105,7 @@ def store(path: Path, key: str, annotations: Annotations) -> bool:
         for item in fields(Annotations)
         if item.name not in _PLAIN and getattr(annotations, item.name) is not None
     }
+    remove_unfinished(path.parent.glob(f".{glob.escape(path.stem)}.*"))
     text = np.frombuffer(json.dumps(header).encode(errors="surrogateescape"), dtype=np.uint8)
     with contextlib.suppress(OSError), atomic_path(path) as temporary:
         np.savez(temporary, header=text, **columns)
