@@ -16,6 +16,7 @@ from utils import distributed
 from utils.errors import UserError
 from utils.files import atomic_path, write_text_atomically
 from utils.renamed import with_current_names
+from utils.yaml_file import read_yaml
 
 BAR_FORMAT = "{desc} {percentage:3.0f}%|{bar:10}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}]"  # of progress bars
 TRAINING_RUNS = "runs/train"
@@ -233,11 +234,8 @@ def read_config(folder: Path) -> dict[str, Any]:
     """
     path = folder / "config.yaml"
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return with_current_names(read_yaml(path).values)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror or error}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid YAML; the run wrote this file, restore it") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: not a list of 'option: value' lines; the run wrote this file, restore it")
-    return with_current_names(values)
+    except UserError as error:
+        raise UserError(f"{error}; the run wrote this file, restore it") from error

@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from utils.files import atomic_path, write_json_atomically, write_text_atomically
+from utils.errors import UserError
+from utils.files import atomic_path, read_text, write_json_atomically, write_text_atomically
 
 
 def test_a_failure_keeps_the_old_file_and_leaves_nothing_else(tmp_path):
@@ -28,3 +29,16 @@ def test_json_refuses_nan_and_keeps_the_old_file(tmp_path):
     with pytest.raises(ValueError):
         write_json_atomically(tmp_path / "a.json", {"x": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"x": 1}
+
+
+def test_text_is_read_up_to_a_limit_and_named_by_line(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\n")
+    assert read_text(path, 8) == "one\r\n"
+    with pytest.raises(UserError, match=r"a\.txt: has more than 7 bytes"):
+        read_text(path, 7)
+    path.write_bytes(b"one\ntwo\xff\n")
+    with pytest.raises(UserError, match=r"a\.txt:2: is not a UTF-8 text file"):
+        read_text(path, 100)
+    with pytest.raises(OSError):
+        read_text(tmp_path, 100)

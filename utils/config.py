@@ -14,10 +14,9 @@ from dataclasses import MISSING, Field, asdict, field, fields
 from pathlib import Path
 from typing import Any, NoReturn
 
-import yaml
-
 from utils.errors import UserError, suggestion
 from utils.renamed import RENAMED, with_current_names
+from utils.yaml_file import read_yaml
 
 SEARCH_FOLDERS = ("", "cfg", "cfg/hyp")  # below the working directory, then below the repository
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -119,25 +118,14 @@ def read_recipe(path: Path, groups: Sequence[type]) -> dict[str, Any]:
     Raises:
         UserError: not YAML, not a flat mapping, an unknown key or a value of the wrong type; names file and line.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        node = yaml.compose(text, Loader=yaml.SafeLoader)
-        values = yaml.safe_load(text)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f":{mark.line + 1}" if mark else ""
-        raise UserError(f"{path}{line}: not valid YAML: {getattr(error, 'problem', error)}") from error
-    if node is None or values is None:
-        return {}
-    if not isinstance(values, dict):
-        raise UserError(f"{path}: a recipe is a list of 'option: value' lines")
+    values, lines = read_yaml(path)
+    lines = {RENAMED.get(name, name): line for name, line in lines.items()}
     by_name = {item.name: (item, group) for group in groups for item in fields(group)}
-    lines = {RENAMED.get(key.value, key.value): key.start_mark.line + 1 for key, _ in node.value}
     checked = {}
     for name, value in with_current_names(values).items():
-        place = f"{path}:{lines.get(str(name), 1)}"
+        place = f"{path}:{lines[name]}"
         if name not in by_name:
-            raise UserError(f"{place}: unknown option '{name}'{suggestion(str(name), by_name)}")
+            raise UserError(f"{place}: unknown option '{name}'{suggestion(name, by_name)}")
         item, group = by_name[name]
         checked[name] = _checked(value, item, group, place)
     return checked

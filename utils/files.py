@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written under a temporary name in the same folder, then renamed."""
+"""Files are written whole or not at all, under a temporary name in the same folder, and text is read up to a limit."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from utils.errors import UserError
 
 
 @contextmanager
@@ -37,3 +39,23 @@ def write_text_atomically(path: str | Path, text: str) -> None:
 def write_json_atomically(path: str | Path, value: Any, indent: int | None = 1) -> None:
     """Write a JSON file that is never seen half written; NaN is refused, because JSON has none."""
     write_text_atomically(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
+
+
+def read_text(path: str | Path, max_bytes: int) -> str:
+    """Return the text of a UTF-8 file, with or without a byte order mark.
+
+    Raises:
+        UserError: larger than ``max_bytes``, or not UTF-8; names the line.
+        OSError: the file cannot be opened.
+    """
+    with open(path, "rb") as file:
+        data = file.read(max_bytes + 1)  # not by the size in its folder: a device or a pipe has none
+    if len(data) > max_bytes:
+        raise UserError(
+            f"{path}: has more than {max_bytes:,} bytes, the most that is read; is it another kind of file?"
+        )
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise UserError(f"{path}:{line}: is not a UTF-8 text file; save it as UTF-8") from error
