@@ -19,6 +19,7 @@ from data.splits import open_split
 from engine.ema import AveragedModel
 from engine.evaluate import evaluate
 from engine.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
+from engine.resume import check_resumable, load_training_state
 from engine.run_folder import TRAINING_RUNS, plot_labels
 from engine.train_loop import TrainState, train_one_epoch, wrap_for_processes
 from engine.training_run import EpochBar, TrainingRun
@@ -130,7 +131,7 @@ def main() -> None:
     loss_function = build_loss(options.loss, options.assignment, network.heads, image_sizes(options.train, network)[0])
     state = new_state(network, options)
     if checkpoint:
-        state.load_state_dict(checkpoint)
+        load_training_state(state, checkpoint, options.train.resume)
 
     train_settings, test_settings = loader_settings(options.train, network, device)
     train_batches = training_batches(train_set, train_settings, options.augment)
@@ -165,27 +166,26 @@ def main() -> None:
 def choose_options() -> tuple[TrainGroups, dict[str, Any] | None]:
     """Return the resolved options and, for ``--resume``, the checkpoint to go on from."""
     given = parse_flags(__doc__.splitlines()[0], *GROUPS)
-    checkpoint = None
+    checkpoint, source = None, ""
     if given.get("resume"):
         fixed = sorted(given.keys() - MAY_CHANGE_ON_RESUME)
         if fixed:
             raise UserError(f"--resume goes on with the run's own options; leave out {flag(fixed[0])}")
         checkpoint = read_checkpoint(given["resume"])
-        if "optimizer" not in checkpoint:
-            raise UserError(f"{given['resume']}: holds no training state; resume from last.pt, or start with --weights")
+        check_resumable(checkpoint, given["resume"])
         finished = Path(given["resume"]).with_name("results.png").is_file()  # the last thing a run writes
         if checkpoint["epoch"] >= checkpoint["options"]["epochs"] and finished:
             raise UserError(
                 f"{given['resume']}: this run has finished its {checkpoint['epoch']} epochs; "
                 f"train on from its weights with --weights {given['resume']}"
             )
-        values = checkpoint["options"] | given
+        values, source = checkpoint["options"] | given, given["resume"]
     else:
         if given.get("weights") and "cfg" not in given:
             given["cfg"] = cfg_of_weights(given["weights"])
         recipe = find_file(given.get("hyp") or default_recipe(given.get("cfg", TrainOptions.cfg)), "recipe")
         values = read_recipe(recipe, GROUPS) | given | {"hyp": str(recipe)}
-    return TrainGroups(*build_options(values, GROUPS)), checkpoint
+    return TrainGroups(*build_options(values, GROUPS, source)), checkpoint
 
 
 def default_recipe(cfg: str) -> str:

@@ -5,15 +5,15 @@ A checkpoint of train.py knows its cfg, its data set and its image size; other w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from data.data_file import open_data
 from data.labels.annotations import Annotations
 from engine.run_folder import find_newest_checkpoint
 from models.checkpoints.load import LoadedNetwork, load_network
-from models.network import check_image_size
+from models.network import Network, check_image_size
 from utils.class_names import read_names
-from utils.config import find_file
+from utils.config import build_options, find_file
 from utils.errors import UserError
 
 NAME_THE_DATA = "name the data set of these weights with --data"
@@ -27,6 +27,15 @@ class Wanted:
     cfg: str = ""
     data: str = ""
     img_size: tuple[int, ...] = ()  # side of the network input in pixels, or width and height
+    single_cls: bool = False
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """The options of a training that say what its network looks at."""
+
+    data: str = ""
+    img_size: tuple[int, ...] = ()
     single_cls: bool = False
 
 
@@ -57,22 +66,32 @@ def resolve(wanted: Wanted, *, needs_data: bool = True, square: bool = True) -> 
     """
     weights = wanted.weights or str(find_newest_checkpoint())
     loaded = load_network(weights, wanted.cfg)
-    data = wanted.data or loaded.options.get("data", "")
+    trained = options_of_training(loaded, weights)
+    data = wanted.data or trained.data
     if needs_data and not data:
         raise UserError(f"{weights}: does not say on which data it was trained; name the data set with --data")
-    input_wh = _input_wh(wanted.img_size, loaded, square or bool(loaded.options))
+    size = wanted.img_size or trained.img_size[-1:]  # of training, and of testing where that differs
+    input_wh = _input_wh(size, loaded.network, square or bool(loaded.options))
     check_image_size(loaded.network, input_wh)
-    single_cls = wanted.single_cls or bool(loaded.options.get("single_cls"))
-    return Resolved(weights, loaded, data, input_wh, single_cls)
+    return Resolved(weights, loaded, data, input_wh, wanted.single_cls or trained.single_cls)
 
 
-def _input_wh(given: tuple[int, ...], loaded: LoadedNetwork, square: bool) -> tuple[int, int]:
-    """Return width and height as given, else the testing size of the training, else those of the cfg."""
-    trained = tuple(loaded.options.get("img_size") or ())  # of training, and of testing where that differs
-    size = given or trained[-1:]
+def options_of_training(loaded: LoadedNetwork, weights: str) -> TrainedOn:
+    """Return what the training that wrote the weights looked at; foreign weights do not say.
+
+    Raises:
+        UserError: an option has another type than train.py writes.
+    """
+    known = {item.name for item in fields(TrainedOn)}
+    values = {name: value for name, value in loaded.options.items() if name in known}
+    return build_options(values, [TrainedOn], weights)[0]
+
+
+def _input_wh(size: tuple[int, ...], network: Network, square: bool) -> tuple[int, int]:
+    """Return width and height as given, else those of the cfg."""
     if size:
         return size[0], size[-1]
-    width, height = loaded.network.input_wh
+    width, height = network.input_wh
     return (max(width, height),) * 2 if square else (width, height)
 
 

@@ -7,6 +7,8 @@ in rising priority, from the field's default, from a YAML recipe (``train.py --h
 from __future__ import annotations
 
 import argparse
+import contextlib
+import math
 import types
 import typing
 from collections.abc import Sequence
@@ -16,7 +18,7 @@ from typing import Any, NoReturn
 
 from utils.errors import UserError, suggestion
 from utils.renamed import RENAMED, with_current_names
-from utils.yaml_file import read_yaml
+from utils.yaml_file import LARGEST_INTEGER, read_yaml
 
 SEARCH_FOLDERS = ("", "cfg", "cfg/hyp")  # below the working directory, then below the repository
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -84,24 +86,29 @@ def parse_flags(description: str, *groups: type, argv: Sequence[str] | None = No
     return vars(parser.parse_args(argv))
 
 
-def build_options(values: dict[str, Any], groups: Sequence[type]) -> tuple[Any, ...]:
+def build_options(values: dict[str, Any], groups: Sequence[type], source: str = "") -> tuple[Any, ...]:
     """Return one instance of each dataclass from a flat dict; what the dict lacks keeps its default.
 
+    Args:
+        values: by the names of the fields; YAML and checkpoints have lists where the options have tuples.
+        groups: the dataclasses.
+        source: the file that the values come from, for messages; empty for the command line.
+
     Raises:
-        UserError: a key belongs to no group, or the dataclass refuses the combination.
+        UserError: a key belongs to no group, a value of the wrong type, or the dataclass refuses the combination.
     """
-    known = {item.name for group in groups for item in fields(group)}
+    place = f"{source}: " if source else ""
+    known = {item.name: (item, group) for group in groups for item in fields(group)}
     for name in values:
         if name not in known:
-            raise UserError(f"unknown option '{name}'{suggestion(name, known)}")
-    # YAML and checkpoints have lists where the options have tuples.
-    values = {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+            raise UserError(f"{place}unknown option '{name}'{suggestion(name, known)}")
+    values = {name: _checked(value, *known[name], place) for name, value in values.items()}
     try:
         return tuple(
             group(**{item.name: values[item.name] for item in fields(group) if item.name in values}) for group in groups
         )
     except ValueError as error:
-        raise UserError(str(error)) from error
+        raise UserError(f"{place}{error}") from error
 
 
 def flat_dict(*instances: Any) -> dict[str, Any]:
@@ -123,32 +130,32 @@ def read_recipe(path: Path, groups: Sequence[type]) -> dict[str, Any]:
     by_name = {item.name: (item, group) for group in groups for item in fields(group)}
     checked = {}
     for name, value in with_current_names(values).items():
-        place = f"{path}:{lines[name]}"
+        place = f"{path}:{lines[name]}: "
         if name not in by_name:
-            raise UserError(f"{place}: unknown option '{name}'{suggestion(name, by_name)}")
+            raise UserError(f"{place}unknown option '{name}'{suggestion(name, by_name)}")
         item, group = by_name[name]
         checked[name] = _checked(value, item, group, place)
     return checked
 
 
 def _checked(value: Any, item: Field, group: type, place: str) -> Any:
-    """Return a recipe's value in the type of its field; ``place`` is file and line, for the message."""
+    """Return a value in the type of its field; ``place`` begins the message: a file and its line, or nothing."""
     kind, many, optional = _type_of(item, group)
     if value is None and optional:
         return None
-    values = value if many and isinstance(value, list) else [value]
+    values = value if many and isinstance(value, (list, tuple)) else [value]
     result = []
     for one in values:
-        good = isinstance(one, bool) if kind is bool else isinstance(one, kind) and not isinstance(one, bool)
         if kind is float and isinstance(one, (int, str)) and not isinstance(one, bool):
-            try:  # YAML reads 1e-3 (without a dot) as a string
-                one, good = float(one), True
-            except ValueError:
-                good = False
+            with contextlib.suppress(ValueError, OverflowError):  # YAML reads 1e-3 (without a dot) as a string
+                one = float(one)
+        good = type(one) is kind
+        if isinstance(one, (int, float)):
+            good = good and math.isfinite(one) and (kind is float or abs(one) <= LARGEST_INTEGER)
         choices = item.metadata.get("choices")
         if not good or (choices and one not in choices):
             wanted = f"one of {', '.join(choices)}" if choices else f"a value of type {kind.__name__}"
-            raise UserError(f"{place}: '{item.name}' must be {wanted}, not '{one}'")
+            raise UserError(f"{place}'{item.name}' must be {wanted}, not '{one!s:.60}'")
         result.append(one)
     return tuple(result) if many else result[0]
 
@@ -179,7 +186,7 @@ def _add_flag(section: argparse._ArgumentGroup, item: Field, group: type) -> Non
         flag(item.name),
         dest=item.name,
         default=argparse.SUPPRESS,
-        type=_number if kind is float else kind,
+        type={float: _number, int: _whole_number}.get(kind, kind),
         nargs="+" if many else None,
         choices=item.metadata.get("choices") or None,
         metavar=None if item.metadata.get("choices") else kind.__name__.upper(),
@@ -193,10 +200,20 @@ def _shown(default: Any) -> str:
 
 
 def _number(text: str) -> float:
-    return float(text)
+    value = float(text)
+    if not math.isfinite(value):  # it would pass every comparison with a limit
+        raise ValueError
+    return value
 
 
-_number.__name__ = "number"
+def _whole_number(text: str) -> int:
+    value = int(text)
+    if abs(value) > LARGEST_INTEGER:
+        raise ValueError
+    return value
+
+
+_number.__name__, _whole_number.__name__ = "number", "int"
 
 
 class _StoreTuple(argparse.Action):

@@ -31,7 +31,7 @@ from models.checkpoints.load import LoadedNetwork
 from models.detector import Detector
 from models.loss import build_loss
 from utils import distributed
-from utils.config import flag, flat_dict
+from utils.config import build_options, flag, flat_dict
 from utils.devices import choose_device, describe_device, use_threads
 from utils.errors import UserError
 
@@ -174,7 +174,7 @@ def chosen_strategies(strategies: StrategyOptions, trained: Mapping[str, Any]) -
     given = {name: getattr(chosen[match], name) for name in defaults}
     given = {name: value for name, value in given.items() if value != defaults[name]}
     of_training = {name: value for name, value in trained.items() if name in defaults}
-    return {match: AssignmentOptions(**(of_training | given))}
+    return {match: build_options(of_training | given, [AssignmentOptions], "options of the training")[0]}
 
 
 def loader_settings(inputs: MatchingInputs, options: MatchingOptions) -> LoaderSettings:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoints.report import LoadReport
+from models.checkpoints.tensor_checks import has_bad_variance
 from models.layers import Convolution, running_statistics
 from models.network import Network, build_network_from_text
 from utils.errors import UserError
@@ -38,6 +39,7 @@ class LayerTensors:
     name: str  # for messages
     tensors: tuple[Tensor, ...]
     variances: Tensor | None = None  # which of them is a batch norm's
+    eps: float = 0.0  # what that batch norm adds to them
 
     @property
     def count(self) -> int:
@@ -157,9 +159,10 @@ def _layers_of(network: Network) -> list[LayerTensors]:
             norm = () if module.bn is None else _batch_norm(module.bn)
             bias = () if module.bn is not None else (module.conv.bias,)
             tensors = (*norm, *bias, module.conv.weight)
-            found.append(LayerTensors(section.index, name, tensors, norm[3] if norm else None))
+            eps = module.bn.eps if module.bn else 0.0
+            found.append(LayerTensors(section.index, name, tensors, norm[3] if norm else None, eps))
         elif isinstance(module, nn.BatchNorm2d):
-            found.append(LayerTensors(section.index, name, _batch_norm(module), module.running_var))
+            found.append(LayerTensors(section.index, name, _batch_norm(module), module.running_var, module.eps))
         else:  # a weighted shortcut, an implicit vector: one parameter, or nothing
             tensors = tuple(module.parameters())
             assert len(tensors) <= 1, f"{type(module).__name__} has no place in a .weights file"
@@ -214,7 +217,7 @@ def _layout(
 
 
 def _check_numbers(numbers: np.ndarray, layers: list[LayerTensors], path: str | Path) -> None:
-    """Refuse numbers that are not finite and variances below 0, which are signs of a damaged file or another cfg."""
+    """Refuse numbers that are not finite and negative variances, which are signs of a damaged file or another cfg."""
     start = 0
     for layer in layers:
         if not np.isfinite(numbers[start : start + layer.count]).all():
@@ -222,7 +225,8 @@ def _check_numbers(numbers: np.ndarray, layers: list[LayerTensors], path: str | 
                 f"{path}: {layer.name} gets numbers that are not finite; damaged, or the weights of another cfg"
             )
         for tensor in layer.tensors:
-            if tensor is layer.variances and numbers[start : start + tensor.numel()].min() < 0:
+            chunk = torch.from_numpy(numbers[start : start + tensor.numel()])
+            if tensor is layer.variances and has_bad_variance(chunk, layer.eps):
                 raise UserError(f"{path}: {layer.name} gets a negative variance; these are the weights of another cfg")
             start += tensor.numel()
 
