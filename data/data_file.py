@@ -15,12 +15,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from utils.class_names import read_names
+from utils.class_names import MAX_CLASSES, read_names
 from utils.config import REPOSITORY, find_file
 from utils.errors import UserError, suggestion
+from utils.files import read_text
 
 SPLITS = ("train", "valid", "test")
 KEYS = ("classes", "names", "download", "draw", *SPLITS, *(f"{split}_images" for split in SPLITS))
+MAX_BYTES = 1_000_000
 DARKNET_KEYS = ("backup", "eval", "results", "top", "difficult", "map", "labels")  # of Darknet, without effect here
 
 
@@ -102,8 +104,9 @@ def read_data_file(path: str | Path) -> DataDescription:
         if key not in values:
             raise UserError(f"{path}: the key '{key}' is missing")
     place = f"{path}:{lines['classes']}"
-    if not values["classes"].isdigit() or int(values["classes"]) < 1:
-        raise UserError(f"{place}: classes = {values['classes']} is not a positive whole number")
+    text = values["classes"]
+    if not text.isdecimal() or len(text) > len(str(MAX_CLASSES)) or not 1 <= int(text) <= MAX_CLASSES:
+        raise UserError(f"{place}: classes = {text:.40} is not a positive whole number of at most {MAX_CLASSES:,}")
     num_classes = int(values["classes"])
 
     description = DataDescription(
@@ -132,10 +135,7 @@ def _key_values(path: Path) -> tuple[dict[str, str], dict[str, int]]:
     Raises:
         UserError: not a text file, a line without ``=``, an unknown key, or one that is given twice.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not a UTF-8 text file") from error
+    text = read_text(path, MAX_BYTES)
     values: dict[str, str] = {}
     lines: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):

@@ -74,10 +74,10 @@ def test_a_file_of_the_user_is_left_alone(data, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_to_is_no_error(data, tmp_path, monkeypatch):
-    def refuse(path):
+    def refuse(path, arrays):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(cache, "atomic_path", refuse)
+    monkeypatch.setattr(cache, "write_arrays", refuse)
     assert len(read_dataset(data, "train").labels) == 3
     assert not (tmp_path / "images.cache.npz").exists()
 

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
+from utils.array_files import read_arrays, write_arrays
 from utils.errors import UserError
-from utils.files import atomic_path
 from utils.renamed import with_current_names
 
 Columns = dict[str, np.ndarray]  # by name; the first dimension counts objects, images or batches
@@ -36,9 +34,8 @@ class ColumnBlock:
     def write(self, folder: Path) -> None:
         """Write the block and start a new one; an empty block leaves no file."""
         if self.batches:
-            columns: dict[str, Any] = {**concatenate(self.parts), DONE: np.array(self.batches)}
-            with atomic_path(folder / f"block-{self.batches[0]:07d}.npz") as temporary:
-                np.savez(temporary, **columns)
+            columns: Columns = {**concatenate(self.parts), DONE: np.array(self.batches)}
+            write_arrays(folder / f"block-{self.batches[0]:07d}.npz", columns)
         self.batches, self.parts = [], []
 
 
@@ -52,13 +49,23 @@ def read_blocks(folder: Path) -> tuple[Columns, set[int]]:
     done: set[int] = set()
     for path in sorted(folder.glob("block-*.npz")):
         try:
-            with np.load(path) as stored:
-                part = with_current_names({name: stored[name] for name in stored.files})
-            done |= set(part.pop(DONE).tolist())
-        except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
-            raise UserError(f"{path}: not a block of a matching-stats run; delete it and run again") from error
+            part = with_current_names(read_arrays(path, needs_checksum=False))
+            numbers = part.pop(DONE)
+            if numbers.dtype.kind != "i" or not _alike(part, parts[0] if parts else part):
+                raise ValueError("its columns are others")
+        except (ValueError, KeyError) as error:
+            raise UserError(f"{path}: not a block of this matching-stats run; delete it and run again") from error
+        done |= set(numbers.ravel().tolist())
         parts.append(part)
     return concatenate(parts), done
+
+
+def _alike(one: Columns, other: Columns) -> bool:
+    """Whether two parts have the same columns, which differ in their first dimension only."""
+    return one.keys() == other.keys() and all(
+        values.ndim > 0 and (values.dtype, values.shape[1:]) == (other[name].dtype, other[name].shape[1:])
+        for name, values in one.items()
+    )
 
 
 def remove_blocks(folder: Path) -> None:

@@ -1,8 +1,8 @@
 """Parsed labels kept on the disk, keyed by what they were parsed from.
 
 The key is a hash of every label file's content, of each image's path, size and time of change, and of the class names;
-so an edited label is never missed. A file of another kind that has the cache's name is never overwritten, and a folder
-that cannot be written to only means that the labels are parsed again next time.
+so an edited label is never missed. A damaged cache is as good as none, a file of another kind that has the cache's name
+is never overwritten, and a folder that cannot be written to only means that the labels are parsed again next time.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ import contextlib
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data.labels.annotations import Annotations, Problem
-from utils.files import atomic_path
+from utils.array_files import read_arrays, write_arrays
 
-MAGIC = "label cache of data/labels/cache.py, 1"  # change the number when the parsing changes
+MAGIC = "label cache of data/labels/cache.py, 2"  # change the number when the parsing changes
 MIN_IMAGES = 1000  # with fewer, parsing takes less than a second, and no file is left in the user's folder
 
 
@@ -55,11 +55,13 @@ def content_key(images: Sequence[str], labels: Sequence[str], names: Sequence[st
 
 def load(path: Path, key: str) -> Annotations | None:
     """Return the annotations that were stored under the key, or None."""
-    header = _header(path)
-    if header is None or header.get("key") != key:
+    try:
+        columns: dict[str, Any] = dict(read_arrays(path))
+    except (OSError, ValueError):
         return None
-    with np.load(path, allow_pickle=False) as arrays:
-        columns = {name: arrays[name] for name in arrays.files if name != "header"}
+    header = json.loads(columns.pop("header").tobytes()) if "header" in columns else {}
+    if header.get("key") != key:
+        return None
     values = {
         "image_paths": header["image_paths"],
         "names": tuple(header["names"]),
@@ -71,7 +73,7 @@ def load(path: Path, key: str) -> Annotations | None:
 
 def store(path: Path, key: str, annotations: Annotations) -> bool:
     """Write the annotations; return False where the folder cannot be written to or another file has the name."""
-    if path.exists() and _header(path) is None:
+    if path.exists() and not _is_cache(path):
         return False
     header = {"magic": MAGIC, "key": key, **{name: getattr(annotations, name) for name in _PLAIN}}
     columns = {
@@ -80,8 +82,8 @@ def store(path: Path, key: str, annotations: Annotations) -> bool:
         if item.name not in _PLAIN and getattr(annotations, item.name) is not None
     }
     text = np.frombuffer(json.dumps(header).encode(errors="surrogateescape"), dtype=np.uint8)
-    with contextlib.suppress(OSError), atomic_path(path) as temporary:
-        np.savez(temporary, header=text, **columns)
+    with contextlib.suppress(OSError):
+        write_arrays(path, {"header": text, **columns})  # the header first: _is_cache looks at the start of the file
         return True
     return False
 
@@ -89,11 +91,10 @@ def store(path: Path, key: str, annotations: Annotations) -> bool:
 _PLAIN = ("image_paths", "names", "category_ids", "problems")  # stored as JSON; the other fields are arrays
 
 
-def _header(path: Path) -> dict | None:
-    """Return the JSON header of a cache file of any version, None for any other file."""
+def _is_cache(path: Path) -> bool:
+    """Whether a file begins like a cache of any version, however damaged the rest of it may be."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            header = json.loads(arrays["header"].tobytes())
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
-        return None
-    return header if isinstance(header, dict) and str(header.get("magic", "")).startswith(MAGIC[:-1]) else None
+        with open(path, "rb") as file:
+            return MAGIC[:-1].encode() in file.read(1000)
+    except OSError:
+        return False

@@ -10,6 +10,7 @@ import gc
 import json
 import re
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,7 @@ from data.image_files import image_header
 from data.labels.annotations import Annotations, Problem
 from data.labels.find import find_images
 from data.labels.row_table import RowTable
+from utils.class_names import is_class_name
 from utils.errors import UserError
 
 INTEGERS, REALS = 4, 5  # per annotation: id, image_id, category_id, iscrowd; x, y, w, h, area
@@ -117,8 +119,8 @@ def _parse(path: Path) -> tuple[dict, _Columns]:
     except json.JSONDecodeError as error:
         line = _line_of_error(path) or error.lineno
         raise UserError(f"{path}:{line}: not valid JSON, perhaps cut off ({error.msg})") from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON text file") from error
+    except (ValueError, RecursionError) as error:  # no text, a number of a million digits, lists in one another
+        raise UserError(f"{path}: not a JSON text file ({error!s:.80})") from error
     finally:
         if collecting:
             gc.enable()
@@ -141,6 +143,8 @@ def _line_of_error(path: Path) -> int:
         json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
         return error.lineno
+    except (ValueError, RecursionError):
+        return 0
     return 0
 
 
@@ -153,9 +157,12 @@ def _categories(top: dict, path: Path, description: DataDescription) -> tuple[tu
         raise UserError(f"{path}: each of 'categories' needs an id and a name") from error
     if not pairs:
         raise UserError(f"{path}: 'categories' is empty")
+    for id_, name in pairs:
+        if not is_class_name(name):
+            raise UserError(f"{path}: the name of category {id_} is no text: it has half of a surrogate pair")
     ids, names = tuple(id_ for id_, _ in pairs), tuple(name for _, name in pairs)
     if len(set(ids)) < len(ids):
-        twice = next(id_ for id_ in ids if ids.count(id_) > 1)
+        twice = next(id_ for id_, count in Counter(ids).items() if count > 1)
         raise UserError(f"{path}: duplicate category id {twice}")
     if description.num_classes and description.num_classes != len(ids):
         said = f"{description.path} says classes = {description.num_classes}"

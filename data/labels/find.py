@@ -13,6 +13,9 @@ from data.labels.formats import FORMATS
 from data.labels.label_format import IMAGE_FOLDERS
 from utils.config import REPOSITORY
 from utils.errors import UserError
+from utils.files import read_text
+
+MAX_LIST_BYTES = 500_000_000  # five million images
 
 
 class DirectoryCache:
@@ -27,7 +30,7 @@ class DirectoryCache:
         if folder not in self.names:
             try:
                 self.names[folder] = frozenset(os.listdir(folder or "."))
-            except OSError:
+            except (OSError, ValueError):  # a name with a zero byte, or with half of a surrogate pair
                 self.names[folder] = frozenset()
         return name in self.names[folder]
 
@@ -106,10 +109,7 @@ def image_and_label_files(
         if not images:
             raise UserError(f"{source}: has no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
         return images, [directories.first(label_candidates(image)) for image in images]
-    try:
-        lines = source.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source}: is not a list of images (a text file, one path per line)") from error
+    lines = read_text(source, MAX_LIST_BYTES).splitlines()
     entries = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not entries:
         raise UserError(f"{source}: the list of images is empty")

@@ -24,6 +24,7 @@ from data.labels.label_format import LabelRows
 from data.labels.row_table import RowTable
 from data.labels.yolo import yolo_to_xyxy
 from data.shapes import ensure_drawn
+from utils.class_names import MAX_CLASSES
 from utils.errors import UserError, suggestion
 
 DRAWINGS = {"shapes": ensure_drawn}  # built-in sets, the values of ``draw =`` in a .data file
@@ -97,7 +98,7 @@ def _read_pairs(images: list[str], labels: list[str], description: DataDescripti
     images, labels = [images[i] for i in kept], [labels[i] for i in kept]
 
     image_wh, orientation = _sizes(images, labels, per_image)
-    names = description.names or _names_in(per_image, description.num_classes)
+    names = description.names or _names_in(per_image, labels, description.num_classes)
     table = _table(per_image, labels, image_wh, names)
     _refuse_large_classes(table, labels, names, description)
     table.drop_bad_boxes(image_wh)
@@ -137,8 +138,12 @@ def _sizes(images: list[str], labels: list[str], per_image: list[LabelRows]) -> 
     return image_wh, (orientation if len(unknown) == len(images) else None)
 
 
-def _names_in(per_image: list[LabelRows], num_classes: int) -> tuple[str, ...]:
-    """Return class names where no names file gives them: those of the XML files, sorted, or the numbers."""
+def _names_in(per_image: list[LabelRows], labels: list[str], num_classes: int) -> tuple[str, ...]:
+    """Return class names where no names file gives them: those of the XML files, sorted, or the numbers.
+
+    Raises:
+        UserError: another number of names than the data file says, or a class number that no data set has.
+    """
     words = {word for rows in per_image if isinstance(rows.labels, list) for word in rows.labels}
     if words:
         if num_classes not in (0, len(words)):
@@ -147,8 +152,13 @@ def _names_in(per_image: list[LabelRows], num_classes: int) -> tuple[str, ...]:
                 f"({', '.join(sorted(words))}); give the classes and their order with 'names = …'"
             )
         return tuple(sorted(words))
-    indices = [rows.labels for rows in per_image if isinstance(rows.labels, np.ndarray)]
-    largest = max((int(labels.max()) for labels in indices if len(labels)), default=0)
+    largest = 0
+    for label, rows in zip(labels, per_image, strict=True):
+        indices = np.asarray(rows.labels, dtype=np.int64)
+        largest = max(largest, int(indices.max(initial=0)))
+        if largest >= MAX_CLASSES:
+            line = rows.lines[indices.argmax()]
+            raise UserError(f"{label}:{line}: class {largest} is outside 0..{MAX_CLASSES - 1:,}; correct the label")
     return tuple(str(index) for index in range(num_classes or largest + 1))
 
 

@@ -16,6 +16,8 @@ from data.labels.annotations import Problem
 from data.labels.label_format import LabelFormat, LabelRows
 
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
+MAX_DEPTH = 100  # elements in one another; an annotation has four
+MAX_SIDE = 2**31 - 1  # pixels
 
 
 @dataclass
@@ -60,6 +62,8 @@ def parse_voc(data: bytes) -> VocFile:
 
     def start(tag: str, _attributes: dict) -> None:
         path.append(tag)
+        if len(path) > MAX_DEPTH:
+            raise ValueError(f"{parser.CurrentLineNumber}: more than {MAX_DEPTH} elements in one another")
         texts.clear()
         if path[1:] == ["object"]:
             result.objects.append(VocObject(parser.CurrentLineNumber))
@@ -69,7 +73,11 @@ def parse_voc(data: bytes) -> VocFile:
         path.pop()
         texts.clear()
 
+    def refuse_entity(*_: object) -> None:  # a few entities in one another can stand for a billion letters
+        raise ValueError(f"{parser.CurrentLineNumber}: declares an entity, which no annotation needs")
+
     parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.EntityDeclHandler = refuse_entity
     parser.CharacterDataHandler = texts.append
     try:
         parser.Parse(data, True)
@@ -83,15 +91,21 @@ def _store(result: VocFile, path: list[str], text: str) -> None:
     if path == ["filename"]:
         result.filename = text
     elif path == ["size", "width"]:
-        result.width = int(float(text)) if text.replace(".", "", 1).isdigit() else 0
+        result.width = _side(text)
     elif path == ["size", "height"]:
-        result.height = int(float(text)) if text.replace(".", "", 1).isdigit() else 0
+        result.height = _side(text)
     elif path == ["object", "name"]:
         result.objects[-1].name = text
     elif path == ["object", "difficult"]:
         result.objects[-1].difficult = text == "1"
     elif path[:2] == ["object", "bndbox"] and len(path) == 3:
         result.objects[-1].values[path[2]] = text
+
+
+def _side(text: str) -> int:
+    """Return a width or height in pixels, 0 where the text is none."""
+    value = float(text) if text.replace(".", "", 1).isdecimal() else 0
+    return int(value) if value <= MAX_SIDE else 0
 
 
 def read_voc(path: str) -> LabelRows:
