@@ -17,6 +17,7 @@ import numpy as np
 from data.data_file import SPLITS, open_data
 from data.labels.annotations import Annotations, summarise_problems
 from data.labels.read import read_dataset
+from utils.class_names import on_one_line
 from utils.config import option, parse_options
 from utils.errors import UserError, run_command
 from utils.files import write_json_atomically, write_text_atomically
@@ -84,7 +85,7 @@ def write_yolo(annotations: Annotations, folder: Path, split: str) -> str:
         if not link.exists():
             link.symlink_to(os.path.abspath(path))
         (labels / f"{stem}.txt").write_text(yolo_text(annotations, index))
-    write_text_atomically(folder / "classes.names", "".join(f"{name}\n" for name in annotations.names))
+    write_text_atomically(folder / "classes.names", "".join(f"{on_one_line(name)}\n" for name in annotations.names))
     num_crowd = int(annotations.crowd.sum())
     return (
         f"{labels}: {len(annotations)} files, {len(annotations.labels) - num_crowd} objects "

@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 
 from utils import distributed
+from utils.class_names import in_plot
 from utils.errors import UserError
 from utils.files import atomic_path, write_text_atomically
 from utils.renamed import with_current_names
@@ -173,7 +174,7 @@ def plot_labels(
     classes, centers, sizes = figure.subplots(1, 3)
     classes.bar(range(len(names)), np.bincount(np.asarray(labels, dtype=int), minlength=len(names)))
     if len(names) <= 30:
-        classes.set_xticks(range(len(names)), names, rotation=90 if len(names) > 8 else 0)
+        classes.set_xticks(range(len(names)), map(in_plot, names), rotation=90 if len(names) > 8 else 0)
     classes.set_title("objects per class")
     for axes, points, title in ((centers, centers_xy, "centres"), (sizes, sizes_wh, "sizes")):
         x, y = np.asarray(points, dtype=float).reshape(-1, 2).T

@@ -1,4 +1,4 @@
-"""Files of class names."""
+"""Class names: files of them, and how a name is written where some of its letters mean something else."""
 
 from __future__ import annotations
 
@@ -35,3 +35,13 @@ def read_names(path: Path) -> tuple[str, ...]:
 def is_class_name(value: Any) -> bool:
     """Whether a value of a file can be a class name: text that can be written to a file again."""
     return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
+
+
+def on_one_line(text: str) -> str:
+    """Return a text with a space for every line break, whatever its kind."""
+    return " ".join(text.splitlines())
+
+
+def in_plot(text: str) -> str:
+    """Return a text for matplotlib, which would read what stands between two dollar signs as mathematics."""
+    return text.replace("$", r"\$")

@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from utils.class_names import in_plot
+
 MAX_POINTS = 20_000  # of a scatter plot: more make it slow, and show no more
 MAX_BARS = 40  # groups of bars: more cannot be read
 
@@ -52,12 +54,14 @@ def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], title: st
     """
     if len(labels) > MAX_BARS:
         title = f"{title} (the first {MAX_BARS} of {len(labels)})"
-    labels = list(labels)[:MAX_BARS]
+    labels = [in_plot(label) for label in labels[:MAX_BARS]]
     figure = Figure(figsize=(8, 1.5 + 0.22 * len(labels) * max(1, len(series) * 0.6)), layout="constrained")
     axes = figure.subplots()
     height = 0.85 / max(1, len(series))
     for number, (name, values) in enumerate(series.items()):
-        axes.barh(np.arange(len(labels)) + number * height, list(values)[: len(labels)], height=height, label=name)
+        axes.barh(
+            np.arange(len(labels)) + number * height, list(values)[: len(labels)], height=height, label=in_plot(name)
+        )
     axes.set_yticks(np.arange(len(labels)) + 0.425 - height / 2, labels, fontsize=7)
     axes.set_ylim(len(labels), -height)
     axes.set_xlabel(unit)
@@ -80,7 +84,9 @@ def cumulative_counts(counts: Mapping[str, Sequence[int]], title: str, x_label: 
     longest = max(map(len, counts.values()), default=1)
     for name, values in counts.items():
         padded = np.pad(np.asarray(values, dtype=float), (0, longest - len(values)))
-        axes.step(np.arange(longest), padded.cumsum() / max(padded.sum(), 1), where="post", alpha=0.85, label=name)
+        axes.step(
+            np.arange(longest), padded.cumsum() / max(padded.sum(), 1), where="post", alpha=0.85, label=in_plot(name)
+        )
     axes.set_xlabel(x_label)
     axes.set_ylabel("share of objects with at most so many")
     axes.set_ylim(0, 1.02)
@@ -118,7 +124,7 @@ def anchor_scatter(boxes_wh: np.ndarray, anchors: Mapping[str, np.ndarray], titl
     colors = ("tab:red", "tab:blue", "k", "tab:green")
     for (name, anchors_wh), marker, color in zip(anchors.items(), "PXD*", colors, strict=False):
         width, height = np.asarray(anchors_wh).T
-        axes.scatter(width, height, s=70, marker=marker, color=color, edgecolors="white", label=name)
+        axes.scatter(width, height, s=70, marker=marker, color=color, edgecolors="white", label=in_plot(name))
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.set_xlabel("width, network pixels")
@@ -149,5 +155,6 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarr
 
 def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]) -> None:
     for number, (label, pairs) in enumerate(lines.items()):
+        label = in_plot(label)
         for index, (x, y) in enumerate(pairs):
             axes.plot(x, y, color=f"C{number % 10}", alpha=0.85, linewidth=1.3, label=label if index == 0 else None)
