@@ -476,8 +476,8 @@ def run_case(kind, path, seed, outcome):
         outcome["read"] += 1
     except UserError as error:
         outcome["refused"] += 1
-        line = str(error)
-        if not line.strip() or "\n" in line or len(line) > 600:
+        line = " ".join(str(error).split())  # as run_command prints it
+        if not line or len(line) > 600:
             outcome["wrong"].append((seed, f"no line: {line[:200]!r}"))
     except OSError as error:  # run_command makes one line of it
         outcome["refused"] += 1

@@ -54,6 +54,14 @@ def test_a_state_comes_back_as_it_was(adam, steps):
     )
 
 
+def test_a_flag_that_another_version_of_pytorch_does_not_know_may_be_missing():
+    content = content_of(new_state(0, steps=1))
+    for group in content["optimizer"]["param_groups"]:
+        del group["foreach"], group["fused"]
+        group["of_the_future"] = True
+    resume(content)
+
+
 def rename(tensors):
     tensors["layers.0.conv.wait"] = tensors.pop("layers.0.conv.weight")
 
@@ -74,6 +82,7 @@ CHANGES = {
     "options": (lambda c: c.update(options={"epochs": "many"}), "its 'options'"),
     "optimizer": (lambda c: c.update(optimizer={"state": {}}), "its optimizer does not have 3 groups"),
     "groups": (lambda c: c["optimizer"]["param_groups"][0].update(params=[7, 8]), "made for other parameters"),
+    "no momentum": (lambda c: c["optimizer"]["param_groups"][2].pop("momentum"), "lacks settings"),
     "setting": (lambda c: c["optimizer"]["param_groups"][1].update(lr=torch.ones(1)), "settings that are no numbers"),
     "index": (lambda c: c["optimizer"]["state"].update({99: {"momentum_buffer": torch.zeros(1)}}), "other parameters"),
     "buffer": (lambda c: c["optimizer"]["state"][0].update(momentum_buffer=torch.zeros(1)), "has another shape"),
