@@ -51,7 +51,7 @@ def read_blocks(folder: Path) -> tuple[Columns, set[int]]:
         try:
             part = with_current_names(read_arrays(path, needs_checksum=False))
             numbers = part.pop(DONE)
-            if numbers.dtype.kind != "i" or not _alike(part, parts[0] if parts else part):
+            if numbers.dtype.kind != "i" or not alike(part, parts[0] if parts else part):
                 raise ValueError("its columns are others")
         except (ValueError, KeyError) as error:
             raise UserError(f"{path}: not a block of this matching-stats run; delete it and run again") from error
@@ -60,7 +60,7 @@ def read_blocks(folder: Path) -> tuple[Columns, set[int]]:
     return concatenate(parts), done
 
 
-def _alike(one: Columns, other: Columns) -> bool:
+def alike(one: Columns, other: Columns) -> bool:
     """Whether two parts have the same columns, which differ in their first dimension only."""
     return one.keys() == other.keys() and all(
         values.ndim > 0 and (values.dtype, values.shape[1:]) == (other[name].dtype, other[name].shape[1:])

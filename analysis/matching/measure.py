@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.matching.blocks import ColumnBlock, Columns, concatenate, in_order_of, read_blocks
+from analysis.matching.blocks import ColumnBlock, Columns, alike, concatenate, in_order_of, read_blocks
 from analysis.matching.losses import image_losses
 from analysis.matching.pairs import Predictions, match, slots_per_image
 from analysis.matching.quality import measure
@@ -90,7 +90,7 @@ def measure_images(
     rows_of_image = rows_without_crowd(annotations)
     plans = evaluation_plans(annotations.image_wh, settings)
     if kept:
-        check_kept(kept, [plans[number].indices for number in done if 0 <= number < len(plans)], rows_of_image, folder)
+        check_kept(kept, [plans[number] for number in done if 0 <= number < len(plans)], rows_of_image, folder)
     todo = [item for item in enumerate(plans) if item[0] not in done]
     mine = todo[distributed.rank() :: distributed.world_size()]
     batches = Batches(DetectionDataset(annotations, settings.resize), lambda _: [one for _, one in mine], settings)
@@ -117,10 +117,7 @@ def measure_images(
     gathered = distributed.gather(parts)
     if gathered is None:
         return None
-    everything = [part for one in gathered for part in one]
-    if kept and any(part.keys() != kept.keys() for part in everything):
-        raise UserError(f"{folder}: its blocks have other columns than are measured now; delete it and run again")
-    columns = concatenate([kept, *everything] if kept else everything)
+    columns = joined(kept, [part for one in gathered for part in one], folder)
     return Measurements(
         objects=in_order_of(columns, "object", "row"),
         images=in_order_of(columns, "image", "index"),
@@ -132,24 +129,35 @@ def measure_images(
 
 
 def check_kept(
-    kept: Columns, images_of_batches: Sequence[Sequence[int]], rows_of_image: Sequence[np.ndarray], folder: Path | None
+    kept: Columns, plans: Sequence[BatchPlan], rows_of_image: Sequence[np.ndarray], folder: Path | None
 ) -> None:
     """Refuse blocks that were measured on other data: the batches that they name must have these images and objects.
 
     Args:
         kept: columns of the blocks.
-        images_of_batches: of the batches that the blocks say to hold.
+        plans: of the batches that the blocks say to hold.
         rows_of_image: of all images, from :func:`rows_without_crowd`.
         folder: for the message.
 
     Raises:
         UserError: an image or an object is missing, or there is one too many.
     """
-    images = sorted(index for indices in images_of_batches for index in indices)
+    images = sorted(index for plan in plans for index in plan.indices)
     rows = sorted(row for index in images for row in rows_of_image[index].tolist())
     wanted = {"image/index": images, "object/row": rows}
     if any(name not in kept or sorted(kept[name].tolist()) != values for name, values in wanted.items()):
         raise UserError(f"{folder}: its blocks were measured on other images or labels; delete it and run again")
+
+
+def joined(kept: Columns, parts: Sequence[Columns], folder: Path | None) -> Columns:
+    """Return the columns of the blocks and of what was measured now.
+
+    Raises:
+        UserError: they have other columns.
+    """
+    if kept and not all(alike(part, kept) for part in parts):
+        raise UserError(f"{folder}: its blocks have other columns than are measured now; delete it and run again")
+    return concatenate([kept, *parts] if kept else parts)
 
 
 def measure_batch(
