@@ -115,7 +115,7 @@ def main() -> None:
     annotations = read_dataset(open_data(options.data), options.split, need_images=options.to == "yolo")
     for line in summarise_problems(annotations.problems):
         print(line)
-    out = Path(options.out).expanduser()
+    out = Path(os.path.expanduser(options.out))
     print(write_coco(annotations, out) if options.to == "coco" else write_yolo(annotations, out, options.split))
 
 

@@ -12,6 +12,7 @@ A relative path is looked for in the working directory, then beside the ``.data`
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -40,7 +41,7 @@ class DataDescription:
 
     def find(self, text: str) -> Path | None:
         """Return the existing file or folder that a value of the ``.data`` file names, or None."""
-        text = str(Path(text).expanduser())
+        text = os.path.expanduser(text)  # unlike Path's, it leaves the name of an unknown user as it is
         for root in (Path(), self.path.parent, REPOSITORY):
             if (root / text).exists():
                 return root / text
@@ -80,7 +81,7 @@ def open_data(name: str) -> DataDescription:
     Raises:
         UserError: it does not exist, or the ``.data`` file is wrong.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir() or (path.suffix in (".json", ".txt") and path.is_file()):
         return DataDescription(path, 0, (), dict.fromkeys(SPLITS, str(path.absolute())))
     return read_data_file(name)

@@ -106,7 +106,7 @@ def open_source(text: str) -> list[ImageFiles | VideoFrames]:
 
 def _files(text: str) -> list[str]:
     """Return the files that a path or glob names."""
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if path.is_dir():
         videos = sorted(str(item) for item in path.iterdir() if item.suffix.lower() in VIDEO_SUFFIXES)
         return list_images(path) + videos
