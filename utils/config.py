@@ -150,8 +150,8 @@ def _checked(value: Any, item: Field, group: type, place: str) -> Any:
             with contextlib.suppress(ValueError, OverflowError):  # YAML reads 1e-3 (without a dot) as a string
                 one = float(one)
         good = type(one) is kind
-        if isinstance(one, (int, float)):
-            good = good and math.isfinite(one) and (kind is float or abs(one) <= LARGEST_INTEGER)
+        if good and isinstance(one, (int, float)):
+            good = abs(one) <= LARGEST_INTEGER if kind is int else math.isfinite(one)
         choices = item.metadata.get("choices")
         if not good or (choices and one not in choices):
             wanted = f"one of {', '.join(choices)}" if choices else f"a value of type {kind.__name__}"

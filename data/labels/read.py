@@ -156,7 +156,7 @@ def _names_in(per_image: list[LabelRows], labels: list[str], num_classes: int) -
     for label, rows in zip(labels, per_image, strict=True):
         indices = np.asarray(rows.labels, dtype=np.int64)
         largest = max(largest, int(indices.max(initial=0)))
-        if largest >= MAX_CLASSES:
+        if largest >= MAX_CLASSES and not num_classes:  # else the data file refuses it
             line = rows.lines[indices.argmax()]
             raise UserError(f"{label}:{line}: class {largest} is outside 0..{MAX_CLASSES - 1:,}; correct the label")
     return tuple(str(index) for index in range(num_classes or largest + 1))
