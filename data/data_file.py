@@ -59,7 +59,7 @@ class DataDescription:
         found = self.find(text)
         if found is None:
             remedy = f"; fetch it with: {self.download}" if self.download else f"; correct '{split}' in {self.path}"
-            raise UserError(f"{self.path}: {split} = {text} is not on the disk{remedy}")
+            raise UserError(f"{self.path}: {split} = {text:.300} is not on the disk{remedy}")
         return found
 
     def image_folder(self, split: str) -> Path | None:
@@ -145,11 +145,11 @@ def _key_values(path: Path) -> tuple[dict[str, str], dict[str, int]]:
             continue
         key, equals, value = (part.strip() for part in line.partition("="))
         if not equals or not value:
-            raise UserError(f"{path}:{number}: expected 'key = value', found '{line}'")
+            raise UserError(f"{path}:{number}: expected 'key = value', found '{line:.80}'")
         if key in DARKNET_KEYS:
             continue
         if key not in KEYS:
-            raise UserError(f"{path}:{number}: unknown key '{key}'{suggestion(key, KEYS)}")
+            raise UserError(f"{path}:{number}: unknown key '{key:.80}'{suggestion(key, KEYS)}")
         if key in values:
             raise UserError(f"{path}:{number}: '{key}' is given twice (first in line {lines[key]})")
         values[key], lines[key] = value, number

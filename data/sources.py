@@ -13,6 +13,7 @@ import numpy as np
 
 from data.image_files import IMAGE_SUFFIXES, decode_image, image_header, list_images, upright
 from utils.errors import UserError
+from utils.files import MAX_LIST_BYTES, read_text
 
 VIDEO_SUFFIXES = frozenset((".asf", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"))
 STREAM_SCHEMES = ("rtsp://", "rtmp://", "http://", "https://", "tcp://", "udp://")
@@ -90,7 +91,7 @@ def open_source(text: str) -> list[ImageFiles | VideoFrames]:
     Raises:
         UserError: it does not exist, holds no image or video, or cannot be opened.
     """
-    if text.isdecimal():
+    if text.isdecimal() and len(text) < 6:  # more digits are no camera, but may be a file
         return [_open_video(int(text), f"camera {text}", is_live=True)]
     if text.lower().startswith(STREAM_SCHEMES):
         return [_open_video(text, text, is_live=not text.lower().endswith(tuple(VIDEO_SUFFIXES)))]
@@ -111,7 +112,7 @@ def _files(text: str) -> list[str]:
         videos = sorted(str(item) for item in path.iterdir() if item.suffix.lower() in VIDEO_SUFFIXES)
         return list_images(path) + videos
     if path.suffix.lower() == ".txt" and path.is_file():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in read_text(path, MAX_LIST_BYTES).splitlines()]
         return [_beside(path, line) for line in lines if line]
     if path.is_file():
         return [str(path)]

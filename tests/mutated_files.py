@@ -22,7 +22,7 @@ import time
 import traceback
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tests import mutations
@@ -161,17 +161,14 @@ def make_coco(folder):
 def read_annotations(path):
     """Read the annotations, sum them up, and write what is written of them."""
     from analysis.dataset_stats import DatasetStatsOptions, dataset_stats
-    from analysis.output.result import Result, as_csv, as_document, as_markdown
+    from analysis.output.result import with_problems, write_result
     from data.splits import open_split
 
     for need_images in (True, False):
         annotations = open_split(str(path), "train", need_images=need_images)
         json.dumps(annotations.to_coco(), allow_nan=False).encode()
-    found = dataset_stats(annotations, DatasetStatsOptions())
-    assert isinstance(found, Result)
-    json.dumps(as_document(found, "x"), allow_nan=False, ensure_ascii=False).encode()
-    for table in found.tables:
-        (as_csv(table) + as_markdown(table)).encode()
+    found = with_problems(dataset_stats(annotations, DatasetStatsOptions()), annotations)
+    write_result(replace(found, plots={}), Path("runs/analyze/x"), "analyze.py")
 
 
 def make_voc(folder):
@@ -309,11 +306,10 @@ def read_run(path):
     """Compare the runs, as text and numbers."""
     from analysis.compare_runs import CompareOptions, compare_runs
     from analysis.compare_runs import read_run as read
-    from analysis.output.result import as_document, as_markdown, print_result
+    from analysis.output.result import print_result, write_result
 
     found = compare_runs([read(path.parents[1] / name) for name in "ab"], CompareOptions())
-    json.dumps(as_document(found, "x"), allow_nan=False, ensure_ascii=False).encode()
-    "".join(as_markdown(table) for table in found.tables).encode()
+    write_result(replace(found, plots={}), Path("runs/analyze/x"), "analyze.py")
     print_result(found)
 
 

@@ -151,7 +151,7 @@ def test_bars_say_what_they_leave_out():
     assert axes.get_title() == "Classes (the first 40 of 50)" and len(axes.patches) == 40
 
 
-NAMES = ("<!--<script>", "</td>|x", "a\nb\r\nc\u2028d", 'quo"te, comma', "lone\rreturn", "5 < 6 & 7", "=1+1")
+NAMES = ("<!--<script>", "</td>|x", "a\nb\r\nc\u2028d", 'a "quote", a comma', "lone\rreturn", "5 < 6 & 7", "=1+1")
 
 
 def test_names_break_neither_markdown_nor_csv(tmp_path):

@@ -42,3 +42,9 @@ def test_text_is_read_up_to_a_limit_and_named_by_line(tmp_path):
         read_text(path, 100)
     with pytest.raises(OSError):
         read_text(tmp_path, 100)
+
+
+@pytest.mark.parametrize(("text", "written"), [("a\udcffb", "a\\udcffb"), ("\ud800", "\\ud800"), ("é", "é")])
+def test_letters_that_utf8_does_not_have_are_written_all_the_same(tmp_path, text, written):
+    write_text_atomically(tmp_path / "a.txt", text)
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == written

@@ -11,6 +11,8 @@ from typing import Any
 
 from utils.errors import UserError
 
+MAX_LIST_BYTES = 500_000_000  # of a list of images: five million
+
 
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
@@ -31,9 +33,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:
-    """Write a text file that is never seen half written."""
+    """Write a text file that is never seen half written.
+
+    Letters that UTF-8 does not have, as in the name of a file of another encoding, are written as ``\\udcff``.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json_atomically(path: str | Path, value: Any, indent: int | None = 1) -> None:

@@ -113,7 +113,8 @@ class _Loader(yaml.SafeLoader):
         # A tag such as !!int may stand before any text; it counts where the text alone has the same meaning.
         if node.tag not in SCALARS or node.tag not in (TAG + "str", self.resolve(yaml.ScalarNode, text, (True, False))):
             raise self._error(node, f"'{text[:40]}' is no plain value; put it in quotes if it is a text")
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
+        # Of the surrogates, Python keeps the bytes of file names that are not UTF-8 in "\udc80" to "\udcff".
+        if any("\ud800" <= letter < "\udc80" or "\udcff" < letter <= "\udfff" for letter in text):
             raise self._error(node, "half of a surrogate pair is no letter")
         try:
             value = self.construct_object(node)

@@ -13,9 +13,7 @@ from data.labels.formats import FORMATS
 from data.labels.label_format import IMAGE_FOLDERS
 from utils.config import REPOSITORY
 from utils.errors import UserError
-from utils.files import read_text
-
-MAX_LIST_BYTES = 500_000_000  # five million images
+from utils.files import MAX_LIST_BYTES, read_text
 
 
 class DirectoryCache:
