@@ -124,15 +124,30 @@ def default_modes(given: dict[str, Any]) -> list[str]:
 
 def with_defaults(options: AnalyzeOptions) -> AnalyzeOptions:
     """Fill in data and cfg: those of the newest training run, else the demo set and its network."""
-    newest = {} if options.data and options.cfg else options_of_run(newest_run())
+    newest = {} if options.data and options.cfg else options_of_newest(data_given=bool(options.data))
     data = options.data or newest.get("data") or "shapes.data"
     of_run = newest if data == newest.get("data") else {}
     return replace(
         options,
-        data=data,
+        data=str(data),
         val_fraction=options.val_fraction or of_run.get("val_fraction", 0.0),
-        cfg=options.cfg or newest.get("cfg") or "yolov3-nano.cfg",
+        cfg=str(options.cfg or newest.get("cfg") or "yolov3-nano.cfg"),
     )
+
+
+def options_of_newest(data_given: bool) -> dict[str, Any]:
+    """Return the options of the newest training run; where its ``config.yaml`` is damaged, none.
+
+    Raises:
+        UserError: it is damaged, and no data are given: the demo set would be silently wrong.
+    """
+    try:
+        return options_of_run(newest_run())
+    except UserError as error:
+        if not data_given:
+            raise UserError(f"{error}, or name the data with --data") from error
+        print(f"note: {error}; without --cfg its network is not known, yolov3-nano.cfg is taken", file=sys.stderr)
+        return {}
 
 
 if __name__ == "__main__":

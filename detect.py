@@ -129,7 +129,7 @@ def class_numbers(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
     for text in wanted:
         if text in names:
             numbers.append(list(names).index(text))
-        elif text.isdecimal() and int(text) < len(names):
+        elif text.isdecimal() and len(text) < 10 and int(text) < len(names):
             numbers.append(int(text))
         else:
             raise UserError(f"--classes {text}: not a class of this network{suggestion(text, names)}")

@@ -6,7 +6,6 @@ Runs whose options differ only in the seed (and in bookkeeping, :data:`BOOKKEEPI
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,8 +21,12 @@ from analysis.output.result import Cell, Result, Table, mean, share, table_of
 from engine.run_folder import Row, epoch_summary, read_config
 from utils.config import option
 from utils.errors import UserError
+from utils.files import read_text
 from utils.renamed import RENAMED
 
+MAX_BYTES = 100_000_000  # of results.csv: 300 epochs have 50 kB
+LARGEST_NUMBER, LARGEST_EPOCH = 1e30, 10**9  # beyond, a file is damaged
+RESTORE = "train.py writes this file, restore it"
 MAP50, MAP = "metrics/mAP_0.5", "metrics/mAP_0.5:0.95"
 POSITIVES, UNMATCHED, OBJECTS = "match/positives_per_object", "match/unmatched", "match/objects"
 SCORES = {"mAP@0.5": MAP50, "mAP": MAP}
@@ -146,27 +149,37 @@ def confidence_interval(values: Sequence[float]) -> tuple[float, float | None]:
 def _read_history(path: Path) -> list[Row]:
     """Read results.csv; an epoch that appears twice (after a resume) counts as its last line says."""
     by_epoch: dict[float, Row] = {}
-    with open(path, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        columns = [RENAMED.get(name.strip(), name.strip()) for name in reader.fieldnames or ()]
-        if "epoch" not in columns:
-            raise UserError(f"{path}:1: there is no column 'epoch'; train.py writes this file, restore it")
-        reader.fieldnames = columns
-        for cells in reader:
-            row = {}
-            for name in columns:
-                text = (cells[name] or "").strip()
-                try:
-                    value = float(text) if text else math.nan
-                except ValueError:
-                    raise UserError(f"{path}:{reader.line_num}: '{text}' in column '{name}' is no number") from None
-                if math.isfinite(value):
-                    row[name] = value
-            if "epoch" in row:
-                by_epoch[row["epoch"]] = row
+    lines = read_text(path, MAX_BYTES).splitlines()
+    columns = [RENAMED.get(name.strip(), name.strip()) for name in (lines[0] if lines else "").split(",")]
+    if "epoch" not in columns or len(set(columns)) < len(columns):
+        raise UserError(f"{path}:1: there is no column 'epoch', or one twice; {RESTORE}")
+    for number, line in enumerate(lines[1:], 2):
+        row = _row_of(line.split(","), columns, f"{path}:{number}") if line.strip() else {}
+        if "epoch" in row:
+            by_epoch[row["epoch"]] = row
     if not by_epoch:
         raise UserError(f"{path}: there is no finished epoch in it; let train.py finish one")
     return [by_epoch[epoch] for epoch in sorted(by_epoch)]
+
+
+def _row_of(cells: Sequence[str], columns: Sequence[str], place: str) -> Row:
+    """Return the finite numbers of a line of results.csv by column; an empty cell is a number that was not taken."""
+    if len(cells) > len(columns):
+        raise UserError(f"{place}: {len(cells)} cells for {len(columns)} columns; {RESTORE}")
+    row = {}
+    for name, cell in zip(columns, cells, strict=False):
+        text = cell.strip()
+        try:
+            value = float(text) if text else math.nan
+        except ValueError:
+            raise UserError(f"{place}: '{text:.40}' in column '{name:.40}' is no number") from None
+        if abs(value) > LARGEST_NUMBER and math.isfinite(value):
+            raise UserError(f"{place}: {text:.40} in column '{name:.40}' is no result; {RESTORE}")
+        if math.isfinite(value):
+            row[name] = value
+    if not 0 <= row.get("epoch", 0) <= LARGEST_EPOCH or row.get("epoch", 0) % 1:
+        raise UserError(f"{place}: {row['epoch']:g} is no number of an epoch; {RESTORE}")
+    return row
 
 
 def _run_statistics(run: Run, varying: Sequence[str], last: int | None) -> dict[str, Any]:

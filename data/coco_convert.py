@@ -26,6 +26,7 @@ from data.description import SPLITS
 from data.labels.annotations import Annotations, summarise_problems
 from data.labels.read import read_dataset
 from data.splits import open_data
+from utils.class_names import on_one_line
 from utils.config import option, parse_options
 from utils.files import write_json_atomically, write_text_atomically
 from utils.words import how_many
@@ -93,7 +94,7 @@ def write_yolo(annotations: Annotations, folder: Path, split: str) -> str:
         if not link.exists():
             link.symlink_to(os.path.abspath(path))
         (labels / f"{stem}.txt").write_text(yolo_text(annotations, index))
-    write_text_atomically(folder / "classes.names", "".join(f"{name}\n" for name in annotations.names))
+    write_text_atomically(folder / "classes.names", "".join(f"{on_one_line(name)}\n" for name in annotations.names))
     num_crowd = int(annotations.crowd.sum())
     return (
         f"{labels}: {how_many(len(annotations), 'file')}, {how_many(len(annotations.labels) - num_crowd, 'object')} "
@@ -123,7 +124,7 @@ def main() -> None:
     annotations = read_dataset(open_data(options.data), options.split, need_images=options.to == "yolo")
     for line in summarise_problems(annotations.problems):
         print(line)
-    out = Path(options.out).expanduser()
+    out = Path(os.path.expanduser(options.out))
     print(write_coco(annotations, out) if options.to == "coco" else write_yolo(annotations, out, options.split))
 
 

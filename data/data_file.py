@@ -20,8 +20,10 @@ from data.description import SPLITS, DataDescription
 from utils.class_names import MAX_CLASSES, read_names
 from utils.config import find_file
 from utils.errors import UserError, suggestion
+from utils.files import read_text
 
 KEYS = ("classes", "names", "download", "draw", *SPLITS, *(f"{split}_images" for split in SPLITS))
+MAX_BYTES = 1_000_000
 DARKNET_KEYS = ("backup", "eval", "results", "top", "difficult", "map", "labels")  # of Darknet, without effect here
 COMMENT = re.compile(r"(?:^|\s)#")  # a # within a path is part of it
 
@@ -72,10 +74,7 @@ def _key_values(path: Path) -> tuple[dict[str, str], dict[str, int]]:
     Raises:
         UserError: not a text file, a line without ``=``, an unknown key, or one that is given twice.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not a UTF-8 text file") from error
+    text = read_text(path, MAX_BYTES)
     values: dict[str, str] = {}
     lines: dict[str, int] = {}
     for number, line in enumerate(text.splitlines(), 1):
@@ -84,11 +83,11 @@ def _key_values(path: Path) -> tuple[dict[str, str], dict[str, int]]:
             continue
         key, equals, value = (part.strip() for part in line.partition("="))
         if not equals or not value:
-            raise UserError(f"{path}:{number}: expected 'key = value', found '{line}'")
+            raise UserError(f"{path}:{number}: expected 'key = value', found '{line:.80}'")
         if key in DARKNET_KEYS:
             continue
         if key not in KEYS:
-            raise UserError(f"{path}:{number}: unknown key '{key}'{suggestion(key, KEYS)}")
+            raise UserError(f"{path}:{number}: unknown key '{key:.80}'{suggestion(key, KEYS)}")
         if key in values:
             raise UserError(f"{path}:{number}: '{key}' is given twice (first in line {lines[key]})")
         values[key], lines[key] = value, number

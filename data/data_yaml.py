@@ -13,6 +13,7 @@ Every scalar is read as text, so that a class called ``no``, ``1e3`` or ``2020-0
 
 from __future__ import annotations
 
+import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ def _roots(file: DataYaml) -> tuple[Path, ...]:
     text = file.text("path").replace("\\", "/")
     if not text:
         return near
-    written = Path(text).expanduser()
+    written = Path(os.path.expanduser(text))
     plain = Path(*(part for part in written.parts if part != ".."))  # "../datasets/x" of a folder beside the datasets
     folders = [root / path for path in (written, plain) for root in near]
     folders += [root / "datasets" / written for root in near]

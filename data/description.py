@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
@@ -39,7 +40,7 @@ class DataDescription:
             return None
         for spelling in dict.fromkeys((text, text.replace("\\", "/"))):
             for root in self.all_roots:
-                path = root / Path(spelling).expanduser()
+                path = root / os.path.expanduser(spelling)  # of an unknown user, unlike Path's, it is no error
                 if _exists(path):
                     return path
         shorter = (root / end for end in ends_of(text) for root in dict.fromkeys((self.folder, *self.all_roots)))
@@ -77,7 +78,7 @@ class DataDescription:
             fetch = f"; fetch it with: {command_from_here(self.download)}"
             remedy = fetch if self.download else f"; correct '{split}' in {self.path}"
             looked = ", ".join(dict.fromkeys(str(root.absolute()) for root in self.all_roots))
-            raise UserError(f"{self.path}: {split} = {text} is not on the disk (looked in {looked}){remedy}")
+            raise UserError(f"{self.path}: {split} = {text:.300} is not on the disk (looked in {looked}){remedy}")
         return found
 
     def image_folder(self, split: str) -> Path | None:

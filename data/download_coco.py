@@ -224,7 +224,7 @@ def main() -> None:
     """Fetch what the options ask for."""
     (options,) = parse_options("Fetch the COCO 2017 data set.", DownloadOptions)
     wanted = [ANNOTATIONS] if options.annotations_only else [ANNOTATIONS, *(IMAGES[name] for name in options.images)]
-    fetch(wanted, Path(options.folder).expanduser(), options.keep_zips)
+    fetch(wanted, Path(os.path.expanduser(options.folder)), options.keep_zips)
     print("done; cfg/coco2017.data finds it when it lies in datasets/coco")
 
 

@@ -38,6 +38,7 @@ from utils.structures import Batch
 
 BLOCK = 64  # images that share their mosaics
 FORKS = sys.platform == "linux"  # a forked process shares the memory of its parent
+MOST_WORKERS = 1024
 MULTI_SCALE = (0.67, 1.5)  # the range of sizes relative to the nominal one, as in ultralytics/yolov3 v8
 # The fourth number of a generator's seed keeps it apart from those of the pictures, whose seeds have three.
 SHUFFLE, SIZES = 1, 2
@@ -69,6 +70,8 @@ class LoaderSettings:
             raise ValueError(f"batch size {self.batch_size} must be at least 1")
         if self.resize not in RESIZES:
             raise ValueError(f"unknown resize '{self.resize}'; known: {', '.join(RESIZES)}")
+        if self.workers > MOST_WORKERS:
+            raise UserError(f"--workers {self.workers:,}: so many processes need all of the machine; give a few")
 
 
 class Batches:

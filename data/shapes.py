@@ -103,7 +103,7 @@ def _is_current(folder: Path) -> bool:
         )
     except (OSError, ValueError):
         return False
-    return complete and marker.get("version") == _version()
+    return complete and isinstance(marker, dict) and marker.get("version") == _version()
 
 
 def _swap_in(fresh: Path, folder: Path) -> None:

@@ -21,7 +21,7 @@ from data.image_files import (
     upright,
 )
 from utils.errors import UserError
-from utils.files import printable, utf8_path
+from utils.files import MAX_LIST_BYTES, printable, read_text, utf8_path
 
 STREAM_SCHEMES = ("rtsp://", "rtmp://", "http://", "https://", "tcp://", "udp://")
 
@@ -104,7 +104,7 @@ def open_source(text: str) -> list[ImageFiles | VideoFrames]:
     Raises:
         UserError: it does not exist, holds no image or video, or cannot be opened.
     """
-    if text.isdecimal():
+    if text.isdecimal() and len(text) < 6:  # more digits are no camera, but may be a file
         return [_open_video(int(text), f"camera {text}", is_live=True)]
     if text.lower().startswith(STREAM_SCHEMES):
         return [_open_video(text, text, is_live=not text.lower().endswith(tuple(VIDEO_SUFFIXES)))]
@@ -120,7 +120,7 @@ def open_source(text: str) -> list[ImageFiles | VideoFrames]:
 
 def _files(text: str) -> list[str]:
     """Return the files that a path or glob names."""
-    path = Path(text).expanduser()
+    path = Path(os.path.expanduser(text))
     if path.is_dir():
         videos = sorted(str(item) for item in path.iterdir() if item.suffix.lower() in VIDEO_SUFFIXES)
         listing = list_files(path)
@@ -128,7 +128,7 @@ def _files(text: str) -> list[str]:
             print(f"{printable(text)}: passed over, of no kind that is read: {describe_unknown(listing.unknown)}")
         return listing.images + videos
     if path.suffix.lower() == ".txt" and path.is_file():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()]
+        lines = [line.strip() for line in read_text(path, MAX_LIST_BYTES, keep_bytes=True).splitlines()]
         return [_beside(path, line) for line in lines if line]
     if path.is_file():
         return [str(path)]

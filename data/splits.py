@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def open_data(name: str, val_fraction: float = 0.0) -> DataDescription:
     Raises:
         UserError: it does not exist, a file is wrong, or it has images for validation and no share is to be held out.
     """
-    path = Path(name).expanduser()
+    path = Path(os.path.expanduser(name))
     if path.is_dir():
         description = describe_folder(path)
     elif path.suffix in (".json", ".txt") and path.is_file():

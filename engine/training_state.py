@@ -70,21 +70,34 @@ def _optimizer_problem(found: Mapping[str, Any], optimizer: torch.optim.Optimize
     groups, kept = found.get("param_groups"), found.get("state")
     if not isinstance(groups, list) or not isinstance(kept, dict) or len(groups) != len(wanted):
         return f"does not have {len(wanted)} groups of parameters"
-    for one, other in zip(groups, wanted, strict=True):
-        if not isinstance(one, dict) or one.keys() != other.keys() or one["params"] != other["params"]:
-            return "was made for other parameters"
-        if any(not _is_alike(one[name], other[name]) for name in other):
-            return "has settings that are no numbers"
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    for index, values in kept.items():
-        if not _is_count(index) or index >= len(parameters) or not isinstance(values, dict):
-            return "was made for other parameters"
-        if values.keys() not in KEPT_PER_PARAMETER:
-            return f"keeps something else of parameter {index}"
-        for name, value in values.items():
-            problem = _kept_problem(name, value, parameters[index])
-            if problem:
-                return f"keeps a '{name}' of parameter {index} that {problem}"
+    problems = [_group_problem(*pair) for pair in zip(groups, wanted, strict=True)]
+    if not any(problems):
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        problems = [_parameter_problem(index, values, parameters) for index, values in kept.items()]
+    return next(filter(None, problems), "")
+
+
+def _group_problem(found: Any, wanted: Mapping[str, Any]) -> str:
+    """Return what is wrong with one group of parameters and its settings."""
+    # Flags come and go with the versions of PyTorch, which fills in those that are missing.
+    needed = {name for name, value in wanted.items() if value is not None and not isinstance(value, bool)}
+    if not isinstance(found, dict) or not needed <= found.keys():
+        return "lacks settings"
+    if any(not _is_alike(found[name], wanted[name]) for name in wanted.keys() & found.keys()):
+        return "has settings that are no numbers, or was made for other parameters"
+    return "" if found["params"] == wanted["params"] else "was made for other parameters"
+
+
+def _parameter_problem(index: Any, values: Any, parameters: list[torch.Tensor]) -> str:
+    """Return what is wrong with what the optimizer keeps of one parameter."""
+    if not _is_count(index) or index >= len(parameters) or not isinstance(values, dict):
+        return "was made for other parameters"
+    if values.keys() not in KEPT_PER_PARAMETER:
+        return f"keeps something else of parameter {index}"
+    for name, value in values.items():
+        problem = _kept_problem(name, value, parameters[index])
+        if problem:
+            return f"keeps a '{name}' of parameter {index} that {problem}"
     return ""
 
 

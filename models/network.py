@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from models.darknet.cfg import parse_cfg, parse_cfg_text
 from models.darknet.graph import Layer, SectionBuilder, sources_of
 from models.darknet.kinds import KINDS
+from models.darknet.schema import LARGEST_SIDE
 from models.darknet.section import DarknetConfig, Section
 from models.heads import Head
 from models.layers import Convolution
@@ -152,11 +153,13 @@ def check_image_size(network: Network, size: int | tuple[int, int]) -> None:
         size: the side of a square input, or (width, height), in pixels.
 
     Raises:
-        UserError: names the stride and the nearest sizes that fit.
+        UserError: names the stride and the nearest sizes that fit, or the largest size.
     """
     stride = network.max_stride
     sides = (size,) if isinstance(size, int) else size
     for side in sides:
+        if side > LARGEST_SIDE:
+            raise UserError(f"image size {side:,} is above {LARGEST_SIDE:,} pixels, the largest that is computed")
         if side < 1 or side % stride:
             below, above = side // stride * stride, (side // stride + 1) * stride
             fitting = f"{below} or {above}" if below > 0 else f"{stride}"

@@ -24,7 +24,7 @@ from utils.structures import Batch, Detections, ImageMeta, Targets
 
 HEADS = (Head(((10.0, 20.0),), 16, 2), Head(((40.0, 40.0), (60.0, 30.0)), 32, 2))
 STRATEGIES = {"standard": AssignmentOptions(), "fast": AssignmentOptions(match="fast")}
-NASTY = '</script><script>alert(1)</script> & "{{ command }} {% endfor %}" <!--'
+NASTY = "</script><script>alert(1)</script> & \"{{ command }} {% endfor %}\" <!--<script> \u2028 'x' &lt;"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
@@ -83,6 +83,7 @@ class Elements(html.parser.HTMLParser):
 def test_names_cannot_break_the_page(report):
     page = Elements(report.read_text(encoding="utf-8"))
     assert page.counts["script"] == 2  # the data and the program
+    assert not set("<>&'\u2028") & set(page.data)  # "<!--<script>" would keep the data element open to the page's end
     data = json.loads(page.data)
     assert data["images"][0]["objects"][1]["name"] == NASTY
     assert data["strategies"] == ["standard", "fast"]

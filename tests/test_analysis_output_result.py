@@ -1,7 +1,9 @@
 """One result as Markdown, CSV, JSON and pictures."""
 
 import csv
+import io
 import json
+import re
 
 import numpy as np
 import pytest
@@ -147,3 +149,32 @@ def test_cumulative_counts_by_hand():
 def test_bars_say_what_they_leave_out():
     axes = bars([str(n) for n in range(50)], {"x": list(range(50))}, "Classes", "objects").axes[0]
     assert axes.get_title() == "Classes (the first 40 of 50)" and len(axes.patches) == 40
+
+
+NAMES = ("<!--<script>", "</td>|x", "a\nb\r\nc\u2028d", 'a "quote", a comma', "lone\rreturn", "5 < 6 & 7", "=1+1")
+
+
+def test_names_break_neither_markdown_nor_csv(tmp_path):
+    table = Table("t", "Title <!--\n# x", ("name <b>", "n|m"), tuple((name, 1) for name in NAMES))
+    write_result(Result("x", {}, {}, (table,), notes=("of <!-- a\nfile",)), tmp_path, "command")
+    text = (tmp_path / "tables.md").read_text()
+    lines = text.splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(rows) == 2 + len(NAMES) and all(len(re.findall(r"(?<!\\)\|", row)) == 3 for row in rows)
+    assert not re.search(r"(?<!\\)<[A-Za-z/!?]", text) and "5 < 6 & 7" in text
+    assert lines[-1] == r"- of \<!-- a file" and len([line for line in lines if line.startswith("#")]) == 2
+    with open(tmp_path / "t.csv", newline="", encoding="utf-8") as file:
+        read = list(csv.reader(file))
+    assert [row[0] for row in read[1:]] == [name.replace("\r", " ") for name in NAMES]
+
+
+@pytest.mark.parametrize("name", ["$x_$", "$\\frac$", "a$b", "\\$", "$$", "50 $ to 60 $"])
+def test_dollar_signs_in_names_are_no_mathematics(name):
+    figures = (
+        bars([name, "b"], {name: [1, 2], "c": [1, 2]}, "title", "unit"),
+        cumulative_counts({name: [1, 2]}, "title", "x"),
+        anchor_scatter(np.ones((3, 2)), {name: np.ones((2, 2))}, "title"),
+        curves({"panel": {name: [(np.arange(2), np.arange(2))]}}, "x"),
+    )
+    for figure in figures:
+        figure.savefig(io.BytesIO(), format="png")

@@ -10,6 +10,7 @@ from data.coco_convert import write_coco, write_yolo
 from data.description import DataDescription
 from data.labels.read import read_dataset
 from data.splits import open_data
+from utils.class_names import read_names
 from utils.errors import UserError
 
 
@@ -80,3 +81,15 @@ def test_bccd_to_coco_and_back(shared, tmp_path):
     assert coco.names == names and coco.image_paths == voc.image_paths
     assert np.array_equal(coco.boxes_xyxy, voc.boxes_xyxy) and np.array_equal(coco.labels, voc.labels)
     assert np.array_equal(coco.areas, voc.areas)
+
+
+def test_a_name_with_line_breaks_stays_one_line_of_the_names_file(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((40, 50, 3), np.uint8))
+    names = ("a\nb", "c\r\nd", "e\u2028f")
+    (tmp_path / "x.json").write_text(json.dumps({
+        "images": [{"id": 1, "width": 50, "height": 40, "file_name": "a.png"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [1, 2, 3, 4]}],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(names, 1)],
+    }))  # fmt: skip
+    write_yolo(read_dataset(open_data(str(tmp_path / "x.json")), "train"), tmp_path / "out", "train")
+    assert read_names(tmp_path / "out/classes.names") == ("a b", "c d", "e f")

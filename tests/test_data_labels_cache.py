@@ -1,6 +1,7 @@
 """The label cache: gives the same annotations, never misses an edit, harms no file and no read-only folder."""
 
 import os
+import zipfile
 
 import cv2
 import numpy as np
@@ -10,6 +11,7 @@ from data.description import DataDescription
 from data.labels import cache, read
 from data.labels.annotations import Annotations
 from data.labels.read import read_dataset
+from utils.array_files import read_arrays
 
 
 @pytest.fixture
@@ -74,10 +76,10 @@ def test_a_file_of_the_user_is_left_alone(data, tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_to_is_no_error(data, tmp_path, monkeypatch):
-    def refuse(path):
+    def refuse(path, arrays):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(cache, "atomic_path", refuse)
+    monkeypatch.setattr(cache, "write_arrays", refuse)
     assert len(read_dataset(data, "train").labels) == 3
     assert not (tmp_path / "images.cache.npz").exists()
 
@@ -86,3 +88,47 @@ def test_small_sets_leave_nothing_behind(data, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "MIN_IMAGES", 1000)
     read_dataset(data, "train")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "labels"]
+
+
+def resealed(path, change):
+    """Write the cache with one array changed, as numpy writes it: its own checksums are right, ours is not."""
+    with np.load(path) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    change(arrays)
+    np.savez(path, **arrays)
+
+
+DAMAGES = {
+    "cut off": lambda path: path.write_bytes(path.read_bytes()[:-200]),
+    "only its start": lambda path: path.write_bytes(path.read_bytes()[:600]),
+    "a box moved": lambda path: resealed(path, lambda a: a["boxes_xyxy"].__setitem__((0, 0), 3.0)),
+    "labels that no class has": lambda path: resealed(path, lambda a: a.update(labels=a["labels"] + 100)),
+    "other types": lambda path: resealed(path, lambda a: a.update(image_wh=a["image_wh"].astype("U3"))),
+    "an array less": lambda path: resealed(path, lambda a: a.pop("crowd")),
+    "no checksum": lambda path: resealed(path, lambda a: a.pop("checksum")),
+    "another header": lambda path: resealed(path, lambda a: a.update(header=a["header"][:-1])),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_cache_is_parsed_anew_and_replaced(data, tmp_path, damage):
+    first = read_dataset(data, "train")
+    path = tmp_path / "images.cache.npz"
+    whole = path.read_bytes()
+    DAMAGES[damage](path)
+    assert equal(first, read_dataset(data, "train"))
+    assert path.read_bytes() == whole
+
+
+def test_a_cache_that_would_fill_the_memory_is_not_unpacked(data, tmp_path, monkeypatch):
+    first = read_dataset(data, "train")
+    path = tmp_path / "images.cache.npz"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive, archive.open("boxes_xyxy.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<f8", "fortran_order": False, "shape": (50_000_000, 4)})
+        for _ in range(20):
+            file.write(bytes(1 << 20))
+    assert path.stat().st_size < 100_000
+    monkeypatch.setattr(np, "load", None)  # nothing of it is read
+    with pytest.raises(ValueError, match="more bytes than the file has"):
+        read_arrays(path)
+    assert equal(first, read_dataset(data, "train"))

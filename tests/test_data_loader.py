@@ -372,3 +372,9 @@ def test_exif_orientation(tmp_path):
             assert first[0] > 200
         other.write_bytes(kept)
         (tmp_path / "c.json").unlink()
+
+
+@pytest.mark.parametrize("workers", [1025, 10**9])
+def test_more_workers_than_any_machine_has_are_refused(workers):
+    with pytest.raises(UserError, match="--workers"):
+        LoaderSettings(**SETTINGS, workers=workers)

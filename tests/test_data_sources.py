@@ -48,11 +48,16 @@ def test_video_frames_in_order_with_their_rate(folder):
         ("notes.md", "no image or video there"),
         ("broken.mp4", "cannot be opened as a video"),
         ("987", "camera 987: cannot be opened as a camera or stream"),
+        ("9" * 200, "no such file, folder or glob"),
+        ("123456", "no such file, folder or glob"),
+        ("~nobody-of-this-name/x.jpg", "no such file, folder or glob"),
+        ("latin.txt", "latin.txt:2: is not a UTF-8 text file"),
     ],
 )
 def test_what_cannot_be_opened(folder, monkeypatch, source, message):
     monkeypatch.chdir(folder)
     (folder / "broken.mp4").write_bytes(b"no video")
+    (folder / "latin.txt").write_bytes(b"a.jpg\n\xfc.jpg\n")
     with pytest.raises(UserError, match=message):
         open_source(source)
 

@@ -65,7 +65,7 @@ def test_pictures_are_written_without_a_screen(tmp_path, monkeypatch):
     monkeypatch.delenv("DISPLAY", raising=False)
     plot_results(tmp_path / "results.png", HISTORY)
     plot_labels(tmp_path / "labels.png", [0, 1], [[0.5, 0.5], [0.1, 0.2]], [[0.2, 0.2], [0.9, 0.1]], ["a", "b"])
-    plot_labels(tmp_path / "none.png", [], [], [], ["a"])
+    plot_labels(tmp_path / "none.png", [], [], [], ["$x_$", "$\\frac$", "a$b", "<!--"])  # no mathematics
     assert all((tmp_path / name).stat().st_size > 1000 for name in ("results.png", "labels.png", "none.png"))
 
 

@@ -113,3 +113,73 @@ def test_bad_files(tmp_path):
             load_network(tmp_path / name)
         assert name in str(caught.value) and "\n" not in str(caught.value)
     assert not os.path.exists("/tmp/yolo_lab_evil")
+
+
+def set_to(tensor, value):
+    tensor = tensor.clone()
+    tensor.view(-1)[-1] = value
+    return tensor
+
+
+NORM, KERNEL = "layers.0.bn.running_var", "layers.1.conv.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "words"),
+    [
+        (
+            KERNEL,
+            lambda t: set_to(t, torch.nan),
+            r"layer 1 \(\[convolutional\], line 15, conv.weight\) has numbers that",
+        ),
+        (KERNEL, lambda t: set_to(t, -torch.inf), "not finite"),
+        (KERNEL, lambda t: set_to(t.double(), 1e300), "not finite"),
+        (KERNEL, lambda t: t.to(torch.int32), "has whole numbers"),
+        (KERNEL, lambda t: t.to(torch.complex64), "ComplexFloatStorage|no real numbers"),
+        (KERNEL, lambda t: t > 0, "no real numbers"),
+        (KERNEL, lambda t: t.to_sparse(), "sparse"),
+        (NORM, lambda t: set_to(t, -2e-5), "layer 0 .* negative variance"),
+        (NORM, lambda t: set_to(t, -1e-5), "layer 0 .* negative variance"),
+        ("layers.0.bn.num_batches_tracked", lambda t: t.float(), "has no whole numbers"),
+    ],
+)
+def test_numbers_that_no_network_can_compute_with_are_refused(tmp_path, name, change, words):
+    path = save_run(tmp_path, random_network())
+    content = torch.load(path, weights_only=True)
+    content["ema"][name] = change(content["ema"][name])
+    torch.save(content, path)
+    network = random_network(1)
+    before = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    for attempt in (lambda: load_network(path), lambda: load_weights(network, path)):
+        with pytest.raises(UserError, match=words):
+            attempt()
+    assert all(torch.equal(before[key], tensor) for key, tensor in network.state_dict().items())
+
+
+@pytest.mark.parametrize("variance", [-7e-44, -9.9999e-6, 0.0])
+def test_a_variance_that_the_epsilon_makes_positive_is_read_in_every_format(tmp_path, variance):
+    network = random_network()
+    with torch.no_grad():
+        network.layers[0].bn.running_var[3] = variance
+    save_darknet_weights(network, tmp_path / "tiny.weights")
+    (tmp_path / "tiny.cfg").write_text(CFG)
+    for path in (save_run(tmp_path, network), tmp_path / "tiny.weights"):
+        loaded = load_network(path).network
+        assert loaded.layers[0].bn.running_var[3].item() == pytest.approx(variance, rel=1e-3)
+        assert all(torch.isfinite(raw).all() for raw in loaded.eval()(torch.rand(1, 3, 64, 96)))
+
+
+@pytest.mark.parametrize(
+    ("part", "value"),
+    [
+        ("cfg_name", None), ("cfg_text", 3), ("names", []), ("names", ["a", "b", "\ud800"]), ("names", [1, 2, 3]),
+        ("options", []), ("options", {1: 2}), ("options", {"data": {"a": 1}}), ("options", {"data": 10**500}),
+        ("history", [1]), ("ema", {"x": 1}), ("ema", {1: torch.zeros(1)}),
+    ],
+)  # fmt: skip
+def test_a_part_of_another_type_is_named(tmp_path, part, value):
+    path = save_run(tmp_path, random_network())
+    torch.save(torch.load(path, weights_only=True) | {part: value}, path)
+    with pytest.raises(UserError, match=r"best\.pt: damaged") as caught:
+        load_network(path)
+    assert "\n" not in str(caught.value)

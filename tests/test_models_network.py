@@ -278,6 +278,9 @@ def test_image_sizes():
     network = on_meta(CFG / "yolov3-tiny.cfg")
     check_image_size(network, 416)
     check_image_size(network, (640, 384))
+    for size in (16_416, 960_000_000, (416, 2**62)):
+        with pytest.raises(UserError, match="above 16,384 pixels"):
+            check_image_size(network, size)
     with pytest.raises(UserError, match=r"image size 333 is not a multiple of 32.*use 320 or 352"):
         check_image_size(network, (320, 333))
     with pytest.raises(UserError, match="use 32"):

@@ -12,6 +12,7 @@ import pytest
 
 import analyze
 from analysis.mode import AnalyzeOptions
+from utils.errors import UserError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -155,6 +156,19 @@ def test_without_arguments_only_a_run_with_weights_has_matches_to_look_at(run, t
     (run_folder / "last.pt").touch()
     assert analyze.default_modes({}) == ["dataset_stats", "anchor_stats", "matching_stats"]
     assert analyze.default_modes({"data": "x"}) == ["dataset_stats", "anchor_stats"]
+
+
+@pytest.mark.parametrize("damage", ["- 1\n", "data: [1\n", "x: &a [*a]\n", "data: \x00\n", "data: " + "9" * 5000])
+def test_a_damaged_newest_run_stops_only_what_needs_its_data(run, tmp_path, capfd, damage):
+    run_folder = tmp_path / "runs/train/exp"
+    run_folder.mkdir(parents=True)
+    (run_folder / "config.yaml").write_text(damage)
+    with pytest.raises(UserError, match=r"config\.yaml.*or name the data with --data"):
+        analyze.with_defaults(AnalyzeOptions())
+    options = analyze.with_defaults(AnalyzeOptions(data="mine.data"))
+    assert (options.data, options.cfg) == ("mine.data", "yolov3-nano.cfg")
+    (note,) = capfd.readouterr().err.splitlines()
+    assert note.startswith("note: runs/train/exp/config.yaml")
 
 
 @pytest.mark.parametrize(

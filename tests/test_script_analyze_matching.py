@@ -242,6 +242,44 @@ def test_a_damaged_partial_result_is_named(project, run, no_drawing, monkeypatch
     assert status == 2 and "block-0000000.npz" in err
 
 
+@pytest.mark.parametrize("damage", ["labels", "a value", "a copy", "a column", "a type", "no checksum", "cut off"])
+def test_blocks_that_are_not_of_this_run_are_refused(project, run, no_drawing, monkeypatch, damage):
+    original, calls = measure.measure_batch, []
+
+    def interrupted(*arguments):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(measure, "BATCHES_PER_BLOCK", 1)
+    monkeypatch.setattr(measure, "measure_batch", interrupted)
+    assert run(*QUICK, "--batch-size", 2)[0] == 130
+    monkeypatch.setattr(measure, "measure_batch", original)
+    block = sorted(Path("runs/analyze/matching-stats/partial").glob("block-*.npz"))[1]
+    with np.load(block) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    if damage == "labels":
+        Path("labels/000.txt").write_text("0 .5 .5 .9 .9\n")
+    elif damage == "a copy":
+        block.with_name("block-0000009.npz").write_bytes(block.read_bytes())
+    elif damage == "cut off":
+        block.write_bytes(block.read_bytes()[:-100])
+    else:
+        if damage == "a value":
+            arrays["image/index"][0] += 1
+        elif damage == "a type":
+            arrays["object/row"] = arrays["object/row"].astype(np.float64)
+        elif damage == "a column":
+            del arrays["checksum"], arrays["object/row"]
+        elif damage == "no checksum":  # from before there was one: then the images and objects decide
+            del arrays["checksum"]
+            arrays["image/index"][0] += 1
+        np.savez(block, **arrays)
+    status, _, err = run("--resume", "runs/analyze/matching-stats")
+    assert status == 2 and "partial" in err.splitlines()[-1] and "run again" in err.splitlines()[-1]
+
+
 def test_images_without_any_object(project, run, no_drawing):
     for path in Path("labels").glob("*.txt"):
         path.write_text("")

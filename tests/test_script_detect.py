@@ -68,6 +68,7 @@ def test_classes_by_name_or_number_and_lines(project, script, monkeypatch, capsy
     words = capsys.readouterr().out
     assert NAMES[1] in words and NAMES[2] in words and NAMES[0] not in words
     assert run_script(script, monkeypatch, *arguments[:-3], "--classes", "Wurfel") == 2
+    assert run_script(script, monkeypatch, *arguments[:-3], "--classes", "9" * 5000) == 2
     assert "did you mean 'Würfel'" in capsys.readouterr().err
 
 

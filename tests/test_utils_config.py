@@ -107,3 +107,42 @@ def test_find_file_prefers_the_working_directory(tmp_path, monkeypatch):
     assert find_file("only-here.cfg", "cfg").as_posix() == "only-here.cfg"
     with pytest.raises(UserError, match=r"missing\.cfg"):
         find_file("missing.cfg", "cfg")
+
+
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e400", "x"])
+def test_numbers_that_pass_every_comparison_are_refused(tmp_path, text):
+    with pytest.raises(UserError, match="argument --box: invalid number value"):
+        parse_options("d", *GROUPS, argv=[f"--box={text}"])
+    path = tmp_path / "r.yaml"
+    path.write_text(f"epochs: 1\nbox: {'.' if text in ('nan', 'inf') else ''}{text}\n")
+    with pytest.raises(UserError, match=r"r\.yaml:2: 'box' must be a value of type float"):
+        read_recipe(path, GROUPS)
+
+
+@pytest.mark.parametrize("number", ["9223372036854775808", "9" * 5000, "-" + "9" * 30])
+def test_whole_numbers_have_64_bits(tmp_path, number):
+    with pytest.raises(UserError, match="argument --epochs: invalid int value"):
+        parse_options("d", *GROUPS, argv=[f"--epochs={number}"])
+    path = tmp_path / "r.yaml"
+    path.write_text(f"epochs: {number}\n")
+    with pytest.raises(UserError, match=r"r\.yaml:1: .* is no number"):
+        read_recipe(path, GROUPS)
+
+
+@pytest.mark.parametrize("value", ["2024-01-31", "2024-13-45", "[1]", "{a: 1}", "~"])
+def test_a_recipe_value_of_another_kind_names_its_line(tmp_path, value):
+    path = tmp_path / "r.yaml"
+    path.write_text(f"box: 1\nepochs: {value}\n")
+    with pytest.raises(UserError, match=r"r\.yaml:2: 'epochs' must be a value of type int"):
+        read_recipe(path, GROUPS)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [({"epochs": "many"}, "'epochs' must be"), ({"epochs": 10**30}, "'epochs' must be"), ({"box": [1.0]}, "'box' must"),
+     ({"kind": "xiou"}, "one of"), ({"adam": None}, "'adam' must be"), ({"boxx": 1}, "did you mean 'box'")]
+)  # fmt: skip
+def test_options_of_a_file_are_checked_like_those_of_a_recipe(values, words):
+    with pytest.raises(UserError, match=r"last\.pt: ") as error:
+        build_options(values, GROUPS, "last.pt")
+    assert words in str(error.value)

@@ -89,3 +89,42 @@ def test_edits_by_hand(first, second, edits):
 
 def test_a_suggestion_for_a_very_long_word_costs_nothing():
     assert suggestion("x" * 1_000_000, FLAGS) == ""
+
+
+def run_code(folder, code, **environment):
+    command = [sys.executable, "-c", f"import sys\nfrom utils.errors import run_command\n{code}", "--name", "a b"]
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "TMPDIR": str(folder), **environment}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, cwd=folder)
+
+
+@pytest.mark.parametrize("raised", ["KeyError('x')", "RuntimeError('two\\nlines')", "ValueError('\\ud800 α')"])
+def test_an_unexpected_exception_leaves_its_traceback_in_a_file(tmp_path, raised):
+    done = run_code(tmp_path, f"def main():\n    raise {raised}\nrun_command(main)")
+    assert done.returncode == 1 and done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    (path,) = (tmp_path / "runs").glob("error-*.txt")
+    assert line.startswith("error: a fault of this program (") and line.endswith(f"runs/{path.name}")
+    text = path.read_text(encoding="utf-8")
+    assert "Traceback (most recent call last)" in text and "--name 'a b'" in text.splitlines()[0]
+    assert raised.split("(")[0] in text.splitlines()[-1] or raised.startswith("RuntimeError")
+
+
+def test_where_the_folder_cannot_be_written_to_the_file_is_among_the_temporary_ones(tmp_path):
+    (tmp_path / "runs").touch()
+    done = run_code(tmp_path, "run_command(lambda: 1 / 0)")
+    (path,) = tmp_path.glob("error-*.txt")
+    assert done.returncode == 1 and str(path) in done.stderr and "ZeroDivisionError" in path.read_text()
+
+
+def test_mistakes_and_interrupts_leave_no_file(tmp_path):
+    for code, status in (
+        ("UserError('no')", 2),
+        ("KeyboardInterrupt()", 130),
+        ("MemoryError()", 2),
+        ("OSError(2, 'x')", 2),
+    ):
+        done = run_code(
+            tmp_path, f"from utils.errors import UserError\ndef main():\n    raise {code}\nrun_command(main)"
+        )
+        assert done.returncode == status and len(done.stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []

@@ -99,3 +99,9 @@ def test_a_new_run_removes_what_killed_runs_left(tmp_path):
     left = killed_while_writing(run / "partial" / "block-0000000.npz")
     read_blocks(run / "partial")
     assert not left.exists()
+
+
+@pytest.mark.parametrize(("text", "written"), [("a\udcffb", "a\\udcffb"), ("\ud800", "\\ud800"), ("é", "é")])
+def test_letters_that_utf8_does_not_have_are_written_all_the_same(tmp_path, text, written):
+    write_text_atomically(tmp_path / "a.txt", text)
+    assert (tmp_path / "a.txt").read_text(encoding="utf-8") == written

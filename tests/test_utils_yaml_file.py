@@ -1,9 +1,12 @@
 """YAML files: plain values with their lines; what is not plain, or stands for too much, is one line with the place."""
 
+import os
+
 import pytest
 import yaml
 
 from utils.errors import UserError
+from utils.files import write_text_atomically
 from utils.yaml_file import MAX_BYTES, MAX_VALUES, read_yaml
 
 
@@ -44,6 +47,12 @@ def test_dates_stay_text_and_keys_are_as_written(tmp_path):
         "7": 2,
         "null": 3,
     }
+
+
+def test_a_path_that_is_not_utf8_comes_back(tmp_path):
+    path = os.fsdecode(b"dir/\xff\xe9.data")
+    write_text_atomically(tmp_path / "x.yaml", yaml.safe_dump({"data": path}, allow_unicode=True))
+    assert read_yaml(tmp_path / "x.yaml").values == {"data": path}
 
 
 def test_an_honest_alias_is_followed(tmp_path):

@@ -77,3 +77,8 @@ def _plain(name: str) -> str:
     """Return what names of the same class have in common."""
     letters = re.sub(r"[\s_-]+", "", name.casefold())
     return OTHER_WORDS.get(letters, letters)
+
+
+def on_one_line(text: str) -> str:
+    """Return a text with a space for every line break, whatever its kind."""
+    return " ".join(text.splitlines())

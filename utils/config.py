@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import math
+import os
 import shlex
 import sys
 import types
@@ -89,7 +90,7 @@ def found_name(name: str, what: str) -> str:
     Raises:
         UserError: as :func:`find_file`.
     """
-    if Path(name).expanduser().exists():
+    if Path(os.path.expanduser(name)).exists():
         return name
     path = find_file(name, what)
     return path.name if find_file(path.name, what) == path else str(path)
@@ -225,8 +226,8 @@ def _checked(value: Any, item: Field, group: type, place: str) -> Any:
             with contextlib.suppress(ValueError, OverflowError):  # YAML reads 1e-3 (without a dot) as a string
                 one = float(one)
         good = type(one) is kind
-        if isinstance(one, (int, float)):
-            good = good and math.isfinite(one) and (kind is float or abs(one) <= LARGEST_INTEGER)
+        if good and isinstance(one, (int, float)):
+            good = abs(one) <= LARGEST_INTEGER if kind is int else math.isfinite(one)
         choices = item.metadata.get("choices")
         if not good or (choices and one not in choices):
             wanted = f"one of {', '.join(choices)}" if choices else f"a value of type {kind.__name__}"

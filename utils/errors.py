@@ -1,11 +1,19 @@
-"""The one way a user's mistake is reported: a single line on stderr and exit status 2."""
+"""How a command ends that cannot go on: a single line on stderr, and exit status 2 where the user can mend it."""
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import platform
+import shlex
 import sys
+import tempfile
+import time
+import traceback
 from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import NoReturn
 
 from utils import interrupts
 
@@ -58,7 +66,8 @@ def run_command(main: Callable[[], None]) -> None:
 
     Where a reader of the output has gone (``| head``), the program ends quietly; Ctrl-C, SIGTERM and SIGHUP end it with
     one line and status 130, 143 and 129, as shells expect. Where the console cannot show a letter, a question mark is
-    printed instead.
+    printed instead. Any other exception is a mistake of ours: its traceback goes into a file, one line says where that
+    is, and the exit status is 1.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # in a notebook it is not
@@ -75,8 +84,10 @@ def run_command(main: Callable[[], None]) -> None:
         _fail(f"{place}{error.strerror or error}")
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
-            raise
+            _report(error)
         _fail("out of memory; lower --batch-size, --img-size or the number of --workers")
+    except Exception as error:
+        _report(error)
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
         sys.exit(interrupts.exit_status())
@@ -91,6 +102,24 @@ def _is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _fail(message: str) -> None:
+def _fail(message: str, status: int = 2) -> NoReturn:
     print("error: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(2)
+    sys.exit(status)
+
+
+def _report(error: Exception) -> NoReturn:
+    """Write the traceback and the command into a file, say where it is, and end with status 1."""
+    text = "".join(
+        (
+            f"{shlex.join(sys.argv)}\nin {Path.cwd()}, Python {platform.python_version()} on {platform.platform()}\n\n",
+            *traceback.format_exception(error),
+        )
+    )
+    name = f"error-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.txt"
+    for folder in (Path("runs"), Path(tempfile.gettempdir())):
+        with contextlib.suppress(OSError):
+            folder.mkdir(exist_ok=True)
+            (folder / name).write_text(text, encoding="utf-8", errors="replace")
+            what = f"{type(error).__name__}: {error!s:.200}"
+            _fail(f"a fault of this program ({what}); please report it with {folder / name}", status=1)
+    raise error

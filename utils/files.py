@@ -42,6 +42,9 @@ def utf8_path(path: str | Path) -> Iterator[str]:
         yield str(link)
 
 
+MAX_LIST_BYTES = 500_000_000  # of a list of images: five million
+
+
 @contextmanager
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; rename it to ``path`` when the block ends well, remove it otherwise.
@@ -103,9 +106,12 @@ def _is_running(process: int) -> bool:
 
 
 def write_text_atomically(path: str | Path, text: str) -> None:
-    """Write a text file that is never seen half written."""
+    """Write a text file that is never seen half written.
+
+    Letters that UTF-8 does not have, as in the name of a file of another encoding, are written as ``\\udcff``.
+    """
     with atomic_path(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def write_json_atomically(path: str | Path, value: Any, indent: int | None = 1) -> None:
@@ -113,8 +119,13 @@ def write_json_atomically(path: str | Path, value: Any, indent: int | None = 1) 
     write_text_atomically(path, json.dumps(value, indent=indent, allow_nan=False) + "\n")
 
 
-def read_text(path: str | Path, max_bytes: int) -> str:
+def read_text(path: str | Path, max_bytes: int, keep_bytes: bool = False) -> str:
     """Return the text of a UTF-8 file, with or without a byte order mark.
+
+    Args:
+        path: the file.
+        max_bytes: the most that is read.
+        keep_bytes: bytes that are not UTF-8 become lone surrogates, as Python has them in the names of files.
 
     Raises:
         UserError: larger than ``max_bytes``, or not UTF-8; names the line.
@@ -127,7 +138,7 @@ def read_text(path: str | Path, max_bytes: int) -> str:
             f"{path}: has more than {max_bytes:,} bytes, the most that is read; is it another kind of file?"
         )
     try:
-        return data.decode("utf-8-sig")
+        return data.decode("utf-8-sig", errors="surrogateescape" if keep_bytes else "strict")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
         raise UserError(f"{path}:{line}: is not a UTF-8 text file; save it as UTF-8") from error

@@ -115,7 +115,8 @@ class _Loader(yaml.SafeLoader):
 
     def _plain_scalar(self, node: yaml.ScalarNode) -> bool | int | float | str | None:
         text = node.value
-        if any("\ud800" <= letter <= "\udfff" for letter in text):
+        # Of the surrogates, Python keeps the bytes of file names that are not UTF-8 in "\udc80" to "\udcff".
+        if any("\ud800" <= letter < "\udc80" or "\udcff" < letter <= "\udfff" for letter in text):
             raise self._error(node, "half of a surrogate pair is no letter")
         if self.as_text:
             return text

@@ -6,15 +6,14 @@ A block says which batches it holds: a resumed run skips these, whatever its num
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from utils.arrays import read_arrays
+from utils.array_files import read_arrays, write_arrays
 from utils.errors import UserError
-from utils.files import atomic_path, remove_unfinished
+from utils.files import remove_unfinished
 from utils.renamed import with_current_names
 
 Columns = dict[str, np.ndarray]  # by name; the first dimension counts objects, images or batches
@@ -37,9 +36,8 @@ class ColumnBlock:
     def write(self, folder: Path) -> None:
         """Write the block and start a new one; an empty block leaves no file."""
         if self.batches:
-            columns: dict[str, Any] = {**concatenate(self.parts), DONE: np.array(self.batches)}
-            with atomic_path(folder / f"block-{self.batches[0]:07d}.npz") as temporary:
-                np.savez(temporary, **columns)
+            columns: Columns = {**concatenate(self.parts), DONE: np.array(self.batches)}
+            write_arrays(folder / f"block-{self.batches[0]:07d}.npz", columns)
         self.batches, self.parts = [], []
 
 
@@ -54,29 +52,22 @@ def read_blocks(folder: Path) -> tuple[Columns, set[int]]:
     done: set[int] = set()
     for path in sorted(folder.glob("block-*.npz")):
         try:
-            part = with_current_names(read_arrays(path, MAX_BYTES))
-            batches = part.pop(DONE)
-            if batches.ndim != 1 or batches.dtype.kind != "i" or not _fits(part, parts):
-                raise ValueError("other columns than the blocks before it")
+            part = with_current_names(read_arrays(path, needs_checksum=False))
+            numbers = part.pop(DONE)
+            if numbers.dtype.kind != "i" or not alike(part, parts[0] if parts else part):
+                raise ValueError("its columns are others")
         except (ValueError, KeyError) as error:
-            raise UserError(f"{path}: not a block of a matching-stats run; delete it and run again") from error
-        done |= set(batches.tolist())
+            raise UserError(f"{path}: not a block of this matching-stats run; delete it and run again") from error
+        done |= set(numbers.ravel().tolist())
         parts.append(part)
     return concatenate(parts), done
 
 
-def _fits(part: Mapping[str, np.ndarray], parts: Sequence[Mapping[str, np.ndarray]]) -> bool:
-    """Whether a block has the columns of the others, all of one kind (object, image, batch) with as many rows."""
-    lengths: dict[str, set[int]] = {}
-    for name, values in part.items():
-        lengths.setdefault(name.partition("/")[0], set()).add(len(values) if values.ndim else -1)
-    if any(len(found) > 1 or -1 in found for found in lengths.values()) or any(
-        v.dtype.kind not in "biuf" for v in part.values()
-    ):
-        return False
-    first = parts[0] if parts else part
-    return part.keys() == first.keys() and all(
-        values.dtype == first[name].dtype and values.shape[1:] == first[name].shape[1:] for name, values in part.items()
+def alike(one: Columns, other: Columns) -> bool:
+    """Whether two parts have the same columns, which differ in their first dimension only."""
+    return one.keys() == other.keys() and all(
+        values.ndim > 0 and (values.dtype, values.shape[1:]) == (other[name].dtype, other[name].shape[1:])
+        for name, values in one.items()
     )
 
 

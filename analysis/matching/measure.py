@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.matching.blocks import ColumnBlock, Columns, concatenate, in_order_of, read_blocks
+from analysis.matching.blocks import ColumnBlock, Columns, alike, concatenate, in_order_of, read_blocks
 from analysis.matching.losses import image_losses
 from analysis.matching.pairs import Predictions, match, slots_per_image
 from analysis.matching.quality import measure
@@ -34,6 +34,7 @@ from models.heads import Head
 from models.loss import DetectionLoss
 from utils import distributed
 from utils.config import command_from_here
+from utils.errors import UserError
 from utils.structures import Batch
 
 BATCHES_PER_BLOCK = 32
@@ -83,12 +84,15 @@ def measure_images(
         The measurements of all processes in the main one, None in the others; the same for any number of processes.
 
     Raises:
-        UserError: an image cannot be read, or a file in ``folder`` is no block.
+        UserError: an image cannot be read, or a file in ``folder`` is no block of these images.
         KeyboardInterrupt: the run was interrupted; the message says how to go on.
     """
     kept, done = read_blocks(folder) if folder else ({}, set())
     rows_of_image = rows_without_crowd(annotations)
-    todo = [item for item in enumerate(evaluation_plans(annotations.image_wh, settings)) if item[0] not in done]
+    plans = evaluation_plans(annotations.image_wh, settings)
+    if kept:
+        check_kept(kept, [plans[number] for number in done if 0 <= number < len(plans)], rows_of_image, folder)
+    todo = [item for item in enumerate(plans) if item[0] not in done]
     mine = todo[distributed.rank() :: distributed.world_size()]
     batches = Batches(DetectionDataset(annotations, settings.resize), lambda _: [one for _, one in mine], settings)
     assigners = {name: build_assigner(one, plan.detector.heads) for name, one in plan.strategies.items()}
@@ -116,8 +120,7 @@ def measure_images(
     gathered = distributed.gather(parts)
     if gathered is None:
         return None
-    everything = [part for one in gathered for part in one]
-    columns = concatenate([kept, *everything] if kept else everything)
+    columns = joined(kept, [part for one in gathered for part in one], folder)
     return Measurements(
         objects=in_order_of(columns, "object", "row"),
         images=in_order_of(columns, "image", "index"),
@@ -126,6 +129,38 @@ def measure_images(
         kinds=plan.kinds,
         heads=plan.detector.heads,
     )
+
+
+def check_kept(
+    kept: Columns, plans: Sequence[BatchPlan], rows_of_image: Sequence[np.ndarray], folder: Path | None
+) -> None:
+    """Refuse blocks that were measured on other data: the batches that they name must have these images and objects.
+
+    Args:
+        kept: columns of the blocks.
+        plans: of the batches that the blocks say to hold.
+        rows_of_image: of all images, from :func:`rows_without_crowd`.
+        folder: for the message.
+
+    Raises:
+        UserError: an image or an object is missing, or there is one too many.
+    """
+    images = sorted(index for plan in plans for index in plan.indices)
+    rows = sorted(row for index in images for row in rows_of_image[index].tolist())
+    wanted = {"image/index": images, "object/row": rows}
+    if any(name not in kept or sorted(kept[name].tolist()) != values for name, values in wanted.items()):
+        raise UserError(f"{folder}: its blocks were measured on other images or labels; delete it and run again")
+
+
+def joined(kept: Columns, parts: Sequence[Columns], folder: Path | None) -> Columns:
+    """Return the columns of the blocks and of what was measured now.
+
+    Raises:
+        UserError: they have other columns.
+    """
+    if kept and not all(alike(part, kept) for part in parts):
+        raise UserError(f"{folder}: its blocks have other columns than are measured now; delete it and run again")
+    return concatenate([kept, *parts] if kept else parts)
 
 
 def measure_batch(

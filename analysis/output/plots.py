@@ -151,5 +151,6 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarr
 
 def _draw_lines(axes: Axes, lines: Mapping[str, Sequence[tuple[np.ndarray, np.ndarray]]]) -> None:
     for number, (label, pairs) in enumerate(lines.items()):
+        label = label
         for index, (x, y) in enumerate(pairs):
             axes.plot(x, y, color=f"C{number % 10}", alpha=0.85, linewidth=1.3, label=label if index == 0 else None)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from data.labels.annotations import Annotations, summarise_problems
+from utils.class_names import on_one_line
 from utils.files import atomic_path, write_json_atomically, write_text_atomically
 
 SCHEMA = "yolo-lab-analysis-2"
@@ -138,13 +140,14 @@ def as_markdown(table: Table, max_rows: int | None = None) -> str:
     shown = table.rows if max_rows is None else table.rows[:max_rows]
     cells = [tuple(as_cell(value, column) for value, column in zip(row, table.columns, strict=True)) for row in shown]
     right = [is_number_column(table, index) for index in range(len(table.columns))]
-    widths = [max(3, len(column), *(len(row[i]) for row in cells)) for i, column in enumerate(table.columns)]
-    lines = [_line(table.columns, widths, right)]
+    columns = tuple(as_cell(column, column) for column in table.columns)
+    widths = [max(3, len(column), *(len(row[i]) for row in cells)) for i, column in enumerate(columns)]
+    lines = [_line(columns, widths, right)]
     lines.append("|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)) + "|")
     lines += [_line(row, widths, right) for row in cells]
     if len(shown) < len(table.rows):
         lines.append(f"\n{len(table.rows) - len(shown)} more rows in {table.name}.csv")
-    return f"### {table.title}\n\n" + "\n".join(lines) + "\n"
+    return f"### {_as_markdown_text(table.title)}\n\n" + "\n".join(lines) + "\n"
 
 
 def as_csv(table: Table) -> str:
@@ -152,7 +155,11 @@ def as_csv(table: Table) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table.columns)
-    writer.writerows(["" if value is None else value for value in plain(row)] for row in table.rows)
+    # A carriage return alone would not be put in quotes, though readers take it for the end of the row.
+    rows = (
+        [value.replace("\r", " ") if isinstance(value, str) else value for value in plain(row)] for row in table.rows
+    )
+    writer.writerows(["" if value is None else value for value in row] for row in rows)
     return text.getvalue()
 
 
@@ -178,7 +185,7 @@ def write_result(result: Result, folder: Path, command: str) -> None:
             figure.savefig(temporary, dpi=110)
     head = f"# {result.mode}\n\n`{command}`\n"
     tables = (as_markdown(table, LISTING_ROWS if table.listing else None) for table in result.tables)
-    parts = [head, *tables, *(f"- {note}\n" for note in result.notes)]
+    parts = [head, *tables, *(f"- {_as_markdown_text(note)}\n" for note in result.notes)]
     write_text_atomically(folder / "tables.md", "\n".join(parts))
     write_json_atomically(folder / "results.json", as_document(result, command))
 
@@ -212,4 +219,9 @@ def as_cell(value: Any, column: str) -> str:
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return str(value).replace("|", "\\|").replace("\n", " ")
+    return _as_markdown_text(str(value)).replace("|", "\\|")
+
+
+def _as_markdown_text(text: str) -> str:
+    """Return a text on one line that holds no HTML: the start of a comment would hide the rest of the file."""
+    return re.sub(r"<(?=[A-Za-z/!?])", r"\\<", on_one_line(text))

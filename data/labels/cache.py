@@ -1,8 +1,8 @@
 """Parsed labels kept on the disk, keyed by what they were parsed from.
 
 The key is a hash of every label file's content, of each image's path, size and time of change, and of the class names;
-so an edited label is never missed. A file of another kind that has the cache's name is never overwritten, and a folder
-that cannot be written to only means that the labels are parsed again next time.
+so an edited label is never missed. A damaged cache is as good as none, a file of another kind that has the cache's name
+is never overwritten, and a folder that cannot be written to only means that the labels are parsed again next time.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ import os
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from data.labels.annotations import Annotations, Problem
-from utils.arrays import DAMAGE, read_arrays
-from utils.files import atomic_path, remove_unfinished
+from utils.array_files import read_arrays, write_arrays
+from utils.files import remove_unfinished
 
 MAGIC = "label cache of data/labels/cache.py, 2"  # change the number when the parsing changes
-MAX_BYTES = 4 << 30  # of the arrays: 30 million boxes
 MIN_IMAGES = 1000  # with fewer, parsing takes less than a second, and no file is left in the user's folder
 
 
@@ -56,48 +56,26 @@ def content_key(images: Sequence[str], labels: Sequence[str], names: Sequence[st
 
 
 def load(path: Path, key: str) -> Annotations | None:
-    """Return the annotations that were stored under the key; None where there are none, or the file is damaged."""
+    """Return the annotations that were stored under the key, or None."""
     try:
-        columns = read_arrays(path, MAX_BYTES)
-        header = json.loads(columns.pop("header").tobytes())
-        if header["key"] != key or not str(header["magic"]).startswith(MAGIC[:-1]):
-            return None
-        annotations = Annotations(
-            image_paths=header["image_paths"],
-            names=tuple(header["names"]),
-            category_ids=tuple(header["category_ids"]),
-            problems=tuple(Problem(*problem) for problem in header["problems"]),
-            **columns,
-        )
-    except (ValueError, KeyError, TypeError, RecursionError):
+        columns: dict[str, Any] = dict(read_arrays(path))
+    except (OSError, ValueError):
         return None
-    return annotations if _is_consistent(annotations) else None
-
-
-def _is_consistent(annotations: Annotations) -> bool:
-    """Whether the columns have the shapes and types of annotations, and name existing images and classes."""
-    count, rows = len(annotations.image_paths), len(annotations.box_image)
-    of_images = ("image_ids", "image_wh", "orientation")
-    for name, kind, more in COLUMNS:
-        values = getattr(annotations, name)
-        if values is None:
-            continue
-        if values.dtype.kind != kind or values.shape != (count if name in of_images else rows, *more):
-            return False
-    image, labels = annotations.box_image, annotations.labels
-    texts = (*annotations.image_paths, *annotations.names)
-    return (
-        all(isinstance(text, str) for text in texts)
-        and all(isinstance(id_, int) for id_ in annotations.category_ids)
-        and len(annotations.names) == len(annotations.category_ids)
-        and (not rows or bool(image[0] >= 0 and image[-1] < count and (np.diff(image) >= 0).all()))
-        and (not rows or bool(labels.min() >= 0 and labels.max() < len(annotations.names)))
-    )
+    header = json.loads(columns.pop("header").tobytes()) if "header" in columns else {}
+    if header.get("key") != key:
+        return None
+    values = {
+        "image_paths": header["image_paths"],
+        "names": tuple(header["names"]),
+        "category_ids": tuple(header["category_ids"]),
+        "problems": tuple(Problem(*problem) for problem in header["problems"]),
+    }
+    return Annotations(**values, **columns)
 
 
 def store(path: Path, key: str, annotations: Annotations) -> bool:
     """Write the annotations; return False where the folder cannot be written to or another file has the name."""
-    if path.exists() and _header(path) is None:
+    if path.exists() and not _is_cache(path):
         return False
     header = {"magic": MAGIC, "key": key, **{name: getattr(annotations, name) for name in _PLAIN}}
     columns = {
@@ -107,32 +85,19 @@ def store(path: Path, key: str, annotations: Annotations) -> bool:
     }
     remove_unfinished(path.parent.glob(f".{glob.escape(path.stem)}.*"))
     text = np.frombuffer(json.dumps(header).encode(errors="surrogateescape"), dtype=np.uint8)
-    with contextlib.suppress(OSError), atomic_path(path) as temporary:
-        np.savez(temporary, header=text, **columns)
+    with contextlib.suppress(OSError):
+        write_arrays(path, {"header": text, **columns})  # the header first: _is_cache looks at the start of the file
         return True
     return False
 
 
-COLUMNS = (  # name, kind of its dtype, further dimensions
-    ("image_ids", "i", ()),
-    ("image_wh", "i", (2,)),
-    ("orientation", "i", ()),
-    ("box_image", "i", ()),
-    ("boxes_xyxy", "f", (4,)),
-    ("boxes_xywh", "f", (4,)),
-    ("labels", "i", ()),
-    ("crowd", "b", ()),
-    ("areas", "f", ()),
-    ("annotation_ids", "i", ()),
-)
 _PLAIN = ("image_paths", "names", "category_ids", "problems")  # stored as JSON; the other fields are arrays
 
 
-def _header(path: Path) -> dict | None:
-    """Return the JSON header of a cache file of any version, None for any other file."""
+def _is_cache(path: Path) -> bool:
+    """Whether a file begins like a cache of any version, however damaged the rest of it may be."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            header = json.loads(arrays["header"].tobytes())
-    except (*DAMAGE, RecursionError):
-        return None
-    return header if isinstance(header, dict) and str(header.get("magic", "")).startswith(MAGIC[:-1]) else None
+        with open(path, "rb") as file:
+            return MAGIC[:-1].encode() in file.read(1000)
+    except OSError:
+        return False

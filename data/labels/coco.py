@@ -23,7 +23,7 @@ from data.labels.annotations import Annotations, Problem
 from data.labels.find import find_images
 from data.labels.headers import CheckedImages, check_images
 from data.labels.row_table import RowTable
-from utils.class_names import first_moved
+from utils.class_names import first_moved, is_class_name
 from utils.errors import UserError
 
 INTEGERS, REALS = 4, 5  # per annotation: id, image_id, category_id, iscrowd; x, y, w, h, area
@@ -140,8 +140,8 @@ def _parse(path: Path) -> tuple[dict, _Columns]:
     except json.JSONDecodeError as error:
         line = _line_of_error(path) or error.lineno
         raise UserError(f"{path}:{line}: not valid JSON, perhaps cut off ({error.msg})") from error
-    except (UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: not a JSON text file") from error
+    except (ValueError, RecursionError) as error:  # no text, a number of a million digits, lists in one another
+        raise UserError(f"{path}: not a JSON text file ({error!s:.80})") from error
     finally:
         if collecting:
             gc.enable()
@@ -164,6 +164,8 @@ def _line_of_error(path: Path) -> int:
         json.loads(path.read_bytes())
     except json.JSONDecodeError as error:
         return error.lineno
+    except (ValueError, RecursionError):
+        return 0
     return 0
 
 
@@ -189,6 +191,9 @@ def _categories(
         raise UserError(f"{path}: each of 'categories' needs an id and a name") from error
     if not listed:
         raise UserError(f"{path}: 'categories' is empty")
+    for one in listed:
+        if not is_class_name(one.name):
+            raise UserError(f"{path}: the name of category {one.id} is no text: it has half of a surrogate pair")
     unique, counts = np.unique(ids, return_counts=True)
     if len(unique) < len(ids):
         raise UserError(f"{path}: duplicate category id {unique[counts > 1][0]}")

@@ -15,6 +15,7 @@ from data.labels.label_format import IMAGE_FOLDERS
 from utils.class_names import read_names
 from utils.config import REPOSITORY
 from utils.errors import UserError
+from utils.files import MAX_LIST_BYTES, read_text
 
 LIST_OF_ONE_CLASS = re.compile(r".+_(train|val|trainval|test)")  # in VOC's ImageSets/Main
 NAMES_FILES = ("classes.txt", "obj.names", "classes.names")  # of LabelImg, CVAT and others
@@ -32,7 +33,7 @@ class DirectoryCache:
         if folder not in self.names:
             try:
                 self.names[folder] = frozenset(os.listdir(folder or "."))
-            except OSError:
+            except (OSError, ValueError):  # a name with a zero byte, or with half of a surrogate pair
                 self.names[folder] = frozenset()
         return name in self.names[folder]
 
@@ -136,7 +137,7 @@ def image_and_label_files(
             problems.append(Problem(str(source), 0, kind, describe_unknown(unknown)))
         return images, [directories.first(label_candidates(image)) for image in images]
     # Names of files may be in any encoding: Python opens them by their bytes.
-    lines = source.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    lines = read_text(source, MAX_LIST_BYTES, keep_bytes=True).splitlines()
     if "\0" in "".join(lines):
         raise UserError(f"{source}: is not a list of images (a text file, one path per line)")
     entries = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]

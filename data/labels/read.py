@@ -147,7 +147,8 @@ def _read_pairs(images: list[str], labels: list[str], description: DataDescripti
         raise UserError(f"{labels[0]}: none of the {len(labels)} label files can be read ({problems[0]})")
     images, labels = [images[i] for i in kept], [labels[i] for i in kept]
 
-    names = description.names or _names_in(per_image, description.num_classes)  # also of images that are left out next
+    # The names also of images that are left out next.
+    names = description.names or _names_in(per_image, labels, description.num_classes)
     found = _check_images(images, labels, per_image, need_images)
     problems += found.problems
     good = np.flatnonzero(~found.is_bad)
@@ -193,8 +194,12 @@ def _check_images(images: list[str], labels: list[str], per_image: list[LabelRow
     )
 
 
-def _names_in(per_image: list[LabelRows], num_classes: int) -> tuple[str, ...]:
-    """Return class names where no names file gives them: those of the XML files, sorted, or the numbers."""
+def _names_in(per_image: list[LabelRows], labels: list[str], num_classes: int) -> tuple[str, ...]:
+    """Return class names where no names file gives them: those of the XML files, sorted, or the numbers.
+
+    Raises:
+        UserError: another number of names than the data file says, or a class number that no data set has.
+    """
     words = {word for rows in per_image if isinstance(rows.labels, list) for word in rows.labels}
     if words:
         if num_classes not in (0, len(words)):
@@ -203,10 +208,13 @@ def _names_in(per_image: list[LabelRows], num_classes: int) -> tuple[str, ...]:
                 f"({', '.join(sorted(words))}); give the classes and their order with 'names = …'"
             )
         return tuple(sorted(words))
-    indices = [rows.labels for rows in per_image if isinstance(rows.labels, np.ndarray)]
-    largest = max((int(labels.max()) for labels in indices if len(labels)), default=0)
-    if largest >= MAX_CLASSES and not num_classes:
-        raise UserError(f"the labels have the class {largest}, but no data set has more than {MAX_CLASSES:,} classes")
+    largest = 0
+    for label, rows in zip(labels, per_image, strict=True):
+        indices = np.asarray(rows.labels, dtype=np.int64)
+        largest = max(largest, int(indices.max(initial=0)))
+        if largest >= MAX_CLASSES and not num_classes:  # else the data file refuses it
+            line = rows.lines[indices.argmax()]
+            raise UserError(f"{label}:{line}: class {largest} is outside 0..{MAX_CLASSES - 1:,}; correct the label")
     return tuple(str(index) for index in range(num_classes or largest + 1))
 
 

@@ -72,7 +72,11 @@ def parse_voc(data: bytes) -> VocFile:
         path.pop()
         texts.clear()
 
+    def refuse_entity(*_: object) -> None:  # a few entities in one another can stand for a billion letters
+        raise ValueError(f"{parser.CurrentLineNumber}: declares an entity, which no annotation needs")
+
     parser.StartElementHandler, parser.EndElementHandler = start, end
+    parser.EntityDeclHandler = refuse_entity
     parser.CharacterDataHandler = texts.append
     try:
         parser.Parse(data, True)

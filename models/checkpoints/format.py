@@ -63,9 +63,14 @@ def _flat(values: Any, path: Path) -> dict[str, Any]:
     """
     if isinstance(values, dict) and all(isinstance(name, str) for name in values):
         parts = [one for value in values.values() for one in (value if isinstance(value, list) else [value])]
-        if all(one is None or isinstance(one, (bool, int, float, str)) for one in parts):
+        if all(one is None or isinstance(one, (float, str)) or _is_integer(one) for one in parts):
             return values
     raise UserError(f"{path}: damaged, its options or its history are no plain values; use another copy or train again")
+
+
+def _is_integer(value: Any) -> bool:
+    """Whether this is a bool or a whole number of at most 64 bits; a pickle may hold one of a million digits."""
+    return isinstance(value, int) and abs(value) < 2**63
 
 
 def check_network_content(content: dict[str, Any], path: str | Path) -> None:

@@ -20,6 +20,7 @@ from models.checkpoints.torch_zip import Record, read_torch_zip
 from models.checkpoints.yolov5_modules import Node, children, concat, conv_settings, trace_modules
 from models.layers import Convolution, Pool
 from models.network import Network
+from utils.class_names import is_class_name
 from utils.errors import UserError
 
 # Filters of the first convolution and bottlenecks of the first C3 tell the official sizes apart.
@@ -121,7 +122,7 @@ def _numbers(values: Any) -> Tensor:
 def _names(names: Any) -> tuple[str, ...]:
     if isinstance(names, dict):
         names = [names[index] for index in range(len(names))]
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+    if not isinstance(names, list) or not all(map(is_class_name, names)):
         raise TypeError("class names that are no text")
     return tuple(names)
 

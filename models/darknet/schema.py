@@ -90,8 +90,10 @@ _NET_IGNORED_FLOATS = (
     "ema_alpha badlabels_rejection_percentage num_sigmas_reject_badlabels badlabels_reject_threshold"
 )
 
+LARGEST_SIDE = 16_384  # of a network's input, pixels
+
 NET = {
-    "width": integer(None, 1, 16_384), "height": integer(None, 1, 16_384), "channels": integer(3, 1, 4_096),
+    "width": integer(None, 1, LARGEST_SIDE), "height": integer(None, 1, LARGEST_SIDE), "channels": integer(3, 1, 4_096),
     "bn_eps": number(None, 0.0, 1.0),  # ours: batch norm's epsilon, 1e-5 as Darknet without it
     "bn_momentum": number(None, 0.0, 1.0),  # ours: weight of the new batch in the running statistics, 0.03 without it
     **{name: ignored("int") for name in _NET_IGNORED_INTS.split()},
