@@ -108,10 +108,9 @@ def read_weights(path):
     """Load as test.py and detect.py do, and see that the network computes."""
     import torch
 
-    from engine.resolve import Wanted, class_names, resolve
+    from engine.resolve import Wanted, name_classes, resolve
 
-    found = resolve(Wanted(str(path)), needs_data=False)
-    class_names(found)
+    found = name_classes(resolve(Wanted(str(path)), needs_data=False))
     with torch.no_grad():
         raw_maps = found.loaded.network.eval()(torch.rand(1, 3, 64, 96))
     assert all(not torch.isnan(raw).any() for raw in raw_maps)
@@ -221,6 +220,16 @@ def read_yolo(path):
 def make_data(folder):
     project(folder)
     return folder / "tiny.data"
+
+
+def make_data_yaml(folder):
+    """Describe the project as Roboflow and ultralytics do."""
+    project(folder)
+    (folder / "x.yaml").write_text(
+        "path: .  # of the data\ntrain: images\nval: [images, images]\ntest:\nnc: 3\n"
+        "names:\n  0: a\n  1: b\n  2: c\ndownload: rm -r images\n"
+    )
+    return folder / "x.yaml"
 
 
 def make_names(folder):
@@ -365,10 +374,10 @@ def read_image(path):
 
     for source in open_source(str(path)):
         assert len(list(source)) + len(source.problems) == 1
-    width, height, orientation = image_header(str(path))
+    header = image_header(str(path))
     for reduce in (1, 2):
         with contextlib.suppress(UserError):
-            assert read(str(path), (width, height), orientation, reduce).shape[0] > 0
+            assert read(str(path), (header.width, header.height), header.orientation, reduce).shape[0] > 0
 
 
 def make_cache(folder):
@@ -442,6 +451,7 @@ KINDS = {
     "voc": Kind(make_voc, (mutate_xml, mutate_xml, mutate_bytes), read_voc),
     "yolo": Kind(make_yolo, TEXT, read_yolo),
     "data": Kind(make_data, TEXT, read_annotations),
+    "data.yaml": Kind(make_data_yaml, YAML, read_annotations),
     "names": Kind(make_names, TEXT, read_names),
     "recipe": Kind(make_recipe, YAML, read_recipe),
     "config": Kind(make_config, YAML, read_config),

@@ -38,7 +38,7 @@ def notes(tmp_path):
 
 def test_coco_to_yolo_and_back(notes, tmp_path):
     line = write_yolo(notes, tmp_path / "yolo", "valid")
-    assert "3 files, 7 objects (1 crowd regions left out)" in line
+    assert "3 files, 7 objects (1 crowd region left out)" in line
     names = tuple((tmp_path / "yolo" / "classes.names").read_text().split())
     images = str(tmp_path / "yolo" / "images" / "valid")
     back = read_dataset(DataDescription(tmp_path / "x.data", 2, names, {"valid": (images,)}), "valid")

@@ -287,15 +287,15 @@ def test_a_voc_file_of_a_hundred_thousand_levels_is_one_bad_file(tmp_path):
         read_dataset(data, "train")
 
 
-@pytest.mark.parametrize("number", ["1000000000", "100000", "999999999999999"])
+@pytest.mark.parametrize("number", ["1000000000", "100000"])
 def test_without_names_a_class_that_no_data_set_has_is_refused(tmp_path, number):
     yolo_set(tmp_path, {"a": f"{number} 0.5 0.5 0.1 0.1\n"})
     data = describe(tmp_path, 0, (), train=tmp_path / "images")
-    with pytest.raises(UserError, match=rf"the labels have the class {number}, but no data set has more than 100,000"):
+    with pytest.raises(UserError, match=rf"a\.txt:1: class {number} is outside 0\.\.99,999"):
         read_dataset(data, "train")
 
 
-@pytest.mark.parametrize("number", ["1e300", "9" * 5000, "nan", "1e19"])
+@pytest.mark.parametrize("number", ["1e300", "9" * 5000, "nan", "1e19", "999999999999999"])
 def test_a_class_that_is_no_number_is_one_bad_row(tmp_path, number):
     notes = read_dataset(yolo_set(tmp_path, {"a": f"{number} .5 .5 .1 .1\n0 .5 .5 .1 .1\n"}), "train")
     assert notes.labels.tolist() == [0] and len(notes.problems) == 1

@@ -15,7 +15,7 @@ from utils.errors import UserError
 
 def new_state(seed, adam=False, steps=0):
     network = random_network(seed)
-    optimizer = build_optimizer(network, OptimizerOptions(adam=adam), 64)
+    optimizer = build_optimizer(network, OptimizerOptions(optimizer="AdamW" if adam else "SGD"), 64)
     for _ in range(steps):
         for parameter in network.parameters():
             parameter.grad = torch.ones_like(parameter)

@@ -140,7 +140,7 @@ def test_a_recipe_value_of_another_kind_names_its_line(tmp_path, value):
 @pytest.mark.parametrize(
     ("values", "words"),
     [({"epochs": "many"}, "'epochs' must be"), ({"epochs": 10**30}, "'epochs' must be"), ({"box": [1.0]}, "'box' must"),
-     ({"kind": "xiou"}, "one of"), ({"adam": None}, "'adam' must be"), ({"boxx": 1}, "did you mean 'box'")]
+     ({"kind": "xiou"}, "one of"), ({"deep": None}, "'deep' must be"), ({"boxx": 1}, "did you mean 'box'")]
 )  # fmt: skip
 def test_options_of_a_file_are_checked_like_those_of_a_recipe(values, words):
     with pytest.raises(UserError, match=r"last\.pt: ") as error:
