@@ -1,10 +1,16 @@
-"""Files of class names."""
+"""Files of class names, and lists of names compared with each other."""
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 from utils.errors import UserError
+
+# Darknet's words for COCO's classes (its data/coco.names); "pottedplant" and "diningtable" differ by a space only.
+OTHER_WORDS = {"motorbike": "motorcycle", "aeroplane": "airplane", "sofa": "couch", "tvmonitor": "tv"}
 
 
 def read_names(path: Path) -> tuple[str, ...]:
@@ -23,3 +29,39 @@ def read_names(path: Path) -> tuple[str, ...]:
         if names.index(name) != line - 1:
             raise UserError(f"{path}:{line}: duplicate class name '{name}'")
     return tuple(names)
+
+
+def places_in(names: Sequence[str], others: Sequence[str]) -> list[int | None]:
+    """Return for each name the index of the same class in the other list, None where that has no such class.
+
+    Names are the same without regard to capitals, spaces, hyphens and underscores, and in COCO's words as in Darknet's.
+    Names of one list that differ in nothing else are only compared letter by letter.
+    """
+    counts = [Counter(map(_plain, of_list)) for of_list in (names, others)]
+
+    def key(name: str) -> str:
+        return name if any(count[_plain(name)] > 1 for count in counts) else _plain(name)
+
+    places = {key(name): index for index, name in enumerate(others)}
+    return [places.get(key(name)) for name in names]
+
+
+def first_moved(names: Sequence[str], others: Sequence[str]) -> int | None:
+    """Return the index of the first name that stands at another place of the other list.
+
+    None: as far as the lists have names in common these stand at the same places, so that two lists of one length are
+    the same order of classes, perhaps in other words.
+    """
+    places = enumerate(places_in(names, others))
+    return next((index for index, place in places if place not in (None, index)), None)
+
+
+def are_numbers(names: Sequence[str]) -> bool:
+    """Whether the names are but the index of each class, as "0" and "class 0" are where nobody named the classes."""
+    return all(_plain(name) in (str(index), f"class{index}") for index, name in enumerate(names))
+
+
+def _plain(name: str) -> str:
+    """Return what names of the same class have in common."""
+    letters = re.sub(r"[\s_-]+", "", name.casefold())
+    return OTHER_WORDS.get(letters, letters)
