@@ -19,7 +19,7 @@ import numpy as np
 from data.letterbox import letterbox_images, letterbox_meta, smallest_input
 from data.sources import ImageFiles, Picture, VideoFrames, open_source
 from data.splits import open_split
-from engine.resolve import Wanted, class_names, resolve
+from engine.resolve import Wanted, name_classes, resolve
 from engine.run_folder import new_run_folder
 from engine.writers import DetectionWriter, Mp4Writer
 from models.detector import Detector
@@ -71,9 +71,8 @@ def main() -> None:
     use_threads()
 
     wanted = Wanted(options.weights, options.cfg, options.data, options.img_size)
-    resolved = resolve(wanted, needs_data=False)
+    resolved = name_classes(resolve(wanted, needs_data=False), options.names, options.data)
     loaded, size = resolved.loaded, resolved.input_wh[0]
-    names = class_names(resolved, options.names, options.data)
     sources, shown = choose_sources(options.source, resolved.data)
     detector = Detector(
         loaded.network.to(device),
@@ -82,7 +81,7 @@ def main() -> None:
         max_detections=options.max_det,
         half=options.half,
         agnostic=options.agnostic_nms,
-        classes=class_numbers(options.classes, names),
+        classes=class_numbers(options.classes, loaded.names),
     )
     folder = new_run_folder(RUNS, options.name)
     print(
@@ -95,7 +94,7 @@ def main() -> None:
     window = Window(options.view_img)
     writer = DetectionWriter(
         folder,
-        names,
+        loaded.names,
         pictures=not options.nosave,
         labels=options.save_txt,
         scores=options.save_conf,

@@ -17,7 +17,7 @@ from data.letterbox import RESIZES
 from data.loader import LoaderSettings, evaluation_batches
 from data.splits import open_split
 from engine.evaluate import collect_results
-from engine.resolve import Wanted, check_classes, resolve
+from engine.resolve import Wanted, fit_classes, resolve
 from engine.run_folder import shared_run_folder
 from evaluation.coco import BACKENDS, Metrics, evaluate_coco
 from evaluation.results import clean_ground_truth
@@ -79,7 +79,6 @@ def main() -> None:
 
     wanted = Wanted(options.weights, options.cfg, options.data, options.img_size, options.single_cls)
     resolved = resolve(wanted, square=False)
-    loaded = resolved.loaded
     options = replace(  # so that metrics.json says what was evaluated where the command line left it open
         options,
         weights=resolved.weights,
@@ -88,7 +87,7 @@ def main() -> None:
         single_cls=resolved.single_cls,
     )
     dataset = open_split(resolved.data, SPLITS[options.task], resolved.single_cls)
-    check_classes(resolved, dataset)
+    loaded = fit_classes(resolved, dataset).loaded
     batches = evaluation_batches(dataset, loader_settings(options, loaded, device))
     detector = Detector(
         loaded.network.to(device),

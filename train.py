@@ -19,6 +19,7 @@ from data.splits import open_split
 from engine.ema import AveragedModel
 from engine.evaluate import evaluate
 from engine.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
+from engine.resolve import start_with_classes
 from engine.run_folder import TRAINING_RUNS, plot_labels
 from engine.train_loop import TrainState, train_one_epoch, wrap_for_processes
 from engine.training_run import EpochBar, TrainingRun
@@ -224,7 +225,9 @@ def new_network(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
             print(note)
         initialise_head_biases(network, "yolov5" if network.heads[0].new_coords else "yolov3")
         if options.weights:
-            print(load_weights(network, options.weights))
+            report = load_weights(network, options.weights)
+            print(report)
+            network = start_with_classes(network, report, names)
     freeze_layers(network, options.freeze)
     return network
 

@@ -24,7 +24,7 @@ from data.data_file import split_shown
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings
 from data.splits import open_split
-from engine.resolve import NAME_THE_DATA, Wanted, check_classes, resolve
+from engine.resolve import NAME_THE_DATA, Wanted, fit_classes, resolve
 from engine.run_folder import new_run_folder, read_config, save_config
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import LoadedNetwork
@@ -113,7 +113,7 @@ def open_everything(source: Source, options: MatchingOptions, strategies: Strate
     annotations = open_split(found.data, source.split, found.single_cls)
     if not len(annotations):
         raise UserError(f"{found.data}: the {source.split} split has no images")
-    check_classes(found, annotations, remedy=f"{NAME_THE_DATA}, or other weights with --weights")
+    found = fit_classes(found, annotations, remedy=f"{NAME_THE_DATA}, or other weights with --weights")
     loaded, trained, img_size = found.loaded, found.loaded.options, found.input_wh[0]
     chosen = chosen_strategies(strategies, trained)
     kinds = strategies.match_iou or DEFAULT_KINDS

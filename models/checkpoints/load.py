@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -162,7 +162,8 @@ def _load_ours(network: Network, path: Path) -> LoadReport:
     checkpoint = read_checkpoint(path)
     check_network_content(checkpoint, path)
     other_classes = len(checkpoint["names"]) != network.num_classes
-    return _load_state(network, _state_of(checkpoint), path, skip_heads=other_classes)
+    report = _load_state(network, _state_of(checkpoint), path, skip_heads=other_classes)
+    return replace(report, names=tuple(checkpoint["names"]))
 
 
 def _load_state(network: Network, state: Mapping[str, Tensor], path: Path, skip_heads: bool = False) -> LoadReport:

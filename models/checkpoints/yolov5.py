@@ -107,7 +107,7 @@ def load_yolov5_checkpoint(network: Network, path: str | Path | Yolov5Checkpoint
         for tensors in ready:
             for target, source in tensors:
                 target.copy_(source)
-    return LoadReport(checkpoint.path, len(ready), len(layer_of), skipped=skipped)
+    return LoadReport(checkpoint.path, len(ready), len(layer_of), skipped=skipped, names=checkpoint.names)
 
 
 def _numbers(values: Any) -> Tensor:
