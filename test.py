@@ -19,7 +19,7 @@ from data.splits import open_split
 from engine.evaluate import collect_results
 from engine.resolve import Wanted, fit_classes, resolve
 from engine.run_folder import shared_run_folder
-from evaluation.coco import BACKENDS, Metrics, evaluate_coco
+from evaluation.coco import BACKENDS, Metrics, evaluate_coco, has_objects
 from evaluation.results import clean_ground_truth
 from models.checkpoints.load import LoadedNetwork
 from models.detector import Detector, Speed
@@ -108,6 +108,8 @@ def main() -> None:
 
     folder = shared_run_folder(RUNS, options.name)
     ground_truth = clean_ground_truth(dataset.to_coco())
+    if distributed.is_main() and not has_objects(ground_truth):
+        print(f"{options.data} ({SPLITS[options.task]}): not a single object in {len(dataset)} images; AP is undefined")
     pictures = BatchPictures(folder, loaded.names or dataset.names)
     results = collect_results(detector, batches, ground_truth, options.single_cls, pictures.draw)
     if distributed.is_main():
@@ -191,8 +193,15 @@ def table(metrics: Metrics, verbose: bool) -> str:
         columns = (metrics.names, metrics.class_images, metrics.class_instances, metrics.class_precision)
         rows += zip(*columns, metrics.class_recall, metrics.class_ap50, metrics.class_ap, strict=True)
     for name, images, targets, *numbers in rows:
-        lines.append(f"{name:>{width}}{images:>14}{targets:>14}" + "".join(f"{number:>14.4g}" for number in numbers))
+        lines.append(
+            f"{name:>{width}}{images:>14}{targets:>14}" + "".join(f"{defined(number):>14}" for number in numbers)
+        )
     return "\n".join(lines)
+
+
+def defined(number: float) -> str:
+    """Return four digits of a metric, "-" where it is undefined."""
+    return "-" if number < 0 else f"{number:.4g}"
 
 
 def print_speed(speed: Speed, options: EvaluationOptions) -> None:
