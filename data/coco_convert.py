@@ -56,7 +56,7 @@ def write_coco(annotations: Annotations, path: Path) -> str:
             image["file_name"] = os.path.relpath(image_path, folder).replace(os.sep, "/")
     write_json_atomically(path, content, indent=None)
     images = f"; images in {folder} (train_images=, valid_images= or test_images= in a .data file)" if folder else ""
-    return f"{path}: {len(annotations)} images, {len(annotations.labels)} objects{images}"
+    return f"{path}: {len(annotations)} images, {len(content['annotations'])} objects{images}"
 
 
 def write_yolo(annotations: Annotations, folder: Path, split: str) -> str:

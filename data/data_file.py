@@ -35,6 +35,7 @@ class DataDescription:
     image_folders: dict[str, str] = field(default_factory=dict)  # split -> explicit image folder of a COCO JSON
     download: str = ""  # the command that fetches the data
     draw: str = ""  # the built-in set that is drawn on first use
+    keypoint_shape: tuple[int, int] | None = None  # of YOLO pose rows: points, numbers of each; (0, 0): there are none
 
     def find(self, text: str) -> Path | None:
         """Return the existing file or folder that a value of the ``.data`` file names, or None."""

@@ -91,6 +91,22 @@ def test_hotcoco_equals_pycocotools_to_the_last_bit(seed, crowd_share):
         assert twelve(fast) == pycocotools_stats(ground_truth, results)[0].stats.tolist()
 
 
+@pytest.mark.parametrize(
+    "box", [[50, 50, 0, 10], [50, 50, 10, 0], [50, 50, 0, 0], [50, 50, -10, 10], [50, 50, -10, -10], [500, 50, 10, 10]]
+)
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_a_box_without_size_or_outside_can_be_missed(box, backend):
+    # Two objects of class 7, of which the second has a box that nothing overlaps: AP is that of a recall of 1/2, 51 of
+    # the 101 points.
+    ground_truth = one_image((7, [0, 0, 10, 10], 0), (7, box, 0))
+    ground_truth["annotations"][1]["area"] = max(0, box[2]) * max(0, box[3])
+    results = [found(7, [0, 0, 10, 10], 0.9), found(7, [50, 50, 10, 10], 0.8), found(7, [90, 50, 10, 10], 0.7)]
+    metrics = evaluate_coco(ground_truth, results, backend)
+    assert twelve(metrics) == pycocotools_stats(ground_truth, results)[0].stats.tolist()
+    assert metrics.ap == pytest.approx(51 / 101) and metrics.recall == 0.5
+    assert metrics.num_instances == 2
+
+
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_matching_at_half_equals_pycocotools(seed):

@@ -115,6 +115,22 @@ def test_without_an_object_nothing_is_defined_but_all_is_said(project, script, m
     assert row == ["Würfel", "0", "0", "-", "-", "-", "-"]
 
 
+def test_pycocotools_counts_the_same_objects_in_the_original_file(project, script, monkeypatch):
+    assert run_script(script, monkeypatch, "--save-json", "--workers", 0, "--name", "plain") == 0
+    truth = json.loads((project / "runs/test/plain/ground_truth.json").read_text())
+    outside, flat, turned = [5000, 5, 30, 30], [10, 10, 0, 20], [60, 40, -20, 20]
+    for number, box in enumerate([outside, flat, turned] * 3, start=1000):
+        row = {"id": number, "image_id": truth["images"][0]["id"], "category_id": 1 + number % 3, "iscrowd": 0}
+        truth["annotations"].append({**row, "bbox": box, "area": 50})
+    (project / "bad.json").write_text(json.dumps(truth))
+    (project / "bad.data").write_text("classes=3\ntrain=bad.json\nvalid=bad.json\nvalid_images=images\n")
+    assert run_script(script, monkeypatch, "--save-json", "--workers", 0, "--data", "bad.data", "--name", "bad") == 0
+    stats, _ = pycocotools_says(project / "bad.json", project / "runs/test/bad/detections.json")
+    plain, bad = (json.loads((project / f"runs/test/{name}/metrics.json").read_text()) for name in ("plain", "bad"))
+    assert [bad[row[0]] for row in TWELVE] == null_for_undefined(stats)
+    assert bad["num_instances"] == plain["num_instances"] + 9 and bad["ap"] < plain["ap"]
+
+
 def test_classes_in_another_order_give_the_same_numbers(project, script, monkeypatch, capsys):
     assert run_script(script, monkeypatch, "--workers", 0, "--name", "plain") == 0
     (project / "turned.names").write_text("bar\ndisc\nwürfel\n")

@@ -52,6 +52,8 @@ class Annotations:
     problems: tuple[Problem, ...] = ()
     orientation: np.ndarray | None = None  # [N] int8, the EXIF orientation to undo when reading pixels
     boxes_xywh: np.ndarray | None = None  # [M 4] float64, as a COCO file writes them; None: from boxes_xyxy
+    # Of the same images, the boxes that cannot be learned, having no size or lying outside, but that can be missed.
+    unlearnable: Annotations | None = None
 
     def __len__(self) -> int:
         return len(self.image_paths)
@@ -80,6 +82,7 @@ class Annotations:
             image_wh=self.image_wh[keep],
             box_image=np.repeat(np.arange(len(keep), dtype=np.int32), counts),
             orientation=None if self.orientation is None else self.orientation[keep],
+            unlearnable=None if self.unlearnable is None else self.unlearnable.select_images(keep),
         )
 
     def select_boxes(self, keep: np.ndarray) -> Annotations:
@@ -88,13 +91,12 @@ class Annotations:
 
     def as_single_class(self) -> Annotations:
         """Return the same boxes as objects of one class, ``object``."""
-        return replace(self, labels=np.zeros_like(self.labels), names=("object",), category_ids=(1,))
+        unlearnable = None if self.unlearnable is None else self.unlearnable.as_single_class()
+        labels = np.zeros_like(self.labels)
+        return replace(self, labels=labels, names=("object",), category_ids=(1,), unlearnable=unlearnable)
 
     def to_coco(self) -> dict:
         """Return the ground truth in COCO's format, for the evaluators; boxes and areas are those of the file."""
-        boxes_xywh = self.boxes_xywh
-        if boxes_xywh is None:
-            boxes_xywh = np.concatenate((self.boxes_xyxy[:, :2], self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]), 1)
         categories = [{"id": id_, "name": name} for id_, name in zip(self.category_ids, self.names, strict=True)]
         images = [
             {"id": id_, "width": width, "height": height, "file_name": path.replace("\\", "/").rsplit("/", 1)[-1]}
@@ -102,6 +104,16 @@ class Annotations:
                 self.image_ids.tolist(), self.image_wh.tolist(), self.image_paths, strict=True
             )
         ]
+        annotations = self._coco_annotations()
+        if self.unlearnable is not None:
+            annotations += self.unlearnable._coco_annotations()
+        return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+    def _coco_annotations(self) -> list[dict]:
+        """Return the rows as COCO's ``annotations``."""
+        boxes_xywh = self.boxes_xywh
+        if boxes_xywh is None:
+            boxes_xywh = np.concatenate((self.boxes_xyxy[:, :2], self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]), 1)
         columns = zip(
             self.annotation_ids.tolist(),
             self.image_ids[self.box_image].tolist(),
@@ -112,8 +124,7 @@ class Annotations:
             strict=True,
         )
         keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
-        annotations = [dict(zip(keys, row, strict=True)) for row in columns]
-        return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+        return [dict(zip(keys, row, strict=True)) for row in columns]
 
     def _with_rows(self, rows: np.ndarray) -> Annotations:
         """Return the annotations with these rows of the columns [M ...]; the columns of images stay."""
