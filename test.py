@@ -115,7 +115,8 @@ def main() -> None:
     if distributed.is_main():
         metrics = evaluate_coco(ground_truth, results, options.evaluator)
         print(table(metrics, options.verbose))
-        print(metrics.summary())
+        if has_objects(ground_truth):
+            print(metrics.summary())
         print_speed(detector.speed(), options)
         write_results(folder, options, metrics, detector.speed())
         if options.save_json:

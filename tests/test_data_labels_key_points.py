@@ -61,7 +61,11 @@ def read(folder, *files, shape=None):
         (folder / folder_name).mkdir(exist_ok=True)
     for number, rows in enumerate(files):
         cv2.imwrite(str(folder / f"images/{number}.png"), np.zeros((100, 100, 3), np.uint8))
-        text = "".join(" ".join(f"{value:.6f}".rstrip("0").rstrip(".") for value in row) + "\n" for row in rows)
+        text = "".join(
+            " ".join(value if isinstance(value, str) else f"{value:.6f}".rstrip("0").rstrip(".") for value in row)
+            + "\n"
+            for row in rows
+        )
         (folder / f"labels/{number}.txt").write_text(text)
     splits = {"train": str(folder / "images")}
     return read_dataset(DataDescription(folder / "x.data", 1, ("a",), splits, keypoint_shape=shape), "train")
@@ -109,6 +113,15 @@ def test_polygons_stay_polygons(tmp_path, rows, said):
     assert KIND not in [problem.kind for problem in notes.problems]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("value", ["nan", "inf", "x", "1e308", "-1e308"])
+def test_rows_that_are_no_numbers_decide_nothing(tmp_path, value):
+    rows = pose_rows(5, 2)
+    notes = read(tmp_path, rows, [[*rows[0][:1], *([value] * 14)]])
+    np.testing.assert_allclose(notes.boxes_xyxy, from_boxes(rows), atol=1e-3)
+    assert len(notes.problems) == 2
+
+
 def test_a_few_rows_that_may_be_either_do_not_stop_a_set_of_boxes(tmp_path):
     rows = [[0, 0.2, 0.2 + number / 100, 0.1, 0.1] for number in range(9)]
     polygon = [0, 0.4, 0.4, 0.5, 0.4, 0.5, 0.5, 0.45, 0.55]
@@ -147,3 +160,10 @@ def test_a_wrong_shape_names_the_rows(tmp_path):
     notes = read(tmp_path, pose_rows(17, 3), [[0, 0.5, 0.5, 0.1, 0.2]], shape=(4, 3))
     assert len(notes.labels) == 1
     assert {problem.kind for problem in notes.problems} == {"neither 5 columns nor the 17 of a box with key points"}
+
+
+def test_a_very_long_row_costs_no_memory(tmp_path):
+    corners = np.random.default_rng(0).uniform(0.4, 0.5, (12, 100_000)).round(3)
+    corners += np.arange(12)[:, None] / 100
+    notes = read(tmp_path, [[0, *row] for row in corners])
+    assert len(notes.labels) == 12

@@ -24,6 +24,7 @@ ONE_LENGTH = (
 TOLERANCE = 0.01  # relative to the image, by which a key point may lie outside of its box
 MOST, HALF = 0.9, 0.5  # shares of the rows that look like boxes with key points, or like polygons
 ENOUGH_ROWS = 10  # to go by these shares
+LONGEST_POSE = 2000  # columns; 478 points of a face have 1439
 MOST_NUMBERS = 10**7  # in the memory while edges are compared
 
 
@@ -73,7 +74,7 @@ def _pose_columns(files: Sequence[str], longer: Counter[int], total: int) -> int
         UserError: they may be either.
     """
     columns, count = longer.most_common(1)[0]
-    if count < ONE_LENGTH * longer.total():
+    if columns > LONGEST_POSE or count < ONE_LENGTH * longer.total():
         return 0
     rows = _rows_of_length(files, columns)
     if not len(rows):
@@ -86,12 +87,13 @@ def _pose_columns(files: Sequence[str], longer: Counter[int], total: int) -> int
     if extra % 2 or count < HALF * total or _are_surely_polygons(rows).mean() >= HALF:
         return 0
     pose = _are_boxes_around(rows, rows[:, BOX_COLUMNS:].reshape(len(rows), -1, 2)).mean()
-    enough = len(rows) >= ENOUGH_ROWS
-    outlines = _are_outlines(rows).mean() if columns > 7 else 0.0  # edges of a triangle never cross
-    if pose < HALF or (enough and outlines >= MOST):
+    if pose < HALF:
         return 0
-    if enough and pose >= MOST:
-        return columns
+    if len(rows) >= ENOUGH_ROWS:
+        if columns > 7 and _are_outlines(rows).mean() >= MOST:  # the edges of a triangle never cross
+            return 0
+        if pose >= MOST:
+            return columns
     raise UserError(
         f"{files[0]}: rows of {columns} columns may be polygons of {(columns - 1) // 2} corners or boxes with "
         f"{extra // 2} key points; say which in a data.yaml, with kpt_shape: [0, 0] or kpt_shape: [{extra // 2}, 2]"
@@ -99,7 +101,7 @@ def _pose_columns(files: Sequence[str], longer: Counter[int], total: int) -> int
 
 
 def _rows_of_length(files: Sequence[str], columns: int) -> np.ndarray:
-    """Return the rows of numbers [M columns] that have this length."""
+    """Return the rows of finite numbers [M columns] that have this length."""
     rows = []
     for path in files:
         with open(path, encoding="utf-8-sig") as file:
@@ -109,7 +111,8 @@ def _rows_of_length(files: Sequence[str], columns: int) -> np.ndarray:
                         rows.append([float(word) for word in words])
                     except ValueError:  # reported as such, whatever the other rows are
                         continue
-    return np.array(rows, dtype=np.float64).reshape(-1, columns)
+    table = np.array(rows, dtype=np.float64).reshape(-1, columns)
+    return table[np.isfinite(table).all(axis=1)]
 
 
 def _are_boxes_around(rows: np.ndarray, points_xy: np.ndarray) -> np.ndarray:

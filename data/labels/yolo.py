@@ -119,9 +119,9 @@ def read_yolo(path: str, pose_columns: int = 0) -> LabelRows:
     rows, lines, problems = parse_yolo_text(text, path, pose_columns)
     words = [line.split() for line in text.splitlines()]
     lengths = tuple(len(of_line) for of_line in words if len(of_line) > BOX_COLUMNS)
-    missable = [problem for problem in problems if problem.kind in (NO_SIZE, OUTSIDE)]
-    boxes = [_parse_words(words[problem.line - 1], pose_columns)[0] for problem in missable]
-    unlearnable = _label_rows(np.array(boxes), np.array([problem.line for problem in missable]), []) if boxes else None
+    set_aside = [problem for problem in problems if problem.kind in (NO_SIZE, OUTSIDE)]
+    boxes = [_parse_words(words[problem.line - 1], pose_columns)[0] for problem in set_aside]
+    unlearnable = _label_rows(np.array(boxes), np.array([problem.line for problem in set_aside]), []) if boxes else None
     return _label_rows(rows, lines, problems)._replace(unlearnable=unlearnable, lengths=lengths)
 
 
