@@ -22,7 +22,7 @@ from data.splits import open_split, split_shown
 from engine.evaluate import collect_results, without_unread
 from engine.resolve import Wanted, fit_classes, resolve
 from engine.run_folder import shared_run_folder
-from evaluation.coco import BACKENDS, Metrics, evaluate_coco
+from evaluation.coco import BACKENDS, Metrics, evaluate_coco, has_objects
 from evaluation.results import clean_ground_truth
 from models.checkpoints.load import LoadedNetwork
 from models.detector import Detector, Speed
@@ -119,6 +119,8 @@ def main() -> None:
 
     folder = shared_run_folder(options.project, options.name, options.exist_ok)
     ground_truth = clean_ground_truth(dataset.to_coco())
+    if distributed.is_main() and not has_objects(ground_truth):
+        print(f"{options.data} ({split}): not a single object in {how_many(len(dataset), 'image')}; AP is undefined")
     pictures = BatchPictures(folder, loaded.names or dataset.names)
     results = collect_results(detector, batches, ground_truth, options.single_cls, pictures.draw)
     ground_truth, results = without_unread(ground_truth, results, batches)
@@ -207,18 +209,26 @@ def table(metrics: Metrics, verbose: bool) -> str:
         columns = (metrics.names, metrics.class_images, metrics.class_instances, metrics.class_precision)
         rows += zip(*columns, metrics.class_recall, metrics.class_ap50, metrics.class_ap, strict=True)
     for name, images, targets, *numbers in rows:
-        lines.append(f"{name:>{width}}{images:>14}{targets:>14}" + "".join(f"{number:>14.4g}" for number in numbers))
+        lines.append(
+            f"{name:>{width}}{images:>14}{targets:>14}" + "".join(f"{defined(number):>14}" for number in numbers)
+        )
     return "\n".join(lines)
 
 
 def print_metrics(metrics: Metrics, verbose: bool, left_out: int) -> None:
-    """Print the table, COCO's twelve numbers and, where images are missing from these, how many."""
+    """Print the table, COCO's twelve numbers where they are defined and, where images are missing, how many."""
     print(table(metrics, verbose))
-    print(metrics.summary())
+    if metrics.num_instances:
+        print(metrics.summary())
     if left_out:
         print(
             f"WARNING: without {how_many(left_out, 'image')} that cannot be used; these are the numbers of the others"
         )
+
+
+def defined(number: float) -> str:
+    """Return four digits of a metric, "-" where it is undefined."""
+    return "-" if number < 0 else f"{number:.4g}"
 
 
 def print_speed(speed: Speed, options: EvaluationOptions) -> None:

@@ -28,7 +28,7 @@ from engine.run_folder import TRAINING_RUNS, plot_labels
 from engine.train_loop import TrainState, freeze_layers, train_one_epoch, wrap_for_processes
 from engine.training_run import EpochBar, TrainingRun
 from engine.training_state import load_training_state
-from evaluation.coco import Metrics
+from evaluation.coco import Metrics, has_objects
 from models.assignment.counts import MatchCounts
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import cfg_of_weights, load_weights
@@ -161,6 +161,8 @@ def main() -> None:
     run = TrainingRun.start(options.train.project, options.as_dict(), train_set.names, network.cfg_text, state)
     with run.interruptible():
         announce(run, options, network, train_set, device)
+        if distributed.is_main() and not has_objects(ground_truth):
+            print(f"{options.train.data} (valid): not a single object to find; best.pt goes by the training loss")
         wrapped = wrap_for_processes(network, device)
         while not run.is_over(state):
             train_batches.set_epoch(state.epoch)
@@ -174,7 +176,7 @@ def main() -> None:
             if state.epoch == options.train.epochs or not options.train.notest:
                 distributed.copy_from_main(state.average.model)  # batch norms have seen other images in each process
                 metrics = evaluate(Detector(state.average.model), test_batches, ground_truth)
-            run.finish_epoch(state, epoch_row(losses, counts, metrics, state), fitness(metrics))
+            run.finish_epoch(state, epoch_row(losses, counts, metrics, state), fitness(metrics, losses))
             report_epoch(counts, metrics)
         run.finish(state, test_batches)
     del wrapped  # it holds the process group, which must not outlive the interpreter
@@ -311,12 +313,13 @@ def epoch_row(
     """Return one line of ``results.csv``."""
     row = {f"train/{name}": value for name, value in losses.items()}
     if metrics:
-        row |= {
+        columns = {
             "metrics/precision": metrics.precision,
             "metrics/recall": metrics.recall,
             "metrics/mAP_0.5": metrics.ap50,
             "metrics/mAP_0.5:0.95": metrics.ap,
         }
+        row |= {name: value for name, value in columns.items() if value >= 0}  # nothing is defined without an object
     row |= {f"match/{name}": value for name, value in counts.summary().items()}
     return row | {"lr": state.optimizer.param_groups[-1]["lr"]}
 
@@ -326,19 +329,24 @@ def report_epoch(counts: MatchCounts, metrics: Metrics | None) -> None:
     if not distributed.is_main():
         return
     print(f"  {counts.line()}")
-    if metrics:
+    if metrics and metrics.num_instances:
         print(
             f"  test: P {metrics.precision:.3f}  R {metrics.recall:.3f}  "
             f"mAP@0.5 {metrics.ap50:.4f}  mAP@0.5:0.95 {metrics.ap:.4f}"
         )
 
 
-def fitness(metrics: Metrics | None) -> float | None:
-    """Return what decides which epoch is the best: 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95.
+def fitness(metrics: Metrics | None, losses: dict[str, float]) -> float | None:
+    """Return what decides which epoch is the best, 0 to 1; None where it was not tested.
 
-    The weights are those of ultralytics/yolov5 v7.0 (utils/metrics.py, fitness).
+    It is 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95, with the weights of ultralytics/yolov5 v7.0 (utils/metrics.py, fitness). Where
+    there was no object to find, the epoch with the lowest training loss is the best.
     """
-    return 0.1 * metrics.ap50 + 0.9 * metrics.ap if metrics else None
+    if metrics is None:
+        return None
+    if metrics.num_instances == 0:
+        return 1 / (1 + sum(losses.values()))
+    return 0.1 * metrics.ap50 + 0.9 * metrics.ap
 
 
 if __name__ == "__main__":

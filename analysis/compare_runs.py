@@ -289,7 +289,9 @@ def _notes(runs: Sequence[Run]) -> tuple[str, ...]:
             notes.append(f"runs of one setting with the same seed, so their interval says too little: {folders}")
     for run in runs:
         if not any(MAP50 in row for row in run.history):
-            notes.append(f"{run.folder}: no epoch was evaluated (--notest?), so it has no mAP")
+            notes.append(
+                f"{run.folder}: no epoch was evaluated (--notest?) or there was no object to find, so it has no mAP"
+            )
         planned = run.options.get("epochs")
         if isinstance(planned, int) and len(run.history) < planned:
             notes.append(f"{run.folder}: {len(run.history)} of {planned} epochs are finished")

@@ -27,7 +27,7 @@ from utils.errors import UserError, suggestion
 from utils.yaml_file import read_yaml
 
 SPLIT_KEYS = {"train": "train", "val": "valid", "valid": "valid", "validation": "valid", "test": "test"}
-KEYS = ("path", "nc", "names", "download", *SPLIT_KEYS)
+KEYS = ("path", "nc", "names", "kpt_shape", "download", *SPLIT_KEYS)
 
 
 def read_data_yaml(name: str | Path) -> DataDescription:
@@ -57,6 +57,7 @@ def read_data_yaml(name: str | Path) -> DataDescription:
         download=textwrap.shorten(file.text("download"), 200),  # it may be a program
         roots=_roots(file),
         notes=_notes(file),
+        keypoint_shape=_keypoint_shape(file),
     )
 
 
@@ -87,6 +88,25 @@ class DataYaml:
         if not all(isinstance(value, str) for value in values):
             raise UserError(f"{self.place(key)}: '{key}' must be a list of single values")
         return tuple(values)
+
+
+def _keypoint_shape(file: DataYaml) -> tuple[int, int] | None:
+    """Return how many key points follow a box and how many numbers each has, 2 or 3; None where the file is silent."""
+    texts = file.texts("kpt_shape")
+    if not texts:
+        return None
+    if (
+        len(texts) != 2
+        or not all(text.isdecimal() and len(text) < 5 for text in texts)
+        or not _is_shape(*map(int, texts))
+    ):
+        wanted = "[points, numbers of each, 2 or 3], such as [17, 3]"
+        raise UserError(f"{file.place('kpt_shape')}: 'kpt_shape' must be {wanted}")
+    return int(texts[0]), int(texts[1])
+
+
+def _is_shape(points: int, numbers: int) -> bool:
+    return (points, numbers) == (0, 0) or (points > 0 and numbers in (2, 3))
 
 
 def _roots(file: DataYaml) -> tuple[Path, ...]:

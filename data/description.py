@@ -27,6 +27,7 @@ class DataDescription:
     roots: tuple[Path, ...] = ()  # folders to which paths may be relative; empty: see `find`
     notes: tuple[str, ...] = ()  # for the user, a line each
     is_one_set: bool = False  # the same images serve as all splits
+    keypoint_shape: tuple[int, int] | None = None  # of YOLO pose rows: points, numbers of each; (0, 0): there are none
     val_fraction: float = 0.0  # the share of the training images that is held out as "valid"
 
     def find(self, text: str) -> Path | None:

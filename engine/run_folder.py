@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import yaml
 
+from models.checkpoints.format import read_checkpoint
 from utils import distributed
 from utils.errors import UserError
 from utils.figures import new_figure
@@ -189,20 +190,32 @@ def newest_run(runs: str | Path = TRAINING_RUNS) -> Path | None:
 
     This one rule decides whose weights test.py, detect.py and analyze.py take, and whose data and cfg analyze.py looks
     at. A run wrote when its ``best.pt`` or ``last.pt`` did, the later of the two: a run that is resumed becomes the
-    newest again, one that has no weights (yet) is passed over. Where no run has weights, the newest ``config.yaml``
+    newest again, one that has no trained weights (yet) is passed over. Where no run has any, the newest ``config.yaml``
     decides.
     """
-    for names in (CHECKPOINTS, ("config.yaml",)):
-        found = [path for name in names for path in Path(runs).glob(f"*/{name}")]
-        if found:
-            return max(found, key=lambda path: path.stat().st_mtime).parent
-    return None
+    weights = [path for name in CHECKPOINTS for path in Path(runs).glob(f"*/{name}")]
+    for path in sorted(weights, key=lambda path: path.stat().st_mtime, reverse=True):
+        if weights_of_run(path.parent):
+            return path.parent
+    configs = Path(runs).glob("*/config.yaml")
+    newest = max(configs, key=lambda path: path.stat().st_mtime, default=None)
+    return newest.parent if newest else None
 
 
 def weights_of_run(folder: Path | None) -> Path | None:
-    """Return ``best.pt`` of a run, ``last.pt`` where it has no best one, None without a run or weights."""
+    """Return ``best.pt`` of a run, ``last.pt`` where it has no best one, None without a run or trained weights."""
     paths = [folder / name for name in CHECKPOINTS] if folder else []
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if path.is_file() and _is_trained(path)), None)
+
+
+def _is_trained(path: Path) -> bool:
+    """Whether a checkpoint is another one than the ``last.pt`` that a run writes before its first epoch."""
+    if path.name == "best.pt":
+        return True
+    try:
+        return read_checkpoint(path).get("epoch") != 0
+    except UserError:  # whoever uses the file says what is wrong with it
+        return True
 
 
 def find_newest_checkpoint(runs: str | Path = TRAINING_RUNS) -> Path:

@@ -172,7 +172,9 @@ class TrainingRun:
         ]
         print(f"\n{'over the tested epochs':24}{'max':>9}{'mean':>9}{'std':>9}{'best epoch':>13}")
         for name, summary in rows:
-            if summary:
+            if not summary:  # not a single object to find
+                print(f"{name:24}{'-':>9}{'-':>9}{'-':>9}{'-':>9}")
+            else:
                 print("{:24}{max:9.4f}{mean:9.4f}{std:9.4f}{best_epoch:9.0f}/{epochs:.0f}".format(name, **summary))
         if state.epoch < self.options["epochs"]:
             print(

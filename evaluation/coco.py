@@ -48,7 +48,10 @@ SHAPE = (10, 101, 4, 3)  # T R A D; K is that of the data set
 
 @dataclass(frozen=True)
 class Metrics:
-    """What an evaluation found. A number that nothing defines (no object of that size or class) is -1, as in COCO."""
+    """What an evaluation found. A number that nothing defines (no object of that size or class) is -1, as in COCO.
+
+    In ``metrics.json`` it is null.
+    """
 
     ap: float  # mean over IoU 0.50:0.95, all areas, 100 detections per image and class
     ap50: float
@@ -77,8 +80,8 @@ class Metrics:
     evaluator: str  # "hotcoco" or "pycocotools"
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain values for ``metrics.json``; what belongs to classes is a list of one dict per class."""
-        values = asdict(self)
+        """Return plain values for ``metrics.json``: None where undefined, and for the classes a list of dicts."""
+        values = {name: _defined(value) for name, value in asdict(self).items()}
         columns = {name: values.pop(name) for name in list(values) if name == "names" or name.startswith("class_")}
         keys = [name.removeprefix("class_") for name in columns]
         keys[keys.index("names")] = "name"
@@ -94,6 +97,18 @@ class Metrics:
             where = f"IoU={iou:<9} | area={AREAS[area]:>6s} | maxDets={LIMITS[limit]:>3d}"
             lines.append(f" {title:<18} {kind} @[ {where} ] = {getattr(self, name):0.3f}")
         return "\n".join(lines)
+
+
+def has_objects(ground_truth: dict) -> bool:
+    """Whether there is anything to find, without which no number is defined: crowd regions are no objects."""
+    return any(not annotation.get("iscrowd") for annotation in ground_truth["annotations"])
+
+
+def _defined(value: Any) -> Any:
+    """Return a number or a tuple of them with None in place of -1."""
+    if isinstance(value, tuple):
+        return tuple(map(_defined, value))
+    return None if value == -1 else value
 
 
 def evaluate_coco(ground_truth: dict, results: Sequence[dict], backend: str = "auto") -> Metrics:

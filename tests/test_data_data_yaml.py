@@ -107,3 +107,16 @@ def test_classes_without_names_and_keys_without_use(tmp_path):
 def test_mistakes_name_file_and_line(tmp_path, text, message):
     with pytest.raises(UserError, match=message):
         read_data_yaml(write(tmp_path, text))
+
+
+@pytest.mark.parametrize("text, shape", [("[17, 3]", (17, 3)), ("[0, 0]", (0, 0)), ("[4, 2]", (4, 2)), ("", None)])
+def test_the_shape_of_key_points(tmp_path, text, shape):
+    path = write(tmp_path, f"train: images\nkpt_shape: {text}\nnames: [a]\n", "images")
+    data = read_data_yaml(path)  # without key points, (0, 0), longer rows are polygons
+    assert data.keypoint_shape == shape and not any("kpt_shape" in note for note in data.notes)
+
+
+@pytest.mark.parametrize("text", ["17", "[17]", "[17, 4]", "[17, 3, 1]", "[-1, 3]", "[a, b]", "{a: 1}", "[99999, 3]"])
+def test_a_shape_that_key_points_cannot_have(tmp_path, text):
+    with pytest.raises(UserError, match=r"data\.yaml:2: 'kpt_shape' must be"):
+        read_data_yaml(write(tmp_path, f"train: images\nkpt_shape: {text}\nnames: [a]\n", "images"))

@@ -1,5 +1,6 @@
 """The label cache: gives the same annotations, never misses an edit, harms no file and no read-only folder."""
 
+import dataclasses
 import os
 import zipfile
 
@@ -31,6 +32,9 @@ def equal(first: Annotations, second: Annotations) -> bool:
         if isinstance(ours, np.ndarray):
             if ours.dtype != theirs.dtype or not np.array_equal(ours, theirs):
                 return False
+        elif isinstance(ours, Annotations):
+            if theirs is None or not equal(ours, theirs):
+                return False
         elif ours != theirs:
             return False
     return True
@@ -41,6 +45,22 @@ def test_a_second_reading_parses_nothing_and_gives_the_same(data, tmp_path, monk
     assert (tmp_path / "images.cache.npz").is_file() and len(first.problems) == 3
     monkeypatch.setattr(read, "_read_pairs", None)
     assert equal(first, read_dataset(data, "train"))
+
+
+def test_boxes_that_cannot_be_learned_come_back(data, tmp_path, monkeypatch):
+    (tmp_path / "labels" / "ü1.txt").write_text("1 .5 .5 0 .5\n1 .5 .5 .5 .5\n")
+    first = read_dataset(data, "train")
+    monkeypatch.setattr(read, "_read_pairs", None)
+    again = read_dataset(data, "train")
+    assert len(again.unlearnable.labels) == 1 and equal(first.unlearnable, again.unlearnable)
+    assert again.to_coco() == first.to_coco()
+
+
+def test_another_shape_of_key_points_is_seen(data):
+    read_dataset(data, "train")
+    other = dataclasses.replace(data, keypoint_shape=(17, 3))
+    read_dataset(other, "train")
+    assert cache.content_key([], [], [], None) != cache.content_key([], [], [], (17, 3))
 
 
 def test_an_edit_is_seen_even_with_size_and_time_unchanged(data, tmp_path):

@@ -79,6 +79,25 @@ def test_a_bad_annotation_is_counted_and_only_it_is_dropped(tmp_path, row, kind)
     assert notes.boxes_xyxy.tolist() == [[10, 5, 30, 35]] * 2
 
 
+def test_boxes_that_cannot_be_learned_are_evaluated_as_the_file_has_them(tmp_path):
+    rows = [
+        note(id=21, bbox=[1, 2, 0, 4], area=0),
+        note(id=22),
+        note(id=23, bbox=[300, 2, 4, 4], area=7, category_id=3),  # outside
+        note(id=24, bbox=[9, 2, 4, -4], area=16, iscrowd=1),
+        note(id=25, bbox=[9, 2, -4, 4], area=-16),
+        note(id=26, bbox=[1, float("nan"), 4, 4]),  # no box
+    ]
+    images = [{"id": 1, "width": 100, "height": 50, "file_name": "a.jpg"}]
+    notes = read(write(tmp_path, images=images, annotations=rows))
+    assert notes.annotation_ids.tolist() == [22] and len(notes.problems) == 5
+    found = {row["id"]: row for row in notes.to_coco()["annotations"]}
+    assert found == {row["id"]: row for row in [*rows[:4], {**rows[4], "area": 0}]}
+    # Ids that are not unique are counted anew over all rows.
+    again = read(write(tmp_path, annotations=[note(id=5), note(id=5, bbox=[1, 2, 0, 4])]))
+    assert [row["id"] for row in again.to_coco()["annotations"]] == [1, 2]
+
+
 @pytest.mark.parametrize("entry", [None, 5, "x", [1], True])
 def test_an_annotation_that_is_no_object_is_counted_like_the_others(tmp_path, entry):
     notes = read(write(tmp_path, annotations=[note(id=11), entry, note(id=12)]))

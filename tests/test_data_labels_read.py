@@ -80,6 +80,38 @@ def test_a_bad_yolo_row_is_named_and_only_it_is_dropped(tmp_path, row, kind):
     assert summarise_problems(notes.problems)[0].startswith(f"1 x {kind}; first: {tmp_path / 'labels' / 'a.txt'}:3")
 
 
+@pytest.mark.parametrize(
+    "row, bbox",
+    [
+        ("1 0.5 0.5 0 0.1", [100, 45, 0, 10]),
+        ("1 0.5 0.5 -0.1 0.1", [110, 45, -20, 10]),
+        ("1 1.5 0.5 0.1 0.1", [200, 45, 0, 10]),  # beyond the right edge, to which it is cut
+        ("1 1.02 0.5 0.1 0.1", [194, 45, 6, 10]),  # its centre is outside: not learned, but partly to be seen
+        ("1 1e300 0.5 1e300 1e-300", [200, 50, 0, 0]),
+    ],
+)
+def test_a_box_that_cannot_be_learned_can_be_missed(tmp_path, row, bbox):
+    notes = read_dataset(yolo_set(tmp_path, {"a": f"0 .5 .5 .1 .1\n{row}\n", "b": "0 .5 .5 .2 .2\n"}), "train")
+    assert notes.labels.tolist() == [0, 0] and len(notes.problems) == 1
+    (extra,) = (one for one in notes.to_coco()["annotations"] if one["category_id"] == 2)
+    np.testing.assert_allclose(extra["bbox"], bbox, atol=1e-9)
+    assert (extra["id"], extra["image_id"], extra["iscrowd"]) == (3, 1, 0)
+    assert extra["area"] == pytest.approx(max(0, bbox[2]) * bbox[3])
+    single = notes.as_single_class().to_coco()["annotations"]
+    assert [one["category_id"] for one in single] == [1, 1, 1]
+    turned = notes.select_images(np.array([1, 0])).to_coco()["annotations"]
+    assert sorted((one["image_id"], one["category_id"]) for one in turned) == [(1, 1), (1, 2), (2, 1)]
+    assert len(notes.select_images(np.array([1])).to_coco()["annotations"]) == 1
+
+
+@pytest.mark.parametrize(
+    "row", ["7 0.5 0.5 0 0.1", "1 nan 0.5 0 0.1", "1 1e308 0.5 0.1 0.1", "x 0.5 0.5 0 0.1", "1 0.5"]
+)
+def test_what_is_no_box_of_a_known_class_is_not_missed_either(tmp_path, row):
+    notes = read_dataset(yolo_set(tmp_path, {"a": f"0 .5 .5 .1 .1\n{row}\n"}), "train")
+    assert len(notes.to_coco()["annotations"]) == 1 and len(notes.problems) == 1
+
+
 def test_ten_numbers_in_rows_of_four_and_six_are_not_two_rows():
     # The fast path counts words: 4 + 6 = 10 = 2 x 5 words in 2 lines must still be refused line by line.
     rows, lines, problems = parse_yolo_text("0 .5 .5 .1\n0 .5 .5 .1 .1 .1\n", "f")
@@ -190,6 +222,8 @@ def test_voc_objects_parts_difficult_and_problems(tmp_path, size):
         (8, "object without four numbers in <bndbox>"),
     }
     assert any("'dgo'; did you mean 'dog'?" in problem.what for problem in notes.problems)
+    # The one without size can be missed; the unknown name and the object without a box are nothing to find.
+    assert [one["bbox"] for one in notes.to_coco()["annotations"]][2:] == [[1, 1, 0, 0]]
 
 
 def test_voc_file_cut_off_loses_its_image_not_the_run(tmp_path):
@@ -262,6 +296,7 @@ def test_bccd_reads_all_but_the_two_boxes_without_area(shared):
     assert sum(len(part.labels) for part in parts) == 4886
     kinds = [problem.kind for part in parts for problem in part.problems]
     assert kinds == ["zero or negative size"] * 2
+    assert sum(len(part.to_coco()["annotations"]) for part in parts) == 4888
     lines = Path(parts[0].problems[0].file).read_text().splitlines()
     assert "<object>" in lines[parts[0].problems[0].line - 1]
 

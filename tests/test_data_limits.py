@@ -18,7 +18,7 @@ from utils.errors import UserError
 def refusal(attempt):
     with pytest.raises(UserError) as caught:
         attempt()
-    assert "\n" not in str(caught.value) and len(str(caught.value)) < 300
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
     return str(caught.value)
 
 

@@ -128,7 +128,7 @@ def test_the_note_by_hand():
 def fitness_of(monkeypatch, *values):
     """Let the tested epochs have these fitnesses."""
     left = list(values)
-    monkeypatch.setattr(train, "fitness", lambda _: left.pop(0))
+    monkeypatch.setattr(train, "fitness", lambda *_: left.pop(0))
 
 
 def test_patience_counts_epochs_since_the_best(project, monkeypatch, run_main):

@@ -18,6 +18,7 @@ from engine.run_folder import (
     save_results_csv,
     weights_of_run,
 )
+from models.checkpoints.format import save_checkpoint
 from utils.errors import UserError
 
 HISTORY = [
@@ -119,3 +120,24 @@ def test_without_any_weights_the_newest_configuration_counts(tmp_path):
     with pytest.raises(UserError, match=r"a/config\.yaml: not a list of 'option: value' lines"):
         options_of_run(newest_run(tmp_path))  # another run's data, or the demo set, would be silently wrong
     assert options_of_run(None) == {}
+
+
+def test_weights_that_were_never_trained_are_not_the_newest(tmp_path):
+    def save(name, epoch, time):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        save_checkpoint(tmp_path / name, {"epoch": epoch})
+        os.utime(tmp_path / name, (time, time))
+
+    save("stopped/last.pt", 0, 9)  # written before the first epoch
+    write_at(tmp_path / "stopped/config.yaml", 9)
+    assert weights_of_run(tmp_path / "stopped") is None
+    with pytest.raises(UserError, match="no trained network"):
+        find_newest_checkpoint(tmp_path)
+    assert newest_run(tmp_path) == tmp_path / "stopped"  # its configuration is the newest
+    save("untested/last.pt", 2, 5)  # --notest
+    assert find_newest_checkpoint(tmp_path) == tmp_path / "untested/last.pt"
+    save("old/last.pt", 3, 7)
+    save("old/best.pt", 1, 6)
+    assert find_newest_checkpoint(tmp_path) == tmp_path / "old/best.pt"
+    write_at(tmp_path / "damaged/last.pt", 8, "cut off")  # is named, not passed over
+    assert find_newest_checkpoint(tmp_path) == tmp_path / "damaged/last.pt"

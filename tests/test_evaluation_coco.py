@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evaluation.coco import TWELVE, evaluate_coco
+from evaluation.coco import TWELVE, evaluate_coco, has_objects
 from evaluation.operating_point import match_at_half, precision_recall_at_best_f1
 from evaluation.results import clean_ground_truth
 from utils.errors import UserError
@@ -89,6 +89,22 @@ def test_hotcoco_equals_pycocotools_to_the_last_bit(seed, crowd_share):
     assert dataclasses.replace(fast, evaluator="pycocotools") == referee
     if results and any(not a["iscrowd"] for a in ground_truth["annotations"]):
         assert twelve(fast) == pycocotools_stats(ground_truth, results)[0].stats.tolist()
+
+
+@pytest.mark.parametrize(
+    "box", [[50, 50, 0, 10], [50, 50, 10, 0], [50, 50, 0, 0], [50, 50, -10, 10], [50, 50, -10, -10], [500, 50, 10, 10]]
+)
+@pytest.mark.parametrize("backend", ["hotcoco", "pycocotools"])
+def test_a_box_without_size_or_outside_can_be_missed(box, backend):
+    # Two objects of class 7, of which the second has a box that nothing overlaps: AP is that of a recall of 1/2, 51 of
+    # the 101 points.
+    ground_truth = one_image((7, [0, 0, 10, 10], 0), (7, box, 0))
+    ground_truth["annotations"][1]["area"] = max(0, box[2]) * max(0, box[3])
+    results = [found(7, [0, 0, 10, 10], 0.9), found(7, [50, 50, 10, 10], 0.8), found(7, [90, 50, 10, 10], 0.7)]
+    metrics = evaluate_coco(ground_truth, results, backend)
+    assert twelve(metrics) == pycocotools_stats(ground_truth, results)[0].stats.tolist()
+    assert metrics.ap == pytest.approx(51 / 101) and metrics.recall == 0.5
+    assert metrics.num_instances == 2
 
 
 @settings(deadline=None, max_examples=40)
@@ -169,6 +185,18 @@ def test_no_detections_give_zero_and_no_objects_give_minus_one(backend):
             assert set(twelve(metrics)) == {-1.0} and metrics.precision == metrics.recall == -1.0
     nothing = {"images": [], "categories": [], "annotations": []}
     assert evaluate_coco(nothing, [], backend).num_images == 0
+
+
+def test_what_nothing_defines_is_null_in_files():
+    values = evaluate_coco(one_image((7, [0, 0, 10, 10], 0)), []).to_dict()
+    assert (values["ap"], values["ap_small"], values["ap_large"], values["precision"]) == (0, 0, None, 0)
+    assert values["classes"][1] == {"name": "name3", "ap": None, "ap50": None, "precision": None, "recall": None,
+                                    "images": 0, "instances": 0}  # fmt: skip
+    empty = one_image((7, [0, 0, 10, 10], 1))
+    assert not has_objects(empty) and has_objects(one_image((7, [0, 0, 10, 10], 0)))
+    values = evaluate_coco(empty, [found(7, [0, 0, 10, 10], 0.5)]).to_dict()
+    assert {values[row[0]] for row in TWELVE} == {None} and values["best_f1_confidence"] is None
+    assert "-1" not in json.dumps(values)
 
 
 def test_an_object_with_id_zero_is_not_lost():

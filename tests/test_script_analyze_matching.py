@@ -332,3 +332,17 @@ def test_every_object_is_measured_once_and_crowd_regions_are_none():
     )  # fmt: skip
     rows = measure.rows_without_crowd(annotations)
     assert [one.tolist() for one in rows] == [[0], [], [3, 4]]
+
+
+def test_classes_in_another_order_give_the_same_statistics(project, run, no_drawing):
+    assert run(*QUICK, "--name", "plain")[0] == 0
+    (project / "turned.names").write_text("bar\ndisc\nWürfel\n")
+    (project / "tiny.data").write_text("classes=3\ntrain=images\nvalid=images\nnames=turned.names\n")
+    for path in project.glob("labels/*.txt"):  # disc, Würfel, bar -> 1, 2, 0
+        rows = [line.split() for line in path.read_text().splitlines()]
+        path.write_text("".join(f"{' '.join([str((int(row[0]) + 1) % 3), *row[1:]])}\n" for row in rows))
+    status, out, _ = run(*QUICK, "--name", "turned")
+    assert status == 0 and "numbers its classes unlike tiny.data; mapped by name" in out
+    plain, turned = statistics("plain"), statistics("turned")
+    assert turned["scores"] == plain["scores"] and turned["suppression"] == plain["suppression"]
+    assert plain["scores"]

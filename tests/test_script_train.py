@@ -121,6 +121,20 @@ def test_a_run_writes_what_it_promises(project):
     assert best["names"] == ["bright", "dark"] and "ema" in best and "optimizer" not in best
 
 
+def test_without_an_object_to_find_the_training_loss_decides(project):
+    for path in project.glob("d/labels/val/*.txt"):
+        path.write_text("")
+    done = train(project, *BASIC, "--epochs", "3", "--workers", "0")
+    assert "d.data (valid): not a single object to find; best.pt goes by the training loss" in done.stdout
+    run = project / "runs/train/exp"
+    rows = list(csv.DictReader((run / "results.csv").read_text().splitlines()))
+    losses = [sum(float(row[f"train/{part}"]) for part in ("box", "obj", "cls")) for row in rows]
+    best = torch.load(run / "best.pt", weights_only=True)
+    assert best["epoch"] == losses.index(min(losses)) + 1
+    assert not any(name.startswith("metrics/") and row[name] for row in rows for name in row)
+    assert "  test: P" not in done.stdout and "-1" not in done.stdout.split("over the tested epochs")[1]
+
+
 def test_the_written_configuration_repeats_the_run(project):
     train(project, *BASIC, "--epochs", "1", "--workers", "0", "--name", "a", "--multi-scale", "--lr0", "0.003")
     train(project, "--hyp", "runs/train/a/config.yaml", "--cfg", "tiny.cfg", "--name", "b")

@@ -52,6 +52,8 @@ class Annotations:
     problems: tuple[Problem, ...] = ()
     orientation: np.ndarray | None = None  # [N] int8, the EXIF orientation to undo when reading pixels; None: unknown
     boxes_xywh: np.ndarray | None = None  # [M 4] float64, with the sizes of the label file; None: from boxes_xyxy
+    # Of the same images, the boxes that cannot be learned, having no size or lying outside, but that can be missed.
+    unlearnable: Annotations | None = None
 
     def __len__(self) -> int:
         return len(self.image_paths)
@@ -87,6 +89,7 @@ class Annotations:
             image_wh=self.image_wh[keep],
             box_image=np.repeat(np.arange(len(keep), dtype=np.int32), counts),
             orientation=None if self.orientation is None else self.orientation[keep],
+            unlearnable=None if self.unlearnable is None else self.unlearnable.select_images(keep),
         )
 
     def select_boxes(self, keep: np.ndarray) -> Annotations:
@@ -95,7 +98,9 @@ class Annotations:
 
     def as_single_class(self) -> Annotations:
         """Return the same boxes as objects of one class, ``object``."""
-        return replace(self, labels=np.zeros_like(self.labels), names=("object",), category_ids=(1,))
+        unlearnable = None if self.unlearnable is None else self.unlearnable.as_single_class()
+        labels = np.zeros_like(self.labels)
+        return replace(self, labels=labels, names=("object",), category_ids=(1,), unlearnable=unlearnable)
 
     def with_names(self, names: Sequence[str]) -> Annotations:
         """Return the same boxes with the classes numbered as in ``names``, which has all of this split's names."""
@@ -105,13 +110,12 @@ class Annotations:
         ids = list(range(max(self.category_ids) + 1, max(self.category_ids) + 1 + len(names)))  # of the other classes
         for place, id_ in zip(places.tolist(), self.category_ids, strict=True):
             ids[place] = id_
-        return replace(self, labels=places[self.labels], names=tuple(names), category_ids=tuple(ids))
+        unlearnable = None if self.unlearnable is None else self.unlearnable.with_names(names)
+        labels = places[self.labels]
+        return replace(self, labels=labels, names=tuple(names), category_ids=tuple(ids), unlearnable=unlearnable)
 
     def to_coco(self) -> dict:
         """Return the ground truth in COCO's format, for the evaluators; boxes and areas are those of the file."""
-        boxes_xywh = self.boxes_xywh
-        if boxes_xywh is None:
-            boxes_xywh = np.concatenate((self.boxes_xyxy[:, :2], self.boxes_wh), axis=1)
         categories = [{"id": id_, "name": name} for id_, name in zip(self.category_ids, self.names, strict=True)]
         images = [
             {
@@ -124,6 +128,16 @@ class Annotations:
                 self.image_ids.tolist(), self.image_wh.tolist(), self.image_paths, strict=True
             )
         ]
+        annotations = self._coco_annotations()
+        if self.unlearnable is not None:
+            annotations += self.unlearnable._coco_annotations()
+        return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+
+    def _coco_annotations(self) -> list[dict]:
+        """Return the rows as COCO's ``annotations``."""
+        boxes_xywh = self.boxes_xywh
+        if boxes_xywh is None:
+            boxes_xywh = np.concatenate((self.boxes_xyxy[:, :2], self.boxes_wh), axis=1)
         columns = zip(
             self.annotation_ids.tolist(),
             self.image_ids[self.box_image].tolist(),
@@ -134,8 +148,7 @@ class Annotations:
             strict=True,
         )
         keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
-        annotations = [dict(zip(keys, row, strict=True)) for row in columns]
-        return {"info": {}, "images": images, "annotations": annotations, "categories": categories}
+        return [dict(zip(keys, row, strict=True)) for row in columns]
 
     def _with_rows(self, rows: np.ndarray) -> Annotations:
         """Return the annotations with these rows of the columns [M ...]; the columns of images stay."""

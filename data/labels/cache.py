@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from data.labels.annotations import Annotations, Problem
 from utils.array_files import read_arrays, write_arrays
 from utils.files import remove_unfinished
 
-MAGIC = "label cache of data/labels/cache.py, 2"  # change the number when the parsing changes
+MAGIC = "label cache of data/labels/cache.py, 3"  # change the number when the parsing changes
 MIN_IMAGES = 1000  # with fewer, parsing takes less than a second, and no file is left in the user's folder
 
 
@@ -32,14 +32,16 @@ def cache_path(source: Path) -> Path:
     return source.with_name(source.name + ".cache.npz")
 
 
-def content_key(images: Sequence[str], labels: Sequence[str], names: Sequence[str]) -> str:
+def content_key(
+    images: Sequence[str], labels: Sequence[str], names: Sequence[str], keypoint_shape: Sequence[int] | None
+) -> str:
     """Return the hash of everything that the parsed annotations depend on; "" in ``labels`` means no label file.
 
     Raises:
         OSError: a label file cannot be read.
     """
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps((MAGIC, list(names))).encode())
+    digest.update(json.dumps((MAGIC, list(names), keypoint_shape)).encode())
     for image, label in zip(images, labels, strict=True):
         try:
             status = os.stat(image)
@@ -64,13 +66,18 @@ def load(path: Path, key: str) -> Annotations | None:
     header = json.loads(columns.pop("header").tobytes()) if "header" in columns else {}
     if header.get("key") != key:
         return None
+    of_unlearnable = [name for name in columns if name.startswith(UNLEARNABLE)]
+    unlearnable = {name.removeprefix(UNLEARNABLE): columns.pop(name) for name in of_unlearnable}
     values = {
         "image_paths": header["image_paths"],
         "names": tuple(header["names"]),
         "category_ids": tuple(header["category_ids"]),
         "problems": tuple(Problem(*problem) for problem in header["problems"]),
     }
-    return Annotations(**values, **columns)
+    annotations = Annotations(**values, **columns)
+    if not unlearnable:
+        return annotations
+    return replace(annotations, unlearnable=replace(annotations, problems=(), **unlearnable))
 
 
 def store(path: Path, key: str, annotations: Annotations) -> bool:
@@ -78,11 +85,9 @@ def store(path: Path, key: str, annotations: Annotations) -> bool:
     if path.exists() and not _is_cache(path):
         return False
     header = {"magic": MAGIC, "key": key, **{name: getattr(annotations, name) for name in _PLAIN}}
-    columns = {
-        item.name: getattr(annotations, item.name)
-        for item in fields(Annotations)
-        if item.name not in _PLAIN and getattr(annotations, item.name) is not None
-    }
+    columns = _arrays(annotations)
+    if annotations.unlearnable is not None:
+        columns |= {f"{UNLEARNABLE}{name}": array for name, array in _arrays(annotations.unlearnable).items()}
     remove_unfinished(path.parent.glob(f".{glob.escape(path.stem)}.*"))
     text = np.frombuffer(json.dumps(header).encode(errors="surrogateescape"), dtype=np.uint8)
     with contextlib.suppress(OSError):
@@ -92,6 +97,13 @@ def store(path: Path, key: str, annotations: Annotations) -> bool:
 
 
 _PLAIN = ("image_paths", "names", "category_ids", "problems")  # stored as JSON; the other fields are arrays
+UNLEARNABLE = "unlearnable."  # before the names of the arrays of the boxes that cannot be learned
+
+
+def _arrays(annotations: Annotations) -> dict[str, Any]:
+    """Return the columns by their names."""
+    values = {item.name: getattr(annotations, item.name) for item in fields(Annotations)}
+    return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
 
 
 def _is_cache(path: Path) -> bool:

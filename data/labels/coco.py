@@ -1,7 +1,8 @@
 """COCO JSON -> Annotations, in columns: an annotation never exists as a Python object longer than its own parsing.
 
 The rows are kept as the file has them: duplicate boxes stay (COCO's evaluation counts both), boxes over the
-edge stay; only what cannot be an object (no area, not finite, wholly outside, unknown image or class) is dropped.
+edge stay; what cannot be learned (no area, wholly outside) is set aside for the evaluation, which counts it, too; only
+what is no box (not finite) or of an unknown image or class is dropped.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ INTEGERS, REALS = 4, 5  # per annotation: id, image_id, category_id, iscrowd; x,
 # quotes would be escaped.
 POLYGONS = re.compile(rb'"segmentation"\s*:\s*\[[\[\]\d\s.,eE+-]*\]\s*,')
 FIRST_TEXT_ID = 1 << 61
+LARGEST_SIDE = 2**31  # pixels of an image
 CONSUMED = object()  # stands in the parsed JSON for an annotation whose numbers are kept
 
 
@@ -96,38 +98,50 @@ def read_coco(json_path: Path, description: DataDescription, split: str, need_im
     image_wh = images.image_wh
     table = _table(top["annotations"], columns, json_path, problems)
     _keep_known(table, image_ids, category_ids, columns.text_ids)
-    table.drop_bad_boxes(image_wh)
-    _fix_areas(table)
+    unlearnable = table.drop_bad_boxes(image_wh)
+    for rows in (table, unlearnable):
+        _fix_areas(rows)
     kind = "duplicate box (kept, as COCO's evaluation does)"
     table.note(table.duplicates(), kind, lambda row: f"annotation {table['id'][row]}")
     if (image_ids >= FIRST_TEXT_ID).any():
         first = next(iter(columns.text_ids))
         problems.append(Problem(str(json_path), 0, "image ids are words, images counted from 1 instead", f"'{first}'"))
         image_ids = np.arange(1, len(image_ids) + 1)
-    annotation_ids = table["id"]
-    if len(table) and (annotation_ids.min() < 1 or len(np.unique(annotation_ids)) < len(table)):
+    ids = np.concatenate((table["id"], unlearnable["id"]))
+    if len(ids) and (ids.min() < 1 or len(np.unique(ids)) < len(ids)):
         problems.append(Problem(str(json_path), 0, "annotation ids are not unique and positive", "counted anew from 1"))
-        annotation_ids = np.arange(1, len(table) + 1)
+        ids = np.arange(1, len(ids) + 1)
+    table.columns["id"], unlearnable.columns["id"] = np.split(ids, [len(table)])
 
-    # The rows of an image together, in the order in which the file has them.
-    order = np.argsort(table["image"], kind="stable")
-    annotations = Annotations(
+    shared = Annotations(
         image_paths=image_paths,
         image_ids=image_ids,
         image_wh=image_wh.astype(np.int32),
-        box_image=table["image"][order].astype(np.int32),
-        boxes_xyxy=table["xyxy"][order],
-        labels=table["label"][order].astype(np.int32),
-        crowd=table["crowd"][order],
-        areas=table["area"][order],
-        annotation_ids=annotation_ids[order],
         names=names,
         category_ids=category_ids,
-        problems=(*problems, *images.problems, *table.problems),
         orientation=images.orientation if need_images else None,
-        boxes_xywh=table["xywh"][order],
+        **_columns_of(table),
+    )
+    annotations = replace(
+        shared,
+        problems=(*problems, *images.problems, *table.problems),
+        unlearnable=replace(shared, **_columns_of(unlearnable)) if len(unlearnable) else None,
     )
     return _without_lost_images(annotations, images.is_bad, file_names, json_path, need_images)
+
+
+def _columns_of(table: RowTable) -> dict[str, Any]:
+    """Return the columns of boxes for :class:`Annotations`: those of an image together, in the order of the file."""
+    order = np.argsort(table["image"], kind="stable")
+    return {
+        "box_image": table["image"][order].astype(np.int32),
+        "boxes_xyxy": table["xyxy"][order],
+        "labels": table["label"][order].astype(np.int32),
+        "crowd": table["crowd"][order],
+        "areas": table["area"][order],
+        "annotation_ids": table["id"][order],
+        "boxes_xywh": table["xywh"][order],
+    }
 
 
 def _parse(path: Path) -> tuple[dict, _Columns]:
@@ -340,7 +354,7 @@ def _fix_areas(table: RowTable) -> None:
     """Replace each area that is negative or not a finite number by that of its box."""
     bad = ~(np.isfinite(table["area"]) & (table["area"] >= 0))
     table.note(bad, "area is not a number, that of the box is taken", lambda row: f"annotation {table['id'][row]}")
-    table["area"][bad] = table["xywh"][bad, 2:].prod(axis=1)
+    table["area"][bad] = table["xywh"][bad, 2:].clip(0, LARGEST_SIDE).prod(axis=1)
 
 
 def _check_images(image_paths: list[str], image_wh: np.ndarray, json_path: Path, need_images: bool) -> CheckedImages:

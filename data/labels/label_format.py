@@ -23,6 +23,8 @@ class LabelRows(NamedTuple):
     relative: bool
     wh: tuple[int, int]  # the image's size in pixels, (0, 0) where the file does not say
     problems: list[Problem]
+    unlearnable: LabelRows | None = None  # boxes among the problems: without size or outside, but they can be missed
+    lengths: tuple[int, ...] = ()  # columns of each line that has more than a box, where the format allows it
 
 
 @dataclass(frozen=True)

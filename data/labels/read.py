@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,6 +23,7 @@ from data.labels.coco import read_coco
 from data.labels.find import image_and_label_files, label_candidates, names_beside
 from data.labels.formats import FORMATS
 from data.labels.headers import CheckedImages, check_images
+from data.labels.key_points import with_key_points
 from data.labels.label_format import LabelRows
 from data.labels.row_table import RowTable
 from data.labels.yolo import yolo_to_xyxy
@@ -117,7 +119,9 @@ def _read_or_recall(
     if len(images) < cache.MIN_IMAGES:
         return _read_pairs(images, labels, description, need_images)
     path = cache.cache_path(source)
-    key = cache.content_key(images, labels, (str(description.num_classes), str(need_images), *description.names))
+    key = cache.content_key(
+        images, labels, (str(description.num_classes), str(need_images), *description.names), description.keypoint_shape
+    )
     annotations = cache.load(path, key)
     if annotations is None:
         annotations = _read_pairs(images, labels, description, need_images)
@@ -142,10 +146,11 @@ def _read_pairs(images: list[str], labels: list[str], description: DataDescripti
             continue
         kept.append(index)
         per_image.append(rows)
-        problems += rows.problems
     if not kept:
         raise UserError(f"{labels[0]}: none of the {len(labels)} label files can be read ({problems[0]})")
     images, labels = [images[i] for i in kept], [labels[i] for i in kept]
+    per_image = with_key_points(per_image, labels, description.keypoint_shape, problems)
+    problems += [problem for rows in per_image for problem in rows.problems]
 
     # The names also of images that are left out next.
     names = description.names or _names_in(per_image, labels, description.num_classes)
@@ -157,28 +162,50 @@ def _read_pairs(images: list[str], labels: list[str], description: DataDescripti
     image_wh = found.image_wh[good]
     table = _table(per_image, labels, image_wh, names)
     _refuse_large_classes(table, labels, names, description)
-    table.drop_bad_boxes(image_wh)
+    unlearnable = table.drop_bad_boxes(image_wh)
+    unlearnable.extend(_unlearnable_rows(per_image, labels, image_wh, names))
     table.drop(table.duplicates(), "duplicate box", lambda row: "the later one is left out")
-    limit = np.tile(image_wh, 2)[table["image"]]
-    xyxy = np.clip(table["xyxy"], 0, limit)
-    as_read = (xyxy == table["xyxy"]).reshape(-1, 2, 2).all(axis=1)  # M 2, by axis: nothing was clipped
-    wh = np.where(as_read, table["wh"], xyxy[:, 2:] - xyxy[:, :2])
-    return Annotations(
+    shared = Annotations(
         image_paths=images,
         image_ids=_image_ids(images),
         image_wh=image_wh.astype(np.int32),
-        box_image=table["image"].astype(np.int32),
-        boxes_xyxy=xyxy,
-        labels=table["label"].astype(np.int32),
-        crowd=table["crowd"],
-        areas=wh.prod(axis=1),
-        annotation_ids=np.arange(1, len(table) + 1, dtype=np.int64),
         names=names,
         category_ids=category_ids_for(names),
-        problems=(*problems, *table.problems),
         orientation=found.orientation[good],
-        boxes_xywh=np.concatenate((xyxy[:, :2], wh), axis=1),
+        **_columns_of(table, image_wh, 1),
     )
+    return replace(
+        shared,
+        problems=(*problems, *table.problems),
+        unlearnable=replace(shared, **_columns_of(unlearnable, image_wh, len(table) + 1)) if len(unlearnable) else None,
+    )
+
+
+def _unlearnable_rows(
+    per_image: list[LabelRows], labels: list[str], image_wh: np.ndarray, names: tuple[str, ...]
+) -> RowTable:
+    """Return the boxes of known classes that the readers of the files set aside; their problems are recorded."""
+    table = _table([rows.unlearnable or NO_ROWS for rows in per_image], labels, image_wh, names)
+    known = (table["label"] < len(names)) & np.isfinite(table["xyxy"]).all(1)
+    table.columns = {name: column[known] for name, column in table.columns.items()}
+    return table
+
+
+def _columns_of(table: RowTable, image_wh: np.ndarray, first_id: int) -> dict[str, Any]:
+    """Return the columns of boxes for :class:`Annotations`: by image, clipped to it, numbered from ``first_id``."""
+    order = np.argsort(table["image"], kind="stable")
+    xyxy = np.clip(table["xyxy"], 0, np.tile(image_wh, 2)[table["image"]])
+    as_read = (xyxy == table["xyxy"]).reshape(-1, 2, 2).all(axis=1)  # M 2, by axis: nothing was clipped
+    wh = np.where(as_read, table["wh"], xyxy[:, 2:] - xyxy[:, :2])
+    return {
+        "box_image": table["image"][order].astype(np.int32),
+        "boxes_xyxy": xyxy[order],
+        "boxes_xywh": np.concatenate((xyxy[:, :2], wh), axis=1)[order],
+        "labels": table["label"][order].astype(np.int32),
+        "crowd": table["crowd"][order],
+        "areas": wh.clip(min=0).prod(axis=1)[order],
+        "annotation_ids": np.arange(first_id, first_id + len(table), dtype=np.int64),
+    }
 
 
 def _check_images(images: list[str], labels: list[str], per_image: list[LabelRows], need_images: bool) -> CheckedImages:

@@ -36,28 +36,38 @@ class RowTable:
             file, line = self.place(int(self["image"][row]), int(self["line"][row]))
             self.problems.append(Problem(file, line, kind, what(row)))
 
-    def drop(self, bad: np.ndarray, kind: str, what: Callable[[int], str]) -> None:
-        """Record a problem for the rows at ``bad`` [M] and drop them."""
+    def drop(self, bad: np.ndarray, kind: str, what: Callable[[int], str]) -> RowTable:
+        """Record a problem for the rows at ``bad`` [M] and drop them; return the dropped ones."""
+        dropped = RowTable(self.place, **{name: column[bad] for name, column in self.columns.items()})
         if bad.any():
             self.note(bad, kind, what)
             self.columns = {name: column[~bad] for name, column in self.columns.items()}
+        return dropped
 
-    def drop_bad_boxes(self, image_wh: np.ndarray) -> None:
+    def extend(self, other: RowTable) -> None:
+        """Append the rows of a table with the same columns."""
+        self.columns = {name: np.concatenate((column, other[name])) for name, column in self.columns.items()}
+
+    def drop_bad_boxes(self, image_wh: np.ndarray) -> RowTable:
         """Drop the boxes that are not finite, without area or wholly outside their image; note those partly outside.
 
         Args:
             image_wh: [N 2] pixels.
+
+        Returns:
+            The dropped rows that are boxes all the same: those without area or outside.
         """
         self.drop(~np.isfinite(self["xyxy"]).all(1), "not a finite number", self._box)
         size = self["xyxy"][:, 2:] - self["xyxy"][:, :2]
-        self.drop((size <= 0).any(1), "zero or negative size", self._box)
+        unlearnable = self.drop((size <= 0).any(1), "zero or negative size", self._box)
 
         limit = np.tile(image_wh, 2)[self["image"]]  # M 4
         inside = np.clip(self["xyxy"], 0, limit)
-        self.drop((inside[:, 2:] - inside[:, :2] <= 0).any(1), "box outside the image", self._box)
+        unlearnable.extend(self.drop((inside[:, 2:] - inside[:, :2] <= 0).any(1), "box outside the image", self._box))
         limit = np.tile(image_wh, 2)[self["image"]]  # M 4, of the rows that are left
         beyond = (self["xyxy"][:, :2] < -OUTSIDE_TOLERANCE) | (self["xyxy"][:, 2:] > limit[:, 2:] + OUTSIDE_TOLERANCE)
         self.note(beyond.any(1), "box reaches over the edge of the image; training uses its inside", self._box)
+        return unlearnable
 
     def duplicates(self) -> np.ndarray:
         """Return [M] bool: an earlier row has the same image, label and box."""

@@ -1,4 +1,7 @@
-"""YOLO text labels: a line per object, ``class cx cy w h`` relative to the upright image, or a class and a polygon."""
+"""YOLO text labels: a line per object, ``class cx cy w h`` relative to the upright image, or a class and a polygon.
+
+Behind the box there may be key points, which are passed over; :mod:`data.labels.key_points` tells them from polygons.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,18 @@ from data.labels.annotations import Problem
 from data.labels.label_format import LabelFormat, LabelRows
 
 LARGEST_CLASS = 2**31 - 1
+BOX_COLUMNS = 5
 RANGE_TOLERANCE = 1e-3  # files are written with few decimals
+NO_SIZE, OUTSIDE = "zero or negative size", "coordinate outside 0..1"
 
 
-def parse_yolo_text(text: str, file: str) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
+def parse_yolo_text(text: str, file: str, pose_columns: int = 0) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
     """Parse one label file.
+
+    Args:
+        text: of the file.
+        file: its path.
+        pose_columns: of a line with a box and key points; 0: a line with more than five columns is a polygon.
 
     Returns:
         rows [K 5] float64 ``class cx cy w h``, their line numbers [K], and the problems of the rows that are left out.
@@ -26,7 +36,7 @@ def parse_yolo_text(text: str, file: str) -> tuple[np.ndarray, np.ndarray, list[
             rows = None
         if rows is not None and all(len(line.split()) == 5 for line in lines) and _usable(rows).all():
             return rows, np.arange(1, len(rows) + 1), []
-    return _parse_lines(lines, file)
+    return _parse_lines(lines, file, pose_columns)
 
 
 def _usable(rows: np.ndarray) -> np.ndarray:
@@ -39,14 +49,14 @@ def _usable(rows: np.ndarray) -> np.ndarray:
     return finite & whole & inside & solid
 
 
-def _parse_lines(lines: list[str], file: str) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
+def _parse_lines(lines: list[str], file: str, pose_columns: int) -> tuple[np.ndarray, np.ndarray, list[Problem]]:
     """Parse line by line, so that each bad line is named; returns as :func:`parse_yolo_text`."""
     rows, numbers, problems = [], [], []
     for number, line in enumerate(lines, 1):
         words = line.split()
         if not words:
             continue
-        row, kind = _parse_words(words)
+        row, kind = _parse_words(words, pose_columns)
         if kind:
             problems.append(Problem(file, number, kind, line.strip()[:80]))
         else:
@@ -55,12 +65,13 @@ def _parse_lines(lines: list[str], file: str) -> tuple[np.ndarray, np.ndarray, l
     return np.array(rows, dtype=np.float64).reshape(-1, 5), np.array(numbers, dtype=np.int64), problems
 
 
-def _parse_words(words: list[str]) -> tuple[list[float], str]:
-    """Return the five numbers of a line, or what is wrong with it."""
-    if len(words) < 5:
-        return [], "fewer than 5 columns"
-    if len(words) > 5 and (len(words) < 7 or len(words) % 2 == 0):
-        return [], "neither 5 columns nor a class and a polygon"
+def _parse_words(words: list[str], pose_columns: int) -> tuple[list[float], str]:
+    """Return the five numbers of a line, if it has a box, and what is wrong with it, or ""."""
+    wrong_length = _wrong_length(len(words), pose_columns)
+    if wrong_length:
+        return [], wrong_length
+    if pose_columns:
+        words = words[:BOX_COLUMNS]
     try:
         row = [float(word) for word in words]
     except ValueError:
@@ -74,10 +85,21 @@ def _parse_words(words: list[str]) -> tuple[list[float], str]:
     if row[0] != int(row[0]) or not 0 <= row[0] <= LARGEST_CLASS:
         return [], "class index is not 0 or a positive whole number"
     if row[3] <= 0 or row[4] <= 0:
-        return [], "zero or negative size"
+        return row, NO_SIZE
     if min(row[1:]) < -RANGE_TOLERANCE or max(row[1:]) > 1 + RANGE_TOLERANCE:
-        return [], "coordinate outside 0..1"
+        return row, OUTSIDE
     return row, ""
+
+
+def _wrong_length(count: int, pose_columns: int) -> str:
+    """Return why a line cannot have so many columns, "" where it can."""
+    if count < BOX_COLUMNS:
+        return "fewer than 5 columns"
+    if pose_columns and count not in (BOX_COLUMNS, pose_columns):
+        return f"neither 5 columns nor the {pose_columns} of a box with key points"
+    if not pose_columns and count > BOX_COLUMNS and (count < 7 or count % 2 == 0):
+        return "neither 5 columns nor a class and a polygon"
+    return ""
 
 
 def yolo_to_xyxy(boxes: np.ndarray, image_wh: np.ndarray) -> np.ndarray:
@@ -86,11 +108,26 @@ def yolo_to_xyxy(boxes: np.ndarray, image_wh: np.ndarray) -> np.ndarray:
     return np.concatenate((center - size / 2, center + size / 2), axis=1)
 
 
-def read_yolo(path: str) -> LabelRows:
-    """Read a label file: one object per line, class number and relative centre and size."""
+def read_yolo(path: str, pose_columns: int = 0) -> LabelRows:
+    """Read a label file: one object per line, class number and relative centre and size.
+
+    Args:
+        path: of the file.
+        pose_columns: as :func:`parse_yolo_text`.
+    """
     with open(path, encoding="utf-8-sig") as file:
         text = file.read()
-    rows, lines, problems = parse_yolo_text(text, path)
+    rows, lines, problems = parse_yolo_text(text, path, pose_columns)
+    words = [line.split() for line in text.splitlines()]
+    lengths = tuple(len(of_line) for of_line in words if len(of_line) > BOX_COLUMNS)
+    set_aside = [problem for problem in problems if problem.kind in (NO_SIZE, OUTSIDE)]
+    boxes = [_parse_words(words[problem.line - 1], pose_columns)[0] for problem in set_aside]
+    unlearnable = _label_rows(np.array(boxes), np.array([problem.line for problem in set_aside]), []) if boxes else None
+    return _label_rows(rows, lines, problems)._replace(unlearnable=unlearnable, lengths=lengths)
+
+
+def _label_rows(rows: np.ndarray, lines: np.ndarray, problems: list[Problem]) -> LabelRows:
+    """Return rows [K 5] ``class cx cy w h`` as what every format gives."""
     return LabelRows(rows[:, 1:], rows[:, 0].astype(np.int64), lines, np.zeros(len(rows), bool), True, (0, 0), problems)
 
 
