@@ -20,6 +20,7 @@ from analysis.matching.measure import measure_raw_maps, to_device
 from analysis.matching.options import MatchingOptions
 from analysis.strategies import StrategyOptions
 from benchmarks.harness import seconds_alternating
+from data.image_checks import ImageCheckOptions
 from data.loader import evaluation_batches
 from models.assignment.assigner import build_assigner
 from utils.boxes import IOU_KINDS
@@ -54,7 +55,7 @@ def main() -> None:
     # No workers: those that load the next batches would compete with what is timed.
     matching, strategies = build_options(wanted | {"workers": 0}, (MatchingOptions, StrategyOptions))
     source = Source(options.data, options.split, options.cfg, options.img_size)
-    inputs = open_everything(source, matching, strategies)
+    inputs = open_everything(source, matching, strategies, ImageCheckOptions(max_bad=0))
     plan = inputs.plan
     assigners = {name: build_assigner(one, plan.detector.heads) for name, one in plan.strategies.items()}
     loaded = evaluation_batches(inputs.annotations, loader_settings(inputs, matching))

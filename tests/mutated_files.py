@@ -408,9 +408,12 @@ def plan_of_project():
         from analysis.matching.command import Source, loader_settings, open_everything
         from analysis.matching.options import MatchingOptions
         from analysis.strategies import StrategyOptions
+        from data.image_checks import ImageCheckOptions
 
         options = MatchingOptions(workers=0, batch_size=2, device="cpu")
-        inputs = open_everything(Source("", "train", "", 0), options, StrategyOptions(match="standard,simota"))
+        inputs = open_everything(
+            Source("", "train", "", 0), options, StrategyOptions(match="standard,simota"), ImageCheckOptions()
+        )
         plan_of_project.found = inputs.annotations, inputs.plan, loader_settings(inputs, options)
     return plan_of_project.found
 

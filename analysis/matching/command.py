@@ -7,6 +7,8 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from analysis.matching.blocks import remove_blocks
 from analysis.matching.browser import browser_data
 from analysis.matching.losses import loss_options_of
@@ -20,6 +22,7 @@ from analysis.mode import ANALYSES, Mode, Request, run_name
 from analysis.output.report import ReportOptions
 from analysis.output.result import Result, with_problems
 from analysis.strategies import READ_BY_MATCHING_STATS, StrategyOptions
+from data.image_checks import ImageCheckOptions, bad_images
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings
 from data.splits import open_split, split_shown
@@ -61,6 +64,7 @@ class MatchingInputs:
     split: str  # "all" where the data are one set of images
     img_size: int  # side of the network input, pixels
     plan: MeasurementPlan
+    max_bad: float = 0.0  # share of the images that may be left out because they cannot be read
 
 
 def matching_stats(
@@ -92,26 +96,34 @@ def matching_stats(
     pictures.draw_lost(options.draw_lost)
     tables = (*all_tables(numbers), *hard_tables(hard))
     numbers |= {"hard_examples": hard[:HARD_LISTED]}
-    views = pictures.views(spread(len(inputs.annotations), report_images))
+    measured = np.sort(found.images["index"])
+    views = pictures.views(measured[spread(len(measured), report_images)])
     browser = browser_data(views, inputs.annotations.names, inputs.plan) if views else None
-    result = Result("matching-stats", description(inputs), numbers, tables, all_plots(numbers), notes_of(numbers))
+    about = description(inputs, len(measured))
+    notes = notes_of(numbers)
+    if about["images_left_out"]:
+        notes = (f"without {about['images_left_out']} images that cannot be used", *notes)
+    result = Result("matching-stats", about, numbers, tables, all_plots(numbers), notes)
     result = with_problems(result, inputs.annotations)
     remove_blocks(partial)
     return replace(result, folder=folder, browser=browser)
 
 
-def open_everything(source: Source, options: MatchingOptions, strategies: StrategyOptions) -> MatchingInputs:
+def open_everything(
+    source: Source, options: MatchingOptions, strategies: StrategyOptions, checks: ImageCheckOptions
+) -> MatchingInputs:
     """Load network and annotations; what is not given comes from the weights, as in test.py.
 
     Raises:
-        UserError: no weights, no data, another number of classes, a strategy or a size that does not fit.
+        UserError: no weights, no data, another number of classes, a strategy or a size that does not fit, too many
+            images that cannot be used.
     """
     device = choose_device(options.device)
     use_threads()
     distributed.start(device)
     side = (source.img_size,) if source.img_size else ()
     found = resolve(Wanted(options.weights, source.cfg, source.data, side, val_fraction=source.val_fraction))
-    annotations = open_split(found.data, source.split, found.single_cls, val_fraction=found.val_fraction)
+    annotations = open_split(found.data, source.split, found.single_cls, val_fraction=found.val_fraction, checks=checks)
     if not len(annotations):
         raise UserError(f"{found.data}: the {source.split} split has no images")
     found = fit_classes(found, annotations, remedy=f"{NAME_THE_DATA}, or other weights with --weights")
@@ -142,6 +154,7 @@ def open_everything(source: Source, options: MatchingOptions, strategies: Strate
         split=split_shown(found.data, source.split, found.val_fraction),
         img_size=img_size,
         plan=plan,
+        max_bad=checks.max_bad,
     )
     if distributed.is_main():
         print(
@@ -186,6 +199,7 @@ def loader_settings(inputs: MatchingInputs, options: MatchingOptions) -> LoaderS
         stride=inputs.loaded.network.max_stride,
         workers=options.workers,
         pin_memory=inputs.plan.detector.device.type == "cuda",
+        max_bad=inputs.max_bad,
     )
 
 
@@ -201,15 +215,16 @@ def settings_of(inputs: MatchingInputs) -> dict[str, Any]:
     }
 
 
-def description(inputs: MatchingInputs) -> dict[str, Any]:
-    """Return the ``data`` of the result: what was analysed."""
+def description(inputs: MatchingInputs, measured: int) -> dict[str, Any]:
+    """Return the ``data`` of the result: what was analysed, and how many images were measured."""
     annotations = inputs.annotations
     return {
         "weights": inputs.weights,
         "cfg": str(inputs.loaded.network.cfg_path),
         "data": inputs.data,
         "split": inputs.split,
-        "images": len(annotations),
+        "images": measured,
+        "images_left_out": len(bad_images(annotations)) + len(annotations) - measured,
         "annotations": len(annotations.box_image),
         "names": annotations.names,
     }
@@ -257,8 +272,9 @@ def run(request: Request) -> Result | None:
     """Measure a network's matches and predictions; under ``torchrun`` only the main process has the result."""
     asked, options = request.asked, request.options(MatchingOptions)
     source = Source(asked.data, asked.split, asked.cfg, asked.img_size, asked.val_fraction)
-    inputs = open_everything(source, options, request.options(StrategyOptions))
-    given = flat_dict(asked, options, request.options(StrategyOptions), request.options(ReportOptions))
+    checks = request.options(ImageCheckOptions)
+    inputs = open_everything(source, options, request.options(StrategyOptions), checks)
+    given = flat_dict(asked, options, checks, request.options(StrategyOptions), request.options(ReportOptions))
     several = request.options(ReportOptions).report or len(request.chosen) > 1
     name = run_name(asked.name, MODE.name, with_mode=several)
     folder = start_folder(options.resume, ANALYSES, name, given, inputs)
@@ -271,7 +287,7 @@ MODE = Mode(
     name="matching_stats",
     text="which slots match which objects, and how well a network's predictions fit",
     run=run,
-    groups=(MatchingOptions, StrategyOptions),
+    groups=(MatchingOptions, StrategyOptions, ImageCheckOptions),
     reads=frozenset({"data", "split", "val_fraction", "cfg", "img_size", "report_images"}),
     distributed=True,
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -84,40 +85,14 @@ def measure_images(
         The measurements of all processes in the main one, None in the others; the same for any number of processes.
 
     Raises:
-        UserError: an image cannot be read, or a file in ``folder`` is no block of these images.
+        UserError: too many images cannot be read, or a file in ``folder`` is no block of these images.
         KeyboardInterrupt: the run was interrupted; the message says how to go on.
     """
     kept, done = read_blocks(folder) if folder else ({}, set())
-    rows_of_image = rows_without_crowd(annotations)
     plans = evaluation_plans(annotations.image_wh, settings)
-    if kept:
-        check_kept(kept, [plans[number] for number in done if 0 <= number < len(plans)], rows_of_image, folder)
-    todo = [item for item in enumerate(plans) if item[0] not in done]
-    mine = todo[distributed.rank() :: distributed.world_size()]
-    batches = Batches(DetectionDataset(annotations, settings.resize), lambda _: [one for _, one in mine], settings)
-    assigners = {name: build_assigner(one, plan.detector.heads) for name, one in plan.strategies.items()}
-    block, parts = ColumnBlock(), []
-    bar = tqdm(total=len(annotations), unit=" images", desc="matching", disable=None if distributed.is_main() else True)
-    bar.update(len(annotations) - sum(len(one.indices) for _, one in todo))
-    try:
-        for (number, one), batch in zip(mine, batches, strict=True):
-            columns = measure_batch(batch, one, rows_of_image, plan, assigners)
-            parts.append(columns)
-            block.add(number, columns)
-            if folder and len(block.batches) == BATCHES_PER_BLOCK:
-                block.write(folder)
-            bar.update(len(one.indices) * distributed.world_size())
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"interrupted; {command_from_here(f'python analyze.py --resume {folder.parent}')} goes on"
-            if folder
-            else "interrupted"
-        ) from None
-    finally:  # what was measured is kept, whatever happened to the next batch
-        bar.close()
-        if folder:
-            block.write(folder)
-    gathered = distributed.gather(parts)
+    if kept and folder:
+        refuse_other_images(kept, [plans[number] for number in done if 0 <= number < len(plans)], annotations, folder)
+    gathered = distributed.gather(_measure_share(annotations, plan, settings, plans, done, folder))
     if gathered is None:
         return None
     columns = joined(kept, [part for one in gathered for part in one], folder)
@@ -131,25 +106,41 @@ def measure_images(
     )
 
 
-def check_kept(
-    kept: Columns, plans: Sequence[BatchPlan], rows_of_image: Sequence[np.ndarray], folder: Path | None
-) -> None:
-    """Refuse blocks that were measured on other data: the batches that they name must have these images and objects.
-
-    Args:
-        kept: columns of the blocks.
-        plans: of the batches that the blocks say to hold.
-        rows_of_image: of all images, from :func:`rows_without_crowd`.
-        folder: for the message.
-
-    Raises:
-        UserError: an image or an object is missing, or there is one too many.
-    """
-    images = sorted(index for plan in plans for index in plan.indices)
-    rows = sorted(row for index in images for row in rows_of_image[index].tolist())
-    wanted = {"image/index": images, "object/row": rows}
-    if any(name not in kept or sorted(kept[name].tolist()) != values for name, values in wanted.items()):
-        raise UserError(f"{folder}: its blocks were measured on other images or labels; delete it and run again")
+def _measure_share(
+    annotations: Annotations,
+    plan: MeasurementPlan,
+    settings: LoaderSettings,
+    plans: Sequence[BatchPlan],
+    done: set[int],
+    folder: Path | None,
+) -> list[Columns]:
+    """Return the columns of this process's share of the batches that are not done; raises as :func:`measure_images`."""
+    todo = [item for item in enumerate(plans) if item[0] not in done]
+    mine = todo[distributed.rank() :: distributed.world_size()]
+    dataset = DetectionDataset(annotations, settings.resize, leave_out=settings.max_bad > 0)
+    batches = Batches(dataset, lambda _: [one for _, one in mine], settings)
+    rows_of_image = rows_without_crowd(annotations)
+    assigners = {name: build_assigner(one, plan.detector.heads) for name, one in plan.strategies.items()}
+    block, parts = ColumnBlock(), []
+    bar = tqdm(total=len(annotations), unit=" images", desc="matching", disable=None if distributed.is_main() else True)
+    bar.update(len(annotations) - sum(len(one.indices) for _, one in todo))
+    try:
+        for (number, one), batch in zip(mine, batches.with_empty(), strict=True):
+            if batch.metas:
+                columns = measure_batch(batch, one, rows_of_image, plan, assigners)
+                parts.append(columns)
+                block.add(number, columns)
+            if folder and len(block.batches) == BATCHES_PER_BLOCK:
+                block.write(folder)
+            bar.update(len(one.indices) * distributed.world_size())
+    except KeyboardInterrupt:
+        how = f"; {command_from_here(f'python analyze.py --resume {folder.parent}')} goes on" if folder else ""
+        raise KeyboardInterrupt(f"interrupted{how}") from None
+    finally:  # what was measured is kept, whatever happened to the next batch
+        bar.close()
+        if folder:
+            block.write(folder)
+    return parts
 
 
 def joined(kept: Columns, parts: Sequence[Columns], folder: Path | None) -> Columns:
@@ -186,13 +177,44 @@ def measure_batch(
         raw_maps = plan.detector.raw_maps(batch.images)
         batch = to_device(batch, plan.detector.device)
         objects, images, seconds = measure_raw_maps(batch, raw_maps, plan, assigners)
-    rows = np.concatenate([rows_of_image[index] for index in plan_of_batch.indices])
+    indices = [index for index in plan_of_batch.indices if index not in batch.unread]
+    rows = np.concatenate([rows_of_image[index] for index in indices])
     assert len(rows) == len(batch.targets)
     columns = {f"object/{name}": compact(value) for name, value in objects.items()}
     columns |= {f"image/{name}": value.cpu().numpy() for name, value in images.items()}
-    index = np.array(plan_of_batch.indices)  # of the annotations' images
+    index = np.array(indices)  # of the annotations' images
     columns |= {"object/row": rows, "object/image": index[batch.targets.image.cpu().numpy()], "image/index": index}
+    columns["image/path_hash"] = path_hashes([meta.path for meta in batch.metas])
     return columns | {"batch/milliseconds": np.array([seconds]) * 1e3, "batch/first": index[:1]}
+
+
+def path_hashes(paths: Sequence[str]) -> np.ndarray:
+    """Return a number for each path, by which a resumed run knows the images again."""
+    return np.array([crc32(path.encode(errors="surrogateescape")) for path in paths], dtype=np.int64)
+
+
+def refuse_other_images(kept: Columns, plans: Sequence[BatchPlan], annotations: Annotations, folder: Path) -> None:
+    """Refuse the blocks of a run on other data, or whose images had other numbers: some were left out then or are now.
+
+    Args:
+        kept: columns of the blocks.
+        plans: of the batches that the blocks say to hold; the blocks lack the images that could not be read.
+        annotations: of the images that can be used now.
+        folder: of the blocks.
+
+    Raises:
+        UserError: names the folder.
+    """
+    none = np.zeros(0, dtype=np.int64)
+    index, hashes, rows = (kept.get(name, none) for name in ("image/index", "image/path_hash", "object/row"))
+    planned = {image for plan in plans for image in plan.indices}
+    good = len(index) == len(hashes) == len(set(index.tolist())) and planned.issuperset(index.tolist())
+    if good:
+        of_images = np.concatenate([none, *(rows_without_crowd(annotations)[one] for one in index)])
+        good = np.array_equal(np.sort(rows), np.sort(of_images))
+        good = good and np.array_equal(hashes, path_hashes([annotations.image_paths[one] for one in index]))
+    if not good:
+        raise UserError(f"{folder}: measured on other images or labels than can be used now; delete it and run again")
 
 
 def compact(values: Tensor) -> np.ndarray:

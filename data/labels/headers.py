@@ -25,6 +25,7 @@ from utils.files import atomic_path
 MAGIC = "header cache of data/labels/headers.py, 1"  # change the number when something else is read from a header
 MIN_IMAGES = 1000  # with fewer, reading takes less than a second, and no file is left in the user's folder
 MAX_CACHE_BYTES = 1 << 28  # ten million images need no more
+MAX_SIDE = 1 << 31  # pixels
 
 UNREADABLE = "image that cannot be read, left out"
 OTHER_SIZE = "image of another size than its annotation says, left out"
@@ -65,19 +66,18 @@ def check_images(paths: Sequence[str], said_wh: np.ndarray, cache_file: Path | N
     fits_upright = (said_wh == upright_wh).all(axis=1)
     as_stored = is_read & is_said & ~fits_upright & (said_wh == stored_wh).all(axis=1)
     is_other = is_read & is_said & ~fits_upright & ~as_stored
-    is_unreadable = np.isin(np.arange(len(paths)), list(reasons))
+    is_bad = is_other | np.isin(np.arange(len(paths)), list(reasons))
 
     problems = [Problem(paths[i], 0, UNREADABLE, reason) for i, reason in reasons.items()]
     for i in np.flatnonzero(is_other).tolist():
-        what = other_size(tuple(upright_wh[i].tolist()), tuple(said_wh[i].astype(np.int64).tolist()))
-        problems.append(Problem(paths[i], 0, OTHER_SIZE, what))
-    is_bad = is_other | is_unreadable
+        said = (int(said_wh[i, 0]), int(said_wh[i, 1]))
+        problems.append(Problem(paths[i], 0, OTHER_SIZE, other_size((headers[i][0], headers[i][1]), said)))
     for rows, kind in ((as_stored, AS_STORED), ((columns[:, 3] > 0) & ~is_bad, DEEP)):
         problems += [Problem(paths[i], 0, kind, "") for i in np.flatnonzero(rows).tolist()]
     if len(paths) and is_bad.all():
         raise UserError(f"{problems[0].file}: {problems[0].what} (of {len(paths)} images none can be used)")
     return CheckedImages(
-        image_wh=np.where(np.asarray(is_said)[:, None], said_wh, upright_wh).astype(np.int64),
+        image_wh=np.where(np.expand_dims(is_said, 1), said_wh, upright_wh).astype(np.int64),
         orientation=np.where(as_stored, 1, orientation).astype(np.int8),
         is_bad=is_bad,
         problems=problems,
@@ -86,7 +86,7 @@ def check_images(paths: Sequence[str], said_wh: np.ndarray, cache_file: Path | N
 
 def _headers(paths: Sequence[str], cache_file: Path | None) -> tuple[list[list[int]], dict[int, str]]:
     """Return the header of each image as numbers, with sizes of 0 where there is none, and why, by index."""
-    if cache_file is None or len(paths) < MIN_IMAGES:
+    if cache_file is None or sum(map(bool, paths)) < MIN_IMAGES:
         return _read_headers(paths)
     key = _key(paths)
     recalled = _load(cache_file, key, len(paths))
@@ -94,7 +94,7 @@ def _headers(paths: Sequence[str], cache_file: Path | None) -> tuple[list[list[i
         return recalled
     headers, reasons = _read_headers(paths)
     content = {"magic": MAGIC, "key": key, "headers": headers, "reasons": list(reasons.items())}
-    if not cache_file.exists() or _load(cache_file) is not None:  # a file of another kind is never overwritten
+    if not cache_file.exists() or _is_ours(cache_file):  # a file of another kind is never overwritten
         with contextlib.suppress(OSError), atomic_path(cache_file) as temporary:
             temporary.write_text(json.dumps(content), encoding="ascii")
     return headers, reasons
@@ -127,19 +127,26 @@ def _key(paths: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def _load(path: Path, key: str = "", count: int = 0) -> tuple[list[list[int]], dict[int, str]] | None:
-    """Return what was stored under the key; None for any other file. Without a key: whether it is a cache at all."""
+def _load(path: Path, key: str, count: int) -> tuple[list[list[int]], dict[int, str]] | None:
+    """Return what was stored under the key for so many images; None where nothing was, or the file is damaged."""
     try:
         if path.stat().st_size > MAX_CACHE_BYTES:
             return None
         content = json.loads(path.read_bytes())
-        if not str(content["magic"]).startswith(MAGIC[:-1]):
+        if content["magic"] != MAGIC or content["key"] != key:
             return None
-        if not key:
-            return [], {}
         headers, reasons = content["headers"], {int(index): str(reason) for index, reason in content["reasons"]}
-        shape = np.array(headers, dtype=np.int64).shape
+        columns = np.array(headers, dtype=np.int64)
     except (OSError, ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
-    good = content["key"] == key and shape == (count, len(ImageHeader._fields)) and all(0 <= i < count for i in reasons)
-    return (headers, reasons) if good else None
+    if columns.shape != (count, len(ImageHeader._fields)) or not all(0 <= index < count for index in reasons):
+        return None
+    is_sound = (columns >= (0, 0, 1, 0)).all() and (columns <= (MAX_SIDE, MAX_SIDE, 8, 1)).all()
+    return (headers, reasons) if is_sound else None
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file begins as a header cache of any version, however it goes on."""
+    beginning = json.dumps({"magic": MAGIC})[: -len('1"}')].encode()
+    with open(path, "rb") as file:
+        return file.read(len(beginning)) == beginning
