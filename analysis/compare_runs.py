@@ -113,9 +113,10 @@ def compare_runs(runs: Sequence[Run], options: CompareOptions) -> Result:
 
 
 def varying_options(runs: Sequence[Run]) -> list[str]:
-    """Return the options that are not the same in all runs, in the order of the first run's file."""
+    """Return the options that are not the same in all runs that know them, in the order of the first run's file."""
     keys = list(dict.fromkeys(key for run in runs for key in run.options))
-    return [key for key in keys if key not in BOOKKEEPING and len({repr(run.options.get(key)) for run in runs}) > 1]
+    values = {key: {repr(run.options[key]) for run in runs if key in run.options} for key in keys}
+    return [key for key in keys if key not in BOOKKEEPING and len(values[key]) > 1]
 
 
 def group_by_setting(runs: Sequence[Run]) -> list[list[int]]:

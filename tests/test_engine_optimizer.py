@@ -68,5 +68,10 @@ def test_impossible_values_are_refused():
 
 
 def test_adam_and_sgd():
-    assert isinstance(build_optimizer(small_network(), OptimizerOptions(optimizer="AdamW"), 64), torch.optim.AdamW)
+    for name, kind in (("Adam", torch.optim.Adam), ("AdamW", torch.optim.AdamW), ("SGD", torch.optim.SGD)):
+        options = OptimizerOptions(optimizer=name, warmup_epochs=1, warmup_bias_lr=0.1)
+        optimizer = build_optimizer(small_network(), options, 64)
+        assert type(optimizer) is kind
+        Schedule(options, epochs=10, batches_per_epoch=200, accumulate=1).set_rates(optimizer, 0)
+        assert (optimizer.param_groups[0]["lr"] > 0.01) == (name == "SGD")  # the biases of Adam warm up from 0
     assert build_optimizer(small_network(), OptimizerOptions(), 64).defaults["nesterov"]

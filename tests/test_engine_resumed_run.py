@@ -54,33 +54,32 @@ def test_a_file_a_folder_and_the_newest(tmp_path):
         find_last("newest", str(tmp_path / "none"))
 
 
-def cut_after_first_epoch(monkeypatch, run_main, *arguments):
-    """Start a run and interrupt it in its second epoch."""
+def cut_after(epochs, monkeypatch, run_main, *arguments):
+    """Start a run, or go on with one, and interrupt it when it has so many epochs."""
 
-    def one_epoch(state, *rest):
-        if state.epoch:
+    def some_epochs(state, *rest):
+        if state.epoch == epochs:
             raise KeyboardInterrupt
         return original(state, *rest)
 
     original = train.train_one_epoch
     with monkeypatch.context() as patch:
-        patch.setattr(train, "train_one_epoch", one_epoch)
+        patch.setattr(train, "train_one_epoch", some_epochs)
         run_epochs(run_main, *arguments, status=130)
 
 
 @pytest.mark.parametrize("how", [["--resume"], ["--resume", "runs/train/cut"], ["--resume", "runs/train/cut/last.pt"]])
 def test_each_way_goes_on_bit_for_bit(project, monkeypatch, run_main, how):
     run_epochs(run_main, *QUICK, "--epochs", 2, "--name", "whole", "--optimizer", "Adam")
-    cut_after_first_epoch(monkeypatch, run_main, *QUICK, "--epochs", 2, "--name", "cut", "--optimizer", "Adam")
+    cut_after(1, monkeypatch, run_main, *QUICK, "--epochs", 2, "--name", "cut", "--optimizer", "Adam")
     assert "instead of" not in run_epochs(run_main, *how)
     assert same(weights("whole"), weights("cut"))
 
 
 def test_a_project_of_ones_own(project, monkeypatch, run_main):
-    cut_after_first_epoch(monkeypatch, run_main, *QUICK, "--epochs", 2, "--project", "mine", "--name", "cut")
-    assert "no run in runs/train/" in run_epochs(run_main, "--resume", "--project", "none", status=2).replace(
-        "none", "runs/train"
-    )
+    cut_after(1, monkeypatch, run_main, *QUICK, "--epochs", 2, "--project", "mine", "--name", "cut")
+    assert "no run in runs/train/" in run_epochs(run_main, "--resume", status=2)
+    assert "no run in none/" in run_epochs(run_main, "--resume", "--project", "none", status=2)
     run_epochs(run_main, "--resume", "--project", "mine")
     assert read_checkpoint("mine/cut/last.pt")["epoch"] == 2
     said = run_epochs(run_main, "--resume", "mine/cut", "--project", "mine", status=2)
@@ -88,11 +87,12 @@ def test_a_project_of_ones_own(project, monkeypatch, run_main):
 
 
 def test_more_epochs_follow_the_curve_of_the_longer_run(project, run_main):
-    run_epochs(run_main, *QUICK, "--epochs", 2, "--name", "a")
+    run_epochs(run_main, *QUICK, "--epochs", 2, "--name", "a", "--lr0", 0.01, "--lrf", 0.1)
     said = run_epochs(run_main, "--resume", status=2)
     assert "has finished its 2 epochs" in said and "--epochs 4" in said and "--weights" in said
     said = run_epochs(run_main, "--resume", "--epochs", 4)
-    assert "4 epochs instead of 2" in said and "the curve of 4 epochs (epoch 2 had" in said
+    # The curve of 4 epochs at its third: 1 + (0.1 - 1) * (1 - cos(2 pi / 3)) / 2 = 0.325 of 0.01.
+    assert "4 epochs instead of 2" in said and "epoch 2 had 0.001, epoch 3 has 0.00325" in said
     found = read_checkpoint("runs/train/a/last.pt")
     assert found["epoch"] == 4 == len(found["history"]) and found["options"]["epochs"] == 4
     assert (project / "runs/train/a/results.png").is_file()
@@ -103,16 +103,7 @@ def test_an_interrupted_extension_goes_on_bit_for_bit(project, monkeypatch, run_
     for name in ("whole", "cut"):
         run_epochs(run_main, *QUICK, "--epochs", 1, "--name", name)
     run_epochs(run_main, "--resume", "runs/train/whole", "--epochs", 3)
-    original = train.train_one_epoch
-
-    def two_epochs(state, *rest):
-        if state.epoch == 2:
-            raise KeyboardInterrupt
-        return original(state, *rest)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(train, "train_one_epoch", two_epochs)
-        run_epochs(run_main, "--resume", "runs/train/cut", "--epochs", 3, status=130)
+    cut_after(2, monkeypatch, run_main, "--resume", "runs/train/cut", "--epochs", 3)
     assert not (project / "runs/train/cut/results.png").exists()  # it would say that the run has finished
     assert "instead of" not in run_epochs(run_main, "--resume")
     assert same(weights("whole"), weights("cut"))
@@ -144,16 +135,16 @@ def test_patience_counts_epochs_since_the_best(project, monkeypatch, run_main):
 
 
 def test_patience_is_resumed_where_it_was(project, monkeypatch, run_main):
-    fitness_of(monkeypatch, 0.5)
-    cut_after_first_epoch(monkeypatch, run_main, *QUICK, "--epochs", 9, "--patience", 3, "--name", "a")
-    fitness_of(monkeypatch, 0.4, 0.4, 0.4, 0.4)
+    fitness_of(monkeypatch, 0.5, 0.4)
+    cut_after(2, monkeypatch, run_main, *QUICK, "--epochs", 9, "--patience", 3, "--name", "a")
+    fitness_of(monkeypatch, 0.4, 0.4, 0.4)
     run_epochs(run_main, "--resume")
     assert read_checkpoint("runs/train/a/last.pt")["epoch"] == 4
 
 
 def test_a_checkpoint_from_before_these_options_is_resumed(project, monkeypatch, run_main):
     run_epochs(run_main, *QUICK, "--epochs", 2, "--name", "whole")
-    cut_after_first_epoch(monkeypatch, run_main, *QUICK, "--epochs", 2, "--name", "cut")
+    cut_after(1, monkeypatch, run_main, *QUICK, "--epochs", 2, "--name", "cut")
     path = project / "runs/train/cut/last.pt"
     content = read_checkpoint(path)
     del content["best_epoch"]

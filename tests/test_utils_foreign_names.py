@@ -67,7 +67,7 @@ def test_a_flag_without_effect_is_noted_once(script, name, capfd):
     assert capfd.readouterr().out == f"{flag(name)} changes nothing: {WITHOUT_EFFECT[name]}\n"
 
 
-@pytest.mark.parametrize("script", ("train", "test", "detect"))
+@pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("name", ANSWERS)
 def test_what_is_not_here_gets_its_answer_in_one_line(script, name):
     if name in OPTIONS[script]:
@@ -96,9 +96,6 @@ def test_an_answer_names_only_what_there_is(name):
 def test_a_row_hides_no_option_of_ours():
     ours = set().union(*OPTIONS.values())
     assert not SHORT.keys() & ours and not WITHOUT_EFFECT.keys() & ours
-    assert all(
-        name not in OPTIONS["train"].keys() & OPTIONS["test"].keys() & OPTIONS["detect"].keys() for name in ANSWERS
-    )
 
 
 @pytest.mark.parametrize("theirs, ours", FILES.items())
@@ -146,6 +143,15 @@ def test_only_files_of_the_kind_are_found_and_suggested(name, kind, words, absen
     with pytest.raises(UserError) as error:
         find_file(name, kind)
     assert words in str(error.value) and absent not in str(error.value)
+
+
+def test_a_network_in_yaml_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "yolov5s.yaml").write_text("nc: 80\n")
+    for name in ("yolov5s.yaml", tmp_path / "yolov5s.yaml"):
+        with pytest.raises(UserError, match=r"yolov5s\.yaml: a network is read from a Darknet cfg"):
+            find_file(str(name), "cfg")
+    assert find_file("yolov5s", "cfg").suffix == ".cfg"
 
 
 @pytest.mark.parametrize(

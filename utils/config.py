@@ -67,6 +67,8 @@ def find_file(name: str, what: str) -> Path:
     folders, endings = FILE_KINDS[what]
     for wanted in (name, *(name + ending for ending in endings)):
         if path := _find_below(folders, wanted):
+            if what == "cfg" and path.suffix in (".yaml", ".yml"):
+                raise UserError(f"{path}: a network is read from a Darknet cfg, such as yolov5s.cfg, not from a YAML")
             return path
     ours = our_file(name, endings[0])
     if path := _find_below(folders, ours):

@@ -39,6 +39,7 @@ NO_DRAWING_OPTIONS = (
     "boxes are drawn with name and score, in a width that fits the picture; --save-txt keeps the numbers"
 )
 NO_LOGGING_SERVICE = "nothing is sent anywhere; results.csv and the TensorBoard events are in the folder of the run"
+IN_ANALYSES = "analyses are written to runs/analyze/<name>; choose a --name"
 NO_SEGMENTS = "boxes only: there are no masks and no poses here"
 ANSWERS = {  # what is not here -> what to use instead
     "artifact_alias": NO_LOGGING_SERVICE,
@@ -57,6 +58,7 @@ ANSWERS = {  # what is not here -> what to use instead
     "entity": NO_LOGGING_SERVICE,
     "erasing": "the augmentations are those of --help, such as --hsv-h, --degrees and --mixup",
     "evolve": "options are not searched for; start a run per recipe (--hyp), analyze.py --compare shows them",
+    "exist_ok": IN_ANALYSES,
     "fourcc": "videos are written as mp4",
     "fraction": "name a list of the images to train on in the data set (--data)",
     "half": "float16 is for test.py and detect.py; train.py has mixed precision where it helps, and --no-amp",
@@ -75,6 +77,7 @@ ANSWERS = {  # what is not here -> what to use instead
     "overlap_mask": NO_SEGMENTS,
     "perspective": "pictures are turned, moved, scaled and sheared: --degrees, --translate, --scale, --shear",
     "pretrained": "use --weights FILE; without it training starts from random weights",
+    "project": IN_ANALYSES,
     "quad": "batches are made of single pictures; --multi-scale trains at other sizes",
     "resume_evolve": "options are not searched for; start a run per recipe (--hyp)",
     "retina_masks": NO_SEGMENTS,
