@@ -193,3 +193,8 @@ def test_files_of_kinds_that_are_not_read_are_counted_by_suffix(tmp_path):
     found = list_files(tmp_path)
     assert [os.path.basename(path) for path in found.images] == ["0.png"]
     assert dict(found.unknown) == {".heic": 2, ".dng": 1}
+
+
+def test_of_two_pictures_in_a_file_the_end_of_the_first_counts():
+    first, second = jpeg(smooth_picture()), jpeg(smooth_picture(seed=1))
+    assert end_of_jpeg(first + second) == len(first) - 2
