@@ -7,6 +7,7 @@ shared among the processes.
 from __future__ import annotations
 
 from utils.errors import UserError, run_command  # first: for Ctrl-C during the imports below
+from utils.words import how_many
 
 # isort: split
 from dataclasses import dataclass, replace
@@ -296,7 +297,7 @@ def announce(
     train = options.train
     parameters = sum(parameter.numel() for parameter in network.parameters())
     print(
-        f"train: {train.cfg} ({parameters:,} parameters) on {train.data}, {train.epochs} epochs, "
+        f"train: {train.cfg} ({parameters:,} parameters) on {train.data}, {how_many(train.epochs, 'epoch')}, "
         f"recipe {train.hyp}, --match {options.assignment.match} -> {run.folder} ({describe_device(device)})"
     )
     objects = train_set.select_boxes(~train_set.crowd)

@@ -23,6 +23,7 @@ from utils.config import option
 from utils.errors import UserError
 from utils.files import read_text
 from utils.renamed import RENAMED
+from utils.words import how_many
 
 MAX_BYTES = 100_000_000  # of results.csv: 300 epochs have 50 kB
 LARGEST_NUMBER, LARGEST_EPOCH = 1e30, 10**9  # beyond, a file is damaged
@@ -295,7 +296,7 @@ def _notes(runs: Sequence[Run]) -> tuple[str, ...]:
             )
         planned = run.options.get("epochs")
         if isinstance(planned, int) and len(run.history) < planned:
-            notes.append(f"{run.folder}: {len(run.history)} of {planned} epochs are finished")
+            notes.append(f"{run.folder}: {len(run.history)} of {how_many(planned, 'epoch')} are finished")
     return tuple(notes)
 
 

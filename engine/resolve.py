@@ -18,6 +18,7 @@ from utils import distributed
 from utils.class_names import are_numbers, first_moved, places_in, read_names
 from utils.config import build_options, find_file
 from utils.errors import UserError
+from utils.words import how_many
 
 NAME_THE_DATA = "name the data set of these weights with --data"
 COCO_CLASSES = 80
@@ -133,7 +134,8 @@ def fit_classes(found: Resolved, annotations: Annotations, remedy: str = NAME_TH
         return _with_classes_of(found, known, names, found.data, remedy)
     if network.num_classes != len(names):
         raise UserError(
-            f"{found.weights}: detects {network.num_classes} classes, {found.data} has {len(names)}; {remedy}"
+            f"{found.weights}: detects {how_many(network.num_classes, 'class')}, {found.data} has {len(names)}; "
+            f"{remedy}"
         )
     return found
 
@@ -166,7 +168,10 @@ def name_classes(found: Resolved, names_file: str = "", data: str = "") -> Resol
     if len(names) == count and (are_numbers(known) or first_moved(names, known) is None):
         return replace(found, loaded=replace(found.loaded, names=names))  # the same classes, perhaps in other words
     if len(names) != count and None in places_in(names, known):
-        raise UserError(f"{origin}: has {len(names)} class names, but {found.weights} detects {count} classes")
+        raise UserError(
+            f"{origin}: has {how_many(len(names), 'class name')}, but {found.weights} detects "
+            f"{how_many(count, 'class')}"
+        )
     return _with_classes_of(found, known, names, origin, "leave it out: the weights know the names of their classes")
 
 
@@ -209,8 +214,8 @@ def _with_classes_of(
     lacking = [name for name, place in zip(wanted, places, strict=True) if place is None]
     if lacking:
         raise UserError(
-            f"{found.weights}: detects {len(known)} classes, {origin} has {len(wanted)}, of which {_listed(lacking)} "
-            f"{'are' if len(lacking) > 1 else 'is'} not among these ({_listed(known)}); {remedy}"
+            f"{found.weights}: detects {how_many(len(known), 'class')}, {origin} has {len(wanted)}, of which "
+            f"{_listed(lacking)} {'are' if len(lacking) > 1 else 'is'} not among these ({_listed(known)}); {remedy}"
         )
     classes = [place for place in places if place is not None]
     if classes == list(range(len(known))):

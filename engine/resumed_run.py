@@ -12,6 +12,7 @@ from engine.training_state import check_resumable
 from models.checkpoints.format import read_checkpoint
 from utils.config import flag
 from utils.errors import UserError
+from utils.words import how_many
 
 NEWEST = "newest"  # what a bare --resume means
 # All other options are those of the run.
@@ -57,16 +58,18 @@ def options_to_resume(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     values = before | given | {"resume": str(path)}
     done, epochs, patience = checkpoint["epoch"], values["epochs"], values.get("patience", 0)
     if epochs < done:
-        raise UserError(f"{path}: has already been trained for {done} epochs; --epochs {epochs} must not be less")
+        raise UserError(
+            f"{path}: has already been trained for {how_many(done, 'epoch')}; --epochs {epochs} must not be less"
+        )
     finished = path.with_name("results.png").is_file()  # the last thing a run writes
     if finished and done >= epochs:
         raise UserError(
-            f"{path}: this run has finished its {done} epochs; go on with more of them, --epochs {2 * done}, "
-            f"or train on from its weights with --weights {path}"
+            f"{path}: this run has finished its {how_many(done, 'epoch')}; go on with more of them, "
+            f"--epochs {2 * done}, or train on from its weights with --weights {path}"
         )
     if finished and is_over(done, checkpoint.get("best_epoch", done), epochs, patience):
         raise UserError(
-            f"{path}: this run stopped after {done} epochs, because --patience {patience} had passed; "
+            f"{path}: this run stopped after {how_many(done, 'epoch')}, because --patience {patience} had passed; "
             f"go on with a larger one, or with --patience 0 for all {epochs} epochs"
         )
     return values, checkpoint
@@ -88,6 +91,6 @@ def other_length(options: OptimizerOptions, done: int, before: int, now: int) ->
         for epochs, epoch in ((before, done - 1), (now, done))
     )
     return (
-        f"{now} epochs instead of {before}: the learning rate goes on along the curve of {now} epochs "
+        f"{how_many(now, 'epoch')} instead of {before}: the learning rate goes on along the curve of {now:,} "
         f"(epoch {done} had {last:.3g}, epoch {done + 1} has {following:.3g})"
     )

@@ -175,7 +175,7 @@ def build_options(values: dict[str, Any], groups: Sequence[type], source: str = 
             group(**{item.name: values[item.name] for item in fields(group) if item.name in values}) for group in groups
         )
     except ValueError as error:
-        raise UserError(f"{place}{error}") from error
+        raise UserError(f"{place}{error!s:.400}") from error
 
 
 def flat_dict(*instances: Any) -> dict[str, Any]:

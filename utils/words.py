@@ -17,7 +17,7 @@ def plural(noun: str) -> str:
     like a plural already (Platelets, skis).
     """
     word = noun.lower()
-    if word.endswith(("ss", "us", "x", "z", "ch", "sh")):
+    if word.endswith(("ss", "us", "x", "z", "ch", "sh")) and not word.endswith("och"):  # epochs, lochs
         return f"{noun}es"
     if word.endswith("s"):
         return noun

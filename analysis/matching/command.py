@@ -102,7 +102,7 @@ def matching_stats(
     about = description(inputs, len(measured))
     notes = notes_of(numbers)
     if about["images_left_out"]:
-        notes = (f"without {about['images_left_out']} images that cannot be used", *notes)
+        notes = (f"without {how_many(about['images_left_out'], 'image')} that cannot be used", *notes)
     result = Result("matching-stats", about, numbers, tables, all_plots(numbers), notes)
     result = with_problems(result, inputs.annotations)
     remove_blocks(partial)

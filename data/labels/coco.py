@@ -26,6 +26,7 @@ from data.labels.headers import CheckedImages, check_images
 from data.labels.row_table import RowTable
 from utils.class_names import first_moved, is_class_name
 from utils.errors import UserError
+from utils.words import how_many
 
 INTEGERS, REALS = 4, 5  # per annotation: id, image_id, category_id, iscrowd; x, y, w, h, area
 # Polygons are two thirds of COCO's files and of no use here. A quoted key cannot occur inside a JSON string, where the
@@ -380,7 +381,7 @@ def _without_lost_images(
             str(json_path),
             0,
             "image is not on the disk, left out" if lost[i] else "image without width and height, left out",
-            f"{file_names[i] or annotations.image_ids[i]}, {counts[i]} objects",
+            f"{file_names[i] or annotations.image_ids[i]}, {how_many(counts[i], 'object')}",
         )
         for i in np.flatnonzero(unknown)
     ]
