@@ -38,6 +38,7 @@ from data.description import SPLITS
 from data.labels.read import read_dataset
 from data.splits import open_data, split_shown
 from engine.run_folder import new_run_folder
+from models.darknet.section import Section
 from models.network import Network, build_network, build_network_from_text, check_image_size, require_heads
 from utils.config import build_options, find_file, flag, option, parse_flags
 from utils.files import write_text_atomically
@@ -57,7 +58,7 @@ class KmeansOptions:
     img_size: tuple[int, ...] = option(
         (), "side of the network input, pixels; several for multi-scale; default: the cfg's"
     )
-    write: str = option("", "write the cfg with the found anchors in every [yolo] section to this new file")
+    write: str = option("", "write the cfg with the found anchors in every head's section to this new file")
     name: str = option("kmeans-anchors", "results go to runs/analyze/<name>")
 
     def __post_init__(self) -> None:
@@ -118,14 +119,18 @@ def read_network(options: KmeansOptions, num_classes: int) -> Network:
 
 def refuse_own_anchors(network: Network) -> None:
     """Refuse a cfg whose heads have different anchors: it has no single list to compare with or to replace."""
-    sections = [section for section in network.config.sections if section.kind == "yolo"]
-    for section, head in zip(sections, network.heads, strict=True):
+    for section, head in zip(head_sections(network), network.heads, strict=True):
         if head.all_anchors_wh != network.heads[0].all_anchors_wh:
             raise section.error(
-                "has other anchors than the first [yolo]; kmeans_anchors.py needs one list in every [yolo] "
-                "(the same num and anchors) and masks that share it out",
+                f"has other anchors than the first [{section.kind}]; kmeans_anchors.py needs one list in every "
+                f"[{section.kind}] (the same num and anchors) and masks that share it out",
                 "anchors",
             )
+
+
+def head_sections(network: Network) -> list[Section]:
+    """Return the sections of the heads."""
+    return [network.config.sections[index] for index in network.head_layers]
 
 
 def sizes_at(objects: Objects, img_sizes: tuple[int, ...]) -> np.ndarray:
@@ -137,22 +142,25 @@ def refuse_write(path: str, network: Network, num: int) -> None:
     """Refuse to overwrite a file, or anchors that the masks of the cfg do not fit."""
     if Path(path).exists():
         raise UserError(f"{path}: exists already; name a new file with --write")
-    for section in network.config.sections:
-        if section.kind == "yolo" and section["num"] != num:
+    for section in head_sections(network):
+        if "anchors" not in section:
+            raise section.error("has no anchors; write 'anchors = 1,1' with num=1 there for --write to replace")
+        if section["num"] != num:
             raise section.error(
                 f"has masks for num={section['num']} anchors; --write keeps them, so leave out --num {num}"
             )
 
 
 def with_anchors(network: Network, anchors_wh: np.ndarray) -> str:
-    """Return the cfg's text with the anchors of every [yolo] section replaced; comments and masks stay."""
+    """Return the cfg's text with the anchors of every head replaced; comments and masks stay."""
     lines = network.cfg_text.splitlines(keepends=True)
-    for section in network.config.sections:
-        if section.kind == "yolo":
-            number = section.lines["anchors"] - 1
-            body = lines[number].rstrip("\r\n")
-            ending = lines[number][len(body) :]
-            lines[number] = ANCHORS_LINE.sub(lambda match: match[1] + numbers_of(anchors_wh) + match[2], body) + ending
+    for section, head in zip(head_sections(network), network.heads, strict=True):
+        in_cells = section.kind == "region"  # whose anchors are written in cells
+        numbers = numbers_of(anchors_wh / head.stride, decimals=9) if in_cells else numbers_of(anchors_wh)
+        number = section.lines["anchors"] - 1
+        body = lines[number].rstrip("\r\n")
+        ending = lines[number][len(body) :]
+        lines[number] = ANCHORS_LINE.sub(rf"\g<1>{numbers}\g<2>", body) + ending
     text = "".join(lines)
     with torch.device("meta"):
         rebuilt = build_network_from_text(text, network.cfg_path, network.num_classes)
@@ -160,9 +168,9 @@ def with_anchors(network: Network, anchors_wh: np.ndarray) -> str:
     return text
 
 
-def numbers_of(anchors_wh: np.ndarray) -> str:
+def numbers_of(anchors_wh: np.ndarray, decimals: int = 6) -> str:
     """Return ``w,h,  w,h,  …`` without superfluous digits."""
-    return ",  ".join(f"{width:.10g},{height:.10g}" for width, height in np.round(anchors_wh, 6))
+    return ",  ".join(f"{width:.10g},{height:.10g}" for width, height in np.round(anchors_wh, decimals))
 
 
 def anchors_line(anchors_wh: np.ndarray) -> str:

@@ -168,6 +168,7 @@ def main() -> None:
         while not run.is_over(state):
             train_batches.set_epoch(state.epoch)
             seed_epoch(options.train.seed, state.epoch, distributed.rank())
+            loss_function.images_seen = state.epoch * len(train_set)
             with EpochBar(run, state.epoch, len(train_batches)) as bar:
                 losses, counts = train_one_epoch(
                     state, wrapped, train_batches, loss_function, schedule, precision, bar.update
@@ -206,11 +207,14 @@ def choose_options() -> tuple[TrainGroups, dict[str, Any] | None]:
 
 
 def default_recipe(cfg: str) -> str:
-    """Return the recipe for a cfg: one of its name, else yolov5.yaml or yolov3.yaml, by how its heads decode boxes."""
+    """Return the recipe for a cfg: one of its name, else by its heads: darknet.yaml, yolov5.yaml or yolov3.yaml."""
     path = find_file(cfg, "cfg")
     if (REPOSITORY / "cfg/hyp" / f"{path.stem}.yaml").is_file():
         return f"{path.stem}.yaml"
-    heads = [section for section in parse_cfg(path).sections if section.kind == "yolo"]
+    sections = parse_cfg(path).sections
+    if any(section.kind in ("region", "gaussian_yolo") for section in sections):
+        return "darknet.yaml"
+    heads = [section for section in sections if section.kind == "yolo"]
     return "yolov5.yaml" if any(head["new_coords"] for head in heads) else "yolov3.yaml"
 
 
@@ -296,9 +300,10 @@ def announce(
         return
     train = options.train
     parameters = sum(parameter.numel() for parameter in network.parameters())
+    whose_loss = "" if options.loss.loss == LossOptions.loss else f" --loss {options.loss.loss}"
     print(
-        f"train: {train.cfg} ({parameters:,} parameters) on {train.data}, {how_many(train.epochs, 'epoch')}, "
-        f"recipe {train.hyp}, --match {options.assignment.match} -> {run.folder} ({describe_device(device)})"
+        f"train: {train.cfg} ({parameters:,} parameters) on {train.data}, {how_many(train.epochs, 'epoch')}, recipe "
+        f"{train.hyp}, --match {options.assignment.match}{whose_loss} -> {run.folder} ({describe_device(device)})"
     )
     objects = train_set.select_boxes(~train_set.crowd)
     image_wh = objects.image_wh[objects.box_image]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from models.heads import Head, decode_boxes, priors_wh
+from models.heads import Head, decode_boxes, priors_wh, scoring_rows
 from models.network import Network
 from models.nms import LOGIT_SLACK, logit, non_max_suppression, select_candidates
 from utils.boxes import cxcywh_to_xyxy
@@ -28,7 +28,7 @@ class DecodedPredictions:
     """The slots of a batch whose objectness alone passes the confidence, ordered by image."""
 
     boxes_xyxy_net: Tensor  # [M 4] float32, network pixels
-    objectness: Tensor  # [M] logits
+    objectness: Tensor  # [M] logits, as models.heads.scoring_rows gives them
     class_logits: Tensor  # [M C]
     image: Tensor  # [M] int64, index in the batch
 
@@ -156,7 +156,7 @@ def decode_predictions(raw_maps: Sequence[Tensor], heads: Sequence[Head], confid
 
 
 def _decode_head(raw: Tensor, head: Head, confidence: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the passing slots of one head: boxes [M 4] as corners in network pixels, raw rows [M 5+C], images [M]."""
+    """Return the passing slots of one head: boxes [M 4] as corners in network pixels, rows [M 5+C], images [M]."""
     num_anchors, num_rows, num_cols, width = raw.shape[1:]
     table = raw.permute(0, 2, 3, 1, 4).reshape(-1, width)  # B*H*W*A 5+C, a view of a channels-last output
     passing = (table[:, 4] > logit(confidence) - LOGIT_SLACK).nonzero().flatten()
@@ -174,4 +174,4 @@ def _decode_head(raw: Tensor, head: Head, confidence: float) -> tuple[Tensor, Te
     valid = ~boxes_xyxy.isnan().any(dim=1)
     if not valid.all():
         boxes_xyxy, rows, image = boxes_xyxy[valid], rows[valid], image[valid]
-    return boxes_xyxy, rows, image
+    return boxes_xyxy, scoring_rows(rows, head, confidence), image

@@ -1,4 +1,4 @@
-"""A Darknet cfg as a torch network: images [B 3 H W] in, one raw map [B A H W 5+C] of logits per ``[yolo]`` head out.
+"""A Darknet cfg as a torch network: images [B 3 H W] in, one raw map [B A H W 5+C] of logits per head out.
 
 ``python models/network.py yolov3.cfg`` prints the layers as Darknet does at its start.
 """
@@ -26,7 +26,7 @@ from models.darknet.graph import Layer, SectionBuilder, sources_of
 from models.darknet.kinds import KINDS
 from models.darknet.schema import LARGEST_SIDE
 from models.darknet.section import DarknetConfig, Section
-from models.heads import Head
+from models.heads import Head, RegionRule
 from models.layers import Convolution
 from utils.words import how_many
 
@@ -49,6 +49,7 @@ class Network(nn.Module):
         self.head_layers = tuple(index for index, layer in enumerate(built) if layer.head)
         self.max_stride = max((_grid_stride(layer) for layer in built), default=1)
         self.input_wh: tuple[int, int] = (config.net["width"], config.net["height"])
+        self.layer_notes = tuple(dict.fromkeys(layer.note for layer in built if layer.note))
         self._released = _released_after(self.sources)
 
     @property
@@ -63,8 +64,8 @@ class Network(nn.Module):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """One line each: keys of the cfg that have no effect here."""
-        return self.config.notes
+        """One line each: what of the cfg has no effect here or another one than in Darknet."""
+        return (*self.config.notes, *self.layer_notes)
 
     @property
     def num_classes(self) -> int:
@@ -136,13 +137,15 @@ def require_heads(network: Network) -> None:
     """Refuse a network that cannot detect objects in colour images.
 
     Raises:
-        UserError: the cfg has no [yolo] section, or another number of channels than 3.
+        UserError: the cfg has no section that detects, or another number of channels than 3.
     """
     net = network.config.net
     if net["channels"] != 3:
         raise net.error(f"channels={net['channels']}: images are read in colour, so a detector needs 3", "channels")
     if not network.heads:
-        raise UserError(f"{network.cfg_path}: no [yolo] section, so this network cannot detect; give a detector's cfg")
+        raise UserError(
+            f"{network.cfg_path}: no [yolo] section or other head, so this network cannot detect; give a detector's cfg"
+        )
 
 
 def check_image_size(network: Network, size: int | tuple[int, int]) -> None:
@@ -177,13 +180,16 @@ def initialise_head_biases(network: Network, rule: str = "yolov3") -> None:
             for those of ultralytics/yolov5 v7.0.
     """
     for index, head in enumerate(network.heads):
+        if isinstance(head.rule, RegionRule):
+            continue  # Darknet's squared error hardly moves what starts near 0, and a softmax starts where it should
         layer = network.head_convolution(index)
         bias = layer.conv.bias if layer.bn is None else layer.bn.bias
         assert bias is not None
         objectness, classes = BIAS_RULES[rule](head)
         per_anchor = bias.view(head.num_anchors, -1)  # A 5+C
-        per_anchor[:, 4] += objectness
-        per_anchor[:, 5:] += classes
+        first_class = per_anchor.shape[1] - head.num_classes
+        per_anchor[:, first_class - 1] += objectness
+        per_anchor[:, first_class:] += classes
 
 
 def _yolov3_biases(head: Head) -> tuple[float, float]:
@@ -240,7 +246,7 @@ def _build(config: DarknetConfig, num_classes: int | None, bn_eps: float | None,
     network = Network(config, SectionBuilder(config, KINDS, eps, momentum).build())
     if len({head.num_classes for head in network.heads}) > 1:
         line = config.sections[network.head_layers[-1]].line
-        raise UserError(f"{config.source}:{line}: the [yolo] sections disagree about the number of classes")
+        raise UserError(f"{config.source}:{line}: the heads disagree about the number of classes")
     for key, side in zip(("width", "height"), network.input_wh, strict=True):
         if network.heads and side % network.max_stride:
             largest = f"{network.max_stride}, the network's largest stride"
@@ -252,12 +258,14 @@ def _with_classes(config: DarknetConfig, num_classes: int) -> DarknetConfig:
     """Return the config with other ``classes`` in every head and filters that fit before it."""
     sections = list(config.sections)
     for section in config.sections:
-        if section.kind != "yolo":
+        box_numbers = KINDS[section.kind].box_numbers
+        if not box_numbers:
             continue
         sections[section.index] = section.replace(classes=num_classes)
-        masks = section["num"] if section["mask"] is None else len(section["mask"])
+        masked = "mask" in section.keys and section["mask"] is not None
+        num_anchors = len(section["mask"]) if masked else section["num"]
         for index in _predicting(config.sections, section.index):
-            sections[index] = sections[index].replace(filters=masks * (5 + num_classes))
+            sections[index] = sections[index].replace(filters=num_anchors * (box_numbers + num_classes))
     return DarknetConfig(config.source, config.text, config.net, tuple(sections), config.notes)
 
 

@@ -78,7 +78,7 @@ ERRORS = [
     (NET + "[convolutional]\n[net]\n", "x.cfg:5: [net] only the first section may be [net]"),
     (NET + "[convolutionl]\n", "x.cfg:4: unknown section [convolutionl]; did you mean 'convolutional'?"),
     (NET + "[convolutional\n", "x.cfg:4: '[convolutional' is no section header"),
-    (NET + "[region]\n", "x.cfg:4: Darknet knows [region], this toolkit does not build it"),
+    (NET + "[lstm]\n", "x.cfg:4: Darknet knows [lstm], this toolkit does not build it"),
     (NET + "[convolutional]\nfilter=3\n", "x.cfg:5: [convolutional] has no key 'filter'; did you mean 'filters'?"),
     (NET + "[maxpool]\nfilters=3\n", "x.cfg:5: [maxpool] has no key 'filters'"),
     ("[net]\nwidht=64\nheight=32\n[avgpool]", "x.cfg:2: [net] has no key 'widht'; did you mean 'width'?"),

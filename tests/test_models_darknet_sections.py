@@ -167,7 +167,7 @@ def test_strides_along_x_and_y():
 
 
 def test_every_section_with_keys_has_a_builder_and_what_joins_layers_has_the_key_that_names_them():
-    assert KINDS.keys() == SECTIONS.keys()
+    assert KINDS.keys() >= SECTIONS.keys()  # others have their keys in a file of their own
     naming = {kind.name for kind in KINDS.values() if {"from", "layers"} & kind.keys.keys()}
     without_input = {"implicit", "implicit_add", "implicit_mul"}  # vectors of their own, which others join
     assert naming | without_input == {kind.name for kind in joins.KINDS}

@@ -181,7 +181,7 @@ def _notes(sections: list[Section], doubles: list[str]) -> tuple[str, ...]:
     without = (f"{sections[0].source}: without effect here: {'; '.join(lines)}",) if lines else ()
     otherwise = [
         f"{name}={section[name]}"
-        for section in sections if section.kind == "yolo"
+        for section in sections
         for name, neutral in MATCHES_OTHERWISE.items() if name in section.written and section[name] != neutral
     ]  # fmt: skip
     text = (

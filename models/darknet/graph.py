@@ -69,6 +69,7 @@ class Layer:
     geometry: str = ""  # size and stride, for the table
     operations: int = 0  # for one image of the [net] size; a multiply-add counts twice, as in Darknet
     head: Head | None = None
+    note: str = ""  # one line on what is done otherwise than in Darknet
 
     @property
     def parameters(self) -> int:
@@ -108,7 +109,10 @@ class SectionBuilder:
         """Refuse a section that reads the numbers of a head, which Darknet changes in place."""
         for index in sources:
             if index >= 0 and self.built[index].head:
-                raise section.error(f"reads layer {index}, a [yolo] head; put a [route] to an earlier layer before it")
+                kind = self.built[index].section.kind
+                raise section.error(
+                    f"reads layer {index}, a [{kind}] head; put a [route] to an earlier layer before it"
+                )
 
     def reserve(self, section: Section, parameters: int, output: MapShape) -> None:
         """Count a layer's parameters and refuse sizes that no machine should be asked for."""

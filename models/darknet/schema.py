@@ -183,6 +183,6 @@ SECTION_ALIASES = {
 }  # fmt: skip
 
 UNSUPPORTED_SECTIONS = (
-    "region", "detection", "gaussian_yolo", "rnn", "gru", "lstm", "crnn", "conv_lstm", "history", "connected", "conn",
+    "detection", "rnn", "gru", "lstm", "crnn", "conv_lstm", "history", "connected", "conn",
     "local", "crop", "normalization", "lrn", "deconvolutional", "contrastive", "iseg", "logistic", "l2norm",
 )  # fmt: skip

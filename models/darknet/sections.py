@@ -141,18 +141,24 @@ def _dropout(builder: SectionBuilder, section: Section, inputs: Sequence[MapShap
 
 def _yolo(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     (source,) = inputs
-    head = _head(section, source)
-    wanted = head.num_anchors * (5 + head.num_classes)
-    if source.channels != wanted:
-        line = builder.built[-1].section.line if builder.built else 1
-        raise section.error(
-            f"needs {head.num_anchors} anchors x (5 + {head.num_classes} classes) = {wanted} channels; "
-            f"the layer before it (line {line}) gives {source.channels}: set filters={wanted} there"
-        )
+    head = anchor_head(section, source)
+    check_channels(builder, section, source, head)
     if section["new_coords"] and not _has_logistic(builder, section):
         raise section.error("new_coords=1 needs a [convolutional] with activation=logistic before it", "new_coords")
     module = YoloMap(head.num_anchors, head.num_classes)
     return replace(made(section, module, source, f"stride {head.stride}"), head=head)
+
+
+def check_channels(builder: SectionBuilder, section: Section, source: MapShape, head: Head) -> None:
+    """Refuse a head that the channels before it do not fit."""
+    each = builder.kinds[section.kind].box_numbers
+    wanted = head.num_anchors * (each + head.num_classes)
+    if source.channels != wanted:
+        line = builder.built[-1].section.line if builder.built else 1
+        raise section.error(
+            f"needs {head.num_anchors} anchors x ({each} + {head.num_classes} classes) = {wanted} channels; "
+            f"the layer before it (line {line}) gives {source.channels}: set filters={wanted} there"
+        )
 
 
 def _has_logistic(builder: SectionBuilder, section: Section) -> bool:
@@ -160,10 +166,16 @@ def _has_logistic(builder: SectionBuilder, section: Section) -> bool:
     return section.index > 0 and before.kind == "convolutional"  # its activation was checked when it was built
 
 
-def _head(section: Section, source: MapShape) -> Head:
-    """Return the head of a ``[yolo]`` section whose map lies on the grid of ``source``."""
+def stride_of_head(section: Section, source: MapShape) -> int:
+    """Return the stride of a head's grid in pixels of the network input."""
     if source.stride_x != source.stride_y or source.stride_x < 1 or source.stride_x.denominator != 1:
         raise section.error(f"lies on a grid of stride {source.stride_x} x {source.stride_y}, not of one whole number")
+    return int(source.stride_x)
+
+
+def anchor_head(section: Section, source: MapShape) -> Head:
+    """Return the head of a section with the keys of ``[yolo]`` whose map lies on the grid of ``source``."""
+    stride = stride_of_head(section, source)
     numbers, total = section["anchors"], section["num"]
     if numbers is None or len(numbers) < 2 * total:
         given = 0 if numbers is None else len(numbers)
@@ -176,10 +188,10 @@ def _head(section: Section, source: MapShape) -> Head:
         raise section.error(f"mask={max(mask)} is not below num={total}", "mask")
     return Head(
         anchors_wh=tuple(pairs[index] for index in mask),
-        stride=int(source.stride_x),
+        stride=stride,
         num_classes=section["classes"],
         scale_x_y=section["scale_x_y"],
-        new_coords=bool(section["new_coords"]),
+        new_coords="new_coords" in section.keys and bool(section["new_coords"]),
         all_anchors_wh=pairs,
         mask=mask,
         ignore_thresh=section["ignore_thresh"],
@@ -237,7 +249,7 @@ def _reorg(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]
 
 
 KINDS = tuple(
-    SectionKind(name, SECTIONS[name], build)
+    SectionKind(name, SECTIONS[name], build, box_numbers=5 if name == "yolo" else 0)
     for name, build in {
         "activation": _activation,
         "avgpool": _avgpool,
