@@ -300,10 +300,10 @@ def announce(
         return
     train = options.train
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    whose_loss = "" if options.loss.loss == LossOptions.loss else f" --loss {options.loss.loss}"
+    rule = f"--match {options.assignment.match}" + (" --loss darknet" if options.loss.loss == "darknet" else "")
     print(
-        f"train: {train.cfg} ({parameters:,} parameters) on {train.data}, {how_many(train.epochs, 'epoch')}, recipe "
-        f"{train.hyp}, --match {options.assignment.match}{whose_loss} -> {run.folder} ({describe_device(device)})"
+        f"train: {train.cfg} ({parameters:,} parameters) on {train.data}, {how_many(train.epochs, 'epoch')}, "
+        f"recipe {train.hyp}, {rule} -> {run.folder} ({describe_device(device)})"
     )
     objects = train_set.select_boxes(~train_set.crowd)
     image_wh = objects.image_wh[objects.box_image]
