@@ -84,7 +84,7 @@ class Region:
                 value = scale * (wanted[number] - slot[number])
             out[n * each + number][row][col] = value
 
-    def _image(self, image, truths, out, warm_up):
+    def _image(self, image, truths, out, warm_up):  # noqa: C901  (in the order of Darknet's loops)
         rows, cols, each = len(image[0]), len(image[0][0]), 5 + self.classes
         key = self.key
         for row in range(rows):
@@ -156,7 +156,7 @@ class Gaussian:
         return ((col + slot[0]) / cols, (row + slot[2]) / rows,
                 math.exp(slot[4]) * w / self.net[0], math.exp(slot[6]) * h / self.net[1])  # fmt: skip
 
-    def _image(self, image, truths, out):
+    def _image(self, image, truths, out):  # noqa: C901
         rows, cols, each, key = len(image[0]), len(image[0][0]), 9 + self.classes, self.key
         for row in range(rows):
             for col in range(cols):
@@ -214,19 +214,19 @@ class Gaussian:
 
 def iou_pull(box, truth, kind):
     """What dx_box_iou gives for x, y, w and h."""
-    l, t, r, b = corners(box)
+    left, top, right, bottom = corners(box)
     tl, tt, tr, tb = corners(truth)
     area, true_area = box[2] * box[3], truth[2] * truth[3]
-    iw, ih = min(r, tr) - max(l, tl), min(b, tb) - max(t, tt)
+    iw, ih = min(right, tr) - max(left, tl), min(bottom, tb) - max(top, tt)
     inner = iw * ih
     union = area + true_area - inner
-    cw, ch = max(r, tr) - min(l, tl), max(b, tb) - min(t, tt)
+    cw, ch = max(right, tr) - min(left, tl), max(bottom, tb) - min(top, tt)
     hull = cw * ch
     # Slopes in left, top, right, bottom.
     of_area = (-box[3], -box[2], box[3], box[2])
-    of_inner = (-ih * (l > tl), -iw * (t > tt), ih * (r < tr), iw * (b < tb))
+    of_inner = (-ih * (left > tl), -iw * (top > tt), ih * (right < tr), iw * (bottom < tb))
     of_union = [a - i for a, i in zip(of_area, of_inner, strict=True)]
-    of_hull = (-ch * (l < tl), -cw * (t < tt), ch * (r > tr), cw * (b > tb))
+    of_hull = (-ch * (left < tl), -cw * (top < tt), ch * (right > tr), cw * (bottom > tb))
     apart = iw <= 0 or ih <= 0
     pull = [(union * i - inner * u) / union**2 if union > 0 else 0 for i, u in zip(of_inner, of_union, strict=True)]
     if kind != "iou" and apart:
@@ -237,7 +237,7 @@ def iou_pull(box, truth, kind):
     if kind in ("diou", "ciou"):
         square = (box[0] - truth[0]) ** 2 + (box[1] - truth[1]) ** 2
         diagonal = cw * cw + ch * ch
-        for axis, size, low, high in ((0, cw, l < tl, r > tr), (1, ch, t < tt, b > tb)):
+        for axis, size, low, high in ((0, cw, left < tl, right > tr), (1, ch, top < tt, bottom > tb)):
             of_place, of_size = high - low, 0.5 * (high + low)
             result[axis] += (2 * (truth[axis] - box[axis]) * diagonal - 2 * size * of_place * square) / diagonal**2
             result[axis + 2] += 2 * size * of_size * square / diagonal**2

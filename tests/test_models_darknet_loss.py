@@ -11,12 +11,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
 from darknet_loss_oracle import Gaussian, Region
+
 from models.assignment.options import AssignmentOptions
 from models.gaussian_loss import iou_slopes
 from models.loss import LossOptions, build_loss
 from models.network import build_network_from_text, initialise_head_biases
+from utils.boxes import box_iou, cxcywh_to_xyxy
 from utils.errors import UserError
 from utils.structures import Targets
 
@@ -26,6 +27,7 @@ TREE = (-1, -1, 0, 0, 0, 1, 2, 2)  # two at the top, three below the first, one 
 ANCHORS = ((0.57, 0.67), (1.87, 2.06), (3.3, 5.4))  # in cells
 PIXELS = ((10.0, 13.0), (30.0, 61.0), (60.0, 45.0))
 MASK = (0, 2)
+KINDS_OF_LOSS = ("mse", "iou", "giou", "diou", "ciou")
 
 
 def section(kind, anchors, **keys):
@@ -49,7 +51,7 @@ CASES = {
     "region, predicted shapes": region(softmax=1, bias_match=0, object_scale=5, thresh=0.6),
     "region, first images": region(softmax=1, bias_match=1, rescore=1, thresh=0.6),
     "region, tree": region(8, softmax=1, bias_match=1, rescore=1, class_scale=2, thresh=0.6, tree="my.tree"),
-    **{f"gaussian, {kind}": gaussian(iou_loss=kind, iou_normalizer=0.5) for kind in ("mse", "iou", "giou", "diou", "ciou")},
+    **{f"gaussian, {kind}": gaussian(iou_loss=kind, iou_normalizer=0.5) for kind in KINDS_OF_LOSS},
     "gaussian, all factors": gaussian(
         iou_loss="giou", ignore_thresh=0.1, uc_normalizer=0.7, obj_normalizer=0.4, iou_thresh=0.2, scale_x_y=1.1
     ),
@@ -158,8 +160,6 @@ def test_numbers_that_are_not_finite_teach_nothing(tmp_path):
 @pytest.mark.parametrize("kind", ["iou", "giou"])
 def test_the_pull_of_an_iou_is_its_slope_where_boxes_overlap(kind):
     # By differences: Darknet's pull is the slope in x and y, and twice the slope in w and h.
-    from utils.boxes import box_iou, cxcywh_to_xyxy
-
     box, truth = torch.tensor([[0.5, 0.4, 0.3, 0.2]]).double(), torch.tensor([[0.55, 0.44, 0.25, 0.31]]).double()
     step = 1e-3
     for number, factor in enumerate((1, 1, 2, 2)):

@@ -134,7 +134,8 @@ def open_everything(
     detector = Detector(loaded.network.to(device), confidence=rule.confidence, iou=rule.nms_iou)
     loss = None
     if options.hard:
-        loss = build_loss(loss_options_of(trained), next(iter(chosen.values())), detector.heads, img_size)
+        first = next(iter(chosen.values()))
+        loss = build_loss(loss_options_of(trained, first.match), first, detector.heads, img_size)
     candidates = strategies.candidates
     plan = MeasurementPlan(
         detector=detector,
