@@ -92,9 +92,10 @@ def test_a_tree_multiplies_the_softmax_of_every_group_on_the_branch(tmp_path, on
         assert float(raw[0, 1, 1, 2, 5 + number].sigmoid()) == pytest.approx(wanted, abs=1e-6)
 
 
-def test_a_tree_scores_the_last_class_above_one_half_by_its_probability_alone(tmp_path):
+@pytest.mark.parametrize("spread", [1, 1.5, 2, 3])
+def test_a_tree_scores_the_last_class_above_one_half_by_its_probability_alone(tmp_path, spread):
     network = build(with_tree(tmp_path), tmp_path)
-    x = torch.randn(1, 26, 2, 3) * 3
+    x = torch.randn(1, 26, 2, 3, generator=torch.Generator().manual_seed(0)) * spread
     oracle, wanted = Region(((0.5, 0.6), (1.5, 2.0)), 8, TREE), {}
     for n in range(2):
         for row in range(2):
@@ -109,7 +110,7 @@ def test_a_tree_scores_the_last_class_above_one_half_by_its_probability_alone(tm
                     box = ((cx - w / 2) * 96, (cy - h / 2) * 64, (cx + w / 2) * 96, (cy + h / 2) * 64)
                     wanted[(*(round(number, 2) for number in box), sure[-1])] = p[sure[-1]]
     found = found_by(network, x, 0.3)
-    assert len(wanted) > 3
+    assert len(wanted) > 2
     assert sorted(found.values()) == pytest.approx(sorted(wanted.values()), abs=1e-5)
     assert sorted(key[-1] for key in found) == sorted(key[-1] for key in wanted)
 

@@ -102,6 +102,16 @@ def test_the_loss_of_an_image_is_that_of_training(project, run, no_drawing):
             assert hard[batch.metas[0].image_id][name] == pytest.approx(value.item(), rel=1e-3, abs=1e-6)
 
 
+def test_darknets_loss_is_that_of_its_own_matching_only():
+    from analysis.matching.losses import loss_options_of
+    from models.loss import LossOptions
+
+    trained = {"loss": "darknet", "gains": "yolov3", "epochs": 3}
+    assert loss_options_of(trained, "darknet").loss == "darknet"
+    assert loss_options_of(trained, "atss") == LossOptions()
+    assert loss_options_of({"box": 2.0}, "darknet") == LossOptions(box=2.0)
+
+
 def test_batch_size_changes_nothing(project, run, no_drawing):
     assert run(*QUICK, "--match", "standard,tal")[0] == 0
     assert run(*QUICK, "--match", "standard,tal", "--batch-size", 3)[0] == 0
