@@ -41,6 +41,7 @@ class EvaluationOptions:
 
     weights: str = option("", "checkpoint, Darknet .weights or official yolov5 .pt; default: the newest run's best.pt")
     cfg: str = option("", "network, looked up here and in cfg/; default: the one that belongs to the weights")
+    strict: bool = option(False, "refuse a cfg with keys, lines or names that Darknet does not know")
     data: str = option("", "data set, looked up here and in cfg/; default: the one of the training")
     task: str = option("val", "which split, or the time per image only", tuple(SPLITS))
     batch_size: int = option(16, "images per batch, over all processes")
@@ -77,10 +78,7 @@ def main() -> None:
     use_threads()
     distributed.start(device)
 
-    wanted = Wanted(
-        options.weights, options.cfg, options.data, options.img_size, options.single_cls, options.val_fraction
-    )
-    resolved = resolve(wanted, square=False)
+    resolved = resolve(wanted_by(options), square=False)
     loaded = resolved.loaded
     options = replace(  # so that metrics.json says what was evaluated where the command line left it open
         options,
@@ -89,6 +87,7 @@ def main() -> None:
         img_size=resolved.input_wh,
         single_cls=resolved.single_cls,
         val_fraction=resolved.val_fraction,
+        rect=options.rect and not loaded.network.fixed_size,
     )
     dataset = open_split(resolved.data, SPLITS[options.task], resolved.single_cls, val_fraction=resolved.val_fraction)
     check_classes(resolved, dataset)
@@ -125,6 +124,19 @@ def main() -> None:
             write_json_atomically(folder / "ground_truth.json", ground_truth, indent=None)
         print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     distributed.stop()
+
+
+def wanted_by(options: EvaluationOptions) -> Wanted:
+    """Return what the command line says of the network and the data."""
+    return Wanted(
+        options.weights,
+        options.cfg,
+        options.data,
+        options.img_size,
+        options.single_cls,
+        options.val_fraction,
+        options.strict,
+    )
 
 
 def loader_settings(options: EvaluationOptions, loaded: LoadedNetwork, device: torch.device) -> LoaderSettings:

@@ -11,7 +11,8 @@ from data.labels.annotations import Annotations
 from data.splits import open_data
 from engine.run_folder import find_newest_checkpoint
 from models.checkpoints.load import LoadedNetwork, load_network
-from models.network import check_image_size
+from models.network import Network, check_image_size
+from utils import distributed
 from utils.class_names import read_names
 from utils.config import find_file
 from utils.errors import UserError
@@ -29,6 +30,7 @@ class Wanted:
     img_size: tuple[int, ...] = ()  # side of the network input in pixels, or width and height
     single_cls: bool = False
     val_fraction: float = 0.0
+    strict: bool = False  # refuse a cfg with anything that Darknet would pass over
 
 
 @dataclass(frozen=True)
@@ -59,6 +61,7 @@ def resolve(wanted: Wanted, *, needs_data: bool = True, square: bool = True) -> 
     """
     weights = wanted.weights or str(find_newest_checkpoint())
     loaded = load_network(weights, wanted.cfg)
+    tell_oddities(loaded.network, wanted.strict)
     data = wanted.data or loaded.options.get("data", "")
     if needs_data and not data:
         raise UserError(f"{weights}: does not say on which data it was trained; name the data set with --data")
@@ -77,7 +80,21 @@ def _input_wh(given: tuple[int, ...], loaded: LoadedNetwork, square: bool) -> tu
     if size:
         return size[0], size[-1]
     width, height = loaded.network.input_wh
+    square = square and not loaded.network.fixed_size
     return (max(width, height),) * 2 if square else (width, height)
+
+
+def tell_oddities(network: Network, strict: bool) -> None:
+    """Print what is probably a mistake in the cfg, a line each.
+
+    Raises:
+        UserError: there is something, and ``strict`` forbids it.
+    """
+    for line in network.config.oddities:
+        if strict:
+            raise UserError(f"{line} (--strict)")
+        if distributed.is_main():
+            print(line)
 
 
 def check_classes(found: Resolved, annotations: Annotations, remedy: str = NAME_THE_DATA) -> None:

@@ -162,8 +162,9 @@ def test_a_network_without_heads_gives_its_last_layer_and_is_no_detector():
     torch.testing.assert_close(output.sum(1), torch.ones(2, 1, 1))  # softmax
     with pytest.raises(UserError, match=r"x\.cfg: no \[yolo\] section"):
         require_heads(network)
-    with pytest.raises(UserError, match=r"x\.cfg:4: \[net\] channels=1"):
-        require_heads(build(SMALL.replace("[convolutional]", "channels=1\n[convolutional]", 1)))
+    require_heads(build(SMALL.replace("[convolutional]", "channels=1\n[convolutional]", 1)))  # grey images
+    with pytest.raises(UserError, match=r"x\.cfg:4: \[net\] channels=4: a detector needs 3"):
+        require_heads(build(SMALL.replace("[convolutional]", "channels=4\n[convolutional]", 1)))
 
 
 def test_layers_that_no_head_depends_on():
