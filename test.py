@@ -145,7 +145,7 @@ def loader_settings(options: EvaluationOptions, loaded: LoadedNetwork, device: t
     return LoaderSettings(
         image_hw=(height, width),
         batch_size=max(1, options.batch_size // distributed.world_size()),
-        stride=loaded.network.max_stride,
+        stride=1 if loaded.network.fixed_size else loaded.network.max_stride,
         rect=options.rect,
         resize=options.resize,
         workers=options.workers,

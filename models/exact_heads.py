@@ -23,17 +23,20 @@ class DecodingHead(Head):
     """A head that turns its raw map into boxes and scores by itself."""
 
     @abstractmethod
-    def boxes_and_rows(self, raw: Tensor) -> tuple[Tensor, Tensor]:
-        """Return ``cxcywh`` boxes in network pixels, [B H W A 4], and rows [B H W A 5+C] with logits from the fifth on.
+    def boxes_and_rows(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return boxes, the logits that decide which slots are kept, and rows with logits from the fifth number on.
 
         Args:
             raw: the head's map [B A H W 5+C], float32.
+
+        Returns:
+            ``cxcywh`` in network pixels [B H W A 4], [B H W A], and [B H W A 5+C].
         """
 
     def decode(self, raw: Tensor, least_logit: float) -> tuple[Tensor, Tensor, Tensor]:
         """Return boxes [M 4] as corners in network pixels, rows [M 5+C] and images [M] of the slots above a logit."""
-        boxes_cxcywh, rows = self.boxes_and_rows(raw.float())
-        kept = (rows[..., 4] > least_logit) & boxes_cxcywh.isfinite().all(dim=-1)
+        boxes_cxcywh, deciding, rows = self.boxes_and_rows(raw.float())
+        kept = (deciding > least_logit) & boxes_cxcywh.isfinite().all(dim=-1)
         image = torch.arange(len(raw), device=raw.device)[:, None, None, None].expand_as(kept)
         return cxcywh_to_xyxy(boxes_cxcywh[kept]), rows[kept], image[kept]
 
@@ -48,7 +51,7 @@ class CellHead(DecodingHead):
     cell_wh: tuple[float, float] = (1.0, 1.0)  # network pixels
     probabilities: bool = False  # new_coords=1 without the logistic before it
 
-    def boxes_and_rows(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+    def boxes_and_rows(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`DecodingHead.boxes_and_rows`."""
         raw = raw.permute(0, 2, 3, 1, 4)  # B H W A 5+C
         rows, cols = raw.shape[1:3]
@@ -58,8 +61,17 @@ class CellHead(DecodingHead):
         size_wh = (numbers[..., 2:] * 2).square() if self.new_coords else raw[..., 2:4].exp()
         boxes = torch.cat((center_xy, size_wh * raw.new_tensor(self.anchors_wh)), dim=-1)
         if self.probabilities:
-            raw = torch.cat((raw[..., :4], raw[..., 4:5].logit(eps=0.0), raw[..., 5:].logit(eps=0.0)), dim=-1)
-        return boxes, raw
+            return boxes, raw[..., 4].logit(eps=0.0), with_products(raw)
+        return boxes, raw[..., 4], raw
+
+
+def with_products(raw: Tensor) -> Tensor:
+    """Turn probabilities [... 5+C] into logits: of each class times the objectness, and +inf for the objectness.
+
+    Either number may lie outside of 0..1; only the product is meant to be a probability.
+    """
+    products = (raw[..., 4:5] * raw[..., 5:]).logit(eps=0.0)
+    return torch.cat((raw[..., :4], torch.full_like(raw[..., 4:5], torch.inf), products), dim=-1)
 
 
 @dataclass(frozen=True)
@@ -78,7 +90,7 @@ class GridHead(DecodingHead):
         """Predictors per grid cell."""
         return self.boxes_per_cell
 
-    def boxes_and_rows(self, raw: Tensor) -> tuple[Tensor, Tensor]:
+    def boxes_and_rows(self, raw: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """As :meth:`DecodingHead.boxes_and_rows`."""
         raw = raw.permute(0, 2, 3, 1, 4)  # B H W A 5+C
         rows, cols = raw.shape[1:3]
@@ -86,7 +98,5 @@ class GridHead(DecodingHead):
         center_xy = (raw[..., :2] + cell_grid(rows, cols, raw.device)[:, :, None]) / cells
         size_wh = raw[..., 2:4].square() if self.root_sizes else raw[..., 2:4].clamp(min=0)
         boxes = torch.cat((center_xy, size_wh), dim=-1) * raw.new_tensor(self.input_wh * 2)
-        # The objectness may be above 1 or below 0, and only its product with a class is a probability: that goes into
-        # the classes, and every slot has the objectness 1.
-        scores = (raw[..., 4:5] * raw[..., 5:]).logit(eps=0.0)
-        return boxes, torch.cat((raw[..., :4], torch.full_like(raw[..., 4:5], torch.inf), scores), dim=-1)
+        rows = with_products(raw)
+        return boxes, rows[..., 4], rows  # the objectness alone decides nothing

@@ -96,9 +96,10 @@ class Oddities:
         self.found.setdefault(text, []).append(line)
 
     def lines(self) -> tuple[str, ...]:
-        """Return a line each: the first place, what it is, and how many more there are."""
+        """Return a line each, in the order of the file: the first place, what it is, and how many more there are."""
         more = {text: f" (and in {len(lines) - 1} more lines)" * (len(lines) > 1) for text, lines in self.found.items()}
-        return tuple(f"{self.source}:{lines[0]}: {text}{more[text]}" for text, lines in self.found.items())
+        ordered = sorted(self.found, key=lambda text: self.found[text][0])
+        return tuple(f"{self.source}:{self.found[text][0]}: {text}{more[text]}" for text in ordered)
 
 
 def _read_lines(text: str, source: str, oddities: Oddities) -> list[_Raw]:

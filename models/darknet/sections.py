@@ -186,9 +186,9 @@ def _yolo(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape])
     if even and logits:
         return replace(layer, head=head)
     if logits:
-        why = f"its cells have {cell_wh[0]:g} x {cell_wh[1]:g} pixels: make width and height multiples of {head.stride}"
+        why = f"its cells have {cell_wh[0]:g} x {cell_wh[1]:g} pixels; make width and height multiples of {head.stride}"
     else:
-        why = "new_coords=1 without activation=logistic in the [convolutional] before it"
+        why = "to train with new_coords=1, write activation=logistic in the [convolutional] before it"
     values = {field.name: getattr(head, field.name) for field in fields(head)}
     exact = CellHead(**values, cell_wh=cell_wh, probabilities=not logits)
     return replace(layer, head=exact, fixed_size=not even, no_training=why)
