@@ -98,5 +98,5 @@ class GridHead(DecodingHead):
         center_xy = (raw[..., :2] + cell_grid(rows, cols, raw.device)[:, :, None]) / cells
         size_wh = raw[..., 2:4].square() if self.root_sizes else raw[..., 2:4].clamp(min=0)
         boxes = torch.cat((center_xy, size_wh), dim=-1) * raw.new_tensor(self.input_wh * 2)
-        rows = with_products(raw)
-        return boxes, rows[..., 4], rows  # the objectness alone decides nothing
+        products = with_products(raw)
+        return boxes, products[..., 4], products  # the objectness alone decides nothing
