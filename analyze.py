@@ -6,6 +6,9 @@ docs/analysis.md defines each statistic. Without arguments it looks at the newes
 
 from __future__ import annotations
 
+from utils.errors import UserError, run_command  # first: for Ctrl-C during the imports below
+
+# isort: split
 import shlex
 import sys
 from dataclasses import fields, make_dataclass, replace
@@ -20,7 +23,6 @@ from data.splits import split_shown
 from engine.run_folder import new_run_folder, newest_run, options_of_run, weights_of_run
 from utils import distributed
 from utils.config import build_options, find_file, flag, option, parse_flags
-from utils.errors import UserError, run_command
 
 READ_BY_ALL = ("name", "report")  # options that belong to every analysis
 

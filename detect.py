@@ -6,6 +6,9 @@ Without arguments it takes the newest run's ``best.pt`` and the validation image
 
 from __future__ import annotations
 
+from utils.errors import UserError, run_command, suggestion  # first: for Ctrl-C during the imports below
+
+# isort: split
 import os
 import sys
 from collections import Counter
@@ -15,18 +18,20 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
 
+from data.image_checks import ImageCheckOptions
 from data.letterbox import letterbox_images, letterbox_meta, smallest_input
 from data.sources import ImageFiles, Picture, VideoFrames, open_source
 from data.splits import open_split
-from engine.resolve import Resolved, Wanted, class_names, resolve
+from engine.resolve import Resolved, Wanted, name_classes, resolve
 from engine.run_folder import new_run_folder
 from engine.writers import DetectionWriter, Mp4Writer
 from models.detector import Detector
 from utils.config import option, parse_options
 from utils.devices import choose_device, describe_device, use_threads
 from utils.draw import draw_detections
-from utils.errors import UserError, run_command, suggestion
+from utils.files import printable
 from utils.structures import Detections
 
 RUNS = "runs/detect"
@@ -56,7 +61,9 @@ class DetectOptions:
     save_json: bool = option(False, "write detections.json, COCO results with the file's name")
     nosave: bool = option(False, "draw nothing")
     view_img: bool = option(False, "show the pictures in a window, where there is a display; q ends")
-    name: str = option("exp", "results are written to runs/detect/<name>")
+    project: str = option(RUNS, "folder of results")
+    name: str = option("exp", "results are written to <project>/<name>")
+    exist_ok: bool = option(False, "write into <project>/<name> even if it is there, instead of <name>2, <name>3, …")
 
     def __post_init__(self) -> None:
         if not 0 <= self.conf_thres <= 1 or not 0 <= self.iou_thres <= 1:
@@ -72,9 +79,8 @@ def main() -> None:
     use_threads()
 
     wanted = Wanted(options.weights, options.cfg, options.data, options.img_size, strict=options.strict)
-    resolved = resolve(wanted, needs_data=False)
+    resolved = name_classes(resolve(wanted, needs_data=False), options.names, options.data)
     loaded, size = resolved.loaded, max(resolved.input_wh)
-    names = class_names(resolved, options.names, options.data)
     sources, shown = choose_sources(options.source, resolved)
     detector = Detector(
         loaded.network.to(device),
@@ -83,9 +89,9 @@ def main() -> None:
         max_detections=options.max_det,
         half=options.half,
         agnostic=options.agnostic_nms,
-        classes=class_numbers(options.classes, names),
+        classes=class_numbers(options.classes, loaded.names),
     )
-    folder = new_run_folder(RUNS, options.name)
+    folder = new_run_folder(options.project, options.name, options.exist_ok)
     print(
         f"detect: {resolved.weights} ({loaded.network.cfg_path}) on {shown}, {size} pixels, "
         f"confidence {options.conf_thres:g} -> {folder} ({describe_device(device)})"
@@ -96,7 +102,7 @@ def main() -> None:
     window = Window(options.view_img)
     writer = DetectionWriter(
         folder,
-        names,
+        loaded.names,
         pictures=not options.nosave,
         labels=options.save_txt,
         scores=options.save_conf,
@@ -135,7 +141,9 @@ def choose_sources(source: str, resolved: Resolved) -> tuple[list[ImageFiles | V
     if source:
         return open_source(source), source
     data = resolved.data or "shapes.data"
-    paths = open_split(data, "valid", val_fraction=resolved.val_fraction).image_paths[:WITHOUT_SOURCE]
+    paths = open_split(
+        data, "valid", val_fraction=resolved.val_fraction, checks=ImageCheckOptions(max_bad=1)
+    ).image_paths[:WITHOUT_SOURCE]
     return [ImageFiles(tuple(paths))], f"the first {len(paths)} validation images of {data}"
 
 
@@ -181,7 +189,7 @@ def look_at(
                 found, milliseconds = detect_one(detector, picture, size, stride)
                 total = f"/{len(source)}" if len(source) else ""
                 words = in_words(found, writer.names)
-                print(f"{place} {number}{total} {picture.path}: {words}Done. ({milliseconds:.1f} ms)")
+                print(f"{place} {number}{total} {printable(picture.path)}: {words}Done. ({milliseconds:.1f} ms)")
                 drawn = draw(picture, found, writer.names) if writer.pictures or window.is_open else None
                 writer.write(picture, found, drawn, video)
                 closed = window.show(drawn, source.is_video)
@@ -202,7 +210,7 @@ def video_writer(source: ImageFiles | VideoFrames, writer: DetectionWriter) -> A
 
 def detect_one(detector: Detector, picture: Picture, size: int, stride: int) -> tuple[Detections, float]:
     """Return what is found in one picture and the milliseconds of inference and NMS."""
-    height, width = picture.image_rgb.shape[:2]
+    height, width = picture.image_bgr.shape[:2]
     network = detector.network
     if network.fixed_size:
         net_hw = network.input_wh[::-1]
@@ -210,21 +218,24 @@ def detect_one(detector: Detector, picture: Picture, size: int, stride: int) -> 
         net_hw = smallest_input(np.array([[width, height]]), (size, size), stride)
     meta = letterbox_meta(0, picture.path, (width, height), net_hw)
     before = detector.seconds_inference + detector.seconds_nms
-    (found,) = detector(letterbox_images([picture.image_rgb], [meta], net_hw), [meta])
+    images = letterbox_images([picture.image_bgr], [meta], net_hw).flip(1)  # B 3 H W, as RGB
+    (found,) = detector(images.contiguous(memory_format=torch.channels_last), [meta])
     return found.cpu(), (detector.seconds_inference + detector.seconds_nms - before) * 1e3
 
 
 def in_words(found: Detections, names: Sequence[str]) -> str:
     """Return the counts of the classes for the line of a picture, as ``2 persons, 1 dog, ``."""
     counts = Counter(found.labels.tolist())
-    return "".join(f"{n} {names[label]}{'s' if n > 1 else ''}, " for label, n in sorted(counts.items()))
+    return "".join(
+        f"{n} {names[label]}{'s' if n > 1 and not names[label].endswith('s') else ''}, "
+        for label, n in sorted(counts.items())
+    )
 
 
 def draw(picture: Picture, found: Detections, names: Sequence[str]) -> np.ndarray:
-    """Return a picture with its detections drawn on it, [h w 3] uint8, BGR."""
-    image_bgr = cv2.cvtColor(picture.image_rgb, cv2.COLOR_RGB2BGR)
-    draw_detections(image_bgr, found, names)
-    return image_bgr
+    """Draw the detections into the picture and return it, [h w 3] uint8, BGR."""
+    draw_detections(picture.image_bgr, found, names)
+    return picture.image_bgr
 
 
 def refuse_unreadable(sources: Sequence[ImageFiles | VideoFrames]) -> None:
@@ -235,10 +246,10 @@ def refuse_unreadable(sources: Sequence[ImageFiles | VideoFrames]) -> None:
     """
     problems = [problem for source in sources if isinstance(source, ImageFiles) for problem in source.problems]
     for problem in problems[1:]:
-        print(f"passed over: {problem}")
+        print(f"passed over: {printable(problem)}")
     if problems:
         others = f" (and {len(problems) - 1} more, listed above)" if len(problems) > 1 else ""
-        raise UserError(problems[0] + others)
+        raise UserError(printable(problems[0]) + others)
 
 
 if __name__ == "__main__":

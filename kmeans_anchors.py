@@ -6,6 +6,9 @@ tables.md, CSV files and a scatter plot into runs/analyze/<name>/. Without argum
 
 from __future__ import annotations
 
+from utils.errors import UserError, run_command  # first: for Ctrl-C during the imports below
+
+# isort: split
 import re
 import shlex
 import sys
@@ -37,7 +40,6 @@ from data.splits import open_data, split_shown
 from engine.run_folder import new_run_folder
 from models.network import Network, build_network, build_network_from_text, check_image_size, require_heads
 from utils.config import build_options, find_file, flag, option, parse_flags
-from utils.errors import UserError, run_command
 from utils.files import write_text_atomically
 
 # An anchors line of a cfg: key and equals sign, values, white space and comment.

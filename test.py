@@ -5,18 +5,22 @@ Without arguments it takes the newest run's ``best.pt`` with the cfg, the data a
 
 from __future__ import annotations
 
+from utils.errors import run_command  # first: for Ctrl-C during the imports below
+
+# isort: split
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
 
+from data.image_checks import ImageCheckOptions, bad_images
 from data.labels.annotations import Annotations
 from data.letterbox import RESIZES
 from data.loader import LoaderSettings, evaluation_batches
 from data.splits import open_split, split_shown
-from engine.evaluate import collect_results
-from engine.resolve import Wanted, check_classes, resolve
+from engine.evaluate import collect_results, without_unread
+from engine.resolve import Wanted, fit_classes, resolve
 from engine.run_folder import shared_run_folder
 from evaluation.coco import BACKENDS, Metrics, evaluate_coco
 from evaluation.results import clean_ground_truth
@@ -26,12 +30,11 @@ from utils import distributed
 from utils.config import option, parse_options
 from utils.devices import choose_device, describe_device, use_threads
 from utils.draw import draw_predictions
-from utils.errors import run_command
 from utils.files import write_json_atomically
 from utils.structures import Batch, Detections
 
 RUNS = "runs/test"
-SPLITS = {"val": "valid", "test": "test", "speed": "valid"}  # --task -> the key of the .data file
+SPLITS = {"val": "valid", "test": "test", "train": "train", "speed": "valid"}  # --task -> the key of the .data file
 PICTURED_BATCHES = 3  # that are drawn, the first ones
 
 
@@ -60,7 +63,9 @@ class EvaluationOptions:
     clip: bool = option(True, "clip boxes to the image; those of Darknet reach over its border: --no-clip")
     workers: int = option(2, "processes that load images")
     evaluator: str = option("auto", "hotcoco (fast) or pycocotools, the same numbers", ("auto", *BACKENDS))
-    name: str = option("exp", "results are written to runs/test/<name>")
+    project: str = option(RUNS, "folder of results")
+    name: str = option("exp", "results are written to <project>/<name>")
+    exist_ok: bool = option(False, "write into <project>/<name> even if it is there, instead of <name>2, <name>3, …")
 
     def __post_init__(self) -> None:
         if not 0 <= self.conf_thres <= 1 or not 0 <= self.iou_thres <= 1:
@@ -73,13 +78,12 @@ class EvaluationOptions:
 
 def main() -> None:
     """Evaluate one detector on one split; leave metrics.json and pictures in runs/test/<name>."""
-    (options,) = parse_options(__doc__.splitlines()[0], EvaluationOptions)
+    options, checks = parse_options(__doc__.splitlines()[0], EvaluationOptions, ImageCheckOptions)
     device = choose_device(options.device)
     use_threads()
     distributed.start(device)
 
     resolved = resolve(wanted_by(options), square=False)
-    loaded = resolved.loaded
     options = replace(  # so that metrics.json says what was evaluated where the command line left it open
         options,
         weights=resolved.weights,
@@ -87,11 +91,12 @@ def main() -> None:
         img_size=resolved.input_wh,
         single_cls=resolved.single_cls,
         val_fraction=resolved.val_fraction,
-        rect=options.rect and not loaded.network.fixed_size,
+        rect=options.rect and not resolved.loaded.network.fixed_size,
     )
-    dataset = open_split(resolved.data, SPLITS[options.task], resolved.single_cls, val_fraction=resolved.val_fraction)
-    check_classes(resolved, dataset)
-    batches = evaluation_batches(dataset, loader_settings(options, loaded, device))
+    split = SPLITS[options.task]
+    dataset = open_split(resolved.data, split, resolved.single_cls, val_fraction=resolved.val_fraction, checks=checks)
+    loaded = fit_classes(resolved, dataset).loaded
+    batches = evaluation_batches(dataset, loader_settings(options, checks, loaded, device))
     detector = Detector(
         loaded.network.to(device),
         confidence=options.conf_thres,
@@ -109,16 +114,17 @@ def main() -> None:
         distributed.stop()
         return
 
-    folder = shared_run_folder(RUNS, options.name)
+    folder = shared_run_folder(options.project, options.name, options.exist_ok)
     ground_truth = clean_ground_truth(dataset.to_coco())
     pictures = BatchPictures(folder, loaded.names or dataset.names)
     results = collect_results(detector, batches, ground_truth, options.single_cls, pictures.draw)
+    ground_truth, results = without_unread(ground_truth, results, batches)
     if distributed.is_main():
+        left_out = len(bad_images(dataset)) + len(dataset) - len(ground_truth["images"])
         metrics = evaluate_coco(ground_truth, results, options.evaluator)
-        print(table(metrics, options.verbose))
-        print(metrics.summary())
+        print_metrics(metrics, options.verbose, left_out)
         print_speed(detector.speed(), options)
-        write_results(folder, options, metrics, detector.speed())
+        write_results(folder, options, metrics, detector.speed(), left_out)
         if options.save_json:
             write_json_atomically(folder / "detections.json", results, indent=None)
             write_json_atomically(folder / "ground_truth.json", ground_truth, indent=None)
@@ -139,7 +145,9 @@ def wanted_by(options: EvaluationOptions) -> Wanted:
     )
 
 
-def loader_settings(options: EvaluationOptions, loaded: LoadedNetwork, device: torch.device) -> LoaderSettings:
+def loader_settings(
+    options: EvaluationOptions, checks: ImageCheckOptions, loaded: LoadedNetwork, device: torch.device
+) -> LoaderSettings:
     """Return how the batches are made."""
     width, height = options.img_size
     return LoaderSettings(
@@ -152,6 +160,7 @@ def loader_settings(options: EvaluationOptions, loaded: LoadedNetwork, device: t
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         pin_memory=device.type == "cuda",
+        max_bad=checks.max_bad,
     )
 
 
@@ -212,6 +221,14 @@ def table(metrics: Metrics, verbose: bool) -> str:
     return "\n".join(lines)
 
 
+def print_metrics(metrics: Metrics, verbose: bool, left_out: int) -> None:
+    """Print the table, COCO's twelve numbers and, where images are missing from these, how many."""
+    print(table(metrics, verbose))
+    print(metrics.summary())
+    if left_out:
+        print(f"WARNING: without {left_out} images that cannot be used; these are the numbers of the others")
+
+
 def print_speed(speed: Speed, options: EvaluationOptions) -> None:
     """Print the time per image of the main process, without loading and evaluation."""
     if distributed.is_main():
@@ -221,10 +238,11 @@ def print_speed(speed: Speed, options: EvaluationOptions) -> None:
         print(f"Speed: {times} ms inference/NMS/total per {size} image at batch-size {options.batch_size}")
 
 
-def write_results(folder: Path, options: EvaluationOptions, metrics: Metrics, speed: Speed) -> None:
-    """Write metrics.json: every number, the time per image and the options that made them."""
+def write_results(folder: Path, options: EvaluationOptions, metrics: Metrics, speed: Speed, left_out: int) -> None:
+    """Write metrics.json: every number, how many images were left out, the time per image and the options."""
     content = {
         **metrics.to_dict(),
+        "images_left_out": left_out,
         "speed": {**asdict(speed), "total_ms": speed.total_ms},
         "options": {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()},
     }

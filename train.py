@@ -6,27 +6,31 @@ shared among the processes.
 
 from __future__ import annotations
 
+from utils.errors import UserError, run_command  # first: for Ctrl-C during the imports below
+
+# isort: split
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from data.augment import AugmentOptions
+from data.image_checks import ImageCheckOptions
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches, training_batches
 from data.splits import open_training_splits
 from engine.ema import AveragedModel
 from engine.evaluate import evaluate
 from engine.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
-from engine.resolve import tell_oddities
+from engine.resolve import start_with_classes, tell_oddities
+from engine.resumed_run import NEWEST, options_to_resume, other_length
 from engine.run_folder import TRAINING_RUNS, plot_labels
-from engine.train_loop import TrainState, train_one_epoch, wrap_for_processes
+from engine.train_loop import TrainState, freeze_layers, train_one_epoch, wrap_for_processes
 from engine.training_run import EpochBar, TrainingRun
+from engine.training_state import load_training_state
 from evaluation.coco import Metrics
 from models.assignment.counts import MatchCounts
 from models.assignment.options import AssignmentOptions
-from models.checkpoints.format import read_checkpoint
 from models.checkpoints.load import cfg_of_weights, load_weights
 from models.darknet.cfg import parse_cfg
 from models.detector import Detector
@@ -41,13 +45,9 @@ from models.network import (
     require_trainable,
 )
 from utils import distributed
-from utils.config import REPOSITORY, build_options, find_file, flag, flat_dict, option, parse_flags, read_recipe
+from utils.config import REPOSITORY, build_options, find_file, flat_dict, found_name, option, parse_flags, read_recipe
 from utils.devices import amp_dtype, choose_device, describe_device, use_threads
-from utils.errors import UserError, run_command
 from utils.seeding import seed_epoch, seed_everything
-
-# All other options are those of the run that is resumed.
-MAY_CHANGE_ON_RESUME = {"resume", "device", "workers", "cache_images"}
 
 
 @dataclass(frozen=True)
@@ -67,24 +67,39 @@ class TrainOptions:
     img_size: tuple[int, ...] = option((), "size in pixels for training [and for testing]; default: the cfg's width")
     multi_scale: bool = option(False, "another image size for every batch, 0.67 to 1.5 times --img-size")
     rect: bool = option(False, "rectangular training batches: images of similar shape together, without mosaic")
-    cache_images: bool = option(False, "keep the decoded images in memory")
     val_fraction: float = option(0.0, "share of the training images to hold out for validation, where there are none")
+    cache: str = option("", "ram (also without a value): keep the decoded images in memory", bare="ram")
     single_cls: bool = option(False, "treat all objects as one class")
-    freeze: int = option(0, "keep the first N layers of the cfg as they are")
+    freeze: tuple[int, ...] = option((0,), "keep the first N layers of the cfg as they are; of several numbers: these")
     device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
     amp: bool = option(True, "mixed precision where it helps")
     workers: int = option(2, "processes that load images, per training process")
-    name: str = option("exp", "the run is written to runs/train/<name>")
+    project: str = option(TRAINING_RUNS, "folder of runs; test.py and detect.py look for the newest in runs/train only")
+    name: str = option("exp", "the run is written to <project>/<name>")
+    exist_ok: bool = option(False, "replace the run in <project>/<name> instead of writing to <name>2, <name>3, …")
     seed: int = option(0, "every random choice follows from it")
-    resume: str = option("", "last.pt of an interrupted run, which goes on as if it had not been interrupted")
+    resume: str = option(
+        "",
+        "folder or last.pt of a run, without a value the newest; goes on as if it had not been interrupted, with "
+        "--epochs or --patience for a longer time",
+        bare=NEWEST,
+    )
     nosave: bool = option(False, "write checkpoints only after the last epoch")
     notest: bool = option(False, "test only after the last epoch")
+    patience: int = option(0, "stop after so many epochs without a better one; 0: never")
+    save_period: int = option(0, "keep the weights of every N-th epoch as epoch<N>.pt; 0: never")
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError(f"--epochs and --batch-size must be at least 1, not {self.epochs} and {self.batch_size}")
-        if min(self.accumulate, self.workers, self.freeze, self.seed) < 0:
-            raise ValueError("--accumulate, --workers, --freeze and --seed must not be negative")
+        if min(self.accumulate, self.workers, self.patience, self.seed, *self.freeze) < 0:
+            raise ValueError("--accumulate, --workers, --patience, --freeze and --seed must not be negative")
+        if self.cache not in ("", "ram"):
+            raise ValueError(f"--cache {self.cache} is not here: --cache ram keeps decoded images in memory")
+        if self.patience and self.notest:
+            raise ValueError("--patience needs a test after every epoch; leave out --notest")
+        if self.save_period > 0 and self.nosave:
+            raise ValueError("--save-period writes checkpoints and --nosave none; leave one of them out")
         if self.seed >= 2**63:
             raise ValueError(f"--seed {self.seed} is too large: it must be below 2^63")
         if len(self.img_size) > 2 or any(size < 1 for size in self.img_size):
@@ -100,7 +115,7 @@ class TrainOptions:
         return self.accumulate or max(1, round(NOMINAL_BATCH / self.batch_size))
 
 
-GROUPS = (TrainOptions, OptimizerOptions, AugmentOptions, AssignmentOptions, LossOptions)
+GROUPS = (TrainOptions, OptimizerOptions, AugmentOptions, AssignmentOptions, LossOptions, ImageCheckOptions)
 
 
 @dataclass(frozen=True)
@@ -112,10 +127,11 @@ class TrainGroups:
     augment: AugmentOptions
     assignment: AssignmentOptions
     loss: LossOptions
+    images: ImageCheckOptions
 
     def as_dict(self) -> dict[str, Any]:
         """Return all options as one flat dict of plain values."""
-        return flat_dict(self.train, self.optimizer, self.augment, self.assignment, self.loss)
+        return flat_dict(self.train, self.optimizer, self.augment, self.assignment, self.loss, self.images)
 
 
 def main() -> None:
@@ -126,27 +142,29 @@ def main() -> None:
     distributed.start(device)
     seed_everything(options.train.seed)
 
-    train_set, test_set = open_training_splits(options.train.data, options.train.val_fraction, options.train.single_cls)
+    train_set, test_set = open_training_splits(
+        options.train.data, options.train.val_fraction, options.train.single_cls, options.images
+    )
     check_names(options.train, train_set.names, checkpoint)
 
     network = new_network(options.train, train_set.names, checkpoint).to(device).to(memory_format=torch.channels_last)
     loss_function = build_loss(options.loss, options.assignment, network.heads, image_sizes(options.train, network)[0])
     state = new_state(network, options)
     if checkpoint:
-        state.load_state_dict(checkpoint)
+        load_training_state(state, checkpoint, options.train.resume)
 
-    train_settings, test_settings = loader_settings(options.train, network, device)
+    train_settings, test_settings = loader_settings(options, network, device)
     train_batches = training_batches(train_set, train_settings, options.augment)
     test_batches = evaluation_batches(test_set, test_settings)
     ground_truth = test_set.to_coco()
     schedule = Schedule(options.optimizer, options.train.epochs, len(train_batches), options.train.batches_per_step)
     precision = amp_dtype(device) if options.train.amp else None
 
-    run = TrainingRun.start(TRAINING_RUNS, options.as_dict(), train_set.names, network.cfg_text, state)
-    announce(run, options, network, train_set, device)
-    wrapped = wrap_for_processes(network, device)
+    run = TrainingRun.start(options.train.project, options.as_dict(), train_set.names, network.cfg_text, state)
     with run.interruptible():
-        while state.epoch < options.train.epochs:
+        announce(run, options, network, train_set, device)
+        wrapped = wrap_for_processes(network, device)
+        while not run.is_over(state):
             train_batches.set_epoch(state.epoch)
             seed_epoch(options.train.seed, state.epoch, distributed.rank())
             with EpochBar(run, state.epoch, len(train_batches)) as bar:
@@ -160,7 +178,7 @@ def main() -> None:
                 metrics = evaluate(Detector(state.average.model), test_batches, ground_truth)
             run.finish_epoch(state, epoch_row(losses, counts, metrics, state), fitness(metrics))
             report_epoch(counts, metrics)
-    run.finish(state, test_batches)
+        run.finish(state, test_batches)
     del wrapped  # it holds the process group, which must not outlive the interpreter
     distributed.stop()
 
@@ -168,27 +186,22 @@ def main() -> None:
 def choose_options() -> tuple[TrainGroups, dict[str, Any] | None]:
     """Return the resolved options and, for ``--resume``, the checkpoint to go on from."""
     given = parse_flags(__doc__.splitlines()[0], *GROUPS)
-    checkpoint = None
     if given.get("resume"):
-        fixed = sorted(given.keys() - MAY_CHANGE_ON_RESUME)
-        if fixed:
-            raise UserError(f"--resume goes on with the run's own options; leave out {flag(fixed[0])}")
-        checkpoint = read_checkpoint(given["resume"])
-        if "optimizer" not in checkpoint:
-            raise UserError(f"{given['resume']}: holds no training state; resume from last.pt, or start with --weights")
-        finished = Path(given["resume"]).with_name("results.png").is_file()  # the last thing a run writes
-        if checkpoint["epoch"] >= checkpoint["options"]["epochs"] and finished:
-            raise UserError(
-                f"{given['resume']}: this run has finished its {checkpoint['epoch']} epochs; "
-                f"train on from its weights with --weights {given['resume']}"
-            )
-        values = checkpoint["options"] | given
-    else:
-        if given.get("weights") and "cfg" not in given:
-            given["cfg"] = cfg_of_weights(given["weights"])
-        recipe = find_file(given.get("hyp") or default_recipe(given.get("cfg", TrainOptions.cfg)), "recipe")
-        values = read_recipe(recipe, GROUPS) | given | {"hyp": str(recipe)}
-    return TrainGroups(*build_options(values, GROUPS)), checkpoint
+        values, checkpoint = options_to_resume(given)
+        options = TrainGroups(*build_options(values, GROUPS, values["resume"]))
+        planned = checkpoint["options"]["epochs"]
+        note = other_length(options.optimizer, checkpoint["epoch"], planned, options.train.epochs)
+        if note and distributed.is_main():
+            print(f"{options.train.resume}: {note}")
+        return options, checkpoint
+    if given.get("weights") and not given.get("cfg"):
+        given["cfg"] = cfg_of_weights(given["weights"])
+    recipe = find_file(given.get("hyp") or default_recipe(given.get("cfg") or TrainOptions.cfg), "recipe")
+    values = read_recipe(recipe, GROUPS) | given | {"hyp": str(recipe)}
+    # Named without its ending, or by YOLOv5's name of it; the record of the run has the whole name.
+    values |= {"cfg": found_name(values.get("cfg") or TrainOptions.cfg, "cfg")}
+    values |= {"data": found_name(values.get("data") or TrainOptions.data, "data file")}
+    return TrainGroups(*build_options(values, GROUPS)), None
 
 
 def default_recipe(cfg: str) -> str:
@@ -223,23 +236,13 @@ def new_network(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
         tell_oddities(network, options.strict)
         initialise_head_biases(network, "yolov5" if network.heads[0].new_coords else "yolov3")
         if options.weights:
-            print(load_weights(network, options.weights))
-    freeze_layers(network, options.freeze)
+            report = load_weights(network, options.weights)
+            print(report)
+            network = start_with_classes(network, report, names)
+    frozen = freeze_layers(network, options.freeze)
+    if frozen and distributed.is_main():
+        print(f"--freeze: {len(frozen)} of the {len(network.layers)} layers of {network.cfg_path} stay as they are")
     return network
-
-
-def freeze_layers(network: Network, count: int) -> None:
-    """Freeze the first layers of the cfg, and those that no head reads.
-
-    The latter get no gradients, for which DistributedDataParallel would wait.
-
-    Raises:
-        UserError: no parameter is left to train.
-    """
-    for index in (*range(min(count, len(network.layers))), *network.layers_without_effect()):
-        network.layers[index].requires_grad_(False)
-    if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise UserError(f"--freeze {count} leaves nothing to learn: the cfg has {len(network.layers)} layers")
 
 
 def new_state(network: Network, options: TrainGroups) -> TrainState[Network]:
@@ -260,9 +263,10 @@ def image_sizes(options: TrainOptions, network: Network) -> tuple[int, int]:
 
 
 def loader_settings(
-    options: TrainOptions, network: Network, device: torch.device
+    groups: TrainGroups, network: Network, device: torch.device
 ) -> tuple[LoaderSettings, LoaderSettings]:
     """Return how the training and the testing batches are made."""
+    options = groups.train
     train_size, test_size = image_sizes(options, network)
     test = LoaderSettings(
         image_hw=(test_size, test_size),
@@ -274,13 +278,14 @@ def loader_settings(
         rank=distributed.rank(),
         world_size=distributed.world_size(),
         pin_memory=device.type == "cuda",
+        max_bad=groups.images.max_bad,
     )
     train = replace(
         test,
         image_hw=(train_size, train_size),
         rect=options.rect,
         multi_scale=options.multi_scale,
-        cache_images=options.cache_images,
+        cache_images=options.cache == "ram",
     )
     return train, test
 

@@ -28,7 +28,20 @@ MAP50, MAP = "metrics/mAP_0.5", "metrics/mAP_0.5:0.95"
 POSITIVES, UNMATCHED, OBJECTS = "match/positives_per_object", "match/unmatched", "match/objects"
 SCORES = {"mAP@0.5": MAP50, "mAP": MAP}
 NAMED_OPTIONS = ("match", "alpha", "epochs")  # have columns of their own in the tables
-BOOKKEEPING = {"seed", "name", "device", "workers", "resume", "nosave", "notest", "cache_images", "hyp"}
+BOOKKEEPING = {
+    "seed",
+    "name",
+    "device",
+    "workers",
+    "resume",
+    "nosave",
+    "notest",
+    "cache",
+    "hyp",
+    "project",
+    "exist_ok",
+    "save_period",
+}
 # They say where and how a run was computed, not what was learned; what the recipe ``hyp`` says is in the other options.
 
 

@@ -17,13 +17,12 @@ from dataclasses import replace
 from pathlib import Path
 
 from data.description import SPLITS, DataDescription
-from utils.class_names import read_names
+from utils.class_names import MAX_CLASSES, read_names
 from utils.config import find_file
 from utils.errors import UserError, suggestion
 
 KEYS = ("classes", "names", "download", "draw", *SPLITS, *(f"{split}_images" for split in SPLITS))
 DARKNET_KEYS = ("backup", "eval", "results", "top", "difficult", "map", "labels")  # of Darknet, without effect here
-MOST_CLASSES = 1_000_000
 COMMENT = re.compile(r"(?:^|\s)#")  # a # within a path is part of it
 
 
@@ -62,8 +61,8 @@ def read_data_file(path: str | Path) -> DataDescription:
 
 
 def _num_classes(text: str, place: str) -> int:
-    if not (text.isdecimal() and len(text) < 10 and 0 < int(text) <= MOST_CLASSES):
-        raise UserError(f"{place}: classes = {text[:40]} is not a usable number of classes (1 to {MOST_CLASSES})")
+    if not (text.isdecimal() and len(text) < 10 and 0 < int(text) <= MAX_CLASSES):
+        raise UserError(f"{place}: classes = {text[:40]} is not a usable number of classes (1 to {MAX_CLASSES})")
     return int(text)
 
 

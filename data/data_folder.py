@@ -18,8 +18,10 @@ from data.data_file import read_data_file
 from data.data_yaml import read_data_yaml
 from data.description import SPLITS, DataDescription
 from data.image_files import IMAGE_SUFFIXES
+from utils.errors import UserError
 
 YAML_NAMES = ("data.yaml", "data.yml", "dataset.yaml", "dataset.yml")
+NAMES_IMAGES = re.compile(rb"^(train|val|valid|test)\s*:", re.MULTILINE)  # the keys of a data.yaml
 # A folder called after a split: "train", "val2017", "validation"; a file may have words around it, "instances_val2017".
 SPLIT_NAME = re.compile(r"(train|val|test)(?:id|idation|ing)?(?:\d{4})?")
 OTHER_ANNOTATIONS = ("captions", "person_keypoints", "image_info", "panoptic", "stuff")  # of COCO
@@ -29,12 +31,12 @@ def describe_folder(folder: Path) -> DataDescription:
     """Describe the data set in a folder.
 
     Raises:
-        UserError: it has a ``data.yaml`` or ``.data`` file that is wrong.
+        UserError: it has a ``data.yaml`` or ``.data`` file that is wrong, or two things called after the same split.
     """
     for place in (folder, _only_folder(folder)):  # an archive may hold one folder that holds everything
         if place and (found := _data_yaml(place)):
             return read_data_yaml(found)
-        if place and (found := _only(place.glob("*.data"))):
+        if place and (found := _only(path for path in place.glob("*.data") if path.is_file())):
             return read_data_file(found)
     splits = (
         _voc_lists(folder)
@@ -63,21 +65,27 @@ def _only_folder(folder: Path) -> Path | None:
 
 
 def _data_yaml(folder: Path) -> Path | None:
-    """Return the ``data.yaml`` of a folder, or the only YAML file there."""
-    return next((folder / name for name in YAML_NAMES if (folder / name).is_file()), None) or _only(
-        folder.glob("*.yaml")
-    )
+    """Return the ``data.yaml`` of a folder, or its only YAML file that names images, whatever it is called."""
+    usual = next((folder / name for name in YAML_NAMES if (folder / name).is_file()), None)
+    return usual or _only(path for path in folder.glob("*.yaml") if NAMES_IMAGES.search(path.read_bytes()))
 
 
 def _by_split(paths: Iterable[Path]) -> dict[str, Path]:
-    """Return the path of each split that a word of a path's name is; nothing where two paths name the same one."""
+    """Return the path of each split that a word of a path's name is.
+
+    Raises:
+        UserError: two paths are called after the same split.
+    """
     splits: dict[str, Path] = {}
     for path in paths:
         words = [] if path.is_dir() else re.split(r"[_\-. ]", path.stem.lower())
         named = next((found[1] for word in (path.name.lower(), *words) if (found := SPLIT_NAME.fullmatch(word))), "")
         split = "valid" if named == "val" else named
         if split in splits:
-            return {}
+            remedy = "name the one that is meant in a .data file or data.yaml"
+            raise UserError(
+                f"{path.parent}: '{splits[split].name}' and '{path.name}' both look like '{split}'; {remedy}"
+            )
         if split:
             splits[split] = path
     return {split: splits[split] for split in SPLITS if split in splits}
@@ -86,7 +94,10 @@ def _by_split(paths: Iterable[Path]) -> dict[str, Path]:
 def _voc_lists(folder: Path) -> dict[str, Path]:
     """Return the lists of VOC's splits; those of single classes, such as ``cat_train.txt``, are none."""
     lists = folder / "ImageSets" / "Main"
-    return _by_split(path for name in ("train", "val", "test") if (path := lists / f"{name}.txt").is_file())
+    found = {name: path for name in ("train", "trainval", "val", "test") if (path := lists / f"{name}.txt").is_file()}
+    if "train" not in found and "val" not in found and "trainval" in found:  # VOC 2007 has a list of both
+        return {"train": found["trainval"], **_by_split(path for path in (found.get("test"),) if path)}
+    return _by_split(path for name, path in found.items() if name != "trainval")
 
 
 def _annotation_files(folder: Path) -> list[Path]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from data.description import DataDescription
-from utils.class_names import read_names
+from utils.class_names import MAX_CLASSES, read_names
 from utils.config import REPOSITORY, find_file
 from utils.errors import UserError, suggestion
 from utils.yaml_file import read_yaml
@@ -140,7 +140,7 @@ def _num_classes(file: DataYaml, names: Sequence[str]) -> int:
     count = file.text("nc").strip()
     if not count:
         return len(names)
-    if not (count.isdecimal() and len(count) < 8 and int(count) > 0):
+    if not (count.isdecimal() and len(count) < 8 and 0 < int(count) <= MAX_CLASSES):
         raise UserError(f"{file.place('nc')}: nc: {count[:40]} is not a usable number of classes")
     if names and int(count) != len(names):
         raise UserError(f"{file.place('nc')}: nc: {count}, but 'names' has {len(names)} names")

@@ -53,6 +53,8 @@ class DetectionDataset(Dataset):
         seed: of the run; a picture is drawn with ``default_rng((seed, epoch, index))``.
         largest_side: decode an image at 1/2, 1/4 or 1/8 of its size where its longer side still has as many pixels;
             None: never.
+        leave_out: images that cannot be read are left out of their batch, which names them. In training the next image
+            of the batch's pool takes the place, so that a batch is still a function of its plan and of the files.
     """
 
     def __init__(
@@ -62,13 +64,15 @@ class DetectionDataset(Dataset):
         augment: AugmentOptions | None = None,
         seed: int = 0,
         largest_side: int | None = None,
+        leave_out: bool = False,
     ) -> None:
         self.annotations = annotations
         self.resize = resize
         self.augment = augment
         self.seed = seed
         self.largest_side = largest_side
-        self.cached: list[np.ndarray] | None = None  # all images, with --cache-images
+        self.leave_out = leave_out
+        self.cached: list[np.ndarray | None] | None = None  # all images, with --cache-images; None: unreadable
         self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
         self._recent_bytes = 0
 
@@ -86,19 +90,36 @@ class DetectionDataset(Dataset):
         images = np.empty((len(plan.indices), *plan.net_hw, 3), dtype=np.uint8)
         pool = np.array(plan.pool or plan.indices)
         samples, metas = [], []
+        unread: dict[int, str] = {}
+        shown: dict[int, int] = {}  # an image -> itself, or the image that takes its place
+
+        def source(index: int) -> SourceImage:
+            if index not in shown:
+                shown[index] = self.readable(index, pool, unread)
+            return self.source(shown[index])
+
         for index, out in zip(plan.indices, images, strict=True):
             rng = np.random.default_rng((self.seed, plan.epoch, index))
-            samples.append(training_sample(index, pool, self.source, out, augment, rng, self.resize))
+            samples.append(training_sample(index, pool, source, out, augment, rng, self.resize))
             # No letterbox describes an augmented picture: its meta names the image and has the picture's own size.
-            metas.append(ImageMeta(*self._identity(index), (plan.net_hw[1], plan.net_hw[0])))
-        return _batch(images, samples, metas)
+            metas.append(ImageMeta(*self._identity(shown[index]), (plan.net_hw[1], plan.net_hw[0])))
+        return _batch(images, samples, metas, unread)
 
     def plain_batch(self, plan: BatchPlan) -> Batch:
         """Make a batch of letterboxed (or stretched) images as they are."""
         images = np.empty((len(plan.indices), *plan.net_hw, 3), dtype=np.uint8)
-        samples, metas = [], []
-        for index, out in zip(plan.indices, images, strict=True):
-            source = self.source(index)
+        samples: list[Sample] = []
+        metas = []
+        unread: dict[int, str] = {}
+        for index in plan.indices:
+            try:
+                source = self.source(index)
+            except UserError as error:
+                if not self.leave_out:
+                    raise
+                unread[index] = str(error)
+                continue
+            out = images[len(samples)]
             meta = RESIZES[self.resize](*self._identity(index), source.original_wh, plan.net_hw)
             place_image(source.pixels, meta, out, self.resize)
             cv2.cvtColor(out, cv2.COLOR_BGR2RGB, dst=out)
@@ -106,7 +127,29 @@ class DetectionDataset(Dataset):
             boxes = boxes * (meta.scale_xy * 2) + (meta.offset_xy * 2)
             samples.append(Sample(boxes, source.labels, source.crowd))
             metas.append(meta)
-        return _batch(images, samples, metas)
+        return _batch(images[: len(samples)], samples, metas, unread)
+
+    def readable(self, index: int, pool: np.ndarray, unread: dict[int, str]) -> int:
+        """Return the image itself or, where it cannot be read, the next one of the pool that can.
+
+        Args:
+            index: of the image.
+            pool: indices of the images that may take its place, in a circle.
+            unread: gets the reason for each image that cannot be read.
+
+        Raises:
+            UserError: no image of the pool can be read, or none is to be left out.
+        """
+        following = np.roll(pool, -1 - int(np.argmax(pool == index))).tolist()
+        for candidate in (index, *following):
+            try:
+                self.pixels(candidate)
+                return candidate
+            except UserError as error:
+                if not self.leave_out:
+                    raise
+                unread[candidate] = str(error)
+        raise UserError(f"{unread[index]} (and no image near it can be read)")
 
     def source(self, index: int) -> SourceImage:
         """Return one annotated image."""
@@ -124,7 +167,8 @@ class DetectionDataset(Dataset):
     def pixels(self, index: int) -> np.ndarray:
         """Return an image as uint8 BGR [h w 3], from memory where it was read a short while ago."""
         if self.cached is not None:
-            return self.cached[index]
+            image = self.cached[index]
+            return self.decode(index) if image is None else image
         if index in self._recent:
             self._recent.move_to_end(index)
             return self._recent[index]
@@ -144,8 +188,17 @@ class DetectionDataset(Dataset):
         """
         annotations = self.annotations
         width, height = annotations.image_wh[index].tolist()
-        orientation = None if annotations.orientation is None else int(annotations.orientation[index])
+        orientation = 1 if annotations.orientation is None else int(annotations.orientation[index])
         return read_image(annotations.image_paths[index], (width, height), orientation, self.reduction(index))
+
+    def decode_or_none(self, index: int) -> np.ndarray | None:
+        """Read an image from its file; None where it cannot be read and may be left out."""
+        try:
+            return self.decode(index)
+        except UserError:
+            if not self.leave_out:
+                raise
+            return None
 
     def reduction(self, index: int) -> int:
         """Return 1, 2, 4 or 8: by how much the image's sides are divided while it is decoded."""
@@ -160,16 +213,18 @@ class DetectionDataset(Dataset):
         return int(self.annotations.image_ids[index]), self.annotations.image_paths[index]
 
 
-def _batch(images: np.ndarray, samples: Sequence[Sample], metas: Sequence[ImageMeta]) -> Batch:
+def _batch(images: np.ndarray, samples: Sequence[Sample], metas: Sequence[ImageMeta], unread: dict[int, str]) -> Batch:
     """Return the batch of B pictures [B H W 3], objects and crowd regions apart."""
     net_hw = images.shape[1:3]
     objects = _targets(samples, net_hw, lambda sample: ~sample.crowd)
     crowd = _targets(samples, net_hw, lambda sample: sample.crowd)
-    return Batch(images_to_tensor(images), objects, crowd, tuple(metas))
+    return Batch(images_to_tensor(images), objects, crowd, tuple(metas), unread)
 
 
 def _targets(samples: Sequence[Sample], net_hw: tuple[int, int], which: Callable[[Sample], np.ndarray]) -> Targets:
     """Collect the rows that ``which`` selects in each sample, as centre boxes relative to the network input."""
+    if not samples:
+        return Targets.empty()
     masks = [which(sample) for sample in samples]
     xyxy = np.concatenate([sample.boxes_xyxy[mask] for sample, mask in zip(samples, masks, strict=True)])
     labels = np.concatenate([sample.labels[mask] for sample, mask in zip(samples, masks, strict=True)])

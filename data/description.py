@@ -74,7 +74,10 @@ class DataDescription:
     def _existing(self, split: str, text: str) -> Path:
         found = self.find(text)
         if found is None:
-            remedy = f"; fetch it with: {self.download}" if self.download else f"; correct '{split}' in {self.path}"
+            where = f"cd {REPOSITORY} && " if self.download.startswith("python -m data.") else ""
+            remedy = (
+                f"; fetch it with: {where}{self.download}" if self.download else f"; correct '{split}' in {self.path}"
+            )
             looked = ", ".join(dict.fromkeys(str(root.absolute()) for root in self.all_roots))
             raise UserError(f"{self.path}: {split} = {text} is not on the disk (looked in {looked}){remedy}")
         return found

@@ -10,11 +10,15 @@ Shape letters: N images of the data set.
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TypeVar
@@ -22,14 +26,18 @@ from typing import TypeVar
 import cv2
 import numpy as np
 import torch
+from torch._C import _error_if_any_worker_fails
 from torch.utils.data import DataLoader, Sampler
+from tqdm import tqdm
 
 from data.augment import AugmentOptions
 from data.dataset import BatchPlan, DetectionDataset, Failure
+from data.image_checks import bad_images, too_many
 from data.labels.annotations import Annotations
 from data.letterbox import RESIZES, smallest_input
-from utils import distributed
+from utils import distributed, interrupts
 from utils.errors import UserError
+from utils.files import printable
 from utils.structures import Batch
 
 BLOCK = 64  # images that share their mosaics
@@ -56,6 +64,7 @@ class LoaderSettings:
     world_size: int = 1  # how many there are
     pin_memory: bool = False  # for CUDA
     cache_images: bool = False  # decode all images once, into memory (training)
+    max_bad: float = 0.0  # share of the images that may be left out because they cannot be read; 0: none
 
     def __post_init__(self) -> None:
         if any(side < 1 or side % self.stride for side in self.image_hw):
@@ -66,6 +75,10 @@ class LoaderSettings:
             raise ValueError(f"unknown resize '{self.resize}'; known: {', '.join(RESIZES)}")
 
 
+class LostWorkerError(UserError):
+    """A process that loads images has died."""
+
+
 class Batches:
     """Iterates over the batches of the epoch that ``set_epoch`` chose; worker processes live on between epochs."""
 
@@ -73,6 +86,7 @@ class Batches:
         self, dataset: DetectionDataset, plans: Callable[[int], list[BatchPlan]], settings: LoaderSettings
     ) -> None:
         self.dataset = dataset
+        self.unread: dict[int, str] = {}  # index of an image that could not be read so far -> the reason
         self._plans = _PlanSampler(plans)
         self._settings = settings
         self._loader = self._new_loader()
@@ -102,30 +116,67 @@ class Batches:
         """Return what the batches of the chosen epoch will be."""
         return self._plans.current()
 
+    def unread_image_ids(self) -> set[int]:
+        """Return the ids of the images that this process could not read so far."""
+        return {int(self.dataset.annotations.image_ids[index]) for index in self.unread}
+
     def __len__(self) -> int:
         return len(self._plans)
 
     def __iter__(self) -> Iterator[Batch]:
+        return (batch for batch in self.with_empty() if batch.metas)
+
+    def with_empty(self) -> Iterator[Batch]:
+        """Yield a batch for each plan, also where none of its images could be read.
+
+        Raises:
+            UserError: an image could not be read, and no more may be left out; a loading process died.
+        """
         failure = yield from self._until_failure()
         if failure is not None:
             # End the workers now: a loader that is deleted only with the exception's traceback waits seconds for each.
             self._loader = self._new_loader()
-            raise UserError(failure.message)
+            raise failure
 
-    def _until_failure(self) -> Generator[Batch, None, Failure | None]:
+    def _until_failure(self) -> Generator[Batch, None, UserError | None]:
         """Yield the batches up to the first failure, and return that; None where there is none."""
-        batches = iter(self._loader)
+        batches: Iterator[Batch | Failure] | None = None
         while True:
             try:
-                batch = next(batches, None)
-            except RuntimeError as error:
-                if "DataLoader worker" not in str(error):
+                with watched_workers():
+                    if batches is None:
+                        with interrupts.held_back():
+                            batches = iter(self._loader)
+                    batch = next(batches, None)
+            except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+                if not _is_lost_worker(error):
                     raise
-                first_line = str(error).splitlines()[0]
-                return Failure(f"a loading process died ({first_line}); with less memory try fewer --workers, or 0")
-            if batch is None or isinstance(batch, Failure):
-                return batch
+                reason = str(error).partition("\n")[0].rstrip(". ")
+                return LostWorkerError(f"a loading process died ({reason}); with less memory try fewer --workers, or 0")
+            if isinstance(batch, Failure):
+                return UserError(batch.message)
+            if batch is None:
+                return None
+            failure = self._leave_out(batch.unread)
+            if failure is not None:
+                return failure
             yield batch
+
+    def _leave_out(self, unread: dict[int, str]) -> UserError | None:
+        """Count and name the images that could not be read; a failure where they are too many."""
+        annotations = self.dataset.annotations
+        before = len(bad_images(annotations))
+        total = len(annotations) + before
+        for index, reason in unread.items():
+            if index in self.unread:
+                continue
+            self.unread[index] = reason
+            bad = before + len(self.unread)
+            if too_many(bad, total, self._settings.max_bad):
+                allowed = f"--max-bad {self._settings.max_bad:g} allows no more"
+                return UserError(f"{reason}; {bad} of {total} images cannot be used, {allowed}")
+            tqdm.write(f"WARNING: {printable(reason)}; left out ({bad} of {total} images so far)")
+        return None
 
 
 def training_batches(annotations: Annotations, settings: LoaderSettings, augment: AugmentOptions) -> Batches:
@@ -143,7 +194,9 @@ def training_batches(annotations: Annotations, settings: LoaderSettings, augment
     largest = max(settings.image_hw)
     if settings.multi_scale:
         largest = int(largest * MULTI_SCALE[1])
-    dataset = DetectionDataset(annotations, settings.resize, augment, settings.seed, largest)
+    dataset = DetectionDataset(
+        annotations, settings.resize, augment, settings.seed, largest, leave_out=settings.max_bad > 0
+    )
     if settings.cache_images:
         cache_images(dataset)
     return Batches(dataset, lambda epoch: training_plans(annotations.image_wh, settings, epoch), settings)
@@ -156,7 +209,7 @@ def evaluation_batches(annotations: Annotations, settings: LoaderSettings) -> Ba
         UserError: there are no images.
     """
     _require_images(annotations)
-    dataset = DetectionDataset(annotations, settings.resize)
+    dataset = DetectionDataset(annotations, settings.resize, leave_out=settings.max_bad > 0)
     return Batches(dataset, lambda epoch: evaluation_plans(annotations.image_wh, settings), settings)
 
 
@@ -245,7 +298,7 @@ def cache_images(dataset: DetectionDataset) -> int:
     if distributed.broadcast(needed > free * 0.9):  # the main process looks, before any other one takes memory
         raise UserError(f"--cache-images needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:
-        dataset.cached = list(threads.map(dataset.decode, range(len(sizes))))
+        dataset.cached = list(threads.map(dataset.decode_or_none, range(len(sizes))))
     return needed
 
 
@@ -294,10 +347,44 @@ def _as_it_is(loaded: _Loaded) -> _Loaded:
     return loaded
 
 
+@contextmanager
+def watched_workers() -> Iterator[None]:
+    """Within this block, a loading process that dies, or has died, is torch's RuntimeError.
+
+    torch raises it by a signal handler; without this block, that is wherever the main process happens to be: while it
+    writes a checkpoint or frees a loader.
+    """
+    if not hasattr(signal, "SIGCHLD") or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGCHLD, lambda _number, _frame: _error_if_any_worker_fails())
+    try:
+        _error_if_any_worker_fails()
+        yield
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+
+
+def _is_lost_worker(error: Exception) -> bool:
+    """Whether an error while a batch is fetched means that the process, or the thread, that was to give it has gone."""
+    text = str(error)
+    if isinstance(error, RuntimeError):
+        return text.startswith(("DataLoader worker", "Pin memory thread exited"))
+    return not text.startswith("Caught ")  # else it happened in the worker, which lives
+
+
+@atexit.register
+def _end_workers() -> None:
+    """End the processes that still load at exit: multiprocessing would wait for them, for they ignore its SIGTERM."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
 def _start_worker(_worker: int) -> None:
-    """Set up a worker process: one thread, and Ctrl-C with its message left to the main process."""
+    """Set up a worker process: one thread, and Ctrl-C and its like left to the main process."""
     cv2.setNumThreads(0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    interrupts.ignore()
     sys.excepthook = _without_lost_connections
 
 

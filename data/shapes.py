@@ -17,8 +17,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from utils.config import REPOSITORY
-from utils.errors import UserError
+from utils.config import REPOSITORY, parse_flags
+from utils.errors import UserError, run_command
 from utils.files import write_text_atomically
 
 CLASSES = ("circle", "rectangle", "triangle", "star", "ring")
@@ -69,7 +69,8 @@ def draw_all(folder: Path) -> None:
         for index in range(num_images):
             image, rows = draw_image(np.random.default_rng((2026, number, index)))
             name = f"{split}_{index:04d}"
-            cv2.imwrite(str(folder / "images" / split / f"{name}.jpg"), image, (cv2.IMWRITE_JPEG_QUALITY, 92))
+            jpeg = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
+            (folder / "images" / split / f"{name}.jpg").write_bytes(jpeg.tobytes())
             lines = (f"{label} " + " ".join(f"{value:.6f}" for value in box) for label, *box in rows)
             (folder / "labels" / split / f"{name}.txt").write_text("".join(line + "\n" for line in lines))
             num_objects += len(rows)
@@ -314,10 +315,11 @@ def _background(rng: np.random.Generator, width: int, height: int) -> np.ndarray
 
 def main() -> None:
     """Draw the set anew."""
+    parse_flags(__doc__.splitlines()[0])
     if (FOLDER / MARKER).is_file():
         shutil.rmtree(FOLDER)
     print(ensure_drawn())
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

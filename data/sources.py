@@ -11,10 +11,18 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from data.image_files import IMAGE_SUFFIXES, decode_image, image_header, list_images, upright
+from data.image_files import (
+    IMAGE_SUFFIXES,
+    VIDEO_SUFFIXES,
+    decode_image,
+    describe_unknown,
+    image_header,
+    list_files,
+    upright,
+)
 from utils.errors import UserError
+from utils.files import printable, utf8_path
 
-VIDEO_SUFFIXES = frozenset((".asf", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv"))
 STREAM_SCHEMES = ("rtsp://", "rtmp://", "http://", "https://", "tcp://", "udp://")
 
 
@@ -22,9 +30,14 @@ STREAM_SCHEMES = ("rtsp://", "rtmp://", "http://", "https://", "tcp://", "udp://
 class Picture:
     """One image or one frame of a video."""
 
-    image_rgb: np.ndarray  # [h w 3] uint8, upright
+    image_bgr: np.ndarray  # [h w 3] uint8, upright; of a large picture the memory may not hold another copy
     path: str  # the file, or the camera or stream as the user named it
     frame: int  # number of the frame from 0; 0 for an image
+
+    @property
+    def image_rgb(self) -> np.ndarray:
+        """The same pixels as RGB, not copied."""
+        return self.image_bgr[..., ::-1]
 
 
 @dataclass
@@ -43,11 +56,12 @@ class ImageFiles:
     def __iter__(self) -> Iterator[Picture]:
         for path in self.paths:
             try:
-                image = upright(decode_image(path), image_header(path)[2])
+                orientation = image_header(path).orientation
+                image = upright(decode_image(path), orientation)
             except UserError as error:
                 self.problems.append(str(error))
                 continue
-            yield Picture(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), path, 0)
+            yield Picture(image, path, 0)
 
 
 class VideoFrames:
@@ -73,7 +87,7 @@ class VideoFrames:
                 arrived, image = self._capture.read()
                 if not arrived:
                     break
-                yield Picture(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), self.name, number)
+                yield Picture(image, self.name, number)
                 number += 1
         finally:
             self._capture.release()
@@ -109,16 +123,30 @@ def _files(text: str) -> list[str]:
     path = Path(text).expanduser()
     if path.is_dir():
         videos = sorted(str(item) for item in path.iterdir() if item.suffix.lower() in VIDEO_SUFFIXES)
-        return list_images(path) + videos
+        listing = list_files(path)
+        if listing.unknown:
+            print(f"{printable(text)}: passed over, of no kind that is read: {describe_unknown(listing.unknown)}")
+        return listing.images + videos
     if path.suffix.lower() == ".txt" and path.is_file():
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()]
         return [_beside(path, line) for line in lines if line]
     if path.is_file():
         return [str(path)]
-    found = sorted(glob.glob(str(path), recursive=True))
+    found = sorted(_glob(path))
     if not found:
         raise UserError(f"{text}: no such file, folder or glob")
     return found
+
+
+def _glob(pattern: Path) -> Iterator[str]:
+    """Yield what a pattern names; ``**`` follows no links, which may point upwards, and enters no hidden folders."""
+    if "**" not in pattern.parts:
+        yield from glob.iglob(str(pattern))
+        return
+    root = Path(pattern.anchor)
+    for path in root.glob(str(pattern.relative_to(root))):
+        if not any(part.startswith(".") for part in path.parts if part not in (*pattern.parts, "..")):
+            yield str(path)
 
 
 def _beside(list_path: Path, line: str) -> str:
@@ -130,7 +158,11 @@ def _open_video(address: str | int, name: str, is_live: bool) -> VideoFrames:
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # the error below says it in one line
     set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # OpenCV 4.8 has the first
     level = set_log_level(0)
-    capture = cv2.VideoCapture(address)
+    if isinstance(address, int):
+        capture = cv2.VideoCapture(address)
+    else:
+        with utf8_path(address) as readable:
+            capture = cv2.VideoCapture(readable)
     set_log_level(level)
     if not capture.isOpened():
         raise UserError(f"{name}: cannot be opened as a {'camera or stream' if is_live else 'video'}")

@@ -9,10 +9,12 @@ from data.data_file import read_data_file
 from data.data_folder import describe_folder
 from data.data_yaml import read_data_yaml
 from data.description import SPLITS, DataDescription
+from data.image_checks import ImageCheckOptions, bad_images, refuse_too_many, report_lines, verify_images
 from data.labels.annotations import Annotations, summarise_problems
 from data.labels.read import read_dataset
 from utils import distributed
-from utils.class_names import places_in
+from utils.class_names import first_moved, places_in
+from utils.config import find_file
 
 MOST_NAMES_SHOWN = 12
 
@@ -32,10 +34,9 @@ def open_data(name: str, val_fraction: float = 0.0) -> DataDescription:
         description = describe_folder(path)
     elif path.suffix in (".json", ".txt") and path.is_file():
         description = DataDescription(path, 0, (), dict.fromkeys(SPLITS, (str(path.absolute()),)), is_one_set=True)
-    elif path.suffix in (".yaml", ".yml"):
-        description = read_data_yaml(name)
     else:
-        description = read_data_file(name)
+        path = find_file(name, "data file")
+        description = read_data_yaml(path) if path.suffix in (".yaml", ".yml") else read_data_file(path)
     return description.holding_out(val_fraction)
 
 
@@ -45,7 +46,12 @@ def split_shown(data: str, split: str, val_fraction: float = 0.0) -> str:
 
 
 def open_split(
-    data: str, split: str, single_cls: bool = False, need_images: bool = True, val_fraction: float = 0.0
+    data: str,
+    split: str,
+    single_cls: bool = False,
+    need_images: bool = True,
+    val_fraction: float = 0.0,
+    checks: ImageCheckOptions = ImageCheckOptions(),  # noqa: B008 frozen
 ) -> Annotations:
     """Read a split of a data set and print what the user should know of it.
 
@@ -55,19 +61,26 @@ def open_split(
         single_cls: treat all objects as one class.
         need_images: False where annotations are enough.
         val_fraction: as for :func:`open_data`.
+        checks: of the images.
 
     Raises:
-        UserError: as :func:`open_data` and :func:`data.labels.read.read_dataset`.
+        UserError: as :func:`open_data` and :func:`data.labels.read.read_dataset`; too many images cannot be used.
     """
     description = open_data(data, val_fraction)
     annotations = read_dataset(description, split, need_images)
+    if need_images and checks.verify_images:
+        annotations = verify_images(annotations)
     print_notes([*description.notes, *description.found_elsewhere(split)])
     print_problems(data, split, annotations)
+    refuse_too_many(annotations, checks.max_bad, f"{data} ({split})")
     return annotations.as_single_class() if single_cls else annotations
 
 
 def open_training_splits(
-    data: str, val_fraction: float = 0.0, single_cls: bool = False
+    data: str,
+    val_fraction: float = 0.0,
+    single_cls: bool = False,
+    checks: ImageCheckOptions = ImageCheckOptions(),  # noqa: B008 frozen
 ) -> tuple[Annotations, Annotations]:
     """Read the images to train on and those to validate on, with the same classes, and print what they are.
 
@@ -75,13 +88,17 @@ def open_training_splits(
         data: as for :func:`open_data`.
         val_fraction: likewise.
         single_cls: treat all objects as one class.
+        checks: of the images.
 
     Raises:
         UserError: as :func:`open_split`.
     """
     description = open_data(data, val_fraction)
     train, valid = read_dataset(description, "train"), read_dataset(description, "valid")
+    if checks.verify_images:
+        train, valid = verify_images(train), verify_images(valid)
     names = united(train.names, valid.names)
+    moved = first_moved(valid.names, train.names)
     train, valid = train.with_names(names), valid.with_names(names)
     if distributed.is_main():
         shown = ", ".join(names[:MOST_NAMES_SHOWN]) + (", …" if len(names) > MOST_NAMES_SHOWN else "")
@@ -92,13 +109,17 @@ def open_training_splits(
             objects = int((~annotations.crowd).sum())
             print(f"  {counted(len(annotations), f'{kind} image')}, {counted(objects, 'object')}: {files}{share}")
     elsewhere = dict.fromkeys((*description.found_elsewhere("train"), *description.found_elsewhere("valid")))
-    print_notes([*description.notes, *elsewhere])
+    notes = [*description.notes, *elsewhere]
+    if moved is not None:
+        notes.append("the validation images number the classes differently: mapped by name")
     if description.is_one_set:
-        print_notes(
-            ["one set of images: validates on its training images; --val-fraction 0.2 holds a fifth of them out"]
+        notes.append(
+            "one set of images: validates on its training images; --val-fraction 0.2 holds a fifth of them out"
         )
+    print_notes(notes)
     for split, annotations in (("train", train), *([] if description.is_one_set else [("valid", valid)])):
         print_problems(data, split, annotations)
+        refuse_too_many(annotations, checks.max_bad, f"{data} ({split})")
     return (train.as_single_class(), valid.as_single_class()) if single_cls else (train, valid)
 
 
@@ -121,7 +142,9 @@ def print_notes(notes: Sequence[str]) -> None:
 
 
 def print_problems(data: str, split: str, annotations: Annotations) -> None:
-    """Print the kinds of problems of a split's labels, in the main process."""
+    """Print the kinds of problems of a split's labels and the images that were left out, in the main process."""
     if distributed.is_main():
-        for line in summarise_problems(annotations.problems):
+        bad = set(bad_images(annotations))
+        others = [problem for problem in annotations.problems if problem not in bad]
+        for line in (*summarise_problems(others), *report_lines(annotations)):
             print(f"{data} ({split}): {line}")

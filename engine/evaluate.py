@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from tqdm import tqdm
 
+from data.loader import Batches
 from engine.run_folder import BAR_FORMAT
 from evaluation.coco import Metrics, evaluate_coco
 from evaluation.results import coco_results
@@ -31,8 +32,22 @@ def evaluate(detector: Detector, batches: Iterable[Batch], ground_truth: dict, e
         UserError: the evaluator is not installed.
     """
     results = collect_results(detector, batches, ground_truth)
+    ground_truth, results = without_unread(ground_truth, results, batches)
     metrics = evaluate_coco(ground_truth, results, evaluator) if distributed.is_main() else None
     return distributed.broadcast(metrics)
+
+
+def without_unread(ground_truth: dict, results: list[dict], batches: Iterable[Batch]) -> tuple[dict, list[dict]]:
+    """Return ground truth and results without the images that could not be read; every process must call it."""
+    mine = batches.unread_image_ids() if isinstance(batches, Batches) else set()
+    unread = set().union(*(distributed.gather(mine) or ()))
+    if not unread:
+        return ground_truth, results
+    kept = {
+        "images": [image for image in ground_truth["images"] if image["id"] not in unread],
+        "annotations": [one for one in ground_truth["annotations"] if one["image_id"] not in unread],
+    }
+    return ground_truth | kept, [result for result in results if result["image_id"] not in unread]
 
 
 def collect_results(

@@ -17,7 +17,9 @@ NOMINAL_BATCH = 64  # images per optimizer step that the learning rate and the w
 class OptimizerOptions:
     """Optimizer and learning-rate schedule."""
 
-    adam: bool = option(False, "AdamW instead of SGD with Nesterov momentum; use a smaller --lr0, such as 0.001")
+    optimizer: str = option(
+        "SGD", "SGD has Nesterov momentum; Adam and AdamW need a smaller --lr0, such as 0.001", ("SGD", "Adam", "AdamW")
+    )
     lr0: float = option(0.01, "learning rate after the warm-up")
     lrf: float = option(0.01, "last learning rate as a share of --lr0")
     schedule: str = option("cosine", "how the learning rate falls over the epochs", choices=("cosine", "linear"))
@@ -61,8 +63,9 @@ def build_optimizer(model: nn.Module, options: OptimizerOptions, images_per_step
         {"params": norms, "weight_decay": 0.0},
         {"params": weights, "weight_decay": options.weight_decay * images_per_step / NOMINAL_BATCH},
     ]
-    if options.adam:
-        return torch.optim.AdamW(groups, lr=options.lr0, betas=(options.momentum, 0.999))
+    if options.optimizer != "SGD":
+        kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[options.optimizer]
+        return kind(groups, lr=options.lr0, betas=(options.momentum, 0.999))
     return torch.optim.SGD(groups, lr=options.lr0, momentum=options.momentum, nesterov=options.momentum > 0)
 
 
@@ -107,7 +110,7 @@ class Schedule:
         warmup_factor = min(1.0, (batch + 1) / self.warmup_batches) if self.warmup_batches else 1.0
         for index, group in enumerate(optimizer.param_groups):
             # The rate of the biases, group 0, comes from above; all others come from 0.
-            start_lr = self.options.warmup_bias_lr if index == 0 and not self.options.adam else 0.0
+            start_lr = self.options.warmup_bias_lr if index == 0 and self.options.optimizer == "SGD" else 0.0
             group["lr"] = start_lr + (target_lr - start_lr) * warmup_factor
             if "momentum" in group:
                 start = self.options.warmup_momentum

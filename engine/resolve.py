@@ -5,19 +5,23 @@ A checkpoint of train.py knows its cfg, its data set and its image size; other w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
 
 from data.labels.annotations import Annotations
 from data.splits import open_data
 from engine.run_folder import find_newest_checkpoint
 from models.checkpoints.load import LoadedNetwork, load_network
-from models.network import Network, check_image_size
+from models.checkpoints.report import LoadReport
+from models.network import Network, check_image_size, select_classes
 from utils import distributed
-from utils.class_names import read_names
-from utils.config import find_file
+from utils.class_names import are_numbers, first_moved, places_in, read_names
+from utils.config import build_options, find_file
 from utils.errors import UserError
 
 NAME_THE_DATA = "name the data set of these weights with --data"
+COCO_CLASSES = 80
+NAMES_LISTED = 5  # class names in a message
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,16 @@ class Wanted:
     single_cls: bool = False
     val_fraction: float = 0.0
     strict: bool = False  # refuse a cfg with anything that Darknet would pass over
+
+
+@dataclass(frozen=True)
+class TrainedOn:
+    """The options of a training that say what its network looks at."""
+
+    data: str = ""
+    img_size: tuple[int, ...] = ()
+    single_cls: bool = False
+    val_fraction: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -62,25 +76,35 @@ def resolve(wanted: Wanted, *, needs_data: bool = True, square: bool = True) -> 
     weights = wanted.weights or str(find_newest_checkpoint())
     loaded = load_network(weights, wanted.cfg)
     tell_oddities(loaded.network, wanted.strict)
-    data = wanted.data or loaded.options.get("data", "")
+    trained = options_of_training(loaded, weights)
+    data = wanted.data or trained.data
     if needs_data and not data:
         raise UserError(f"{weights}: does not say on which data it was trained; name the data set with --data")
-    input_wh = _input_wh(wanted.img_size, loaded, square or bool(loaded.options))
+    size = wanted.img_size or trained.img_size[-1:]  # of training, and of testing where that differs
+    input_wh = _input_wh(size, loaded.network, square or bool(loaded.options))
     check_image_size(loaded.network, input_wh)
-    single_cls = wanted.single_cls or bool(loaded.options.get("single_cls"))
-    trained = loaded.options if data == loaded.options.get("data") else {}  # it held out images of this data set
-    val_fraction = wanted.val_fraction or trained.get("val_fraction", 0.0)
-    return Resolved(weights, loaded, data, input_wh, single_cls, val_fraction)
+    held_out = trained.val_fraction if data == trained.data else 0.0  # of the images of this very data set
+    single_cls = wanted.single_cls or trained.single_cls
+    return Resolved(weights, loaded, data, input_wh, single_cls, wanted.val_fraction or held_out)
 
 
-def _input_wh(given: tuple[int, ...], loaded: LoadedNetwork, square: bool) -> tuple[int, int]:
-    """Return width and height as given, else the testing size of the training, else those of the cfg."""
-    trained = tuple(loaded.options.get("img_size") or ())  # of training, and of testing where that differs
-    size = given or trained[-1:]
+def options_of_training(loaded: LoadedNetwork, weights: str) -> TrainedOn:
+    """Return what the training that wrote the weights looked at; foreign weights do not say.
+
+    Raises:
+        UserError: an option has another type than train.py writes.
+    """
+    known = {item.name for item in fields(TrainedOn)}
+    values = {name: value for name, value in loaded.options.items() if name in known}
+    return build_options(values, [TrainedOn], weights)[0]
+
+
+def _input_wh(size: tuple[int, ...], network: Network, square: bool) -> tuple[int, int]:
+    """Return width and height as given, else those of the cfg."""
     if size:
         return size[0], size[-1]
-    width, height = loaded.network.input_wh
-    square = square and not loaded.network.fixed_size
+    width, height = network.input_wh
+    square = square and not network.fixed_size
     return (max(width, height),) * 2 if square else (width, height)
 
 
@@ -97,10 +121,11 @@ def tell_oddities(network: Network, strict: bool) -> None:
             print(line)
 
 
-def check_classes(found: Resolved, annotations: Annotations, remedy: str = NAME_THE_DATA) -> None:
-    """Refuse a network that was made for another number of classes than the data has.
+def fit_classes(found: Resolved, annotations: Annotations, remedy: str = NAME_THE_DATA) -> Resolved:
+    """Return the network with the classes of the data, found by their names where the weights know names.
 
-    Where all objects count as one class, so do all detections, whatever classes the network knows.
+    Classes that only the network has are left out. Where the weights or the data have no names, the numbers count; and
+    where all objects count as one class, so do all detections, whatever classes the network knows.
 
     Args:
         found: the network.
@@ -108,20 +133,32 @@ def check_classes(found: Resolved, annotations: Annotations, remedy: str = NAME_
         remedy: ends the message.
 
     Raises:
-        UserError: the numbers differ.
+        UserError: the data have a class that the network does not have.
     """
-    detected = found.loaded.network.num_classes
-    if not found.single_cls and detected != len(annotations.names):
+    if found.single_cls:
+        return found
+    network, names = found.loaded.network, annotations.names
+    known = found.loaded.names
+    if not known and network.num_classes == COCO_CLASSES:
+        of_coco = _coco_names()
+        if len(names) < COCO_CLASSES and None not in places_in(names, of_coco):
+            known = of_coco
+        elif first_moved(names, of_coco) is not None:
+            _note(f"{found.weights}: knows no names; its classes are taken in the order of {found.data}, not in COCO's")
+    if known and not are_numbers(known) and not are_numbers(names):
+        return _with_classes_of(found, known, names, found.data, remedy)
+    if network.num_classes != len(names):
         raise UserError(
-            f"{found.weights}: detects {detected} classes, {found.data} has {len(annotations.names)}; {remedy}"
+            f"{found.weights}: detects {network.num_classes} classes, {found.data} has {len(names)}; {remedy}"
         )
+    return found
 
 
-def class_names(found: Resolved, names_file: str = "", data: str = "") -> tuple[str, ...]:
-    """Return the names of the network's classes without reading annotations.
+def name_classes(found: Resolved, names_file: str = "", data: str = "") -> Resolved:
+    """Return the network with the names of its classes, without reading annotations.
 
     They are, in this order, those of the names file, of the data set, of the weights, COCO's where there are 80
-    classes, or numbers.
+    classes, or numbers. Names that the weights know in another order decide the order of the classes, too.
 
     Args:
         found: the network.
@@ -130,17 +167,89 @@ def class_names(found: Resolved, names_file: str = "", data: str = "") -> tuple[
             know its names.
 
     Raises:
-        UserError: the file or the data set has another number of names than the network has classes.
+        UserError: the file or the data set has another number of names than the network has classes, and they are not
+            all names of its classes; or names at other places and unknown ones.
     """
-    count = found.loaded.network.num_classes
-    names, origin = found.loaded.names, found.weights
+    count, known = found.loaded.network.num_classes, found.loaded.names
+    names, origin = known, found.weights
     if names_file:
         names, origin = read_names(find_file(names_file, "names file")), names_file
     elif data and (of_data := open_data(data).names):  # a folder has none
         names, origin = of_data, data
-    elif not names and count == 80:
-        names, origin = read_names(find_file("coco.names", "names file")), "coco.names"
+    elif not names and count == COCO_CLASSES:
+        names = _coco_names()
     names = names or tuple(f"class {number}" for number in range(count))
-    if len(names) != count:
+    if len(names) == count and (are_numbers(known) or first_moved(names, known) is None):
+        return replace(found, loaded=replace(found.loaded, names=names))  # the same classes, perhaps in other words
+    if len(names) != count and None in places_in(names, known):
         raise UserError(f"{origin}: has {len(names)} class names, but {found.weights} detects {count} classes")
-    return names
+    return _with_classes_of(found, known, names, origin, "leave it out: the weights know the names of their classes")
+
+
+def start_with_classes(network: Network, report: LoadReport, names: Sequence[str]) -> Network:
+    """Return a network that was filled from weights with its classes in the order of the names to be trained.
+
+    A class that the weights do not know starts from what they know of a class that is not to be trained.
+
+    Args:
+        network: filled.
+        report: of the filling.
+        names: of the data to train on.
+    """
+    if len(report.names) != len(names) or are_numbers(report.names) or are_numbers(names):
+        return network  # of another number of classes nothing was taken over
+    places = places_in(names, report.names)
+    rest = iter([index for index in range(len(names)) if index not in places])
+    if first_moved(names, report.names) is None:
+        return network
+    _note(f"{report.source}: numbers its classes unlike the data; mapped by name")
+    return select_classes(network, [next(rest) if place is None else place for place in places])
+
+
+def _with_classes_of(
+    found: Resolved, known: Sequence[str], wanted: tuple[str, ...], origin: str, remedy: str
+) -> Resolved:
+    """Return the network with the wanted classes in their order; say so where the weights have others or another order.
+
+    Args:
+        found: the network.
+        known: the names of its classes.
+        wanted: names of the data.
+        origin: of these names, for messages.
+        remedy: ends the message.
+
+    Raises:
+        UserError: the network lacks some of them.
+    """
+    places = places_in(wanted, known)
+    lacking = [name for name, place in zip(wanted, places, strict=True) if place is None]
+    if lacking:
+        raise UserError(
+            f"{found.weights}: detects {len(known)} classes, {origin} has {len(wanted)}, of which {_listed(lacking)} "
+            f"{'are' if len(lacking) > 1 else 'is'} not among these ({_listed(known)}); {remedy}"
+        )
+    classes = [place for place in places if place is not None]
+    if classes == list(range(len(known))):
+        return found
+    rest = len(known) - len(wanted)
+    what = f"{rest} of its {len(known)} classes are not in {origin}" if rest else f"numbers its classes unlike {origin}"
+    without = "; these are left out" if rest else ""
+    _note(f"{found.weights}: {what}; mapped by name{without}")
+    network = select_classes(found.loaded.network, classes)
+    return replace(found, loaded=replace(found.loaded, network=network, names=wanted))
+
+
+def _coco_names() -> tuple[str, ...]:
+    return read_names(find_file("coco.names", "names file"))
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return the first names, quoted."""
+    more = f" and {len(names) - NAMES_LISTED} more" if len(names) > NAMES_LISTED else ""
+    return ", ".join(f"'{name}'" for name in names[:NAMES_LISTED]) + more
+
+
+def _note(line: str) -> None:
+    """Print a line, once under torchrun."""
+    if distributed.is_main():
+        print(line)

@@ -14,6 +14,7 @@ import yaml
 
 from utils import distributed
 from utils.errors import UserError
+from utils.figures import new_figure
 from utils.files import atomic_path, write_text_atomically
 from utils.renamed import with_current_names
 from utils.yaml_file import read_yaml
@@ -24,13 +25,13 @@ CHECKPOINTS = ("best.pt", "last.pt")  # of a run; the first that is there is tak
 Row = dict[str, float]
 
 
-def shared_run_folder(parent: str | Path, name: str) -> Path:
+def shared_run_folder(parent: str | Path, name: str, exist_ok: bool = False) -> Path:
     """Return a new run's folder in all processes; the main one makes it, see :func:`new_run_folder`."""
-    return Path(distributed.broadcast(str(new_run_folder(parent, name)) if distributed.is_main() else ""))
+    return Path(distributed.broadcast(str(new_run_folder(parent, name, exist_ok)) if distributed.is_main() else ""))
 
 
-def new_run_folder(parent: str | Path, name: str) -> Path:
-    """Create and return ``parent/name``, or ``parent/name2``, ``name3``, … if that is taken.
+def new_run_folder(parent: str | Path, name: str, exist_ok: bool = False) -> Path:
+    """Create and return ``parent/name``, or ``parent/name2``, ``name3``, … if that is taken and not ``exist_ok``.
 
     Raises:
         UserError: the name leads out of ``parent``, or the folder cannot be written.
@@ -42,7 +43,7 @@ def new_run_folder(parent: str | Path, name: str) -> Path:
     while True:
         folder = parent / (name if number == 1 else f"{name}{number}")
         try:
-            folder.mkdir(parents=True)
+            folder.mkdir(parents=True, exist_ok=exist_ok)
             # Only a file shows that files can be written.
             (folder / ".writable").touch()
             (folder / ".writable").unlink()
@@ -137,9 +138,7 @@ PANELS = {  # title -> columns of results.csv
 
 def plot_results(path: Path, history: Sequence[Row]) -> None:
     """Draw the curves of ``results.csv``, one panel per kind of number."""
-    from matplotlib.figure import Figure  # a Figure of one's own needs no screen and no global state
-
-    figure = Figure(figsize=(15, 7), layout="constrained")
+    figure = new_figure(figsize=(15, 7), layout="constrained")
     for axes, (title, columns) in zip(figure.subplots(2, 4).flat, PANELS.items(), strict=True):
         for column in columns:
             points = [(row["epoch"], row[column]) for row in history if column in row]
@@ -167,9 +166,7 @@ def plot_labels(
         sizes_wh: [M 2], relative to the image.
         names: class names.
     """
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(13, 4.2), layout="constrained")
+    figure = new_figure(figsize=(13, 4.2), layout="constrained")
     classes, centers, sizes = figure.subplots(1, 3)
     classes.bar(range(len(names)), np.bincount(np.asarray(labels, dtype=int), minlength=len(names)))
     if len(names) <= 30:
@@ -220,10 +217,15 @@ def find_newest_checkpoint(runs: str | Path = TRAINING_RUNS) -> Path:
 
 
 def options_of_run(folder: Path | None) -> dict[str, Any]:
-    """Return the flat options in a run's ``config.yaml``, nothing where there is no run or no such file."""
+    """Return the flat options in a run's ``config.yaml``; nothing where there is no run, or none that can be read."""
     if folder is None or not (folder / "config.yaml").is_file():
         return {}
-    return read_config(folder)
+    try:
+        return read_config(folder)
+    except UserError as error:
+        if distributed.is_main():
+            print(f"note: the newest run says nothing about its options: {error}")
+        return {}
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import nn
 from data.loader import Batches
 from engine.ema import AveragedModel, Model
 from engine.optimizer import Schedule
+from models.network import Network
 from utils import distributed
 from utils.errors import UserError
 from utils.structures import Batch
@@ -32,6 +33,7 @@ class TrainState(Generic[Model]):
     scaler: torch.amp.GradScaler
     epoch: int = 0  # epochs finished
     best_fitness: float = -1.0
+    best_epoch: int = 0  # that had it, from 1
     history: list[dict[str, float]] = field(default_factory=list)  # one row per epoch, as in results.csv
 
     def state_dict(self) -> dict[str, Any]:
@@ -44,6 +46,7 @@ class TrainState(Generic[Model]):
             "scaler": self.scaler.state_dict(),
             "epoch": self.epoch,
             "best_fitness": self.best_fitness,
+            "best_epoch": self.best_epoch,
             "history": self.history,
         }
 
@@ -57,6 +60,7 @@ class TrainState(Generic[Model]):
             self.scaler.load_state_dict(content["scaler"])
         self.epoch = content["epoch"]
         self.best_fitness = content["best_fitness"]
+        self.best_epoch = content.get("best_epoch", self.epoch)  # older checkpoints do not know it
         self.history = content["history"]
 
 
@@ -134,6 +138,34 @@ def add_gradients(
     # DistributedDataParallel averages over processes; the loss is a sum over images, so undo that.
     state.scaler.scale(sum(result.parts.values()) * distributed.world_size()).backward()
     return parts, result.counts
+
+
+def is_over(epoch: int, best_epoch: int, epochs: int, patience: int) -> bool:
+    """Whether a run ends after ``epoch``: its last one, or ``patience`` (0: any number) epochs after its best one."""
+    return epoch >= epochs or 0 < patience <= epoch - best_epoch
+
+
+def freeze_layers(network: Network, numbers: Sequence[int]) -> list[int]:
+    """Freeze layers of the cfg, and those that no head reads; return their numbers without the latter.
+
+    The latter get no gradients, for which DistributedDataParallel would wait.
+
+    Args:
+        network: its layers.
+        numbers: one is a count, the first so many layers; several are the layers themselves, from 0.
+
+    Raises:
+        UserError: there is no such layer, or no parameter is left to train.
+    """
+    count = len(network.layers)
+    frozen = list(range(min(numbers[0], count))) if len(numbers) == 1 else sorted(set(numbers))
+    if frozen and frozen[-1] >= count:
+        raise UserError(f"--freeze {frozen[-1]}: the cfg has the layers 0 to {count - 1}")
+    for index in (*frozen, *network.layers_without_effect()):
+        network.layers[index].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise UserError(f"--freeze {' '.join(map(str, numbers))} leaves nothing to learn: the cfg has {count} layers")
+    return frozen
 
 
 def set_training_mode(model: nn.Module) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from data.loader import LostWorkerError
 from engine.run_folder import (
     BAR_FORMAT,
     TensorBoardLog,
@@ -22,13 +23,15 @@ from engine.run_folder import (
     save_config,
     save_results_csv,
     shared_run_folder,
+    weights_of_run,
 )
-from engine.train_loop import TrainState
+from engine.train_loop import TrainState, is_over
 from models.checkpoints.format import save_checkpoint
 from models.detector import Detector
 from models.network import Network
 from utils import distributed
 from utils.draw import draw_batch, draw_predictions
+from utils.errors import UserError
 from utils.structures import Batch
 
 PICTURED_BATCHES = 3  # training batches of the first epoch, and testing batches after the last, that are drawn
@@ -54,9 +57,14 @@ class TrainingRun:
         if options["resume"]:
             folder = Path(options["resume"]).resolve().parent
         else:
-            folder = shared_run_folder(parent, options["name"])
-        run = cls(folder, {**options, "resume": ""}, tuple(names), cfg_text)
+            folder = shared_run_folder(parent, options["name"], options["exist_ok"])
+        # Neither is of use in a recipe: config.yaml as --hyp must start a run of its own.
+        run = cls(folder, {**options, "resume": "", "exist_ok": False}, tuple(names), cfg_text)
         if distributed.is_main():
+            if options["resume"]:
+                (folder / "results.png").unlink(missing_ok=True)  # it says that a run has finished
+            else:
+                run.remove_previous()
             for unfinished in folder.glob(".*.pt"):  # of a process that was killed while it wrote
                 unfinished.unlink()
             save_config(folder, run.options)
@@ -64,6 +72,15 @@ class TrainingRun:
             if not options["resume"] and not options["nosave"]:
                 run.save(state, "last.pt")  # so that a run that is interrupted in its first epoch can be resumed, too
         return run
+
+    def remove_previous(self) -> None:
+        """Remove what a run before this one wrote into the same folder, which ``--exist-ok`` allows."""
+        if weights_of_run(self.folder) is None:  # other files are not ours to remove
+            return
+        print(f"--exist-ok: replaces the run in {self.folder}")
+        for pattern in WRITTEN:
+            for path in self.folder.glob(pattern):
+                path.unlink()
 
     def save(self, state: TrainState, name: str, without: Sequence[str] = ()) -> None:
         """Write a checkpoint into the folder."""
@@ -78,13 +95,17 @@ class TrainingRun:
 
     @contextmanager
     def interruptible(self) -> Iterator[None]:
-        """Within this block an interrupt says how to go on."""
+        """Within this block an interrupt, or a loading process that dies, says how to go on."""
         try:
             yield
         except KeyboardInterrupt:
-            last = self.folder / "last.pt"
-            how = f"go on with: python train.py --resume {last}" if last.exists() else "nothing was saved (--nosave)"
-            raise KeyboardInterrupt(f"interrupted; {how}") from None
+            raise KeyboardInterrupt(f"interrupted; {self._how_to_go_on()}") from None
+        except LostWorkerError as error:
+            raise UserError(f"{error}; {self._how_to_go_on()}") from None
+
+    def _how_to_go_on(self) -> str:
+        last = self.folder / "last.pt"
+        return f"go on with: python train.py --resume {last}" if last.exists() else "nothing was saved (--nosave)"
 
     def finish_epoch(self, state: TrainState, row: Mapping[str, float], fitness: float | None) -> None:
         """Append an epoch's numbers to the history and write everything that shows or keeps them.
@@ -99,17 +120,25 @@ class TrainingRun:
         if fitness is not None:
             state.best_fitness = max(fitness, best_so_far)
         improved = state.best_fitness > best_so_far
+        if improved:
+            state.best_epoch = state.epoch
         if not distributed.is_main():
             return
         save_results_csv(self.folder / "results.csv", state.history)
         if self.tensorboard is not None:
             self.tensorboard.log(state.history[-1])
-        is_last = state.epoch == self.options["epochs"]
-        if is_last or not self.options["nosave"]:
-            # best.pt first: a kill between the two then repeats an epoch instead of losing its best weights.
+        if self.is_over(state) or not self.options["nosave"]:
+            # last.pt last: a kill between these then repeats an epoch instead of losing its weights.
             if improved:
                 self.save(state, "best.pt", without=NEEDED_TO_RESUME_ONLY)
+            period = self.options["save_period"]
+            if period > 0 and state.epoch % period == 0:
+                self.save(state, f"epoch{state.epoch}.pt", without=NEEDED_TO_RESUME_ONLY)
             self.save(state, "last.pt")
+
+    def is_over(self, state: TrainState) -> bool:
+        """Whether the epoch that the state counts was the last one."""
+        return is_over(state.epoch, state.best_epoch, self.options["epochs"], self.options["patience"])
 
     def finish(self, state: TrainState[Network], test_batches: Iterable[Batch]) -> None:
         """Draw the curves and the predictions for a few batches, and print the table of the whole run."""
@@ -130,6 +159,10 @@ class TrainingRun:
         for name, summary in rows:
             if summary:
                 print("{:24}{max:9.4f}{mean:9.4f}{std:9.4f}{best_epoch:9.0f}/{epochs:.0f}".format(name, **summary))
+        if state.epoch < self.options["epochs"]:
+            print(
+                f"stopped early: no better epoch since epoch {state.best_epoch}, --patience {self.options['patience']}"
+            )
         minutes = (time.time() - self.started) / 60
         print(f"{state.epoch} epochs, {minutes:.1f} minutes in this process. Written to {self.folder}:")
         for name, meaning in WRITTEN.items():
@@ -141,6 +174,7 @@ class TrainingRun:
 WRITTEN = {
     "best.pt": "weights of the best epoch; test.py and detect.py take the newest run's",
     "last.pt": "weights and training state of the last epoch",
+    "epoch*.pt": "weights of every so many epochs (--save-period)",
     "results.*": "every number of every epoch, and its curves",
     "config.yaml": "all options, as a recipe for --hyp",
     "labels.png": "the training labels",

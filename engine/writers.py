@@ -19,7 +19,7 @@ from data.sources import Picture
 from evaluation.results import coco_results
 from utils.draw import write_image
 from utils.errors import UserError
-from utils.files import atomic_path, write_json_atomically, write_text_atomically
+from utils.files import atomic_path, printable, utf8_path, write_json_atomically, write_text_atomically
 from utils.structures import Detections
 
 WRITABLE = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # others are written as .jpg
@@ -67,7 +67,8 @@ class Mp4Writer:
     def _open(self, image_hw: tuple[int, int]) -> cv2.VideoWriter:
         path = self._stack.enter_context(atomic_path(self.path))
         height, width = image_hw
-        writer = cv2.VideoWriter(str(path), cv2.VideoWriter.fourcc(*"mp4v"), self.fps, (width, height))
+        named = self._stack.enter_context(utf8_path(path))
+        writer = cv2.VideoWriter(named, cv2.VideoWriter.fourcc(*"mp4v"), self.fps, (width, height))
         self._stack.callback(writer.release)  # before the file gets its name
         if not writer.isOpened():
             raise UserError(
@@ -162,7 +163,7 @@ class DetectionWriter:
 
     def _label_lines(self, picture: Picture, found: Detections) -> str:
         """Return a line ``class x y w h``, perhaps with the score, for each detection; relative to the picture."""
-        height, width = picture.image_rgb.shape[:2]
+        height, width = picture.image_bgr.shape[:2]
         lines = []
         for (x1, y1, x2, y2), score, label in zip(
             found.boxes_xyxy.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
@@ -176,12 +177,13 @@ class DetectionWriter:
     def _coco_results(self, picture: Picture, found: Detections, is_video: bool) -> list[dict]:
         """Return COCO results with the file's name; an image whose name is a number has that as id, as in COCO."""
         path = Path(picture.path)
-        height, width = picture.image_rgb.shape[:2]
+        height, width = picture.image_bgr.shape[:2]
         meta = letterbox_meta(0, picture.path, (width, height), (height, width))  # its id is replaced below
         results = coco_results(found, meta, self._category_ids)
         for result in results:
-            result["image_id"] = int(path.stem) if path.stem.isdecimal() and not is_video else path.stem
-            result["file_name"] = path.name
+            is_number = path.stem.isdecimal() and not is_video
+            result["image_id"] = int(path.stem) if is_number else printable(path.stem)
+            result["file_name"] = printable(path.name)
             if is_video:
                 result["frame"] = picture.frame
         return results

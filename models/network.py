@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -213,6 +214,40 @@ def _yolov5_biases(head: Head) -> tuple[float, float]:
 
 
 BIAS_RULES = {"yolov3": _yolov3_biases, "yolov5": _yolov5_biases}
+
+
+def select_classes(network: Network, classes: Sequence[int]) -> Network:
+    """Return a copy whose class ``i`` is class ``classes[i]`` of the network; those not named are gone.
+
+    Raises:
+        UserError: a head's convolution has groups, so that its filters cannot change places; or there is no
+            convolution, or not all heads have the same classes.
+    """
+    for head, layer in zip(network.heads, network.head_layers, strict=True):
+        section = network.config.sections[layer]
+        if section.kind == "detection" or head.num_classes != network.num_classes:
+            raise section.error("its classes cannot be put into another order", "classes")
+    selected = build_network_from_text(network.cfg_text, network.cfg_path, len(classes))
+    device = next(network.parameters()).device
+    state = network.state_dict()
+    sections = network.config.sections
+    columns = torch.tensor([*range(5), *(5 + index for index in classes)], device=device)
+    predicting = {
+        index: head
+        for head, layer in zip(network.heads, network.head_layers, strict=True)
+        for index in _predicting(sections, layer)
+    }
+    for index, head in predicting.items():
+        if sections[index].kind == "convolutional" and sections[index]["groups"] > 1:
+            raise sections[index].error("groups: the classes of this head cannot be put into another order", "groups")
+        axis = 0 if sections[index].kind == "convolutional" else 1  # an implicit vector is [1 C atoms 1]
+        channels = head.num_anchors * (5 + head.num_classes)
+        filters = torch.arange(channels, device=device).view(head.num_anchors, -1)[:, columns].flatten()
+        for name, tensor in state.items():
+            if name.startswith(f"layers.{index}.") and tensor.dim() > axis and tensor.shape[axis] == channels:
+                state[name] = tensor.index_select(axis, filters)
+    selected.load_state_dict(state)
+    return selected.to(device).train(network.training)
 
 
 def _build(config: DarknetConfig, num_classes: int | None, bn_eps: float | None, bn_momentum: float | None) -> Network:

@@ -12,8 +12,8 @@ from analysis.anchor_stats import anchor_stats
 from analysis.dataset_stats import DatasetStatsOptions, dataset_stats
 from analysis.limits import above, at_least, below, limits_reached
 from analysis.strategies import StrategyOptions
-from data.data_file import open_data
 from data.labels.read import read_dataset
+from data.splits import open_data
 from models.heads import Head
 
 

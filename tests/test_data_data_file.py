@@ -76,7 +76,7 @@ def test_data_that_are_not_there_come_with_the_command_that_fetches_them(tmp_pat
     write(tmp_path, GOOD + "download = python -m data.download_coco\n")
     with pytest.raises(
         UserError,
-        match=r"train = a\.txt is not on the disk \(looked in .*\); fetch it with: python -m data\.download_coco",
+        match=r"train = a\.txt is not on the disk \(looked in .*\); fetch it with: cd .* && python -m data\.download",
     ):
         read_dataset(read_data_file(tmp_path / "x.data"), "train")
     assert read_data_file("coco2017.data").download == "python -m data.download_coco"

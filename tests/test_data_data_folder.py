@@ -59,6 +59,11 @@ def make(folder: Path, *files: str) -> Path:
         # Darknet and YOLO: lists, which the label of an image called "train.jpg" is not.
         (["train.txt", "val.txt", "images/"], {"train": "train.txt", "valid": "val.txt"}),
         (["obj.data", "train.txt", "obj_train_data/"], {"train": "train.txt"}),
+        (
+            ["ImageSets/Main/trainval.txt", "ImageSets/Main/test.txt"],
+            {"train": "ImageSets/Main/trainval.txt", "test": "ImageSets/Main/test.txt"},
+        ),
+        (["coco8.yaml", "other.json", "train/images/"], {"train": "train/images"}),
         # A zip that holds one folder.
         (["inner/data.yaml", "inner/train/images/"], {"train": "inner/train/images"}),
     ],
@@ -85,6 +90,25 @@ def test_layouts_without_splits_are_one_set(tmp_path, files, expected):
     data = describe_folder(make(tmp_path, *files))
     assert data.is_one_set
     assert {data.sources(split) for split in ("train", "valid", "test")} == {(tmp_path / expected,)}
+
+
+@pytest.mark.parametrize(
+    "files",
+    [
+        ["train/", "train2017/"],
+        ["images/val/", "images/valid/"],
+        ["annotations/train.json", "annotations/train_2.json"],
+    ],
+)
+def test_two_things_called_after_one_split_are_not_guessed_at(tmp_path, files):
+    with pytest.raises(UserError, match=r"both look like '(train|valid)'; name the one that is meant"):
+        describe_folder(make(tmp_path, *files))
+
+
+def test_a_yaml_that_names_no_images_is_passed_over(tmp_path):
+    make(tmp_path, "images/train/", "images/val/")
+    (tmp_path / "tool.yaml").write_text("version: 2\n")
+    assert describe_folder(tmp_path).splits.keys() == {"train", "valid"}
 
 
 def test_a_label_file_called_like_a_split_is_no_list(tmp_path):

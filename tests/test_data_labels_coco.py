@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from pycocotools.coco import COCO
 
 from data.data_file import read_data_file
@@ -159,7 +160,7 @@ def test_images_are_found_by_cocos_layout_or_where_the_data_file_says(tmp_path):
         root = tmp_path / place.replace("/", "_")
         (root / "annotations").mkdir(parents=True)
         (root / place).mkdir(parents=True)
-        (root / place / "a.jpg").write_bytes(b"")
+        Image.new("RGB", (100, 50)).save(root / place / "a.jpg")
         data = write(root / "annotations", name="instances_val2017.json")
         if "pictures" in place:
             with pytest.raises(UserError, match=r"none of its 1 images is on the disk .*valid_images="):
@@ -176,7 +177,7 @@ def test_images_are_found_by_cocos_layout_or_where_the_data_file_says(tmp_path):
 def test_a_missing_image_is_left_out_and_counted_only_where_images_are_needed(tmp_path):
     images = [{"id": i, "width": 100, "height": 50, "file_name": f"{i}.jpg"} for i in (1, 2)]
     data = write(tmp_path, images, [note(), note(id=2, image_id=2)])
-    (tmp_path / "2.jpg").write_bytes(b"")
+    Image.new("RGB", (100, 50)).save(tmp_path / "2.jpg")
     notes = read_dataset(data, "train")
     assert notes.image_ids.tolist() == [2] and notes.box_image.tolist() == [0]
     assert [problem.kind for problem in notes.problems] == ["image is not on the disk, left out"]

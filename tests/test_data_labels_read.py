@@ -273,3 +273,29 @@ def test_coco_names_give_coco_category_ids():
     assert len(data.names) == 80
     ids = category_ids_for(data.names)
     assert (ids[0], ids[11], ids[79]) == (1, 13, 90)
+
+
+@pytest.mark.parametrize("side", ["99999999999999999999999", "1e300", "9" * 5000, "nan", "inf", "²", "-5", "0"])
+def test_a_voc_size_that_cannot_be_is_read_from_the_image(tmp_path, side):
+    notes = read_dataset(voc_set(tmp_path, VOC.format(w=side, h=100)), "train")
+    assert notes.image_wh.tolist() == [[200, 100]]
+
+
+def test_a_voc_file_of_a_hundred_thousand_levels_is_one_bad_file(tmp_path):
+    data = voc_set(tmp_path, "<annotation>" + "<object>" * 100_000)
+    with pytest.raises(UserError, match="nested more than 50 deep"):
+        read_dataset(data, "train")
+
+
+@pytest.mark.parametrize("number", ["1000000000", "100000", "999999999999999"])
+def test_without_names_a_class_that_no_data_set_has_is_refused(tmp_path, number):
+    yolo_set(tmp_path, {"a": f"{number} 0.5 0.5 0.1 0.1\n"})
+    data = describe(tmp_path, 0, (), train=tmp_path / "images")
+    with pytest.raises(UserError, match=rf"the labels have the class {number}, but no data set has more than 100,000"):
+        read_dataset(data, "train")
+
+
+@pytest.mark.parametrize("number", ["1e300", "9" * 5000, "nan", "1e19"])
+def test_a_class_that_is_no_number_is_one_bad_row(tmp_path, number):
+    notes = read_dataset(yolo_set(tmp_path, {"a": f"{number} .5 .5 .1 .1\n0 .5 .5 .1 .1\n"}), "train")
+    assert notes.labels.tolist() == [0] and len(notes.problems) == 1

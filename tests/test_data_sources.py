@@ -63,4 +63,4 @@ def test_an_unreadable_image_is_named(folder):
     read = [picture.path for picture in source]
     assert len(read) == len(source) - 1 and str(folder / "a.jpg") not in read
     (problem,) = source.problems
-    assert "a.jpg: the JPEG file is cut off" in problem
+    assert "a.jpg: not an image that can be read" in problem

@@ -129,6 +129,16 @@ def test_classes_that_only_one_split_names_are_those_of_both(tmp_path, capsys):
     assert single.names == ("object",)
 
 
+def test_classes_that_the_splits_number_differently_are_mapped_by_name(tmp_path, capsys):
+    coco(tmp_path / "train")
+    coco(tmp_path / "valid", categories=[{"id": 1, "name": "dog"}, {"id": 2, "name": "cat"}])
+    train, valid = open_training_splits(str(tmp_path))
+    assert train.names == valid.names == ("cat", "dog")
+    assert train.labels.tolist() == [0, 1] and valid.labels.tolist() == [1, 0]
+    assert valid.to_coco()["annotations"][0]["category_id"] == 1  # the file's own number of dogs
+    assert "number the classes differently: mapped by name" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("name", ["classes.txt", "obj.names", "classes.names"])
 @pytest.mark.parametrize("place", ["labels", ".", "images"])
 def test_the_names_file_of_annotation_tools_is_found(tmp_path, name, place):

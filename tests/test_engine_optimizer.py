@@ -68,5 +68,5 @@ def test_impossible_values_are_refused():
 
 
 def test_adam_and_sgd():
-    assert isinstance(build_optimizer(small_network(), OptimizerOptions(adam=True), 64), torch.optim.AdamW)
+    assert isinstance(build_optimizer(small_network(), OptimizerOptions(optimizer="AdamW"), 64), torch.optim.AdamW)
     assert build_optimizer(small_network(), OptimizerOptions(), 64).defaults["nesterov"]

@@ -16,6 +16,7 @@ from models.network import (
     initialise_head_biases,
     layer_table,
     require_heads,
+    select_classes,
 )
 from tests import published_cfgs
 from utils.errors import UserError
@@ -213,6 +214,30 @@ def test_other_number_of_classes():
         published_cfgs.implicit_detector().text, num_classes=1
     )  # the vector behind the convolution adapts too
     assert vector(torch.rand(1, 3, 32, 32))[0].shape == (1, 3, 8, 8, 6)
+
+
+@pytest.mark.parametrize(
+    "make, classes",
+    [
+        (lambda: SMALL.replace("filters=14", "batch_normalize=1\nfilters=14"), [1, 0]),
+        (lambda: published_cfgs.yolov4_tiny().text, [7, 2, 79]),  # two heads
+        (lambda: published_cfgs.implicit_detector().text, [3]),  # channels also in vectors behind the convolution
+    ],
+)
+def test_selected_classes_are_columns_of_the_raw_maps(make, classes):
+    network = randomised(build(make()))
+    images = torch.rand(2, 3, 64, 96)
+    with torch.inference_mode():
+        chosen = select_classes(network, classes)
+        assert chosen.num_classes == len(classes) and not chosen.training
+        for ours, theirs in zip(chosen(images), network(images), strict=True):
+            torch.testing.assert_close(ours, theirs[..., [*range(5), *(5 + index for index in classes)]])
+
+
+def test_filters_in_groups_cannot_be_selected():
+    grouped = build(NET + CONV + HEAD.replace("filters=14", "filters=14\ngroups=2") + YOLO)
+    with pytest.raises(UserError, match=r"x\.cfg:\d+: \[convolutional\] groups: the classes of this head cannot"):
+        select_classes(grouped, [1, 0])
 
 
 def test_network_copies_and_pickles():

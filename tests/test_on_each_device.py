@@ -83,7 +83,7 @@ def test_mixed_precision_learns(device):
     """Two epochs over one batch: float16 with a loss scale on a GPU, bfloat16 on a CPU."""
     torch.manual_seed(0)
     model = build_network_from_text(CFG, "tiny.cfg").to(device, memory_format=torch.channels_last)
-    options = OptimizerOptions(lr0=0.002, adam=True, warmup_epochs=0)
+    options = OptimizerOptions(lr0=0.002, optimizer="AdamW", warmup_epochs=0)
     has_scale = device.type == "cuda"
     scaler = torch.amp.GradScaler(device.type, enabled=has_scale)
     state = TrainState(model, AveragedModel(model), build_optimizer(model, options, 4), scaler)

@@ -95,6 +95,37 @@ def test_single_class(project, script, monkeypatch):
     assert [row["name"] for row in metrics["classes"]] == ["object"] and metrics["ap50"] > 0.1
 
 
+def test_classes_in_another_order_give_the_same_numbers(project, script, monkeypatch, capsys):
+    assert run_script(script, monkeypatch, "--workers", 0, "--name", "plain") == 0
+    (project / "turned.names").write_text("bar\ndisc\nwürfel\n")
+    (project / "tiny.data").write_text("classes=3\ntrain=images\nvalid=images\nnames=turned.names\n")
+    place = {"0": "1", "1": "2", "2": "0"}  # of disc, Würfel and bar
+    for path in project.glob("labels/*.txt"):
+        rows = [line.split() for line in path.read_text().splitlines()]
+        path.write_text("".join(f"{' '.join([place[row[0]], *row[1:]])}\n" for row in rows))
+    assert run_script(script, monkeypatch, "--workers", 0, "--name", "turned") == 0
+    assert "runs/train/exp/best.pt: numbers its classes unlike tiny.data; mapped by name\n" in capsys.readouterr().out
+    plain, turned = (
+        json.loads((project / f"runs/test/{name}/metrics.json").read_text()) for name in ("plain", "turned")
+    )
+    assert [turned[row[0]] for row in TWELVE] == pytest.approx([plain[row[0]] for row in TWELVE], abs=1e-12)
+    assert turned["ap50"] > 0.1
+    assert [turned["classes"][int(place[str(k)])]["ap"] for k in range(3)] == [row["ap"] for row in plain["classes"]]
+
+
+def test_classes_that_the_data_lack_are_left_out(project, script, monkeypatch, capsys):
+    assert run_script(script, monkeypatch, "--workers", 0, "--name", "plain") == 0
+    (project / "bar.names").write_text("Bar\n")
+    (project / "tiny.data").write_text("classes=1\ntrain=images\nvalid=images\nnames=bar.names\n")
+    for path in project.glob("labels/*.txt"):
+        rows = [line for line in path.read_text().splitlines() if line.startswith("2")]
+        path.write_text("".join(f"0{row[1:]}\n" for row in rows))
+    assert run_script(script, monkeypatch, "--workers", 0, "--name", "bar") == 0
+    assert "best.pt: 2 of its 3 classes are not in tiny.data; mapped by name; these are" in capsys.readouterr().out
+    plain, bar = (json.loads((project / f"runs/test/{name}/metrics.json").read_text()) for name in ("plain", "bar"))
+    assert bar["ap"] == bar["classes"][0]["ap"] == pytest.approx(plain["classes"][2]["ap"], abs=1e-12)
+
+
 def test_speed_alone_writes_nothing(project, script, monkeypatch, capsys):
     assert run_script(script, monkeypatch, "--task", "speed", "--workers", 0, "--batch-size", 3) == 0
     assert "at batch-size 3" in capsys.readouterr().out

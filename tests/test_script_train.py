@@ -1,7 +1,6 @@
 """train.py as a user types it: what it writes, what it says of mistakes, and that a killed run resumes bit for bit."""
 
 import csv
-import json
 import os
 import signal
 import subprocess
@@ -196,22 +195,6 @@ def empty_labels(project):
         path.unlink()
 
 
-def other_classes_in_valid(project):
-    """Two COCO files that number the same classes differently, and no names file to say which is right."""
-    for split, names in (("train", ["bright", "dark"]), ("val", ["dark", "bright"])):
-        images = sorted((project / "d/images" / split).iterdir())
-        content = {
-            "images": [{"id": i, "file_name": p.name, "width": 80, "height": 64} for i, p in enumerate(images, 1)],
-            "annotations": [
-                {"id": 1, "image_id": 1, "category_id": 1, "bbox": [5, 5, 20, 20], "area": 400, "iscrowd": 0}
-            ],
-            "categories": [{"id": i, "name": name} for i, name in enumerate(names, 1)],
-        }
-        (project / f"{split}.json").write_text(json.dumps(content))
-    lines = ("train = train.json", "valid = val.json", "train_images = d/images/train", "valid_images = d/images/val")
-    (project / "d.data").write_text("classes = 2\n" + "\n".join(lines) + "\n")
-
-
 def file_instead_of_runs(project):
     (project / "runs").touch()
 
@@ -229,10 +212,8 @@ MISTAKES = [
     (None, ("--freeze", "4"), ["--freeze 4", "nothing to learn"]),
     (None, ("--balance", "4", "1"), ["--balance", "1 heads"]),
     (None, ("--seed", str(2**64)), ["--seed"]),
-    (other_classes_in_valid, (), ["bright", "dark", "names"]),
     (break_label, (), ["0.txt:1", "7"]),
-    (break_image, (), ["0.png"]),
-    (cut_image, (), ["0.png"]),
+    (break_image, ("--max-bad", "0"), ["0.png"]),
     (empty_labels, (), ["label"]),
     (file_instead_of_runs, (), ["runs"]),
 ]
@@ -310,3 +291,14 @@ def test_two_processes_share_the_batches_and_resume_bit_for_bit(project):
     whole, cut = (torch.load(project / f"runs/train/{name}/last.pt", weights_only=True) for name in ("whole", "cut"))
     assert all(torch.equal(whole[part][key], cut[part][key]) for part in ("model", "ema") for key in whole[part])
     assert whole["history"] == cut["history"]
+
+
+@pytest.mark.parametrize("spoil", [break_image, cut_image])
+@pytest.mark.parametrize("workers", ["0", "2"])
+def test_one_image_that_cannot_be_used_is_named_and_left_out(project, spoil, workers):
+    """Not an image: found before the start. Cut in two: found when it is read, and another takes its place."""
+    spoil(project)
+    done = train(project, "--data", "d.data", "--cfg", "tiny.cfg", "--epochs", "1", "--workers", workers)
+    said = done.stdout + done.stderr
+    assert "0.png" in said and "left out" in said and "1 of 8 images" in said
+    assert (project / "runs/train/exp/last.pt").is_file()

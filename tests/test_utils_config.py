@@ -14,7 +14,7 @@ class Running:
 
     epochs: int = option(3, "passes")
     sizes: tuple[int, ...] = option((320,), "pixels")
-    adam: bool = option(False, "optimizer")
+    deep: bool = option(False, "optimizer")
     amp: bool = option(True, "mixed precision")
     kind: str = option("iou", "measure", choices=("iou", "giou"))
 
@@ -36,14 +36,14 @@ GROUPS = (Running, Gains)
 
 def test_flags_give_typed_values_and_keep_defaults():
     running, gains = parse_options(
-        "d", *GROUPS, argv=["--epochs", "5", "--sizes", "320", "640", "--adam", "--no-amp", "--box", "1e-3"]
+        "d", *GROUPS, argv=["--epochs", "5", "--sizes", "320", "640", "--deep", "--no-amp", "--box", "1e-3"]
     )
-    assert running == Running(epochs=5, sizes=(320, 640), adam=True, amp=False)
+    assert running == Running(epochs=5, sizes=(320, 640), deep=True, amp=False)
     assert gains == Gains(box=0.001)
 
 
 def test_what_a_recipe_switches_on_a_flag_switches_off():
-    assert parse_flags("d", *GROUPS, argv=["--no-adam"]) == {"adam": False}
+    assert parse_flags("d", *GROUPS, argv=["--no-deep"]) == {"deep": False}
 
 
 def test_only_given_flags_are_reported():
@@ -84,7 +84,7 @@ def test_recipe_round_trip_through_yaml(tmp_path):
         ("epochs: 1\nboxx: 2\n", [":2:", "boxx", "did you mean 'box'"]),
         ("epochs: many\n", [":1:", "epochs", "int"]),
         ("epochs: true\n", [":1:", "int"]),
-        ("adam: 1\n", [":1:", "bool"]),
+        ("deep: 1\n", [":1:", "bool"]),
         ("kind: xiou\n", [":1:", "giou"]),
         ("a: [1\n", ["not valid YAML"]),
         ("- 1\n", ["option: value"]),

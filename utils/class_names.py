@@ -6,8 +6,13 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from utils.errors import UserError
+from utils.files import read_text
+
+MAX_CLASSES = 100_000  # ImageNet's largest set has 21,841
+MAX_BYTES = 10_000_000  # of a file with so many names
 
 # Darknet's words for COCO's classes (its data/coco.names); "pottedplant" and "diningtable" differ by a space only.
 OTHER_WORDS = {"motorbike": "motorcycle", "aeroplane": "airplane", "sofa": "couch", "tvmonitor": "tv"}
@@ -17,18 +22,25 @@ def read_names(path: Path) -> tuple[str, ...]:
     """Read a names file: one class name per line, blank lines at the end ignored.
 
     Raises:
-        UserError: not a text file, or a duplicate name.
+        UserError: not a text file, a duplicate name, or more names than any data set has.
     """
-    try:
-        names = [line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines()]
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is not a UTF-8 text file") from error
-    for line, name in enumerate(names, 1):
+    lines = read_text(path, MAX_BYTES).rstrip().splitlines()
+    if len(lines) > MAX_CLASSES:
+        raise UserError(f"{path}:{MAX_CLASSES + 1}: more than {MAX_CLASSES:,} class names; is it another kind of file?")
+    seen: dict[str, None] = {}
+    for number, line in enumerate(lines, 1):
+        name = line.strip()
         if not name:
-            raise UserError(f"{path}:{line}: an empty line where a class name is expected")
-        if names.index(name) != line - 1:
-            raise UserError(f"{path}:{line}: duplicate class name '{name}'")
-    return tuple(names)
+            raise UserError(f"{path}:{number}: an empty line where a class name is expected")
+        if name in seen:
+            raise UserError(f"{path}:{number}: duplicate class name '{name:.80}'")
+        seen[name] = None
+    return tuple(seen)
+
+
+def is_class_name(value: Any) -> bool:
+    """Whether a value of a file can be a class name: text that can be written to a file again."""
+    return isinstance(value, str) and not any("\ud800" <= letter <= "\udfff" for letter in value)
 
 
 def places_in(names: Sequence[str], others: Sequence[str]) -> list[int | None]:

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from utils.boxes import cxcywh_to_xyxy
-from utils.files import atomic_path
+from utils.files import atomic_path, printable
 from utils.structures import Batch, Detections, Targets
 
 Color = tuple[int, int, int]  # B G R
@@ -79,13 +79,14 @@ def write_image(path: str | Path, image: np.ndarray) -> None:
     Raises:
         OSError: the folder cannot be written, or OpenCV does not know the format.
     """
+    try:  # in memory: OpenCV's own writer ends the process where a path is not UTF-8
+        is_encoded, content = cv2.imencode(Path(path).suffix, image)
+    except cv2.error as error:
+        raise OSError(f"{printable(str(path))}: OpenCV cannot write this image: {error.err}") from error
+    if not is_encoded:
+        raise OSError(f"{printable(str(path))}: OpenCV cannot write this image here")
     with atomic_path(path) as temporary:
-        try:
-            written = cv2.imwrite(str(temporary), image)
-        except cv2.error as error:
-            raise OSError(f"{path}: OpenCV cannot write this image: {error.err}") from error
-        if not written:
-            raise OSError(f"{path}: OpenCV cannot write this image here")
+        temporary.write_bytes(content.tobytes())
 
 
 def draw_batch(path: str | Path, batch: Batch, names: Sequence[str]) -> None:
@@ -135,7 +136,7 @@ def _write_sheet(path: str | Path, images: list[np.ndarray], paths: Sequence[str
         top, left = number // columns * cell_h, number % columns * cell_w
         cell = sheet[top : top + cell_h, left : left + cell_w]
         cell[:] = cv2.resize(image, (cell_w, cell_h), interpolation=cv2.INTER_AREA)
-        _paste(cell, _text_plate(Path(name).name, 12, (60, 60, 60)), 0, cell_h - 18)
+        _paste(cell, _text_plate(printable(Path(name).name), 12, (60, 60, 60)), 0, cell_h - 18)
         cv2.rectangle(cell, (0, 0), (cell_w - 1, cell_h - 1), BORDER, 1)
     write_image(path, sheet)
 

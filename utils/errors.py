@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import io
 import os
 import sys
 from collections.abc import Callable, Iterable
+
+from utils import interrupts
 
 
 class UserError(Exception):
@@ -14,16 +15,46 @@ class UserError(Exception):
 
 
 def suggestion(word: str, known: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the closest known word, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
+    """Return ``"; did you mean 'x'?"`` for a known word that is near in spelling, or an empty string.
+
+    Near is what a slip of the finger makes: one edit, two in words of more than five letters; else a word of which the
+    other is the beginning. Case and leading hyphens do not count.
+    """
+    typed = word.lstrip("-").casefold()
+    close: list[tuple[int, bool, str]] = []  # (edits, whether it begins with another letter, known word)
+    for candidate in known:
+        name = candidate.lstrip("-").casefold()
+        shorter, longer = sorted((typed, name), key=len)
+        allowed = min(2, (len(typed) + 2) // 4)
+        if len(longer) - len(shorter) <= allowed and (edits := count_edits(typed, name)) <= allowed:
+            close.append((edits, typed[:1] != name[:1], candidate))
+        elif len(shorter) >= 3 and longer.startswith(shorter):
+            close.append((len(longer), False, candidate))  # after all that are one or two edits away
+    return f"; did you mean '{min(close)[-1]}'?" if close else ""
 
 
+def count_edits(first: str, second: str) -> int:
+    """Return how many letters must be put in, left out, replaced or swapped with their neighbour to change a word."""
+    before_last: list[int] = []
+    last = list(range(len(second) + 1))  # edits from the letters of first so far to the first j letters of second
+    for i, letter in enumerate(first):
+        row = [i + 1]
+        for j, other in enumerate(second):
+            edits = min(last[j + 1] + 1, row[j] + 1, last[j] + (letter != other))
+            if i and j and letter == second[j - 1] and first[i - 1] == other:
+                edits = min(edits, before_last[j - 1] + 1)
+            row.append(edits)
+        before_last, last = last, row
+    return last[-1]
+
+
+@interrupts.as_exceptions()
 def run_command(main: Callable[[], None]) -> None:
     """Run a script's ``main`` and turn a :class:`UserError` or a file-system error into one line and exit status 2.
 
-    Where a reader of the output has gone (``| head``), the program ends quietly; Ctrl-C ends it with status 130, as
-    shells expect. Where the console cannot show a letter, a question mark is printed instead.
+    Where a reader of the output has gone (``| head``), the program ends quietly; Ctrl-C, SIGTERM and SIGHUP end it with
+    one line and status 130, 143 and 129, as shells expect. Where the console cannot show a letter, a question mark is
+    printed instead.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # in a notebook it is not
@@ -44,7 +75,7 @@ def run_command(main: Callable[[], None]) -> None:
         _fail("out of memory; lower --batch-size, --img-size or the number of --workers")
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(interrupts.exit_status())
 
 
 def _is_out_of_memory(error: Exception) -> bool:

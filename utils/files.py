@@ -4,12 +4,34 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from utils.errors import UserError
+
+
+def printable(path: str) -> str:
+    r"""Return a path as text that can be printed, drawn and encoded: a byte that is not UTF-8 as ``\xNN``.
+
+    Python keeps such bytes of a file name as lone surrogates (PEP 383), which no encoder of text accepts.
+    """
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", path)
+
+
+@contextmanager
+def utf8_path(path: str | Path) -> Iterator[str]:
+    """Yield a name under which a library that knows only UTF-8 can open or make a file: the path itself, or a link."""
+    if printable(str(path)) == str(path):
+        yield str(path)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / f"link{Path(path).suffix}"
+        link.symlink_to(Path(path).absolute())
+        yield str(link)
 
 
 @contextmanager

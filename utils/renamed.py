@@ -9,6 +9,8 @@ RENAMED = {  # options, columns of results.csv and of the blocks of an interrupt
     "iou_new": "extra_iou",
     "new_topk": "extra_topk",
     "least_q": "min_q",
+    "adam": "optimizer",
+    "cache_images": "cache",
     "match/std_per_object": "match/base_per_object",
     "match/std_iou": "match/base_iou",
     "match/new_iou": "match/extra_iou",
@@ -17,7 +19,12 @@ RENAMED = {  # options, columns of results.csv and of the blocks of an interrupt
     "object/new": "object/extra",
     "object/prior_iou": "object/shape_iou",
 }
-RENAMED_VALUES = {"tobj": {"std+new": "base+extra", "std": "base", "new": "extra"}}  # values of options
+RENAMED_VALUES: dict[str, dict[Any, Any]] = {  # values of options, under the current name
+    "tobj": {"std+new": "base+extra", "std": "base", "new": "extra"},
+    "optimizer": {True: "AdamW", False: "SGD"},
+    "cache": {True: "ram", False: ""},
+}
+LISTS = {"freeze"}  # options that were one number
 
 
 def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,5 +33,7 @@ def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         name = RENAMED.get(name, name)
         meanings = RENAMED_VALUES.get(name, {})
-        current[name] = meanings.get(value, value) if isinstance(value, str) else value
+        if isinstance(value, (str, bool)):
+            value = meanings.get(value, value)
+        current[name] = [value] if name in LISTS and not isinstance(value, (list, tuple)) else value
     return current

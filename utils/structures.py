@@ -9,7 +9,7 @@ height of the network input, after letterboxing; "original pixels" are those of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
@@ -68,6 +68,7 @@ class Batch:
     targets: Targets  # the objects that are learned from
     crowd: Targets  # crowd regions: never learned from, optionally ignored by the objectness loss
     metas: tuple[ImageMeta, ...]  # one per image
+    unread: dict[int, str] = field(default_factory=dict)  # index of an image that could not be read -> the reason
 
     def pin_memory(self) -> Batch:
         """Return the same batch with its images in pinned memory; a DataLoader calls this where CUDA is used."""

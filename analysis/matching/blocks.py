@@ -6,19 +6,20 @@ A block says which batches it holds: a resumed run skips these, whatever its num
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 
+from utils.arrays import read_arrays
 from utils.errors import UserError
 from utils.files import atomic_path
 from utils.renamed import with_current_names
 
 Columns = dict[str, np.ndarray]  # by name; the first dimension counts objects, images or batches
 DONE = "done_batches"  # the column with the numbers of a block's batches
+MAX_BYTES = 1 << 30  # of the columns of a block
 
 
 class ColumnBlock:
@@ -52,13 +53,30 @@ def read_blocks(folder: Path) -> tuple[Columns, set[int]]:
     done: set[int] = set()
     for path in sorted(folder.glob("block-*.npz")):
         try:
-            with np.load(path) as stored:
-                part = with_current_names({name: stored[name] for name in stored.files})
-            done |= set(part.pop(DONE).tolist())
-        except (ValueError, OSError, EOFError, KeyError, BadZipFile) as error:
+            part = with_current_names(read_arrays(path, MAX_BYTES))
+            batches = part.pop(DONE)
+            if batches.ndim != 1 or batches.dtype.kind != "i" or not _fits(part, parts):
+                raise ValueError("other columns than the blocks before it")
+        except (ValueError, KeyError) as error:
             raise UserError(f"{path}: not a block of a matching-stats run; delete it and run again") from error
+        done |= set(batches.tolist())
         parts.append(part)
     return concatenate(parts), done
+
+
+def _fits(part: Mapping[str, np.ndarray], parts: Sequence[Mapping[str, np.ndarray]]) -> bool:
+    """Whether a block has the columns of the others, all of one kind (object, image, batch) with as many rows."""
+    lengths: dict[str, set[int]] = {}
+    for name, values in part.items():
+        lengths.setdefault(name.partition("/")[0], set()).add(len(values) if values.ndim else -1)
+    if any(len(found) > 1 or -1 in found for found in lengths.values()) or any(
+        v.dtype.kind not in "biuf" for v in part.values()
+    ):
+        return False
+    first = parts[0] if parts else part
+    return part.keys() == first.keys() and all(
+        values.dtype == first[name].dtype and values.shape[1:] == first[name].shape[1:] for name, values in part.items()
+    )
 
 
 def remove_blocks(folder: Path) -> None:

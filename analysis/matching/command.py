@@ -23,7 +23,7 @@ from analysis.strategies import READ_BY_MATCHING_STATS, StrategyOptions
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings
 from data.splits import open_split, split_shown
-from engine.resolve import NAME_THE_DATA, Wanted, check_classes, resolve
+from engine.resolve import NAME_THE_DATA, Wanted, fit_classes, resolve
 from engine.run_folder import new_run_folder, read_config, save_config
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import LoadedNetwork
@@ -31,7 +31,7 @@ from models.detector import Detector
 from models.loss import build_loss
 from models.network import require_trainable
 from utils import distributed
-from utils.config import flag, flat_dict
+from utils.config import build_options, flag, flat_dict
 from utils.devices import choose_device, describe_device, use_threads
 from utils.errors import UserError
 
@@ -115,7 +115,7 @@ def open_everything(source: Source, options: MatchingOptions, strategies: Strate
     annotations = open_split(found.data, source.split, found.single_cls, val_fraction=found.val_fraction)
     if not len(annotations):
         raise UserError(f"{found.data}: the {source.split} split has no images")
-    check_classes(found, annotations, remedy=f"{NAME_THE_DATA}, or other weights with --weights")
+    found = fit_classes(found, annotations, remedy=f"{NAME_THE_DATA}, or other weights with --weights")
     loaded, trained, img_size = found.loaded, found.loaded.options, found.input_wh[0]
     chosen = chosen_strategies(strategies, trained)
     kinds = strategies.match_iou or DEFAULT_KINDS
@@ -176,7 +176,7 @@ def chosen_strategies(strategies: StrategyOptions, trained: Mapping[str, Any]) -
     given = {name: getattr(chosen[match], name) for name in defaults}
     given = {name: value for name, value in given.items() if value != defaults[name]}
     of_training = {name: value for name, value in trained.items() if name in defaults}
-    return {match: AssignmentOptions(**(of_training | given))}
+    return {match: build_options(of_training | given, [AssignmentOptions], "options of the training")[0]}
 
 
 def loader_settings(inputs: MatchingInputs, options: MatchingOptions) -> LoaderSettings:

@@ -9,6 +9,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from utils.figures import new_figure
+
 MAX_POINTS = 20_000  # of a scatter plot: more make it slow, and show no more
 MAX_BARS = 40  # groups of bars: more cannot be read
 
@@ -24,7 +26,7 @@ def histogram_grid(
     """
     columns = min(2, len(histograms))
     rows = -(-len(histograms) // columns)
-    figure = Figure(figsize=(5.6 * columns, 3.2 * rows), layout="constrained")
+    figure = new_figure(figsize=(5.6 * columns, 3.2 * rows), layout="constrained")
     all_axes = np.atleast_1d(figure.subplots(rows, columns)).ravel()
     for axes, (name, histogram) in zip(all_axes, histograms.items(), strict=False):
         edges, counts = np.asarray(histogram["edges"], dtype=float), histogram["counts"]
@@ -53,7 +55,7 @@ def bars(labels: Sequence[str], series: Mapping[str, Sequence[float]], title: st
     if len(labels) > MAX_BARS:
         title = f"{title} (the first {MAX_BARS} of {len(labels)})"
     labels = list(labels)[:MAX_BARS]
-    figure = Figure(figsize=(8, 1.5 + 0.22 * len(labels) * max(1, len(series) * 0.6)), layout="constrained")
+    figure = new_figure(figsize=(8, 1.5 + 0.22 * len(labels) * max(1, len(series) * 0.6)), layout="constrained")
     axes = figure.subplots()
     height = 0.85 / max(1, len(series))
     for number, (name, values) in enumerate(series.items()):
@@ -75,7 +77,7 @@ def cumulative_counts(counts: Mapping[str, Sequence[int]], title: str, x_label: 
         title: of the plot.
         x_label: what is counted.
     """
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
+    figure = new_figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     longest = max(map(len, counts.values()), default=1)
     for name, values in counts.items():
@@ -110,7 +112,7 @@ def anchor_scatter(boxes_wh: np.ndarray, anchors: Mapping[str, np.ndarray], titl
         title: of the plot.
         seed: of that draw.
     """
-    figure = Figure(figsize=(7, 6.5), layout="constrained")
+    figure = new_figure(figsize=(7, 6.5), layout="constrained")
     axes = figure.subplots()
     if len(boxes_wh) > MAX_POINTS:
         boxes_wh = boxes_wh[np.random.default_rng(seed).choice(len(boxes_wh), MAX_POINTS, replace=False)]
@@ -136,7 +138,7 @@ def curves(panels: Mapping[str, Mapping[str, Sequence[tuple[np.ndarray, np.ndarr
         panels: title of a panel -> label of a line -> the curves (x, y) that share this label and its colour.
         x_label: of every panel.
     """
-    figure = Figure(figsize=(6.5 * len(panels), 4.5), layout="constrained")
+    figure = new_figure(figsize=(6.5 * len(panels), 4.5), layout="constrained")
     for axes, (title, lines) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels.items(), strict=True):
         _draw_lines(axes, lines)
         axes.set_title(title, fontsize=10)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from utils.class_names import places_in
+from utils.files import printable
 
 # The ids that COCO gives to its 80 classes (of 1..90): with them, results of a network trained on YOLO labels can be
 # handed to COCO's evaluation.
@@ -35,10 +36,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True)
 class Annotations:
-    """Images and their objects, as columns; the rows of an image stand together, in the order of the images.
-
-    Where ``orientation`` is None (COCO, VOC), the size in the annotation decides whether a picture is to be turned.
-    """
+    """Images and their objects, as columns; the rows of an image stand together, in the order of the images."""
 
     image_paths: list[str]  # N, "" where the image is not on the disk
     image_ids: np.ndarray  # [N] int64
@@ -52,7 +50,7 @@ class Annotations:
     names: tuple[str, ...]  # of the classes
     category_ids: tuple[int, ...]  # class index -> the id that COCO results carry
     problems: tuple[Problem, ...] = ()
-    orientation: np.ndarray | None = None  # [N] int8, the EXIF orientation to undo when reading pixels
+    orientation: np.ndarray | None = None  # [N] int8, the EXIF orientation to undo when reading pixels; None: unknown
     boxes_xywh: np.ndarray | None = None  # [M 4] float64, with the sizes of the label file; None: from boxes_xyxy
 
     def __len__(self) -> int:
@@ -116,7 +114,12 @@ class Annotations:
             boxes_xywh = np.concatenate((self.boxes_xyxy[:, :2], self.boxes_wh), axis=1)
         categories = [{"id": id_, "name": name} for id_, name in zip(self.category_ids, self.names, strict=True)]
         images = [
-            {"id": id_, "width": width, "height": height, "file_name": path.replace("\\", "/").rsplit("/", 1)[-1]}
+            {
+                "id": id_,
+                "width": width,
+                "height": height,
+                "file_name": printable(path.replace("\\", "/").rsplit("/", 1)[-1]),
+            }
             for id_, (width, height), path in zip(
                 self.image_ids.tolist(), self.image_wh.tolist(), self.image_paths, strict=True
             )

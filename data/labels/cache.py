@@ -11,7 +11,6 @@ import contextlib
 import hashlib
 import json
 import os
-import zipfile
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -19,9 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from data.labels.annotations import Annotations, Problem
+from utils.arrays import DAMAGE, read_arrays
 from utils.files import atomic_path
 
 MAGIC = "label cache of data/labels/cache.py, 2"  # change the number when the parsing changes
+MAX_BYTES = 4 << 30  # of the arrays: 30 million boxes
 MIN_IMAGES = 1000  # with fewer, parsing takes less than a second, and no file is left in the user's folder
 
 
@@ -54,19 +55,43 @@ def content_key(images: Sequence[str], labels: Sequence[str], names: Sequence[st
 
 
 def load(path: Path, key: str) -> Annotations | None:
-    """Return the annotations that were stored under the key, or None."""
-    header = _header(path)
-    if header is None or header.get("key") != key:
+    """Return the annotations that were stored under the key; None where there are none, or the file is damaged."""
+    try:
+        columns = read_arrays(path, MAX_BYTES)
+        header = json.loads(columns.pop("header").tobytes())
+        if header["key"] != key or not str(header["magic"]).startswith(MAGIC[:-1]):
+            return None
+        annotations = Annotations(
+            image_paths=header["image_paths"],
+            names=tuple(header["names"]),
+            category_ids=tuple(header["category_ids"]),
+            problems=tuple(Problem(*problem) for problem in header["problems"]),
+            **columns,
+        )
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
-    with np.load(path, allow_pickle=False) as arrays:
-        columns = {name: arrays[name] for name in arrays.files if name != "header"}
-    values = {
-        "image_paths": header["image_paths"],
-        "names": tuple(header["names"]),
-        "category_ids": tuple(header["category_ids"]),
-        "problems": tuple(Problem(*problem) for problem in header["problems"]),
-    }
-    return Annotations(**values, **columns)
+    return annotations if _is_consistent(annotations) else None
+
+
+def _is_consistent(annotations: Annotations) -> bool:
+    """Whether the columns have the shapes and types of annotations, and name existing images and classes."""
+    count, rows = len(annotations.image_paths), len(annotations.box_image)
+    of_images = ("image_ids", "image_wh", "orientation")
+    for name, kind, more in COLUMNS:
+        values = getattr(annotations, name)
+        if values is None:
+            continue
+        if values.dtype.kind != kind or values.shape != (count if name in of_images else rows, *more):
+            return False
+    image, labels = annotations.box_image, annotations.labels
+    texts = (*annotations.image_paths, *annotations.names)
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(isinstance(id_, int) for id_ in annotations.category_ids)
+        and len(annotations.names) == len(annotations.category_ids)
+        and (not rows or bool(image[0] >= 0 and image[-1] < count and (np.diff(image) >= 0).all()))
+        and (not rows or bool(labels.min() >= 0 and labels.max() < len(annotations.names)))
+    )
 
 
 def store(path: Path, key: str, annotations: Annotations) -> bool:
@@ -86,6 +111,18 @@ def store(path: Path, key: str, annotations: Annotations) -> bool:
     return False
 
 
+COLUMNS = (  # name, kind of its dtype, further dimensions
+    ("image_ids", "i", ()),
+    ("image_wh", "i", (2,)),
+    ("orientation", "i", ()),
+    ("box_image", "i", ()),
+    ("boxes_xyxy", "f", (4,)),
+    ("boxes_xywh", "f", (4,)),
+    ("labels", "i", ()),
+    ("crowd", "b", ()),
+    ("areas", "f", ()),
+    ("annotation_ids", "i", ()),
+)
 _PLAIN = ("image_paths", "names", "category_ids", "problems")  # stored as JSON; the other fields are arrays
 
 
@@ -94,6 +131,6 @@ def _header(path: Path) -> dict | None:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             header = json.loads(arrays["header"].tobytes())
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+    except (*DAMAGE, RecursionError):
         return None
     return header if isinstance(header, dict) and str(header.get("magic", "")).startswith(MAGIC[:-1]) else None

@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 
 from data.description import DataDescription
-from data.image_files import image_header
 from data.labels.annotations import Annotations, Problem
 from data.labels.find import find_images
+from data.labels.headers import CheckedImages, check_images
 from data.labels.row_table import RowTable
 from utils.class_names import first_moved
 from utils.errors import UserError
@@ -92,7 +92,8 @@ def read_coco(json_path: Path, description: DataDescription, split: str, need_im
     image_ids, image_wh, file_names = _images(top["images"], json_path, problems)
 
     image_paths = find_images(json_path, file_names, description.image_folder(split), need_images)
-    image_wh = _complete_sizes(image_wh, image_paths)
+    images = _check_images(image_paths, image_wh, json_path, need_images)
+    image_wh = images.image_wh
     table = _table(top["annotations"], columns, json_path, problems)
     _keep_known(table, image_ids, category_ids, columns.text_ids)
     table.drop_bad_boxes(image_wh)
@@ -122,10 +123,11 @@ def read_coco(json_path: Path, description: DataDescription, split: str, need_im
         annotation_ids=annotation_ids[order],
         names=names,
         category_ids=category_ids,
-        problems=(*problems, *table.problems),
+        problems=(*problems, *images.problems, *table.problems),
+        orientation=images.orientation if need_images else None,
         boxes_xywh=table["xywh"][order],
     )
-    return _without_lost_images(annotations, file_names, json_path, need_images)
+    return _without_lost_images(annotations, images.is_bad, file_names, json_path, need_images)
 
 
 def _parse(path: Path) -> tuple[dict, _Columns]:
@@ -336,23 +338,22 @@ def _fix_areas(table: RowTable) -> None:
     table["area"][bad] = table["xywh"][bad, 2:].prod(axis=1)
 
 
-def _complete_sizes(image_wh: np.ndarray, image_paths: list[str]) -> np.ndarray:
-    """Return sizes [N 2] where those that the JSON lacks are read from the image files, as far as these exist."""
-    image_wh = image_wh.copy()
-    for index in np.flatnonzero((image_wh <= 0).any(1)):
-        if image_paths[index]:
-            image_wh[index] = image_header(image_paths[index])[:2]
-    return image_wh
+def _check_images(image_paths: list[str], image_wh: np.ndarray, json_path: Path, need_images: bool) -> CheckedImages:
+    """Look at the image files that are needed, and at those whose size [2] the JSON does not say."""
+    sizeless = (image_wh <= 0).any(axis=1)
+    paths = [
+        path if need_images or lacks else "" for path, lacks in zip(image_paths, np.asarray(sizeless), strict=True)
+    ]
+    return check_images(paths, image_wh, json_path.with_name(f"{json_path.name}.headers.cache"))
 
 
 def _without_lost_images(
-    annotations: Annotations, file_names: list[str], json_path: Path, need_images: bool
+    annotations: Annotations, is_bad: np.ndarray, file_names: list[str], json_path: Path, need_images: bool
 ) -> Annotations:
-    """Leave out the images that are needed but missing, or whose size is not known; record each."""
+    """Leave out the images that are bad [N]; record those that are needed but missing, or whose size is not known."""
     lost = np.array([not path for path in annotations.image_paths]) & need_images
-    sizeless = (annotations.image_wh <= 0).any(1)
-    bad = lost | sizeless
-    if not bad.any():
+    unknown = (lost | (annotations.image_wh <= 0).any(1)) & ~is_bad
+    if not (unknown | is_bad).any():
         return annotations
     counts = np.diff(annotations.first_box)
     problems = [
@@ -362,7 +363,7 @@ def _without_lost_images(
             "image is not on the disk, left out" if lost[i] else "image without width and height, left out",
             f"{file_names[i] or annotations.image_ids[i]}, {counts[i]} objects",
         )
-        for i in np.flatnonzero(bad)
+        for i in np.flatnonzero(unknown)
     ]
-    kept = annotations.select_images(~bad)
+    kept = annotations.select_images(~(unknown | is_bad))
     return replace(kept, problems=(*annotations.problems, *problems))

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from data.description import DataDescription, ends_of
-from data.image_files import IMAGE_SUFFIXES, list_images
+from data.image_files import IMAGE_SUFFIXES, describe_unknown, list_files
 from data.labels.annotations import Problem
 from data.labels.formats import FORMATS
 from data.labels.label_format import IMAGE_FOLDERS
@@ -127,14 +127,18 @@ def image_and_label_files(
     """
     directories = DirectoryCache()
     if source.is_dir():
-        images = list_images(source)
+        images, unknown = list_files(source)
         if not images:
-            raise UserError(f"{source}: has no image ({', '.join(sorted(IMAGE_SUFFIXES))})")
+            others = f"; it has {describe_unknown(unknown)}, which must be converted" if unknown else ""
+            raise UserError(f"{source}: has no image ({', '.join(sorted(IMAGE_SUFFIXES))}){others}")
+        if unknown:
+            kind = "files of a kind that is not read, passed over; images among them must be converted"
+            problems.append(Problem(str(source), 0, kind, describe_unknown(unknown)))
         return images, [directories.first(label_candidates(image)) for image in images]
-    try:
-        lines = source.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{source}: is not a list of images (a text file, one path per line)") from error
+    # Names of files may be in any encoding: Python opens them by their bytes.
+    lines = source.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+    if "\0" in "".join(lines):
+        raise UserError(f"{source}: is not a list of images (a text file, one path per line)")
     entries = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     if not entries:
         raise UserError(f"{source}: the list of images is empty")

@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from data.description import DataDescription
-from data.image_files import image_header
 from data.labels import cache
 from data.labels.annotations import Annotations, Problem, category_ids_for
 from data.labels.coco import read_coco
 from data.labels.find import image_and_label_files, label_candidates, names_beside
 from data.labels.formats import FORMATS
+from data.labels.headers import CheckedImages, check_images
 from data.labels.label_format import LabelRows
 from data.labels.row_table import RowTable
 from data.labels.yolo import yolo_to_xyxy
 from data.shapes import ensure_drawn
-from utils.class_names import read_names
+from utils.class_names import MAX_CLASSES, read_names
 from utils.errors import UserError, suggestion
 
 DRAWINGS = {"shapes": ensure_drawn}  # built-in sets, the values of ``draw =`` in a .data file
@@ -101,7 +101,7 @@ def _read_label_files(sources: Sequence[Path], description: DataDescription, nee
         if path:  # messages about classes then name this file
             names = read_names(path)
             description = replace(description, path=path, names=names, num_classes=len(names))
-    annotations = _read_or_recall(sources[0], images, labels, description)
+    annotations = _read_or_recall(sources[0], images, labels, description, need_images)
     missing = sum(not label for label in labels)
     if missing:
         first = images[labels.index("")]
@@ -110,15 +110,17 @@ def _read_label_files(sources: Sequence[Path], description: DataDescription, nee
     return replace(annotations, problems=(*problems, *annotations.problems))
 
 
-def _read_or_recall(source: Path, images: list[str], labels: list[str], description: DataDescription) -> Annotations:
+def _read_or_recall(
+    source: Path, images: list[str], labels: list[str], description: DataDescription, need_images: bool
+) -> Annotations:
     """Parse the label files, or take what an earlier run parsed of the very same files."""
     if len(images) < cache.MIN_IMAGES:
-        return _read_pairs(images, labels, description)
+        return _read_pairs(images, labels, description, need_images)
     path = cache.cache_path(source)
-    key = cache.content_key(images, labels, (str(description.num_classes), *description.names))
+    key = cache.content_key(images, labels, (str(description.num_classes), str(need_images), *description.names))
     annotations = cache.load(path, key)
     if annotations is None:
-        annotations = _read_pairs(images, labels, description)
+        annotations = _read_pairs(images, labels, description, need_images)
         cache.store(path, key, annotations)
     return annotations
 
@@ -127,7 +129,7 @@ def _read_or_recall(source: Path, images: list[str], labels: list[str], descript
 NO_ROWS = LabelRows(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool), True, (0, 0), [])
 
 
-def _read_pairs(images: list[str], labels: list[str], description: DataDescription) -> Annotations:
+def _read_pairs(images: list[str], labels: list[str], description: DataDescription, need_images: bool) -> Annotations:
     """Read one label file per image: parse each, join the rows into one table, check and clip the boxes."""
     problems: list[Problem] = []
     kept, per_image = [], []
@@ -145,8 +147,13 @@ def _read_pairs(images: list[str], labels: list[str], description: DataDescripti
         raise UserError(f"{labels[0]}: none of the {len(labels)} label files can be read ({problems[0]})")
     images, labels = [images[i] for i in kept], [labels[i] for i in kept]
 
-    image_wh, orientation = _sizes(images, labels, per_image)
-    names = description.names or _names_in(per_image, description.num_classes)
+    names = description.names or _names_in(per_image, description.num_classes)  # also of images that are left out next
+    found = _check_images(images, labels, per_image, need_images)
+    problems += found.problems
+    good = np.flatnonzero(~found.is_bad)
+    images, labels = [images[i] for i in good], [labels[i] for i in good]
+    per_image = [per_image[i] for i in good]
+    image_wh = found.image_wh[good]
     table = _table(per_image, labels, image_wh, names)
     _refuse_large_classes(table, labels, names, description)
     table.drop_bad_boxes(image_wh)
@@ -168,25 +175,22 @@ def _read_pairs(images: list[str], labels: list[str], description: DataDescripti
         names=names,
         category_ids=category_ids_for(names),
         problems=(*problems, *table.problems),
-        orientation=orientation,
+        orientation=found.orientation[good],
         boxes_xywh=np.concatenate((xyxy[:, :2], wh), axis=1),
     )
 
 
-def _sizes(images: list[str], labels: list[str], per_image: list[LabelRows]) -> tuple[np.ndarray, np.ndarray | None]:
-    """Return the sizes [N 2] of the images and their EXIF orientations [N].
-
-    The orientations are None as soon as one label file gives a size (VOC): then the sizes of the annotations count.
-    """
-    image_wh = np.array([rows.wh for rows in per_image], dtype=np.int64).reshape(-1, 2)
-    orientation = np.ones(len(images), dtype=np.int8)
-    unknown = np.flatnonzero((image_wh <= 0).any(1))
-    for index in unknown:
+def _check_images(images: list[str], labels: list[str], per_image: list[LabelRows], need_images: bool) -> CheckedImages:
+    """Look at the image files that are needed, and at those whose size the label file does not say."""
+    said_wh = np.array([rows.wh for rows in per_image], dtype=np.int64).reshape(-1, 2)
+    sizeless = (said_wh <= 0).any(axis=1)
+    for index in np.flatnonzero(sizeless):
         if not images[index]:
             raise UserError(f"{labels[index]}: does not say the image's size, and the image is not on the disk")
-        width, height, orientation[index] = image_header(images[index])
-        image_wh[index] = width, height
-    return image_wh, (orientation if len(unknown) == len(images) else None)
+    return check_images(
+        [image if need_images or lacks else "" for image, lacks in zip(images, np.asarray(sizeless), strict=True)],
+        said_wh,
+    )
 
 
 def _names_in(per_image: list[LabelRows], num_classes: int) -> tuple[str, ...]:
@@ -201,6 +205,8 @@ def _names_in(per_image: list[LabelRows], num_classes: int) -> tuple[str, ...]:
         return tuple(sorted(words))
     indices = [rows.labels for rows in per_image if isinstance(rows.labels, np.ndarray)]
     largest = max((int(labels.max()) for labels in indices if len(labels)), default=0)
+    if largest >= MAX_CLASSES and not num_classes:
+        raise UserError(f"the labels have the class {largest}, but no data set has more than {MAX_CLASSES:,} classes")
     return tuple(str(index) for index in range(num_classes or largest + 1))
 
 

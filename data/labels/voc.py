@@ -15,6 +15,7 @@ import numpy as np
 from data.labels.annotations import Problem
 from data.labels.label_format import LabelFormat, LabelRows
 
+MAX_DEPTH = 50  # of elements; an annotation has five
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -60,6 +61,8 @@ def parse_voc(data: bytes) -> VocFile:
 
     def start(tag: str, _attributes: dict) -> None:
         path.append(tag)
+        if len(path) > MAX_DEPTH:
+            raise ValueError(f"{parser.CurrentLineNumber}: elements nested more than {MAX_DEPTH} deep")
         texts.clear()
         if path[1:] == ["object"]:
             result.objects.append(VocObject(parser.CurrentLineNumber))
@@ -83,15 +86,24 @@ def _store(result: VocFile, path: list[str], text: str) -> None:
     if path == ["filename"]:
         result.filename = text
     elif path == ["size", "width"]:
-        result.width = int(float(text)) if text.replace(".", "", 1).isdigit() else 0
+        result.width = _side(text)
     elif path == ["size", "height"]:
-        result.height = int(float(text)) if text.replace(".", "", 1).isdigit() else 0
+        result.height = _side(text)
     elif path == ["object", "name"]:
         result.objects[-1].name = text
     elif path == ["object", "difficult"]:
         result.objects[-1].difficult = text == "1"
     elif path[:2] == ["object", "bndbox"] and len(path) == 3:
         result.objects[-1].values[path[2]] = text
+
+
+def _side(text: str) -> int:
+    """Return a side of the image in pixels, 0 where the text does not say a usable one."""
+    try:
+        side = float(text)
+    except ValueError:
+        return 0
+    return int(side) if 0 < side < 2**31 else 0
 
 
 def read_voc(path: str) -> LabelRows:

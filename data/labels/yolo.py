@@ -7,6 +7,7 @@ import numpy as np
 from data.labels.annotations import Problem
 from data.labels.label_format import LabelFormat, LabelRows
 
+LARGEST_CLASS = 2**53  # beyond, float64 does not hold every whole number
 RANGE_TOLERANCE = 1e-3  # files are written with few decimals
 
 
@@ -32,7 +33,7 @@ def _usable(rows: np.ndarray) -> np.ndarray:
     """Return [K] bool: the rows that :func:`_parse_words` would accept."""
     finite = np.isfinite(rows).all(1)
     with np.errstate(invalid="ignore"):
-        whole = (rows[:, 0] == np.floor(rows[:, 0])) & (rows[:, 0] >= 0)
+        whole = (rows[:, 0] == np.floor(rows[:, 0])) & (rows[:, 0] >= 0) & (rows[:, 0] < LARGEST_CLASS)
         inside = ((rows[:, 1:] >= -RANGE_TOLERANCE) & (rows[:, 1:] <= 1 + RANGE_TOLERANCE)).all(1)
         solid = (rows[:, 3:] > 0).all(1)
     return finite & whole & inside & solid
@@ -70,7 +71,7 @@ def _parse_words(words: list[str]) -> tuple[list[float], str]:
     row = row[:5]
     if not np.isfinite(row).all():
         return [], "not a finite number"
-    if row[0] != int(row[0]) or row[0] < 0:
+    if row[0] != int(row[0]) or not 0 <= row[0] < LARGEST_CLASS:
         return [], "class index is not 0 or a positive whole number"
     if row[3] <= 0 or row[4] <= 0:
         return [], "zero or negative size"

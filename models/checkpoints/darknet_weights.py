@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoints.report import LoadReport
+from models.checkpoints.tensor_checks import has_bad_variance
 from models.connected import Connected, Local
 from models.layers import Convolution, running_statistics
 from models.network import Network, build_network_from_text
@@ -42,6 +43,7 @@ class LayerTensors:
     name: str  # for messages
     tensors: tuple[Tensor, ...]
     variances: tuple[Tensor, ...] = ()  # those of them that are a batch norm's
+    eps: float = 0.0  # what that batch norm adds to them
 
     @property
     def count(self) -> int:
@@ -161,7 +163,9 @@ def _layers_of(network: Network) -> list[LayerTensors]:
             )
         tensors = _tensors_of(module)
         if tensors:
-            found.append(LayerTensors(section.index, name, tensors, _variances_of(module)))
+            norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
+            variances = tuple(running_statistics(norm)[1] for norm in norms)
+            found.append(LayerTensors(section.index, name, tensors, variances, norms[0].eps if norms else 0.0))
     return found
 
 
@@ -182,10 +186,6 @@ def _tensors_of(module: nn.Module) -> tuple[Tensor, ...]:
     tensors = tuple(module.parameters())  # a weighted shortcut, an implicit vector: one parameter, or nothing
     assert len(tensors) <= 1, f"{type(module).__name__} has no place in a .weights file"
     return tensors
-
-
-def _variances_of(module: nn.Module) -> tuple[Tensor, ...]:
-    return tuple(running_statistics(norm)[1] for norm in module.modules() if isinstance(norm, nn.BatchNorm2d))
 
 
 def _batch_norm(norm: nn.BatchNorm2d) -> tuple[Tensor, ...]:
@@ -234,7 +234,7 @@ def _layout(
 
 
 def _check_numbers(numbers: np.ndarray, layers: list[LayerTensors], path: str | Path) -> None:
-    """Refuse numbers that are not finite and variances below 0, which are signs of a damaged file or another cfg."""
+    """Refuse numbers that are not finite and negative variances, which are signs of a damaged file or another cfg."""
     start = 0
     for layer in layers:
         if not np.isfinite(numbers[start : start + layer.count]).all():
@@ -242,10 +242,9 @@ def _check_numbers(numbers: np.ndarray, layers: list[LayerTensors], path: str | 
                 f"{path}: {layer.name} gets numbers that are not finite; damaged, or the weights of another cfg"
             )
         for tensor in layer.tensors:
-            if (
-                any(tensor is variance for variance in layer.variances)
-                and numbers[start : start + tensor.numel()].min() < 0
-            ):
+            chunk = torch.from_numpy(numbers[start : start + tensor.numel()])
+            is_variance = any(tensor is variance for variance in layer.variances)
+            if is_variance and has_bad_variance(chunk, layer.eps):
                 raise UserError(f"{path}: {layer.name} gets a negative variance; these are the weights of another cfg")
             start += tensor.numel()
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import pickle
-import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from models.checkpoints.torch_zip import check_archive
+from utils.class_names import is_class_name
 from utils.errors import UserError
 from utils.files import atomic_path
 from utils.renamed import with_current_names
@@ -35,12 +36,10 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(f"{path}: no such checkpoint; train.py writes last.pt and best.pt into runs/train/<name>/")
     try:
-        with zipfile.ZipFile(path) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-        # torch.save compresses nothing: an archive that grows when unpacked is not ours, and could fill the memory.
-        content = None
-        if unpacked <= path.stat().st_size:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+        check_archive(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except UserError as error:
+        raise UserError(f"{error}; not a checkpoint of this toolkit") from error
     except pickle.UnpicklingError as error:
         raise UserError(
             f"{path}: not a checkpoint of this toolkit (it holds more than tensors and plain values)"
@@ -49,11 +48,24 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{path}: cut off or not a checkpoint; use another copy or train again") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path}: not a checkpoint of this toolkit ('format' is not {FORMAT})")
-    if isinstance(content.get("options"), dict):
-        content["options"] = with_current_names(content["options"])
+    if "options" in content:
+        content["options"] = with_current_names(_flat(content["options"], path))
     if isinstance(content.get("history"), list):
-        content["history"] = [with_current_names(row) for row in content["history"]]
+        content["history"] = [with_current_names(_flat(row, path)) for row in content["history"]]
     return content
+
+
+def _flat(values: Any, path: Path) -> dict[str, Any]:
+    """Return the values where they are a mapping of names to plain values, as options and rows of results are.
+
+    Raises:
+        UserError: they are something else.
+    """
+    if isinstance(values, dict) and all(isinstance(name, str) for name in values):
+        parts = [one for value in values.values() for one in (value if isinstance(value, list) else [value])]
+        if all(one is None or isinstance(one, (bool, int, float, str)) for one in parts):
+            return values
+    raise UserError(f"{path}: damaged, its options or its history are no plain values; use another copy or train again")
 
 
 def check_network_content(content: dict[str, Any], path: str | Path) -> None:
@@ -64,10 +76,17 @@ def check_network_content(content: dict[str, Any], path: str | Path) -> None:
     """
     kinds = {"cfg_name": str, "cfg_text": str, "names": list, "options": dict}
     wrong = [key for key, kind in kinds.items() if not isinstance(content.get(key), kind)]
-    if not wrong and not all(isinstance(name, str) for name in content["names"]):
+    if not wrong and not (content["names"] and all(is_class_name(name) for name in content["names"])):
         wrong = ["names"]
     state = content.get("ema", content.get("model"))
-    if not isinstance(state, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+    if not is_state_dict(state):
         wrong.append("model")
     if wrong:
         raise UserError(f"{path}: damaged, its '{wrong[0]}' is missing or unreadable; use another copy or train again")
+
+
+def is_state_dict(state: Any) -> bool:
+    """Whether this is what a network's ``state_dict`` returns: tensors by name."""
+    return isinstance(state, dict) and all(
+        isinstance(name, str) and isinstance(tensor, torch.Tensor) for name, tensor in state.items()
+    )

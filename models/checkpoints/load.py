@@ -7,19 +7,21 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.checkpoints.darknet_weights import is_darknet_weights, load_darknet_weights
 from models.checkpoints.format import FORMAT, check_network_content, read_checkpoint
 from models.checkpoints.report import LoadReport
+from models.checkpoints.tensor_checks import has_bad_variance, why_unusable
 from models.checkpoints.yolov5 import load_yolov5_checkpoint, read_yolov5_checkpoint
 from models.network import Network, build_network, build_network_from_text, require_heads
 from utils.config import REPOSITORY, find_file
 from utils.errors import UserError
+from utils.foreign_names import address_of
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,9 @@ def cfg_of_weights(weights: str | Path) -> str:
     path = find_weights(weights)
     kind = _kind(path)
     if kind == "ours":
-        return str(read_checkpoint(path)["cfg_name"])
+        checkpoint = read_checkpoint(path)
+        check_network_content(checkpoint, path)
+        return str(checkpoint["cfg_name"])
     return str(_cfg_for(path)) if kind == "darknet" else read_yolov5_checkpoint(path).cfg_name
 
 
@@ -92,7 +96,8 @@ def find_weights(name: str | Path) -> Path:
     for root in (Path(), Path("weights"), REPOSITORY / "weights"):
         if (root / name).is_file():
             return root / name
-    raise UserError(f"weights '{name}' do not exist here or in weights/; train.py writes runs/train/<name>/best.pt")
+    where = address_of(name) or "; train.py writes runs/train/<name>/best.pt"
+    raise UserError(f"weights '{name}' do not exist here or in weights/{where}")
 
 
 def _kind(path: Path) -> str:
@@ -130,7 +135,7 @@ def _open_ours(path: Path, cfg: str, num_classes: int | None) -> LoadedNetwork:
         network = build_network(find_file(cfg, "cfg"), num_classes)
     else:
         network = build_network_from_text(checkpoint["cfg_text"], checkpoint["cfg_name"], num_classes)
-    report = _load_state(network, _state_of(checkpoint), path, skip_heads=num_classes != len(names))
+    report = load_state(network, _state_of(checkpoint), path, skip_heads=num_classes != len(names))
     return LoadedNetwork(network, report, names, dict(checkpoint["options"]))
 
 
@@ -162,14 +167,18 @@ def _load_ours(network: Network, path: Path) -> LoadReport:
     checkpoint = read_checkpoint(path)
     check_network_content(checkpoint, path)
     other_classes = len(checkpoint["names"]) != network.num_classes
-    return _load_state(network, _state_of(checkpoint), path, skip_heads=other_classes)
+    report = load_state(network, _state_of(checkpoint), path, skip_heads=other_classes)
+    return replace(report, names=tuple(checkpoint["names"]))
 
 
-def _load_state(network: Network, state: Mapping[str, Tensor], path: Path, skip_heads: bool = False) -> LoadReport:
+def load_state(network: Network, state: Mapping[str, Tensor], path: Path, skip_heads: bool = False) -> LoadReport:
     """Copy a state dict into a network; on an error the network is unchanged.
 
     With ``skip_heads`` tensors from the first head's convolution on may have another shape: those layers stay as they
     are.
+
+    Raises:
+        UserError: a tensor is missing, has no place in the network, has another shape or unusable numbers; names it.
     """
     wanted = network.state_dict()
     filled = dict(wanted)
@@ -177,6 +186,11 @@ def _load_state(network: Network, state: Mapping[str, Tensor], path: Path, skip_
     for name, tensor in wanted.items():
         found = state.get(name)
         if found is not None and found.shape == tensor.shape:
+            problem = _problem(network, name, found, tensor)
+            if problem:
+                raise UserError(
+                    f"{path}: damaged, layer {_describe(network, name)} {problem}; use another copy or train again"
+                )
             filled[name] = found
         elif skip_heads and found is not None and _layer(name) >= _first_head_layer(network):
             skipped.add(_layer(name))
@@ -192,6 +206,15 @@ def _load_state(network: Network, state: Mapping[str, Tensor], path: Path, skip_
     network.load_state_dict(filled)
     layers = {_layer(name) for name in wanted}
     return LoadReport(str(path), len(layers - skipped), len(layers), skipped=tuple(sorted(skipped)))
+
+
+def _problem(network: Network, name: str, found: Tensor, wanted: Tensor) -> str:
+    """Return in words why a tensor of the right shape cannot be taken; empty where it can."""
+    problem = why_unusable(found, wanted)
+    norm = network.get_submodule(name.rpartition(".")[0])
+    if not problem and isinstance(norm, nn.BatchNorm2d) and name.endswith("running_var"):
+        problem = "has a negative variance" if has_bad_variance(found, norm.eps) else ""
+    return problem
 
 
 def _first_head_layer(network: Network) -> int:

@@ -15,6 +15,7 @@ class LoadReport:
     seen: int = 0  # images trained on, as the header of Darknet weights says
     version: tuple[int, int, int] | None = None  # of the header; None where the format has none
     skipped: tuple[int, ...] = ()  # cfg layers left as they were because the file's have another number of classes
+    names: tuple[str, ...] = ()  # of the file's classes; empty where it does not say
 
     @property
     def complete(self) -> bool:

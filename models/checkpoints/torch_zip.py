@@ -110,6 +110,20 @@ def read_torch_zip(path: str | Path) -> Any:
         raise UserError(f"{path}: {refusal}") from None
 
 
+def check_archive(path: str | Path) -> None:
+    """Refuse an archive that torch.save has not written so, before torch reads it: nothing in it is run or unpacked.
+
+    Raises:
+        UserError: as :func:`read_torch_zip`.
+        OSError, zipfile.BadZipFile and others of ``zipfile``: damaged.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            _global_names(archive.read(_pickle_name(archive, os.path.getsize(path))))
+    except _RefusedError as refusal:
+        raise UserError(f"{path}: {refusal}") from None
+
+
 def _checked_copy(path: str | Path) -> tuple[bytes, io.BytesIO]:
     """Return an archive's pickle, and a new archive of that pickle and the storages.
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from models.checkpoints.report import LoadReport
+from models.checkpoints.tensor_checks import has_bad_variance, why_unusable
 from models.checkpoints.torch_zip import Record, read_torch_zip
 from models.checkpoints.yolov5_modules import Node, children, concat, conv_settings, trace_modules
 from models.layers import Convolution, Pool
@@ -107,7 +108,7 @@ def load_yolov5_checkpoint(network: Network, path: str | Path | Yolov5Checkpoint
         for tensors in ready:
             for target, source in tensors:
                 target.copy_(source)
-    return LoadReport(checkpoint.path, len(ready), len(layer_of), skipped=skipped)
+    return LoadReport(checkpoint.path, len(ready), len(layer_of), skipped=skipped, names=checkpoint.names)
 
 
 def _numbers(values: Any) -> Tensor:
@@ -253,13 +254,14 @@ def _prepared(path: str, node: Node, layer: nn.Module) -> list[tuple[Tensor, Ten
     for key, source in node.tensors.items():
         if key not in ours or source.shape != ours[key].shape:
             raise UserError(f"{path}: {node.name} has a tensor of another shape than its settings say")
+        problem = why_unusable(source, ours[key])
+        if problem:
+            raise UserError(f"{path}: {node.name} {problem} ({key})")
         source = source.float()
-        if not torch.isfinite(source).all():
-            raise UserError(f"{path}: {node.name} has numbers that are not finite")
         if layer.bn is not None and key == "bn.running_var":
             # Another epsilon than the cfg's is the same network when the variances carry the difference.
             source = source + (node.norm_eps - layer.bn.eps)
-            if source.min() + layer.bn.eps <= 0:
+            if has_bad_variance(source, layer.bn.eps):
                 raise UserError(f"{path}: {node.name} has a negative variance")
         ready.append((ours[key], source))
     return ready

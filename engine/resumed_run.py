@@ -1,0 +1,93 @@
+"""Which run ``train.py --resume`` goes on with, and which of its options may be changed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from engine.optimizer import OptimizerOptions, Schedule
+from engine.run_folder import TRAINING_RUNS
+from engine.train_loop import is_over
+from engine.training_state import check_resumable
+from models.checkpoints.format import read_checkpoint
+from utils.config import flag
+from utils.errors import UserError
+
+NEWEST = "newest"  # what a bare --resume means
+# All other options are those of the run.
+MAY_CHANGE = {"resume", "device", "workers", "cache", "epochs", "patience", "max_bad", "verify_images"}
+
+
+def find_last(named: str, project: str = TRAINING_RUNS) -> Path:
+    """Return the ``last.pt`` that a user means by ``--resume``.
+
+    Args:
+        named: the file, the folder of its run, or "newest" for the run in ``project`` that wrote one last.
+        project: folder of runs.
+
+    Raises:
+        UserError: no run there has one.
+    """
+    if named != NEWEST:
+        return Path(named) / "last.pt" if Path(named).is_dir() else Path(named)
+    found = list(Path(project).glob("*/last.pt"))
+    if not found:
+        raise UserError(f"--resume: no run in {project}/ has a last.pt; name another folder of runs with --project")
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def options_to_resume(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the options of a run to go on with, and the checkpoint in its ``last.pt``.
+
+    Args:
+        given: on the command line, ``resume`` among them.
+
+    Raises:
+        UserError: no such checkpoint, an option that must stay as it is, or the run has finished.
+    """
+    given = dict(given)
+    project = given.pop("project", TRAINING_RUNS) if given["resume"] == NEWEST else TRAINING_RUNS
+    fixed = sorted(given.keys() - MAY_CHANGE)
+    if fixed:
+        raise UserError(f"--resume goes on with the run's own options; leave out {flag(fixed[0])}")
+    path = find_last(given["resume"], project)
+    checkpoint = read_checkpoint(path)
+    check_resumable(checkpoint, path)
+    before = checkpoint["options"]
+    values = before | given | {"resume": str(path)}
+    done, epochs, patience = checkpoint["epoch"], values["epochs"], values.get("patience", 0)
+    if epochs < done:
+        raise UserError(f"{path}: has already been trained for {done} epochs; --epochs {epochs} must not be less")
+    finished = path.with_name("results.png").is_file()  # the last thing a run writes
+    if finished and done >= epochs:
+        raise UserError(
+            f"{path}: this run has finished its {done} epochs; go on with more of them, --epochs {2 * done}, "
+            f"or train on from its weights with --weights {path}"
+        )
+    if finished and is_over(done, checkpoint.get("best_epoch", done), epochs, patience):
+        raise UserError(
+            f"{path}: this run stopped after {done} epochs, because --patience {patience} had passed; "
+            f"go on with a larger one, or with --patience 0 for all {epochs} epochs"
+        )
+    return values, checkpoint
+
+
+def other_length(options: OptimizerOptions, done: int, before: int, now: int) -> str:
+    """Return what changes with a run's number of epochs, in one line; nothing where it stays the same.
+
+    Args:
+        options: of the run.
+        done: epochs that are finished.
+        before: epochs that the run was to have.
+        now: epochs that it is to have.
+    """
+    if before == now or done == 0:
+        return ""
+    last, following = (
+        options.lr0 * Schedule(options, epochs, 1, 1).decay(epoch)
+        for epochs, epoch in ((before, done - 1), (now, done))
+    )
+    return (
+        f"{now} epochs instead of {before}: the learning rate goes on along the curve of {now} epochs "
+        f"(epoch {done} had {last:.3g}, epoch {done + 1} has {following:.3g})"
+    )

@@ -1,0 +1,116 @@
+"""What Ctrl-C, SIGTERM and SIGHUP do: they end a command with its status, without a traceback.
+
+While a command imports what it needs, they end it at once; as soon as it runs, they are a KeyboardInterrupt, so that
+what is done can be kept. Signals that the process was started to ignore (by ``nohup``, as a shell's background job)
+stay ignored, and a program that only imports this toolkit keeps its own handlers.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+ONE_EVENT = 2.0  # seconds within which signals belong together: torchrun passes on what the terminal has sent already
+_received: list[tuple[int, float]] = []  # the signals that were answered, and when
+_process = os.getpid()  # a forked process, such as one that loads images, leaves the answer to this one
+
+
+@contextmanager
+def as_exceptions() -> Iterator[None]:
+    """Within this block, the signals are a KeyboardInterrupt."""
+    _received.clear()
+    hook, sys.unraisablehook = sys.unraisablehook, _raise_again
+    before = _install(_interrupt)
+    try:
+        yield
+    finally:
+        sys.unraisablehook = hook
+        _put_back(before)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Within this block, the signals wait for its end; a process that is forked in it does not get them at all."""
+    waiting: list[int] = []
+    before = _install(lambda number, _frame: waiting.append(number))
+    has_masks = hasattr(signal, "pthread_sigmask")  # inherited by a forked process; those of Windows are not forked
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS) if has_masks else set()
+    try:
+        yield
+    finally:
+        if has_masks:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        _put_back(before)
+        if waiting:
+            signal.raise_signal(waiting[0])
+
+
+def exit_status() -> int:
+    """Return what shells expect of a command that the first signal ended: 130 after Ctrl-C, 143 after SIGTERM."""
+    return 128 + (_received[0][0] if _received else signal.SIGINT)
+
+
+def ignore() -> None:
+    """Leave the signals to the process that started this one."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _install(handler: Callable[[int, FrameType | None], None]) -> dict[int, signal.Handlers | Callable | int]:
+    """Let a handler answer the signals that are not ignored; return those it takes the place of."""
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    before = {number: signal.getsignal(number) for number in SIGNALS}
+    taken = {number: old for number, old in before.items() if old not in (signal.SIG_IGN, None)}
+    for number in taken:
+        signal.signal(number, handler)
+    return taken
+
+
+def _put_back(handlers: dict[int, signal.Handlers | Callable | int]) -> None:
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def _interrupt(number: int, _frame: FrameType | None) -> None:
+    now = time.monotonic()
+    if os.getpid() == _process and (not _received or now - _received[-1][1] > ONE_EVENT):
+        _received.append((number, now))
+        raise KeyboardInterrupt
+
+
+def _raise_again(lost: sys.UnraisableHookArgs) -> None:
+    """Let a signal come again, a moment later, whose KeyboardInterrupt Python has ignored.
+
+    It does so in callbacks that cannot raise: while an object is freed, or a process is forked.
+    """
+    if lost.exc_type is not KeyboardInterrupt or not _received:
+        sys.__unraisablehook__(lost)
+        return
+    number, _ = _received.pop()
+    threading.Timer(0.01, os.kill, (os.getpid(), number)).start()
+
+
+def _end_at_once(number: int, _frame: FrameType | None) -> None:
+    if os.getpid() == _process:
+        if not _received:  # else the command has said so already, and is about to end
+            os.write(2, b"interrupted\n")
+        os._exit(128 + number)
+
+
+def _is_command() -> bool:
+    """Whether a script of this toolkit was started, not another program that imports it."""
+    started = getattr(sys.modules["__main__"], "__file__", None)
+    return started is not None and Path(__file__).resolve().parents[1] in Path(started).resolve().parents
+
+
+if _is_command():
+    _install(_end_at_once)
