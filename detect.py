@@ -46,6 +46,7 @@ class DetectOptions:
     source: str = option("", "image, folder, glob, list, video, camera number or stream; default: validation images")
     weights: str = option("", "checkpoint, Darknet .weights or official yolov5 .pt; default: the newest run's best.pt")
     cfg: str = option("", "network, looked up here and in cfg/; default: the one that belongs to the weights")
+    strict: bool = option(False, "refuse a cfg with keys, lines or names that Darknet does not know")
     data: str = option("", "data set whose class names are used; default: the one of the training")
     names: str = option("", "file of class names, one per line")
     img_size: tuple[int, ...] = option((), "side of the network input in pixels; default: that of the training")
@@ -78,9 +79,9 @@ def main() -> None:
     device = choose_device(options.device)
     use_threads()
 
-    wanted = Wanted(options.weights, options.cfg, options.data, options.img_size)
+    wanted = Wanted(options.weights, options.cfg, options.data, options.img_size, strict=options.strict)
     resolved = name_classes(resolve(wanted, needs_data=False), options.names, options.data)
-    loaded, size = resolved.loaded, resolved.input_wh[0]
+    loaded, size = resolved.loaded, max(resolved.input_wh)
     sources, shown = choose_sources(options.source, resolved)
     detector = Detector(
         loaded.network.to(device),
@@ -211,7 +212,11 @@ def video_writer(source: ImageFiles | VideoFrames, writer: DetectionWriter) -> A
 def detect_one(detector: Detector, picture: Picture, size: int, stride: int) -> tuple[Detections, float]:
     """Return what is found in one picture and the milliseconds of inference and NMS."""
     height, width = picture.image_bgr.shape[:2]
-    net_hw = smallest_input(np.array([[width, height]]), (size, size), stride)
+    network = detector.network
+    if network.fixed_size:
+        net_hw = network.input_wh[::-1]
+    else:
+        net_hw = smallest_input(np.array([[width, height]]), (size, size), stride)
     meta = letterbox_meta(0, picture.path, (width, height), net_hw)
     before = detector.seconds_inference + detector.seconds_nms
     images = letterbox_images([picture.image_bgr], [meta], net_hw).flip(1)  # B 3 H W, as RGB

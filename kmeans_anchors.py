@@ -112,6 +112,8 @@ def read_network(options: KmeansOptions, num_classes: int) -> Network:
     with torch.device("meta"):
         network = build_network(find_file(options.cfg, "cfg"), num_classes)
     require_heads(network)
+    if any(not head.anchors_wh for head in network.heads):
+        raise UserError(f"{options.cfg}: its boxes have no anchors")
     for size in options.img_size:
         check_image_size(network, size)
     return network

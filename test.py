@@ -45,6 +45,7 @@ class EvaluationOptions:
 
     weights: str = option("", "checkpoint, Darknet .weights or official yolov5 .pt; default: the newest run's best.pt")
     cfg: str = option("", "network, looked up here and in cfg/; default: the one that belongs to the weights")
+    strict: bool = option(False, "refuse a cfg with keys, lines or names that Darknet does not know")
     data: str = option("", "data set, looked up here and in cfg/; default: the one of the training")
     task: str = option("val", "which split, or the time per image only", tuple(SPLITS))
     batch_size: int = option(16, "images per batch, over all processes")
@@ -84,10 +85,7 @@ def main() -> None:
     use_threads()
     distributed.start(device)
 
-    wanted = Wanted(
-        options.weights, options.cfg, options.data, options.img_size, options.single_cls, options.val_fraction
-    )
-    resolved = resolve(wanted, square=False)
+    resolved = resolve(wanted_by(options), square=False)
     options = replace(  # so that metrics.json says what was evaluated where the command line left it open
         options,
         weights=resolved.weights,
@@ -95,6 +93,7 @@ def main() -> None:
         img_size=resolved.input_wh,
         single_cls=resolved.single_cls,
         val_fraction=resolved.val_fraction,
+        rect=options.rect and not resolved.loaded.network.fixed_size,
     )
     split = SPLITS[options.task]
     dataset = open_split(resolved.data, split, resolved.single_cls, val_fraction=resolved.val_fraction, checks=checks)
@@ -137,6 +136,19 @@ def main() -> None:
     distributed.stop()
 
 
+def wanted_by(options: EvaluationOptions) -> Wanted:
+    """Return what the command line says of the network and the data."""
+    return Wanted(
+        options.weights,
+        options.cfg,
+        options.data,
+        options.img_size,
+        options.single_cls,
+        options.val_fraction,
+        options.strict,
+    )
+
+
 def loader_settings(
     options: EvaluationOptions, checks: ImageCheckOptions, loaded: LoadedNetwork, device: torch.device
 ) -> LoaderSettings:
@@ -145,7 +157,7 @@ def loader_settings(
     return LoaderSettings(
         image_hw=(height, width),
         batch_size=max(1, options.batch_size // distributed.world_size()),
-        stride=loaded.network.max_stride,
+        stride=1 if loaded.network.fixed_size else loaded.network.max_stride,
         rect=options.rect,
         resize=options.resize,
         workers=options.workers,

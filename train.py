@@ -23,7 +23,7 @@ from data.splits import open_training_splits
 from engine.ema import AveragedModel
 from engine.evaluate import evaluate
 from engine.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
-from engine.resolve import start_with_classes
+from engine.resolve import start_with_classes, tell_oddities
 from engine.resumed_run import NEWEST, options_to_resume, other_length
 from engine.run_folder import TRAINING_RUNS, plot_labels
 from engine.train_loop import TrainState, freeze_layers, train_one_epoch, wrap_for_processes
@@ -43,6 +43,7 @@ from models.network import (
     check_image_size,
     initialise_head_biases,
     require_heads,
+    require_trainable,
 )
 from utils import distributed
 from utils.config import REPOSITORY, build_options, find_file, flat_dict, found_name, option, parse_flags, read_recipe
@@ -55,6 +56,7 @@ class TrainOptions:
     """What to train, on what, for how long."""
 
     cfg: str = option("yolov3-nano.cfg", "network, looked up here and in cfg/; with --weights: the one that fits them")
+    strict: bool = option(False, "refuse a cfg with keys, lines or names that Darknet does not know")
     data: str = option("shapes.data", "data set, looked up here and in cfg/; shapes.data is the built-in demo set")
     weights: str = option(
         "", "weights to start from: a .pt of this toolkit, Darknet .weights or an official yolov5 .pt"
@@ -234,8 +236,11 @@ def new_network(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
     else:
         network = build_network(find_file(options.cfg, "cfg"), len(names))
         require_heads(network)
+        require_trainable(network)
         for note in network.notes:
-            print(note)
+            if note not in network.config.oddities:
+                print(note)
+        tell_oddities(network, options.strict)
         initialise_head_biases(network, "yolov5" if network.heads[0].new_coords else "yolov3")
         if options.weights:
             report = load_weights(network, options.weights)

@@ -15,7 +15,7 @@ from data.labels.annotations import Annotations
 from data.labels.read import read_dataset
 from data.splits import open_data, split_shown
 from models.heads import Head
-from models.network import build_network, check_image_size, require_heads
+from models.network import build_network, check_image_size, require_heads, require_trainable
 from utils.config import find_file, flag, option
 
 ANALYSES = Path("runs/analyze")
@@ -61,6 +61,7 @@ class Request:
         with torch.device("meta"):
             network = build_network(find_file(self.about.cfg, "cfg"), num_classes)
         require_heads(network)
+        require_trainable(network)
         img_size = self.about.img_size or max(network.input_wh)
         check_image_size(network, img_size)
         return network.heads, img_size

@@ -35,6 +35,7 @@ class Wanted:
     img_size: tuple[int, ...] = ()  # side of the network input in pixels, or width and height
     single_cls: bool = False
     val_fraction: float = 0.0
+    strict: bool = False  # refuse a cfg with anything that Darknet would pass over
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ def resolve(wanted: Wanted, *, needs_data: bool = True, square: bool = True) -> 
     """
     weights = wanted.weights or str(find_newest_checkpoint())
     loaded = load_network(weights, wanted.cfg)
+    tell_oddities(loaded.network, wanted.strict)
     trained = options_of_training(loaded, weights)
     data = wanted.data or trained.data
     if needs_data and not data:
@@ -103,7 +105,21 @@ def _input_wh(size: tuple[int, ...], network: Network, square: bool) -> tuple[in
     if size:
         return size[0], size[-1]
     width, height = network.input_wh
+    square = square and not network.fixed_size
     return (max(width, height),) * 2 if square else (width, height)
+
+
+def tell_oddities(network: Network, strict: bool) -> None:
+    """Print what is probably a mistake in the cfg, a line each.
+
+    Raises:
+        UserError: there is something, and ``strict`` forbids it.
+    """
+    for line in network.config.oddities:
+        if strict:
+            raise UserError(f"{line} (--strict)")
+        if distributed.is_main():
+            print(line)
 
 
 def fit_classes(found: Resolved, annotations: Annotations, remedy: str = NAME_THE_DATA) -> Resolved:

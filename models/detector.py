@@ -12,7 +12,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
+from models.exact_heads import DecodingHead
 from models.heads import Head, decode_boxes, priors_wh, scoring_rows
 from models.network import Network
 from models.nms import LOGIT_SLACK, logit, non_max_suppression, select_candidates
@@ -148,15 +150,24 @@ def decode_predictions(raw_maps: Sequence[Tensor], heads: Sequence[Head], confid
     Within an image the order is head, row, column, anchor, which is also how NMS ranks equal scores.
     """
     parts = [_decode_head(raw, head, confidence) for raw, head in zip(raw_maps, heads, strict=True)]
-    boxes, rows, image = (torch.cat(part) for part in zip(*parts, strict=True))
+    boxes, rows, image = (torch.cat(part) for part in zip(*_same_width(parts), strict=True))
     if len(parts) > 1:
         order = image.argsort(stable=True)
         boxes, rows, image = boxes[order], rows[order], image[order]
     return DecodedPredictions(boxes, rows[:, 4], rows[:, 5:], image)
 
 
+def _same_width(parts: list[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return the parts with rows as wide as the widest; a class that a head does not have is impossible there."""
+    width = max(rows.shape[1] for _, rows, _ in parts)
+    pad = functional.pad
+    return [(boxes, pad(rows, (0, width - rows.shape[1]), value=-math.inf), image) for boxes, rows, image in parts]
+
+
 def _decode_head(raw: Tensor, head: Head, confidence: float) -> tuple[Tensor, Tensor, Tensor]:
     """Return the passing slots of one head: boxes [M 4] as corners in network pixels, rows [M 5+C], images [M]."""
+    if isinstance(head, DecodingHead):
+        return head.decode(raw, logit(confidence) - LOGIT_SLACK)
     num_anchors, num_rows, num_cols, width = raw.shape[1:]
     table = raw.permute(0, 2, 3, 1, 4).reshape(-1, width)  # B*H*W*A 5+C, a view of a channels-last output
     passing = (table[:, 4] > logit(confidence) - LOGIT_SLACK).nonzero().flatten()

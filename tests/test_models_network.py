@@ -163,8 +163,9 @@ def test_a_network_without_heads_gives_its_last_layer_and_is_no_detector():
     torch.testing.assert_close(output.sum(1), torch.ones(2, 1, 1))  # softmax
     with pytest.raises(UserError, match=r"x\.cfg: no \[yolo\] section"):
         require_heads(network)
-    with pytest.raises(UserError, match=r"x\.cfg:4: \[net\] channels=1"):
-        require_heads(build(SMALL.replace("[convolutional]", "channels=1\n[convolutional]", 1)))
+    require_heads(build(SMALL.replace("[convolutional]", "channels=1\n[convolutional]", 1)))  # grey images
+    with pytest.raises(UserError, match=r"x\.cfg:4: \[net\] channels=4: a detector needs 3"):
+        require_heads(build(SMALL.replace("[convolutional]", "channels=4\n[convolutional]", 1)))
 
 
 def test_layers_that_no_head_depends_on():
@@ -317,3 +318,20 @@ def test_command_prints_the_table_or_one_line():
     assert "3 classes; heads: stride 32" in good.stdout
     bad = run("yolov9.cfg")
     assert (bad.returncode, bad.stdout, bad.stderr.count("\n")) == (2, "", 1)
+
+
+def test_a_folder_of_cfgs_becomes_a_table(tmp_path, capsys, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/good.cfg").write_text(SMALL)
+    (tmp_path / "fixed.cfg").write_text("[net]\nwidth=9\nheight=8\n[connected]\noutput=3\n")
+    (tmp_path / "vector.cfg").write_text("[net]\ninputs=9\n[lstm]\noutput=3\n")
+    (tmp_path / "graph.cfg").write_text(SMALL + "[route]\nlayers=99\n")
+    (tmp_path / "text.cfg").write_text("[net]\nwidth=many\n")
+    monkeypatch.setattr("sys.argv", ["published_cfgs", str(tmp_path)])
+    published_cfgs.main()
+    good, fixed, graph, text, vector, total = capsys.readouterr().out.splitlines()
+    assert good == "forward  a/good.cfg: 1 heads, 2 classes"
+    assert fixed == "forward  fixed.cfg: no detector" and vector == "forward  vector.cfg: no detector"
+    assert graph.startswith("parsed   graph.cfg: ") and "layers=99 is not one of the layers" in graph
+    assert text.startswith("refused  text.cfg: ") and "width=many: expected a whole number" in text
+    assert total == "3 forward, 1 parsed, 1 refused"

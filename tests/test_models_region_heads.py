@@ -179,7 +179,6 @@ def test_missing_anchors_are_half_a_cell_and_superfluous_ones_are_left_out():
         (NET + conv(16) + REGION + "tree=none.tree\n", r"x.cfg:15: \[region\] tree=none.tree: no such file here or"),
         (NET + conv(16) + REGION + "tree=" + "x" * 5000 + "\n", "no such file here or beside the cfg"),
         (NET + conv(24) + GAUSSIAN + "yolo_point=left_top\n", r"yolo_point=left_top is not known"),
-        (NET + conv(24) + GAUSSIAN + "new_coords=1\n", r"\[gaussian_yolo\] has no key 'new_coords'"),
         (NET + conv(16) + REGION + conv(8), r"reads layer 1, a \[region\] head; put a \[route\]"),
     ],
 )

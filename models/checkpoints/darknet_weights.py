@@ -3,8 +3,10 @@
 A file is a header - three int32 for the version, then the number of images seen so far, as uint64 from version 0.2 on
 and as uint32 before - and after it nothing but little-endian float32, layer by layer in cfg order: of a convolution the
 biases, with batch norm its scales, means and variances, then the kernels [out, in/groups, rows, cols]; of a batch norm
-alone the same without kernels; of a weighted shortcut and of an implicit vector the weights. (``save_weights_upto`` in
-Darknet's src/parser.c.)
+alone the same without kernels; of a connected layer biases, matrix [out, in], and with batch norm scales, means and
+variances; of a local layer biases and weights; of a recurrent layer its parts in turn; of a weighted shortcut and of an
+implicit vector the weights; nothing of a convolution that shares another's. (``save_weights_upto`` in Darknet's
+src/parser.c.)
 """
 
 from __future__ import annotations
@@ -21,8 +23,10 @@ from torch import Tensor, nn
 
 from models.checkpoints.report import LoadReport
 from models.checkpoints.tensor_checks import has_bad_variance
+from models.connected import Connected, Local
 from models.layers import Convolution, running_statistics
 from models.network import Network, build_network_from_text
+from models.recurrent import GatedRecurrent, LongShortTerm, Recurrent
 from utils.errors import UserError
 from utils.files import atomic_path
 
@@ -38,7 +42,7 @@ class LayerTensors:
     index: int
     name: str  # for messages
     tensors: tuple[Tensor, ...]
-    variances: Tensor | None = None  # which of them is a batch norm's
+    variances: tuple[Tensor, ...] = ()  # those of them that are a batch norm's
     eps: float = 0.0  # what that batch norm adds to them
 
     @property
@@ -149,26 +153,39 @@ def _layers_of(network: Network) -> list[LayerTensors]:
     """
     found = []
     for section, module in zip(network.config.sections, network.layers, strict=True):
+        if section.kind == "convolutional" and section["share_index"] is not None:
+            continue
         name = f"layer {section.index} ([{section.kind}], {section.source}:{section.line})"
-        if isinstance(module, Convolution):
-            if module.bn is None and (section["batch_normalize"] or section["cbn"]):
-                raise UserError(
-                    f"{name} has its batch norm fused into the convolution; a .weights file needs the network as it "
-                    "was before fusing"
-                )
-            norm = () if module.bn is None else _batch_norm(module.bn)
-            bias = () if module.bn is not None else (module.conv.bias,)
-            tensors = (*norm, *bias, module.conv.weight)
-            eps = module.bn.eps if module.bn else 0.0
-            found.append(LayerTensors(section.index, name, tensors, norm[3] if norm else None, eps))
-        elif isinstance(module, nn.BatchNorm2d):
-            found.append(LayerTensors(section.index, name, _batch_norm(module), module.running_var, module.eps))
-        else:  # a weighted shortcut, an implicit vector: one parameter, or nothing
-            tensors = tuple(module.parameters())
-            assert len(tensors) <= 1, f"{type(module).__name__} has no place in a .weights file"
-            if tensors:
-                found.append(LayerTensors(section.index, name, tensors))
+        if isinstance(module, Convolution) and module.bn is None and (section["batch_normalize"] or section["cbn"]):
+            raise UserError(
+                f"{name} has its batch norm fused into the convolution; a .weights file needs the network as it "
+                "was before fusing"
+            )
+        tensors = _tensors_of(module)
+        if tensors:
+            norms = [norm for norm in module.modules() if isinstance(norm, nn.BatchNorm2d)]
+            variances = tuple(running_statistics(norm)[1] for norm in norms)
+            found.append(LayerTensors(section.index, name, tensors, variances, norms[0].eps if norms else 0.0))
     return found
+
+
+def _tensors_of(module: nn.Module) -> tuple[Tensor, ...]:
+    """Return a layer's tensors in the order of the file."""
+    if isinstance(module, Convolution):
+        first = (module.conv.bias,) if module.bn is None else _batch_norm(module.bn)
+        return (*first, module.conv.weight)
+    if isinstance(module, Connected):
+        norm = () if module.bn is None else _batch_norm(module.bn)
+        return (norm[0] if norm else module.linear.bias, module.linear.weight, *norm[1:])
+    if isinstance(module, nn.BatchNorm2d):
+        return _batch_norm(module)
+    if isinstance(module, Local):
+        return module.bias, module.weight
+    if isinstance(module, Recurrent | GatedRecurrent | LongShortTerm):
+        return tuple(tensor for part in module.parts for tensor in _tensors_of(part))
+    tensors = tuple(module.parameters())  # a weighted shortcut, an implicit vector: one parameter, or nothing
+    assert len(tensors) <= 1, f"{type(module).__name__} has no place in a .weights file"
+    return tensors
 
 
 def _batch_norm(norm: nn.BatchNorm2d) -> tuple[Tensor, ...]:
@@ -226,7 +243,8 @@ def _check_numbers(numbers: np.ndarray, layers: list[LayerTensors], path: str | 
             )
         for tensor in layer.tensors:
             chunk = torch.from_numpy(numbers[start : start + tensor.numel()])
-            if tensor is layer.variances and has_bad_variance(chunk, layer.eps):
+            is_variance = any(tensor is variance for variance in layer.variances)
+            if is_variance and has_bad_variance(chunk, layer.eps):
                 raise UserError(f"{path}: {layer.name} gets a negative variance; these are the weights of another cfg")
             start += tensor.numel()
 

@@ -13,7 +13,7 @@ from models.darknet.graph import Layer, MapShape, SectionBuilder, made
 from models.darknet.kind import SectionKind
 from models.darknet.schema import YOLO, choice, number
 from models.darknet.section import Section
-from models.darknet.sections import anchor_head, check_channels
+from models.darknet.sections import anchor_head, check_channels, check_even_cells
 from models.head_maps import GAUSSIAN_OBJECTNESS, GaussianMap
 from models.heads import GaussianRule
 
@@ -30,6 +30,7 @@ def _gaussian_yolo(builder: SectionBuilder, section: Section, inputs: Sequence[M
     (source,) = inputs
     head = anchor_head(section, source)
     check_channels(builder, section, source, head)
+    check_even_cells(builder, section, source, head)
     rule = GaussianRule(
         iou_loss=section["iou_loss"],
         iou_normalizer=section["iou_normalizer"],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.darknet import gaussian_yolo, joins, region, sections
+from models.darknet import gaussian_yolo, joins, recurrent, region, sections, vectors
 from models.darknet.kind import SectionKind
 
 KINDS: dict[str, SectionKind] = {
@@ -12,5 +12,7 @@ KINDS: dict[str, SectionKind] = {
         *joins.KINDS,
         region.KIND,
         gaussian_yolo.KIND,
+        *vectors.KINDS,
+        *recurrent.KINDS,
     )
 }

@@ -12,7 +12,7 @@ from models.darknet.graph import Layer, MapShape, SectionBuilder, made
 from models.darknet.kind import SectionKind
 from models.darknet.schema import FLAG, Key, ignored, integer, number
 from models.darknet.section import Section
-from models.darknet.sections import check_channels, stride_of_head
+from models.darknet.sections import check_channels, check_even_cells, stride_of_head
 from models.head_maps import RegionMap
 from models.heads import Head, RegionRule
 from models.layers import YoloMap
@@ -38,6 +38,7 @@ def _region(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape
     (source,) = inputs
     head = _region_head(section, source)
     check_channels(builder, section, source, head)
+    check_even_cells(builder, section, source, head)
     assert isinstance(head.rule, RegionRule)
     module: nn.Module = YoloMap(head.num_anchors, head.num_classes)
     if head.rule.softmax or head.rule.tree:
