@@ -29,8 +29,8 @@ class LostProcessError(UserError):
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for a known word that is near in spelling, or an empty string.
 
-    Near is what a slip of the finger makes: one edit, two in words of more than five letters; else a word that the typed
-    one begins, or that begins it and is half of it. Case and leading hyphens do not count.
+    Near is what a slip of the finger makes: one edit, two in words of more than five letters; else a word that begins
+    with the typed one, or that is the first half of it. Case and leading hyphens do not count.
     """
     typed = word.lstrip("-").casefold()
     close: list[tuple[int, bool, str]] = []  # (edits, whether it begins with another letter, known word)
