@@ -67,6 +67,13 @@ def test_a_suggestion_is_near_in_spelling_or_nothing(typed, meant):
     assert suggestion(typed, FLAGS) == (f"; did you mean '{meant}'?" if meant else "")
 
 
+@pytest.mark.parametrize(
+    "typed, known, meant", [("--batch-sampler", "--batch", ""), ("--batch-s", "--batch", "--batch")]
+)
+def test_what_begins_a_long_word_is_not_near(typed, known, meant):
+    assert suggestion(typed, [known]) == (f"; did you mean '{meant}'?" if meant else "")
+
+
 def test_patience_was_not_balance():
     known = [name for name in FLAGS if name != "--patience"]
     assert suggestion("--patience", known) == ""

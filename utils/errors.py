@@ -29,8 +29,8 @@ class LostProcessError(UserError):
 def suggestion(word: str, known: Iterable[str]) -> str:
     """Return ``"; did you mean 'x'?"`` for a known word that is near in spelling, or an empty string.
 
-    Near is what a slip of the finger makes: one edit, two in words of more than five letters; else a word of which the
-    other is the beginning. Case and leading hyphens do not count.
+    Near is what a slip of the finger makes: one edit, two in words of more than five letters; else a word that begins
+    with the typed one, or that is the first half of it. Case and leading hyphens do not count.
     """
     typed = word.lstrip("-").casefold()
     close: list[tuple[int, bool, str]] = []  # (edits, whether it begins with another letter, known word)
@@ -40,7 +40,7 @@ def suggestion(word: str, known: Iterable[str]) -> str:
         allowed = min(2, (len(typed) + 2) // 4)
         if len(longer) - len(shorter) <= allowed and (edits := count_edits(typed, name)) <= allowed:
             close.append((edits, typed[:1] != name[:1], candidate))
-        elif len(shorter) >= 3 and longer.startswith(shorter):
+        elif len(shorter) >= 3 and longer.startswith(shorter) and (longer == name or len(longer) <= 2 * len(shorter)):
             close.append((len(longer), False, candidate))  # after all that are one or two edits away
     return f"; did you mean '{min(close)[-1]}'?" if close else ""
 
