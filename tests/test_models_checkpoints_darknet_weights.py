@@ -297,9 +297,13 @@ def test_real_files_come_out_as_they_went_in(shared, tmp_path, name):
 
 SIZES = {"yolov3.cfg": 248_007_048, "yolov3-spp.cfg": 252_209_544, "yolov3-tiny.cfg": 35_434_956}
 SHIPPED = sorted(path.name for path in (REPOSITORY / "cfg").glob("*.cfg"))
+SMALL = ("-nano", "-tiny", "yolov5n", "yolov5s", "yolov2-voc")  # of the others there are 100 to 600 MB to write
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if any(part in name for part in SMALL) else pytest.mark.slow) for name in SHIPPED],
+)
 def test_random_weights_of_every_shipped_cfg_round_trip(tmp_path, name):
     network = build_network(REPOSITORY / "cfg" / name)
     first, second = tmp_path / "a.weights", tmp_path / "b.weights"
