@@ -251,6 +251,7 @@ def test_a_bad_file_is_refused_with_its_layer(network, write, content, message):
         (130, np.nan, "layer 1 .* not finite"),
         (264, np.inf, "layer 4 .* not finite"),
         (13, -1e-3, "layer 0 .* negative variance"),
+        (13, -1e-5, "layer 0 .* negative variance"),
         (150, -2.0, "layer 2 .* negative variance"),
     ],
 )

@@ -265,6 +265,20 @@ def test_other_classes_keep_their_own_last_convolutions(save):
     assert "another number of classes" in str(report)
 
 
+@pytest.mark.parametrize(("variance", "is_read"), [(-7e-44, True), (-9.9e-4, True), (-1e-3, False), (-1.0, False)])
+def test_a_variance_is_refused_where_its_epsilon_does_not_make_it_positive(save, variance, is_read):
+    model = Model(16)
+    model.model[3].bn.running_var[5] = variance
+    network = build_network(REPOSITORY / "cfg/yolov5n.cfg")
+    if is_read:
+        assert load_yolov5_checkpoint(network, save(model)).complete
+        with torch.no_grad():
+            assert all(torch.isfinite(raw).all() for raw in network.eval()(torch.rand(1, 3, 64, 64)))
+    else:
+        with pytest.raises(UserError, match=r"model.3 has a negative variance"):
+            load_yolov5_checkpoint(network, save(model))
+
+
 def changed(change):
     model = Model(16)
     change(model)
