@@ -91,11 +91,17 @@ def at_416(name):
     [
         "yolov3-tiny",
         "yolov2-tiny",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("yolov3", "yolov3-spp", "yolov2", "yolov2-voc")),
+        "yolov4-tiny",
+        "yolov7-tiny",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("yolov3", "yolov3-spp", "yolov2", "yolov2-voc", "yolov4", "yolov4-csp", "yolov7")
+        ),
     ],
 )
 def test_published_networks_at_416(tmp_path, name):
-    assert_equal_to(*compare(at_416(name), tmp_path))
+    # In yolov4 float32 itself, OpenCV's or ours, is up to 2e-4 from float64 with these weights.
+    assert_equal_to(*compare(at_416(name), tmp_path), tolerance=3e-4 if name == "yolov4" else 1e-4)
 
 
 def conv(filters, size=3, stride=1, activation="leaky", extra="", norm=1):
