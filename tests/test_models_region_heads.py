@@ -13,7 +13,7 @@ from models.detector import Detector, decode_predictions
 from models.heads import decode_map
 from models.network import build_network, build_network_from_text, initialise_head_biases
 from models.nms import select_candidates
-from train import default_recipe
+from engine.recipes import default_recipe
 from utils.config import REPOSITORY
 from utils.errors import UserError
 from utils.structures import ImageMeta
