@@ -10,7 +10,7 @@ from utils.errors import UserError, run_command  # first: for Ctrl-C during the 
 from utils.words import how_many
 
 # isort: split
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,15 +23,8 @@ from data.splits import open_training_splits
 from engine.ema import AveragedModel
 from engine.evaluate import evaluate
 from engine.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
-from engine.resolve import start_with_classes, tell_oddities
-from engine.recipes import (
-    FROM_CFG,
-    as_many_epochs,
-    default_recipe,
-    notes_of_recipe,
-    recipe_by_heads,
-    recipe_of_cfg,
-)
+from engine.recipes import FROM_CFG, as_many_epochs, default_recipe, notes_of_recipe, values_of_cfg
+from engine.resolve import start_with_classes, tell_oddities, warn_of_decode
 from engine.resumed_run import NEWEST, options_to_resume, other_length
 from engine.run_folder import TRAINING_RUNS, plot_labels
 from engine.train_loop import TrainState, freeze_layers, train_one_epoch, wrap_for_processes
@@ -40,8 +33,8 @@ from engine.training_state import load_training_state
 from evaluation.coco import Metrics, has_objects
 from models.assignment.counts import MatchCounts
 from models.assignment.options import AssignmentOptions
-from models.checkpoints.load import cfg_of_weights, load_weights
-from models.darknet.cfg import parse_cfg
+from models.checkpoints.load import cfg_of_weights, decode_of_weights, load_weights
+from models.darknet.scaled_decode import DECODES
 from models.detector import Detector
 from models.loss import LossOptions, build_loss
 from models.network import (
@@ -49,6 +42,7 @@ from models.network import (
     build_network,
     build_network_from_text,
     check_image_size,
+    decode_scaled,
     initialise_head_biases,
     require_heads,
     require_trainable,
@@ -64,6 +58,7 @@ class TrainOptions:
     """What to train, on what, for how long."""
 
     cfg: str = option("yolov3-nano.cfg", "network, looked up here and in cfg/; with --weights: the one that fits them")
+    decode: str = option("cfg", "boxes as the cfg says, or as PyTorch_YOLOv4, ScaledYOLOv4 and yolor compute", DECODES)
     strict: bool = option(False, "refuse a cfg with keys, lines or names that Darknet does not know")
     data: str = option("shapes.data", "data set, looked up here and in cfg/; shapes.data is the built-in demo set")
     weights: str = option(
@@ -216,26 +211,18 @@ def choose_options() -> tuple[TrainGroups, dict[str, Any] | None]:
         return options, checkpoint
     if given.get("weights") and not given.get("cfg"):
         given["cfg"] = cfg_of_weights(given["weights"])
+    if given.get("weights") and decode_of_weights(given["weights"]) == "scaled":
+        given["decode"] = "scaled"
     cfg = given.get("cfg") or TrainOptions.cfg
     if given.get("hyp") == FROM_CFG:
-        values = values_of_cfg(cfg, given) | given
+        values = values_of_cfg(cfg, given, GROUPS) | given
     else:
-        recipe = find_file(given.get("hyp") or default_recipe(cfg), "recipe")
+        recipe = find_file(given.get("hyp") or default_recipe(cfg, given.get("decode", DECODES[0])), "recipe")
         values = read_recipe(recipe, GROUPS) | given | {"hyp": str(recipe)}
     # Named without its ending, or by YOLOv5's name of it; the record of the run has the whole name.
     values |= {"cfg": found_name(values.get("cfg") or cfg, "cfg")}
     values |= {"data": found_name(values.get("data") or TrainOptions.data, "data file")}
     return TrainGroups(*build_options(values, GROUPS)), None
-
-
-def values_of_cfg(cfg: str, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the options that the training keys of a cfg stand for, with the loss of the recipe for its heads."""
-    config = parse_cfg(find_file(cfg, "cfg"))
-    usual = read_recipe(find_file(recipe_by_heads(config.sections), "recipe"), GROUPS)
-    values = {item.name: usual[item.name] for item in fields(LossOptions) if item.name in usual}
-    values |= recipe_of_cfg(config, given)
-    build_options(values, GROUPS, f"{config.source} (--hyp {FROM_CFG})")  # names the cfg where a value is impossible
-    return values
 
 
 def with_epochs(options: TrainGroups, batches_per_epoch: int) -> TrainGroups:
@@ -262,6 +249,8 @@ def new_network(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
     else:
         network = build_network(find_file(options.cfg, "cfg"), len(names))
         require_heads(network)
+        if options.decode == "scaled":
+            network = decode_scaled(network)
         require_trainable(network)
         from_cfg = options.hyp == FROM_CFG
         for note in notes_of_recipe(network.config, network.notes) if from_cfg else network.notes:
@@ -272,6 +261,8 @@ def new_network(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
         if options.weights:
             report = load_weights(network, options.weights)
             print(report)
+            if not report.names and options.decode == DECODES[0]:
+                warn_of_decode(network)
             network = start_with_classes(network, report, names)
     frozen = freeze_layers(network, options.freeze)
     if frozen and distributed.is_main():

@@ -6,13 +6,16 @@ docs/darknet_training.md says key by key what becomes of them. Defaults are thos
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from typing import Any
 
 from engine.iteration_rates import POLICIES
 from engine.optimizer import NOMINAL_BATCH
 from models.darknet.cfg import keys_without_effect, parse_cfg
+from models.darknet.scaled_decode import DECODES
 from models.darknet.section import DarknetConfig, Section
-from utils.config import REPOSITORY, find_file
+from models.loss import LossOptions
+from utils.config import REPOSITORY, build_options, find_file, read_recipe
 from utils.errors import UserError
 
 FROM_CFG = "cfg"  # what --hyp says for the keys of the cfg
@@ -35,20 +38,45 @@ NEUTRAL = {
 }  # fmt: skip
 
 
-def default_recipe(cfg: str) -> str:
-    """Return the recipe for a cfg: one of its name, else by its heads: darknet.yaml, yolov5.yaml or yolov3.yaml."""
+def default_recipe(cfg: str, decode: str = DECODES[0]) -> str:
+    """Return the recipe for a cfg: one of its name, else by its heads: darknet.yaml, yolov5.yaml or yolov3.yaml.
+
+    Args:
+        cfg: as the user named it.
+        decode: of the boxes, one of ``DECODES``.
+    """
     path = find_file(cfg, "cfg")
     if (REPOSITORY / "cfg/hyp" / f"{path.stem}.yaml").is_file():
         return f"{path.stem}.yaml"
-    return recipe_by_heads(parse_cfg(path).sections)
+    return recipe_by_heads(parse_cfg(path).sections, decode)
 
 
-def recipe_by_heads(sections: Sequence[Section]) -> str:
+def recipe_by_heads(sections: Sequence[Section], decode: str) -> str:
     """Return the recipe whose loss fits the heads: darknet.yaml, yolov5.yaml or yolov3.yaml."""
     if any(section.kind in ("region", "gaussian_yolo") for section in sections):
         return "darknet.yaml"
-    heads = [section for section in sections if section.kind == "yolo"]
-    return "yolov5.yaml" if any(head["new_coords"] for head in heads) else "yolov3.yaml"
+    scaled = decode == "scaled" or any(section.kind == "yolo" and section["new_coords"] for section in sections)
+    return "yolov5.yaml" if scaled else "yolov3.yaml"
+
+
+def values_of_cfg(cfg: str, given: Mapping[str, Any], groups: Sequence[type]) -> dict[str, Any]:
+    """Return the options that the training keys of a cfg stand for, with the loss of the recipe for its heads.
+
+    Args:
+        cfg: as the user named it.
+        given: options on the command line.
+        groups: dataclasses of all options.
+
+    Raises:
+        UserError: as :func:`recipe_of_cfg`, or a number that an option does not allow.
+    """
+    config = parse_cfg(find_file(cfg, "cfg"))
+    recipe = recipe_by_heads(config.sections, given.get("decode", DECODES[0]))
+    usual = read_recipe(find_file(recipe, "recipe"), groups)
+    values = {item.name: usual[item.name] for item in fields(LossOptions) if item.name in usual}
+    values |= recipe_of_cfg(config, given)
+    build_options(values, groups, f"{config.source} (--hyp {FROM_CFG})")  # names the cfg where a value is impossible
+    return values
 
 
 def recipe_of_cfg(config: DarknetConfig, given: Mapping[str, Any]) -> dict[str, Any]:
