@@ -20,12 +20,11 @@ def with_values(text: str, changes: Iterable[tuple[Section, Mapping[str, str]]])
     """
     lines = text.split("\n")  # as the parser counts them
     for section, values in changes:
+        ending = "\r" if lines[section.line - 1].endswith("\r") else ""
         for key, value in values.items():
             number = section.lines.get(key, 0)
             if number:
                 lines[number - 1] = KEY_LINE.sub(rf"\g<1>{value}\g<2>", lines[number - 1])
             else:
-                header = lines[section.line - 1]
-                ending = "\r" if header.endswith("\r") else ""
-                lines[section.line - 1] = f"{header}\n{key}={value}{ending}"
+                lines[section.line - 1] += f"\n{key}={value}{ending}"
     return "\n".join(lines)

@@ -36,7 +36,7 @@ def with_scaled_decode(config: DarknetConfig) -> DarknetConfig:
             raise head.error("--decode scaled: needs a layer with activation=linear before it")
         sections[before.index] = before.replace(activation="logistic")
         sections[head.index] = head.replace(new_coords=1, scale_x_y=2.0)
-        changes += [(before, {"activation": "logistic"}), (head, {"scale_x_y": "2.0", "new_coords": "1"})]
+        changes += [(before, {"activation": "logistic"}), (head, {"new_coords": "1", "scale_x_y": "2.0"})]
     return replace(config, text=with_values(config.text, changes), sections=tuple(sections))
 
 
