@@ -167,9 +167,10 @@ def _schedule(net: Section, has_epochs: bool) -> dict[str, Any]:
         "lr_power": float(_value(net, "power", 4.0)),
     }
     if policy == "steps":
-        values |= {"lr_steps": _value(net, "steps", ()), "lr_scales": _value(net, "scales", ())}
-        if not values["lr_steps"] or len(values["lr_steps"]) != len(values["lr_scales"]):
-            raise net.error("policy=steps needs as many scales as steps, and at least one", "steps")
+        steps, scales = _value(net, "steps", ()), _value(net, "scales", ())
+        if not 0 < len(steps) <= len(scales):
+            raise net.error("policy=steps needs steps, and a scale for each of them", "steps")
+        values |= {"lr_steps": steps, "lr_scales": scales[: len(steps)]}  # Darknet, too, reads no more of them
     if policy == "sgdr":
         lowest, rate = _value(net, "learning_rate_min", 1e-5), _value(net, "learning_rate", 0.001)
         values |= {"lr_cycle": _value(net, "sgdr_cycle", 0), "lr_cycle_growth": _value(net, "sgdr_mult", 2)}

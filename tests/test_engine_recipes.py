@@ -44,6 +44,7 @@ KEYS = [
       "lr_power": 2.0}),
     ("policy=steps\nsteps=400000,450000\nscales=.1,.1\n", "",
      {"schedule": "steps", "lr_steps": (400000, 450000), "lr_scales": (0.1, 0.1), "max_batches": 500}),
+    ("policy=steps\nsteps=-1,9\nscales=.1,10,.5\n", "", {"lr_steps": (-1, 9), "lr_scales": (0.1, 10.0)}),
     ("policy=poly\n", "", {"schedule": "poly", "lr_power": 4.0}),
     ("policy=sgdr\nsgdr_cycle=100\nsgdr_mult=3\nlearning_rate=.01\nlearning_rate_min=.001\n", "",
      {"schedule": "sgdr", "lr_cycle": 100, "lr_cycle_growth": 3, "lrf": pytest.approx(0.1)}),
@@ -107,8 +108,8 @@ REFUSED = [
     ("batch=8\n", "x.cfg:1: [net] max_batches is missing"),
     *((TRAINING + f"policy={name}\n", f"x.cfg:8: [net] policy={name}: --hyp cfg follows constant, steps, poly, sgdr")
       for name in ("step", "exp", "sigmoid", "random")),
-    (TRAINING + "policy=steps\n", "x.cfg:1: [net] policy=steps needs as many scales as steps"),
-    (TRAINING + "policy=steps\nsteps=1,2\nscales=.1\n", "x.cfg:9: [net] policy=steps needs as many scales as steps"),
+    (TRAINING + "policy=steps\n", "x.cfg:1: [net] policy=steps needs steps, and a scale for each"),
+    (TRAINING + "policy=steps\nsteps=1,2\nscales=.1\n", "x.cfg:9: [net] policy=steps needs steps, and a scale for each"),
 ]  # fmt: skip
 
 

@@ -154,7 +154,7 @@ def test_a_longer_run_keeps_the_schedule_of_the_iterations(project, run_main):
         ("batch=4", "batch=1", (), "dark.cfg:7: [net] batch=1 and subdivisions=2 are no training"),
         ("policy=steps", "policy=random", (), "dark.cfg:18: [net] policy=random: --hyp cfg follows"),
         ("max_batches = 11", "", (), "[net] max_batches is missing"),
-        ("scales=.1,.5", "scales=.1", (), "dark.cfg:19: [net] policy=steps needs as many scales as steps"),
+        ("scales=.1,.5", "scales=.1", (), "dark.cfg:19: [net] policy=steps needs steps, and a scale for each"),
         ("hue=.1", "hue=3", (), "dark.cfg (--hyp cfg): hue = 3.0 is outside 0..1"),
         ("max_batches = 11", "", ("--epochs", "0"), "--epochs must be at least 1"),
     ],
