@@ -109,7 +109,7 @@ REFUSED = [
     *((TRAINING + f"policy={name}\n", f"x.cfg:8: [net] policy={name}: --hyp cfg follows constant, steps, poly, sgdr")
       for name in ("step", "exp", "sigmoid", "random")),
     (TRAINING + "policy=steps\n", "x.cfg:1: [net] policy=steps needs steps, and a scale for each"),
-    (TRAINING + "policy=steps\nsteps=1,2\nscales=.1\n", "x.cfg:9: [net] policy=steps needs steps, and a scale for each"),
+    (TRAINING + "policy=steps\nsteps=1,2\nscales=.1\n", "x.cfg:9: [net] policy=steps needs steps, and a scale for"),
 ]  # fmt: skip
 
 
@@ -231,6 +231,40 @@ def test_an_optimizer_step_is_darknets(batch, subdivisions, given, adam):
         optimizer.step()
         for name, parameter in model.named_parameters():
             torch.testing.assert_close(parameter.data, kinds[name].numbers, rtol=1e-9, atol=1e-12)
+
+
+# After 1, 4 and 8 calls of update_convolutional_layer of AlexeyAB/darknet 59596d7 (CPU): rate, five weights, the bias and
+# the scale of two filters. In step t, from 0, the sums of gradients are those of the test below.
+RECORDED = {
+    1: (0.000617284037, 0.50006789, -0.999852896, 2.00014305, 0.100229628, -0.299711525, 0.200000003, 1.0,
+        -0.400025725, 1.9999485),
+    4: (0.0500000007, 0.498947531, -0.996829808, 1.96854901, 0.07622426, -0.329048306, 0.182838485, 1.01716161,
+        -0.42916134, 1.99316192),
+    8: (0.00250000018, 0.498449534, -0.996813059, 1.96162307, 0.070475854, -0.3361049, 0.175137624, 1.02486241,
+        -0.439176202, 1.99623477),
+}  # fmt: skip
+
+
+def test_eight_steps_are_those_that_darknet_took():
+    net = "batch=24\nsubdivisions=6\nmax_batches=8\nlearning_rate=.05\nmomentum=.8\ndecay=.03\nburn_in=3\n"
+    values = recipe(net + "policy=steps\nsteps=5,7\nscales=.1,.5\n")
+    (options,) = build_options({n: values[n] for n in values if n in OptimizerOptions.__dataclass_fields__},
+                               [OptimizerOptions])  # fmt: skip
+    model = nn.Sequential(nn.Linear(5, 1, bias=False), nn.BatchNorm2d(2)).double()
+    weight, scale, bias = model[0].weight, model[1].weight, model[1].bias
+    for parameter, start in ((weight, [[0.5, -1, 2, 0.1, -0.3]]), (scale, [1.0, 2]), (bias, [0.2, -0.4])):
+        parameter.data = torch.tensor(start, dtype=torch.float64)
+    optimizer, schedule = build_optimizer(model, options, 24), Schedule(options, 8, 6, 6)
+    for step in range(8):
+        weight.grad = torch.tensor([[3.0 * (i + 1) * (step % 3 - 1) + i for i in range(5)]]).double() / 64
+        bias.grad = torch.tensor([step, step + 1.0]).double() / 64
+        scale.grad = torch.tensor([-step, 2.0 - step]).double() / 64
+        schedule.set_rates(optimizer, 6 * step + 5)
+        optimizer.step()
+        if recorded := RECORDED.get(step + 1):
+            rate = optimizer.param_groups[0]["lr"] * 24 / 64
+            pairs = [number for pair in zip(bias.tolist(), scale.tolist(), strict=True) for number in pair]
+            assert [rate, *weight.flatten().tolist(), *pairs] == pytest.approx(recorded, rel=1e-6)
 
 
 def test_augmentation_of_the_toolkit_is_off():
