@@ -24,7 +24,7 @@ from engine.ema import AveragedModel
 from engine.evaluate import evaluate
 from engine.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
 from engine.recipes import FROM_CFG, as_many_epochs, default_recipe, notes_of_recipe, values_of_cfg
-from engine.resolve import start_with_classes, tell_oddities, warn_of_decode
+from engine.resolve import as_decoded, start_with_classes, tell_oddities, warn_of_decode
 from engine.resumed_run import NEWEST, options_to_resume, other_length
 from engine.run_folder import TRAINING_RUNS, plot_labels
 from engine.train_loop import TrainState, freeze_layers, train_one_epoch, wrap_for_processes
@@ -42,7 +42,6 @@ from models.network import (
     build_network,
     build_network_from_text,
     check_image_size,
-    decode_scaled,
     initialise_head_biases,
     require_heads,
     require_trainable,
@@ -250,7 +249,7 @@ def new_network(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
         network = build_network(find_file(options.cfg, "cfg"), len(names))
         require_heads(network)
         if options.decode == "scaled":
-            network = decode_scaled(network)
+            network = as_decoded(network)
         require_trainable(network)
         from_cfg = options.hyp == FROM_CFG
         for note in notes_of_recipe(network.config, network.notes) if from_cfg else network.notes:

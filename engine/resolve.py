@@ -81,7 +81,9 @@ def resolve(wanted: Wanted, *, needs_data: bool = True, square: bool = True) -> 
     loaded = load_network(weights, wanted.cfg)
     tell_oddities(loaded.network, wanted.strict)
     trained = options_of_training(loaded, weights)
-    if "scaled" in (wanted.decode, trained.decode):
+    if wanted.decode == "scaled":
+        loaded = replace(loaded, network=as_decoded(loaded.network))
+    elif trained.decode == "scaled":  # which a cfg that is named beside the weights need not say
         loaded = replace(loaded, network=decode_scaled(loaded.network))
     elif not loaded.options:
         warn_of_decode(loaded.network)
@@ -127,6 +129,18 @@ def tell_oddities(network: Network, strict: bool) -> None:
             raise UserError(f"{line} (--strict)")
         if distributed.is_main():
             print(line)
+
+
+def as_decoded(network: Network) -> Network:
+    """Return the network with ``--decode scaled``; say so where its cfg asks for that itself.
+
+    Raises:
+        UserError: as :func:`models.network.decode_scaled`.
+    """
+    scaled = decode_scaled(network)
+    if scaled.cfg_text == network.cfg_text:
+        _note(f"--decode scaled changes nothing: {network.cfg_path} says new_coords=1 itself")
+    return scaled
 
 
 def warn_of_decode(network: Network) -> None:

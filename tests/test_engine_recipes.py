@@ -233,8 +233,8 @@ def test_an_optimizer_step_is_darknets(batch, subdivisions, given, adam):
             torch.testing.assert_close(parameter.data, kinds[name].numbers, rtol=1e-9, atol=1e-12)
 
 
-# After 1, 4 and 8 calls of update_convolutional_layer of AlexeyAB/darknet 59596d7 (CPU): rate, five weights, the bias and
-# the scale of two filters. In step t, from 0, the sums of gradients are those of the test below.
+# After 1, 4 and 8 calls of update_convolutional_layer of AlexeyAB/darknet 59596d7 (CPU): rate, five weights, bias and
+# scale of two filters. The sums of the gradients in each step are those of the test below.
 RECORDED = {
     1: (0.000617284037, 0.50006789, -0.999852896, 2.00014305, 0.100229628, -0.299711525, 0.200000003, 1.0,
         -0.400025725, 1.9999485),

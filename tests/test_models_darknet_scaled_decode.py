@@ -170,6 +170,8 @@ def test_detect_test_and_analyze_decode_as_asked(project, run_main):
     Path("odd.cfg").write_text(with_scaled_decode(parse_cfg_text(Path("odd.cfg").read_text(), "odd.cfg")).text)
     written, out = detections_of(run_main, *LOOK)
     assert written == scaled and WARNING not in out
+    again, out = detections_of(run_main, *LOOK, "--decode", "scaled")
+    assert again == scaled and "--decode scaled changes nothing: odd.cfg says new_coords=1 itself" in out
     Path("odd.cfg").write_text(CFG + "scale_x_y=1.05\n")
 
     given = (*LOOK, "--data", "tiny.data", "--workers", "0", "--decode", "scaled")
