@@ -98,7 +98,9 @@ def recipe_of_cfg(config: DarknetConfig, given: Mapping[str, Any]) -> dict[str, 
 def notes_of_recipe(config: DarknetConfig, notes: Sequence[str]) -> list[str]:
     """Return the notes on a cfg that is its own recipe: its training keys are not among those without effect."""
     plain = keys_without_effect(config.source, (config.net, *config.sections), {})
-    used = {"net": NET_KEYS, "region": HEAD_KEYS, "gaussian_yolo": HEAD_KEYS, "yolo": HEAD_KEYS + YOLO_KEYS}
+    has_equal = _value(_last_head(config), "iou_loss", "") in IOU_LOSSES
+    of_loss = [key for key in YOLO_KEYS if key != "iou_loss" or has_equal]
+    used = {"net": NET_KEYS, "region": HEAD_KEYS, "gaussian_yolo": HEAD_KEYS, "yolo": [*HEAD_KEYS, *of_loss]}
     others = keys_without_effect(config.source, (config.net, *config.sections), used)
     lines = [others] if others else []
     policy = _value(config.net, "policy", "constant")

@@ -158,6 +158,8 @@ def test_only_keys_without_an_equal_are_announced():
         "x.cfg: Darknet does not know policy=Poly and keeps the learning rate constant",
     ]
     assert notes[2:] == list(before[1:])
+    squared = config(TRAINING, YOLO + "iou_loss=mse\nlabel_smooth_eps=.1\n")  # a loss that is not here
+    assert notes_of_recipe(squared, squared.notes) == ["x.cfg: without effect here: [yolo] iou_loss"]
     plain = build_network_from_text(config().text, "x.cfg")
     assert notes_of_recipe(plain.config, plain.notes) == []
 
