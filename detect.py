@@ -27,6 +27,7 @@ from data.splits import open_split
 from engine.resolve import Resolved, Wanted, name_classes, resolve
 from engine.run_folder import new_run_folder
 from engine.writers import DetectionWriter, Mp4Writer
+from models.darknet.scaled_decode import DECODES
 from models.detector import Detector
 from utils.config import option, parse_options
 from utils.devices import choose_device, describe_device, use_threads
@@ -47,6 +48,7 @@ class DetectOptions:
     weights: str = option("", "checkpoint, Darknet .weights or official yolov5 .pt; default: the newest run's best.pt")
     cfg: str = option("", "network, looked up here and in cfg/; default: the one that belongs to the weights")
     strict: bool = option(False, "refuse a cfg with keys, lines or names that Darknet does not know")
+    decode: str = option("cfg", "boxes as the cfg says, or as PyTorch_YOLOv4, ScaledYOLOv4 and yolor compute", DECODES)
     data: str = option("", "data set whose class names are used; default: the one of the training")
     names: str = option("", "file of class names, one per line")
     img_size: tuple[int, ...] = option((), "side of the network input in pixels; default: that of the training")
@@ -79,7 +81,9 @@ def main() -> None:
     device = choose_device(options.device)
     use_threads()
 
-    wanted = Wanted(options.weights, options.cfg, options.data, options.img_size, strict=options.strict)
+    wanted = Wanted(
+        options.weights, options.cfg, options.data, options.img_size, strict=options.strict, decode=options.decode
+    )
     resolved = name_classes(resolve(wanted, needs_data=False), options.names, options.data)
     loaded, size = resolved.loaded, max(resolved.input_wh)
     sources, shown = choose_sources(options.source, resolved)

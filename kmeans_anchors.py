@@ -2,6 +2,7 @@
 
 Prints the anchors as one line for a cfg, beside the cfg's present ones, and how well both fit; writes results.json,
 tables.md, CSV files and a scatter plot into runs/analyze/<name>/. Without arguments: the demo set and yolov3-nano.cfg.
+As Darknet's ``calc_anchors`` it takes ``--width 416 --height 256`` and counts the objects of every class.
 """
 
 from __future__ import annotations
@@ -9,9 +10,9 @@ from __future__ import annotations
 from utils.errors import UserError, run_command  # first: for Ctrl-C during the imports below
 
 # isort: split
-import re
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
@@ -31,21 +32,21 @@ from analysis.anchor_fit import (
     recall_rule,
 )
 from analysis.mode import ANALYSES
-from analysis.objects import Objects, letterboxed_wh, select_objects
+from analysis.objects import Objects, letterboxed_wh, select_objects, stretched_wh
 from analysis.output.plots import anchor_scatter
 from analysis.output.result import Result, Table, print_result, with_problems, write_result
 from data.description import SPLITS
 from data.labels.read import read_dataset
 from data.splits import open_data, split_shown
 from engine.run_folder import new_run_folder
+from models.darknet.cfg import parse_cfg_text
+from models.darknet.cfg_text import with_values
+from models.darknet.kinds import KINDS
 from models.darknet.section import Section
 from models.network import Network, build_network, build_network_from_text, check_image_size, require_heads
 from utils.config import build_options, find_file, flag, option, parse_flags
 from utils.files import write_text_atomically
 from utils.words import how_many
-
-# An anchors line of a cfg: key and equals sign, values, white space and comment.
-ANCHORS_LINE = re.compile(r"^(\s*anchors\s*=\s*)[^#;\r\n]*?(\s*(?:[#;].*)?)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -58,12 +59,20 @@ class KmeansOptions:
     img_size: tuple[int, ...] = option(
         (), "side of the network input, pixels; several for multi-scale; default: the cfg's"
     )
-    write: str = option("", "write the cfg with the found anchors in every head's section to this new file")
+    width: int = option(0, "with --height: the network input that images are stretched to, as Darknet does, pixels")
+    height: int = option(0, "with --width: its height")
+    write: str = option(
+        "", "write the cfg with the found anchors to this new file; masks and filters follow their number"
+    )
     name: str = option("kmeans-anchors", "results go to runs/analyze/<name>")
 
     def __post_init__(self) -> None:
         if any(size < 1 for size in self.img_size):
             raise ValueError("--img-size must be sizes in pixels, above 0")
+        if min(self.width, self.height) < 0 or (self.width > 0) != (self.height > 0):
+            raise ValueError("--width and --height belong together: both in pixels, above 0")
+        if self.width and self.img_size:
+            raise ValueError("--width and --height stretch images, --img-size letterboxes them; leave one of them out")
 
 
 def main() -> None:
@@ -81,22 +90,27 @@ def main() -> None:
         refuse_write(options.write, network, num)
 
     img_sizes = options.img_size or (max(network.input_wh),)
-    boxes_wh = sizes_at(objects, img_sizes)
+    stretched = f"{options.width}x{options.height}, stretched," if options.width else ""
+    boxes_wh = stretched_wh(objects, (options.width, options.height)) if stretched else sizes_at(objects, img_sizes)
     sizes = count_sizes(boxes_wh)
+    counters = np.bincount(objects.labels, minlength=len(objects.names))
     print(
         f"kmeans_anchors: {how_many(num, 'anchor')} for {how_many(len(objects), 'object')} of {options.data} "
-        f"({split_shown(options.data, options.split)}) at {' '.join(map(str, img_sizes))} px by --method "
+        f"({split_shown(options.data, options.split)}) at {stretched or ' '.join(map(str, img_sizes))} px by --method "
         f"{fit_options.method}, beside those of {options.cfg}\n"
     )
     found = fit_anchors(sizes, num, fit_options)
 
-    result = with_problems(describe(found, present, sizes, boxes_wh, options, fit_options), annotations)
+    result = describe(found, present, sizes, boxes_wh, counters, options, fit_options)
+    result = with_problems(result, annotations)
     folder = new_run_folder(ANALYSES, options.name)
     write_result(result, folder, f"python {shlex.join(sys.argv)}")
     print_result(result)
-    print(f"\n{anchors_line(found)}\n\nresults.json, tables.md, CSV and the scatter plot are in {folder}")
+    write_text_atomically(folder / "counters_per_class.txt", counters_line(counters))
+    print(f"\n{anchors_line(found)}\n{counters_line(counters)}\n")
+    print(f"results.json, tables.md, CSV and the scatter plot are in {folder}")
     if options.write:
-        write_text_atomically(options.write, with_anchors(network, found))
+        write_text_atomically(options.write, with_anchors(network, found, counters))
         print(f"{options.write}: {options.cfg} with these anchors")
 
 
@@ -116,6 +130,8 @@ def read_network(options: KmeansOptions, num_classes: int) -> Network:
         raise UserError(f"{options.cfg}: its boxes have no anchors")
     for size in options.img_size:
         check_image_size(network, size)
+    if options.width:
+        check_image_size(network, (options.width, options.height))
     return network
 
 
@@ -141,33 +157,58 @@ def sizes_at(objects: Objects, img_sizes: tuple[int, ...]) -> np.ndarray:
 
 
 def refuse_write(path: str, network: Network, num: int) -> None:
-    """Refuse to overwrite a file, or anchors that the masks of the cfg do not fit."""
+    """Refuse to overwrite a file, or a cfg that the anchors cannot be written into."""
     if Path(path).exists():
         raise UserError(f"{path}: exists already; name a new file with --write")
     for section in head_sections(network):
         if "anchors" not in section:
             raise section.error("has no anchors; write 'anchors = 1,1' with num=1 there for --write to replace")
-        if section["num"] != num:
-            raise section.error(
-                f"has masks for num={section['num']} anchors; --write keeps them, so leave out --num {num}"
-            )
+    if num < len(network.heads):
+        raise UserError(f"--num {num}: each of the {len(network.heads)} heads of {network.cfg_path} needs an anchor")
 
 
-def with_anchors(network: Network, anchors_wh: np.ndarray) -> str:
-    """Return the cfg's text with the anchors of every head replaced; comments and masks stay."""
-    lines = network.cfg_text.splitlines(keepends=True)
-    for section, head in zip(head_sections(network), network.heads, strict=True):
+def with_anchors(network: Network, anchors_wh: np.ndarray, counters: np.ndarray) -> str:
+    """Return the cfg's text with other anchors, and counters of its classes, in every head; comments stay.
+
+    Another number of anchors is shared out among the heads, the smallest to the finest grid; the filters before them
+    follow.
+    """
+    config = parse_cfg_text(network.cfg_text, network.cfg_path)  # with the classes that it says itself
+    shares = shared_out(len(anchors_wh), [head.stride for head in network.heads])
+    changes: list[tuple[Section, dict[str, str]]] = []
+    for number, (layer, head) in enumerate(zip(network.head_layers, network.heads, strict=True)):
+        section = config.sections[layer]
         in_cells = section.kind == "region"  # whose anchors are written in cells
         numbers = numbers_of(anchors_wh / head.stride, decimals=9) if in_cells else numbers_of(anchors_wh)
-        number = section.lines["anchors"] - 1
-        body = lines[number].rstrip("\r\n")
-        ending = lines[number][len(body) :]
-        lines[number] = ANCHORS_LINE.sub(rf"\g<1>{numbers}\g<2>", body) + ending
-    text = "".join(lines)
+        values = {"anchors": numbers}
+        if section["num"] != len(anchors_wh):
+            masked = "mask" in section
+            count = len(shares[number]) if masked else len(anchors_wh)
+            values |= {"num": str(len(anchors_wh))} | ({"mask": ",".join(map(str, shares[number]))} if masked else {})
+            filters = str(count * (KINDS[section.kind].box_numbers + section["classes"]))
+            changes += [(config.sections[index], {"filters": filters}) for index in network.predicting_layers(number)]
+        if "counters_per_class" in section and section["classes"] == len(counters):
+            values["counters_per_class"] = ", ".join(map(str, counters))
+        changes.append((section, values))
+    text = with_values(network.cfg_text, changes)
     with torch.device("meta"):
         rebuilt = build_network_from_text(text, network.cfg_path, network.num_classes)
+        if len(anchors_wh) != len(network.heads[0].all_anchors_wh):
+            build_network_from_text(text, network.cfg_path)  # with the filters as they are written
     assert np.allclose(rebuilt.heads[0].all_anchors_wh, anchors_wh), "the written cfg has other anchors"
     return text
+
+
+def shared_out(num: int, strides: Sequence[int]) -> list[list[int]]:
+    """Return the numbers of the anchors of each head: as many to each as can be, the first to the finest grid."""
+    finest_first = sorted(range(len(strides)), key=lambda index: strides[index])
+    parts = np.array_split(np.arange(num), len(strides))
+    return [parts[finest_first.index(index)].tolist() for index in range(len(strides))]
+
+
+def counters_line(counters: np.ndarray) -> str:
+    """Return the line of a cfg that says how many objects each class has, as Darknet's ``calc_anchors`` writes it."""
+    return f"counters_per_class = {', '.join(map(str, counters))}"
 
 
 def numbers_of(anchors_wh: np.ndarray, decimals: int = 6) -> str:
@@ -185,6 +226,7 @@ def describe(
     present: np.ndarray,
     sizes: BoxSizes,
     boxes_wh: np.ndarray,
+    counters: np.ndarray,
     options: KmeansOptions,
     fit_options: AnchorFitOptions,
 ) -> Result:
@@ -199,11 +241,13 @@ def describe(
         "iou_t": fit_options.iou_t,
         "anchor_t": fit_options.anchor_t,
         "anchors_line": anchors_line(found),
+        "counters_per_class": counters,
     }
     for name, anchors_wh in sets.items():
         aspect_ratios = anchors_wh[:, 0] / anchors_wh[:, 1]
         statistics[name] = {"anchors": anchors_wh, "aspect_ratios": aspect_ratios, **asdict(fits[name])}
-    settings = {"img_sizes": options.img_size, "cfg": options.cfg, **asdict(fit_options), "num": len(found)}
+    size = {"input_wh": (options.width, options.height)} if options.width else {"img_sizes": options.img_size}
+    settings = {**size, "cfg": options.cfg, **asdict(fit_options), "num": len(found)}
     data = {"data": options.data, "split": split_shown(options.data, options.split), **settings}
     plot = anchor_scatter(
         boxes_wh, {"found": found, f"present ({Path(options.cfg).name})": present}, "Boxes and anchors"

@@ -25,6 +25,7 @@ from engine.run_folder import shared_run_folder
 from evaluation.coco import BACKENDS, Metrics, evaluate_coco, has_objects
 from evaluation.results import clean_ground_truth
 from models.checkpoints.load import LoadedNetwork
+from models.darknet.scaled_decode import DECODES
 from models.detector import Detector, Speed
 from utils import distributed
 from utils.config import option, parse_options
@@ -46,6 +47,7 @@ class EvaluationOptions:
     weights: str = option("", "checkpoint, Darknet .weights or official yolov5 .pt; default: the newest run's best.pt")
     cfg: str = option("", "network, looked up here and in cfg/; default: the one that belongs to the weights")
     strict: bool = option(False, "refuse a cfg with keys, lines or names that Darknet does not know")
+    decode: str = option("cfg", "boxes as the cfg says, or as PyTorch_YOLOv4, ScaledYOLOv4 and yolor compute", DECODES)
     data: str = option("", "data set, looked up here and in cfg/; default: the one of the training")
     task: str = option("val", "which split, or the time per image only", tuple(SPLITS))
     batch_size: int = option(16, "images per batch, over all processes")
@@ -146,6 +148,7 @@ def wanted_by(options: EvaluationOptions) -> Wanted:
         options.single_cls,
         options.val_fraction,
         options.strict,
+        options.decode,
     )
 
 

@@ -18,12 +18,13 @@ import torch
 from data.augment import AugmentOptions
 from data.image_checks import ImageCheckOptions
 from data.labels.annotations import Annotations
-from data.loader import LoaderSettings, evaluation_batches, training_batches
+from data.loader import MULTI_SCALE, LoaderSettings, evaluation_batches, training_batches
 from data.splits import open_training_splits
 from engine.ema import AveragedModel
 from engine.evaluate import evaluate
 from engine.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
-from engine.resolve import start_with_classes, tell_oddities
+from engine.recipes import FROM_CFG, as_many_epochs, default_recipe, notes_of_recipe, values_of_cfg
+from engine.resolve import as_decoded, start_with_classes, tell_oddities, warn_of_decode
 from engine.resumed_run import NEWEST, options_to_resume, other_length
 from engine.run_folder import TRAINING_RUNS, plot_labels
 from engine.train_loop import TrainState, freeze_layers, train_one_epoch, wrap_for_processes
@@ -32,8 +33,8 @@ from engine.training_state import load_training_state
 from evaluation.coco import Metrics, has_objects
 from models.assignment.counts import MatchCounts
 from models.assignment.options import AssignmentOptions
-from models.checkpoints.load import cfg_of_weights, load_weights
-from models.darknet.cfg import parse_cfg
+from models.checkpoints.load import cfg_of_weights, decode_of_weights, load_weights
+from models.darknet.scaled_decode import DECODES
 from models.detector import Detector
 from models.loss import LossOptions, build_loss
 from models.network import (
@@ -46,7 +47,7 @@ from models.network import (
     require_trainable,
 )
 from utils import distributed
-from utils.config import REPOSITORY, build_options, find_file, flat_dict, found_name, option, parse_flags, read_recipe
+from utils.config import build_options, find_file, flat_dict, found_name, option, parse_flags, read_recipe
 from utils.devices import amp_dtype, choose_device, describe_device, use_threads
 from utils.seeding import seed_epoch, seed_everything
 
@@ -56,17 +57,23 @@ class TrainOptions:
     """What to train, on what, for how long."""
 
     cfg: str = option("yolov3-nano.cfg", "network, looked up here and in cfg/; with --weights: the one that fits them")
+    decode: str = option("cfg", "boxes as the cfg says, or as PyTorch_YOLOv4, ScaledYOLOv4 and yolor compute", DECODES)
     strict: bool = option(False, "refuse a cfg with keys, lines or names that Darknet does not know")
     data: str = option("shapes.data", "data set, looked up here and in cfg/; shapes.data is the built-in demo set")
     weights: str = option(
         "", "weights to start from: a .pt of this toolkit, Darknet .weights or an official yolov5 .pt"
     )
-    hyp: str = option("", "YAML recipe of options; by default the one in cfg/hyp/ that fits the cfg")
-    epochs: int = option(300, "passes over the training images, unless the recipe says otherwise")
+    hyp: str = option(
+        "", "YAML recipe of options, or cfg: the cfg's own training keys; default: what fits it in cfg/hyp"
+    )
+    epochs: int = option(300, "passes over the training images; 0: as many as --max-batches iterations take")
     batch_size: int = option(16, "images per batch, over all processes")
     accumulate: int = option(0, "batches per optimizer step; 0: as many as make 64 images")
     img_size: tuple[int, ...] = option((), "size in pixels for training [and for testing]; default: the cfg's width")
-    multi_scale: bool = option(False, "another image size for every batch, 0.67 to 1.5 times --img-size")
+    multi_scale: bool = option(False, "another image size for every batch, within --multi-scale-range")
+    multi_scale_range: tuple[float, ...] = option(
+        MULTI_SCALE, "smallest and largest size of --multi-scale / --img-size"
+    )
     rect: bool = option(False, "rectangular training batches: images of similar shape together, without mosaic")
     val_fraction: float = option(0.0, "share of the training images to hold out for validation, where there are none")
     cache: str = option("", "ram (also without a value): keep the decoded images in memory", bare="ram")
@@ -91,8 +98,10 @@ class TrainOptions:
     save_period: int = option(0, "keep the weights of every N-th epoch as epoch<N>.pt; 0: never")
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
+        if self.epochs < 0 or self.batch_size < 1:
             raise ValueError(f"--epochs and --batch-size must be at least 1, not {self.epochs} and {self.batch_size}")
+        if len(self.multi_scale_range) != 2 or not 0 < self.multi_scale_range[0] <= self.multi_scale_range[1] <= 4:
+            raise ValueError("--multi-scale-range takes two numbers in 0..4, the smaller first")
         if min(self.accumulate, self.workers, self.patience, self.seed, *self.freeze) < 0:
             raise ValueError("--accumulate, --workers, --patience, --freeze and --seed must not be negative")
         if self.cache not in ("", "ram"):
@@ -156,6 +165,7 @@ def main() -> None:
 
     train_settings, test_settings = loader_settings(options, network, device)
     train_batches = training_batches(train_set, train_settings, options.augment)
+    options = with_epochs(options, len(train_batches))
     test_batches = evaluation_batches(test_set, test_settings)
     ground_truth = test_set.to_coco()
     schedule = Schedule(options.optimizer, options.train.epochs, len(train_batches), options.train.batches_per_step)
@@ -200,24 +210,26 @@ def choose_options() -> tuple[TrainGroups, dict[str, Any] | None]:
         return options, checkpoint
     if given.get("weights") and not given.get("cfg"):
         given["cfg"] = cfg_of_weights(given["weights"])
-    recipe = find_file(given.get("hyp") or default_recipe(given.get("cfg") or TrainOptions.cfg), "recipe")
-    values = read_recipe(recipe, GROUPS) | given | {"hyp": str(recipe)}
+    if given.get("weights") and decode_of_weights(given["weights"]) == "scaled":
+        given["decode"] = "scaled"
+    cfg = given.get("cfg") or TrainOptions.cfg
+    if given.get("hyp") == FROM_CFG:
+        values = values_of_cfg(cfg, given, GROUPS) | given
+    else:
+        recipe = find_file(given.get("hyp") or default_recipe(cfg, given.get("decode", DECODES[0])), "recipe")
+        values = read_recipe(recipe, GROUPS) | given | {"hyp": str(recipe)}
     # Named without its ending, or by YOLOv5's name of it; the record of the run has the whole name.
-    values |= {"cfg": found_name(values.get("cfg") or TrainOptions.cfg, "cfg")}
+    values |= {"cfg": found_name(values.get("cfg") or cfg, "cfg")}
     values |= {"data": found_name(values.get("data") or TrainOptions.data, "data file")}
     return TrainGroups(*build_options(values, GROUPS)), None
 
 
-def default_recipe(cfg: str) -> str:
-    """Return the recipe for a cfg: one of its name, else by its heads: darknet.yaml, yolov5.yaml or yolov3.yaml."""
-    path = find_file(cfg, "cfg")
-    if (REPOSITORY / "cfg/hyp" / f"{path.stem}.yaml").is_file():
-        return f"{path.stem}.yaml"
-    sections = parse_cfg(path).sections
-    if any(section.kind in ("region", "gaussian_yolo") for section in sections):
-        return "darknet.yaml"
-    heads = [section for section in sections if section.kind == "yolo"]
-    return "yolov5.yaml" if any(head["new_coords"] for head in heads) else "yolov3.yaml"
+def with_epochs(options: TrainGroups, batches_per_epoch: int) -> TrainGroups:
+    """Return the options with a number of epochs, where ``--epochs 0`` leaves it to the number of iterations."""
+    if options.train.epochs:
+        return options
+    epochs = as_many_epochs(options.optimizer.max_batches, batches_per_epoch, options.train.batches_per_step)
+    return replace(options, train=replace(options.train, epochs=epochs))
 
 
 def check_names(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[str, Any] | None) -> None:
@@ -236,8 +248,11 @@ def new_network(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
     else:
         network = build_network(find_file(options.cfg, "cfg"), len(names))
         require_heads(network)
+        if options.decode == "scaled":
+            network = as_decoded(network)
         require_trainable(network)
-        for note in network.notes:
+        from_cfg = options.hyp == FROM_CFG
+        for note in notes_of_recipe(network.config, network.notes) if from_cfg else network.notes:
             if note not in network.config.oddities:
                 print(note)
         tell_oddities(network, options.strict)
@@ -245,6 +260,8 @@ def new_network(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
         if options.weights:
             report = load_weights(network, options.weights)
             print(report)
+            if not report.names and options.decode == DECODES[0]:
+                warn_of_decode(network)
             network = start_with_classes(network, report, names)
     frozen = freeze_layers(network, options.freeze)
     if frozen and distributed.is_main():
@@ -292,6 +309,7 @@ def loader_settings(
         image_hw=(train_size, train_size),
         rect=options.rect,
         multi_scale=options.multi_scale,
+        multi_scale_range=(options.multi_scale_range[0], options.multi_scale_range[1]),
         cache_images=options.cache == "ram",
     )
     return train, test

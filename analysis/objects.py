@@ -91,10 +91,19 @@ def letterboxed(objects: Objects, img_size: int) -> np.ndarray:
 
 def letterboxed_wh(objects: Objects, img_size: int) -> np.ndarray:
     """Return the boxes' width and height in pixels of a square input, [M 2] float64, from those of the label file."""
+    return _visible_wh(objects) * _letterbox_of_objects(objects, img_size)[0]
+
+
+def stretched_wh(objects: Objects, input_wh: tuple[int, int]) -> np.ndarray:
+    """Return the boxes' width and height in pixels of an input that images are stretched to, [M 2] float64."""
+    return _visible_wh(objects) * np.array(input_wh) / objects.image_wh[objects.image]
+
+
+def _visible_wh(objects: Objects) -> np.ndarray:
+    """Return width and height of what lies in the image, [M 2] original pixels; where all does, the label file's."""
     inside = _inside(objects)
     whole = (inside == objects.boxes_xyxy).reshape(-1, 2, 2).all(axis=1)  # M 2, by axis: nothing lies outside
-    wh = np.where(whole, objects.boxes_wh, inside[:, 2:] - inside[:, :2])
-    return wh * _letterbox_of_objects(objects, img_size)[0]
+    return np.where(whole, objects.boxes_wh, inside[:, 2:] - inside[:, :2])
 
 
 def _inside(objects: Objects) -> np.ndarray:

@@ -13,7 +13,8 @@ from data.splits import open_data
 from engine.run_folder import find_newest_checkpoint
 from models.checkpoints.load import LoadedNetwork, load_network
 from models.checkpoints.report import LoadReport
-from models.network import Network, check_image_size, select_classes
+from models.darknet.scaled_decode import decode_warning
+from models.network import Network, check_image_size, decode_scaled, select_classes
 from utils import distributed
 from utils.class_names import are_numbers, first_moved, places_in, read_names
 from utils.config import build_options, find_file
@@ -36,6 +37,7 @@ class Wanted:
     single_cls: bool = False
     val_fraction: float = 0.0
     strict: bool = False  # refuse a cfg with anything that Darknet would pass over
+    decode: str = "cfg"  # one of DECODES
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class TrainedOn:
     img_size: tuple[int, ...] = ()
     single_cls: bool = False
     val_fraction: float = 0.0
+    decode: str = "cfg"
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,12 @@ def resolve(wanted: Wanted, *, needs_data: bool = True, square: bool = True) -> 
     loaded = load_network(weights, wanted.cfg)
     tell_oddities(loaded.network, wanted.strict)
     trained = options_of_training(loaded, weights)
+    if wanted.decode == "scaled":
+        loaded = replace(loaded, network=as_decoded(loaded.network))
+    elif trained.decode == "scaled":  # which a cfg that is named beside the weights need not say
+        loaded = replace(loaded, network=decode_scaled(loaded.network))
+    elif not loaded.options:
+        warn_of_decode(loaded.network)
     data = wanted.data or trained.data
     if needs_data and not data:
         raise UserError(f"{weights}: does not say on which data it was trained; name the data set with --data")
@@ -120,6 +129,24 @@ def tell_oddities(network: Network, strict: bool) -> None:
             raise UserError(f"{line} (--strict)")
         if distributed.is_main():
             print(line)
+
+
+def as_decoded(network: Network) -> Network:
+    """Return the network with ``--decode scaled``; say so where its cfg asks for that itself.
+
+    Raises:
+        UserError: as :func:`models.network.decode_scaled`.
+    """
+    scaled = decode_scaled(network)
+    if scaled.cfg_text == network.cfg_text:
+        _note(f"--decode scaled changes nothing: {network.cfg_path} says new_coords=1 itself")
+    return scaled
+
+
+def warn_of_decode(network: Network) -> None:
+    """Print a line where foreign weights may have been trained with another decode than their cfg says."""
+    if line := decode_warning(network.config):
+        _note(line)
 
 
 def fit_classes(found: Resolved, annotations: Annotations, remedy: str = NAME_THE_DATA) -> Resolved:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from engine.iteration_rates import POLICIES
 from engine.optimizer import OptimizerOptions, Schedule
 from engine.run_folder import TRAINING_RUNS
 from engine.train_loop import is_over
@@ -86,6 +87,8 @@ def other_length(options: OptimizerOptions, done: int, before: int, now: int) ->
     """
     if before == now or done == 0:
         return ""
+    if options.schedule in POLICIES:
+        return f"{how_many(now, 'epoch')} instead of {before}: --schedule {options.schedule} goes on by the iteration"
     last, following = (
         options.lr0 * Schedule(options, epochs, 1, 1).decay(epoch)
         for epochs, epoch in ((before, done - 1), (now, done))

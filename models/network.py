@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from models.darknet.cfg import parse_cfg, parse_cfg_text
 from models.darknet.graph import Layer, SectionBuilder, sources_of
 from models.darknet.kinds import KINDS
+from models.darknet.scaled_decode import with_scaled_decode
 from models.darknet.schema import LARGEST_SIDE
 from models.darknet.section import DarknetConfig, Section
 from models.heads import Head, RegionRule
@@ -99,6 +100,10 @@ class Network(nn.Module):
         layer = self.layers[_convolution_before(self.config.sections, self.head_layers[head])]
         assert isinstance(layer, Convolution)
         return layer
+
+    def predicting_layers(self, head: int) -> list[int]:
+        """Return the layers whose ``filters`` are the channels of a head, the number ``head`` among the heads."""
+        return _predicting(self.config.sections, self.head_layers[head])
 
     def layers_without_effect(self) -> list[int]:
         """Return the layers that no head depends on: they run, but no loss reaches them."""
@@ -265,6 +270,17 @@ def select_classes(network: Network, classes: Sequence[int]) -> Network:
                 state[name] = tensor.index_select(axis, filters)
     selected.load_state_dict(state)
     return selected.to(device).train(network.training)
+
+
+def decode_scaled(network: Network) -> Network:
+    """Return the network with the boxes of PyTorch_YOLOv4, ScaledYOLOv4 and yolor, with the same weights.
+
+    Raises:
+        UserError: as :func:`models.darknet.scaled_decode.with_scaled_decode`.
+    """
+    scaled = _build(with_scaled_decode(network.config), None, None, None)
+    scaled.load_state_dict(network.state_dict())
+    return scaled
 
 
 def _build(config: DarknetConfig, num_classes: int | None, bn_eps: float | None, bn_momentum: float | None) -> Network:

@@ -195,6 +195,9 @@ def test_multi_scale_range_and_reproducibility():
     assert all(height == width for height, width in sizes)
     assert sizes == [random_size(settings, 0, number) for number in range(400)]
     assert sizes != [random_size(settings, 1, number) for number in range(400)]
+    # 416 / 1.4 / 32 = 9.3 and 416 x 1.4 / 32 = 18.2
+    narrow = LoaderSettings((416, 416), multi_scale=True, multi_scale_range=(1 / 1.4, 1.4))
+    assert {random_size(narrow, 0, number)[0] for number in range(400)} == {32 * n for n in range(9, 19)}
     wide = LoaderSettings((256, 512), multi_scale=True)
     assert all(abs(w / h - 2) < 0.3 for h, w in (random_size(wide, 0, n) for n in range(50)))
 

@@ -8,12 +8,12 @@ import torch
 from darknet_loss_oracle import Region, logistic
 from torch.testing import assert_close
 
+from engine.recipes import default_recipe
 from models.checkpoints.darknet_weights import load_darknet_weights, save_darknet_weights
 from models.detector import Detector, decode_predictions
 from models.heads import decode_map
 from models.network import build_network, build_network_from_text, initialise_head_biases
 from models.nms import select_candidates
-from train import default_recipe
 from utils.config import REPOSITORY
 from utils.errors import UserError
 from utils.structures import ImageMeta

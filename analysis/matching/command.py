@@ -123,7 +123,10 @@ def open_everything(
     use_threads()
     distributed.start(device)
     side = (source.img_size,) if source.img_size else ()
-    found = resolve(Wanted(options.weights, source.cfg, source.data, side, val_fraction=source.val_fraction))
+    wanted = Wanted(
+        options.weights, source.cfg, source.data, side, val_fraction=source.val_fraction, decode=options.decode
+    )
+    found = resolve(wanted)
     require_trainable(found.loaded.network)  # matches are those of a training
     annotations = open_split(found.data, source.split, found.single_cls, val_fraction=found.val_fraction, checks=checks)
     if not len(annotations):

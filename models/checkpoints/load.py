@@ -94,6 +94,20 @@ def cfg_of_weights(weights: str | Path) -> str:
     return str(_cfg_for(path)) if kind == "darknet" else read_yolov5_checkpoint(path).cfg_name
 
 
+def decode_of_weights(weights: str | Path) -> str:
+    """Return the ``--decode`` that a checkpoint of ``train.py`` was trained with, or nothing for other weights.
+
+    Raises:
+        UserError: as :func:`load_network`.
+    """
+    path = find_weights(weights)
+    if _kind(path) != "ours":
+        return ""
+    checkpoint = read_checkpoint(path)
+    check_network_content(checkpoint, path)
+    return str(checkpoint["options"].get("decode", ""))
+
+
 def find_weights(name: str | Path) -> Path:
     """Return the path of a file of weights: as given, else in ``weights/`` here or in the repository.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -219,14 +219,27 @@ def _float(text: str) -> float:
         return math.nan
 
 
-def _notes(sections: list[Section]) -> tuple[str, ...]:
-    """Return one line each on keys without effect here and on keys that change Darknet's matching only."""
+def keys_without_effect(source: str, sections: Sequence[Section], used: Mapping[str, Collection[str]]) -> str:
+    """Return the line on the keys without effect here, or an empty one.
+
+    Args:
+        source: name of the cfg.
+        sections: of it, ``[net]`` among them.
+        used: by kind of section, keys that the caller knows what to do with.
+    """
     ignored: dict[str, list[str]] = {}
     for section in sections:
         keys = ignored.setdefault(section.kind, [])
-        keys += [name for name in section.written if section.keys[name].role == IGNORED and name not in keys]
+        known = (*used.get(section.kind, ()), *keys)
+        keys += [name for name in section.written if section.keys[name].role == IGNORED and name not in known]
     lines = [f"[{kind}] {', '.join(keys)}" for kind, keys in ignored.items() if keys]
-    without = (f"{sections[0].source}: without effect here: {'; '.join(lines)}",) if lines else ()
+    return f"{source}: without effect here: {'; '.join(lines)}" if lines else ""
+
+
+def _notes(sections: list[Section]) -> tuple[str, ...]:
+    """Return one line each on keys without effect here and on keys that change Darknet's matching only."""
+    line = keys_without_effect(sections[0].source, sections, {})
+    without = (line,) if line else ()
     otherwise = [
         f"{name}={section[name]}"
         for section in sections

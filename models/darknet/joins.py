@@ -12,6 +12,7 @@ from models.darknet.graph import Layer, MapShape, SectionBuilder, made, sources_
 from models.darknet.kind import SectionKind
 from models.darknet.schema import SECTIONS
 from models.darknet.section import Section
+from models.darknet.sections import own_activation
 from models.layers import Implicit, Product, Route, Shortcut, Sum
 
 
@@ -44,11 +45,11 @@ def _implicit(builder: SectionBuilder, section: Section, inputs: Sequence[MapSha
 
 
 def _shift_channels(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
-    return _with_vector(section, inputs, Sum(section["activation"]))
+    return _with_vector(section, inputs, Sum(own_activation(builder, section)))
 
 
 def _control_channels(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
-    return _with_vector(section, inputs, Product(section["activation"]))
+    return _with_vector(section, inputs, Product(own_activation(builder, section)))
 
 
 def _with_vector(section: Section, inputs: Sequence[MapShape], module: nn.Module) -> Layer:

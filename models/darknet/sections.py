@@ -34,6 +34,8 @@ from models.layers import (
     YoloMap,
 )
 
+LEAVE_LOGISTIC = ("convolutional", "shift_channels", "control_channels")  # kinds that leave one to the head
+
 
 def _strides(section: Section) -> tuple[int, int]:
     """Return the strides in x and y: ``stride`` where ``stride_x`` or ``stride_y`` is not above 0."""
@@ -66,7 +68,7 @@ def _convolutional(builder: SectionBuilder, section: Section, inputs: Sequence[M
     weights = filters * (source.channels // groups) * size * size
     builder.reserve(section, 0, unblurred)
     builder.reserve(section, weights + filters * (2 if normalised else 1), output)
-    activation = _own_activation(builder, section)
+    activation = own_activation(builder, section)
     kind = XnorConv2d if section["xnor"] else BinaryConv2d if section["binary"] else nn.Conv2d
     conv = kind(
         source.channels, filters, size, own_strides[::-1], padding * dilation, dilation, groups, bias=not normalised
@@ -102,14 +104,14 @@ def _blurred(shape: MapShape, blur: Blur | None, strides: tuple[int, int]) -> Ma
     return shape.scaled(blur.output_side(shape.rows, strides[1]), blur.output_side(shape.cols, strides[0]), *strides)
 
 
-def _own_activation(builder: SectionBuilder, section: Section) -> str:
+def own_activation(builder: SectionBuilder, section: Section) -> str:
     """Return the activation; the logistic before a new_coords head is left to the head, so that raw maps are logits."""
     following = builder.config.sections[section.index + 1 : section.index + 2]
     if not (following and following[0].kind == "yolo" and following[0]["new_coords"]):
         return section["activation"]
     if section["activation"] != "logistic":
         return section["activation"]  # the head reads probabilities
-    if section["antialiasing"]:
+    if section.written.get("antialiasing"):
         raise section.error("antialiasing after the logistic of a new_coords=1 head is not supported", "antialiasing")
     for other in builder.config.sections[section.index + 2 :]:
         if section.index in sources_of(other):
@@ -205,7 +207,7 @@ def _has_logistic(builder: SectionBuilder, section: Section) -> bool:
     if section.index == 0:
         return False
     before = builder.config.sections[section.index - 1]
-    return before.kind == "convolutional" and before["activation"] == "logistic"
+    return before.kind in LEAVE_LOGISTIC and before["activation"] == "logistic"
 
 
 def check_even_cells(builder: SectionBuilder, section: Section, source: MapShape, head: Head) -> None:
