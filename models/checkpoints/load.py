@@ -22,6 +22,7 @@ from models.network import Network, build_network, build_network_from_text, requ
 from utils.config import REPOSITORY, find_file
 from utils.errors import UserError
 from utils.foreign_names import address_of
+from utils.renamed import record_of_run
 
 
 @dataclass(frozen=True)
@@ -135,8 +136,8 @@ def _open_ours(path: Path, cfg: str, num_classes: int | None) -> LoadedNetwork:
         network = build_network(find_file(cfg, "cfg"), num_classes)
     else:
         network = build_network_from_text(checkpoint["cfg_text"], checkpoint["cfg_name"], num_classes)
-    report = load_state(network, _state_of(checkpoint), path, skip_heads=num_classes != len(names))
-    return LoadedNetwork(network, report, names, dict(checkpoint["options"]))
+    report = _loaded_state(network, checkpoint, path, skip_heads=num_classes != len(names))
+    return LoadedNetwork(network, report, names, record_of_run(checkpoint["options"], max(network.input_wh)))
 
 
 def _open_darknet(path: Path, cfg: str, num_classes: int | None) -> LoadedNetwork:
@@ -167,8 +168,14 @@ def _load_ours(network: Network, path: Path) -> LoadReport:
     checkpoint = read_checkpoint(path)
     check_network_content(checkpoint, path)
     other_classes = len(checkpoint["names"]) != network.num_classes
-    report = load_state(network, _state_of(checkpoint), path, skip_heads=other_classes)
-    return replace(report, names=tuple(checkpoint["names"]))
+    return _loaded_state(network, checkpoint, path, skip_heads=other_classes)
+
+
+def _loaded_state(network: Network, checkpoint: Mapping[str, Any], path: Path, skip_heads: bool) -> LoadReport:
+    """Fill the network from a checkpoint of ours as :func:`load_state` does."""
+    report = load_state(network, _state_of(checkpoint), path, skip_heads)
+    options = record_of_run(checkpoint["options"])
+    return replace(report, names=tuple(checkpoint["names"]), resize=str(options.get("resize", "")))
 
 
 def load_state(network: Network, state: Mapping[str, Tensor], path: Path, skip_heads: bool = False) -> LoadReport:

@@ -16,6 +16,7 @@ class LoadReport:
     version: tuple[int, int, int] | None = None  # of the header; None where the format has none
     skipped: tuple[int, ...] = ()  # cfg layers left as they were because the file's have another number of classes
     names: tuple[str, ...] = ()  # of the file's classes; empty where it does not say
+    resize: str = ""  # "letterbox" or "stretch", as the training showed images; empty where the file does not say
 
     @property
     def complete(self) -> bool:

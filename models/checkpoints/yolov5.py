@@ -109,7 +109,9 @@ def load_yolov5_checkpoint(network: Network, path: str | Path | Yolov5Checkpoint
         for tensors in ready:
             for target, source in tensors:
                 target.copy_(source)
-    return LoadReport(checkpoint.path, len(ready), len(layer_of), skipped=skipped, names=checkpoint.names)
+    return LoadReport(
+        checkpoint.path, len(ready), len(layer_of), skipped=skipped, names=checkpoint.names, resize="letterbox"
+    )
 
 
 def _numbers(values: Any) -> Tensor:
