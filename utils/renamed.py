@@ -24,7 +24,7 @@ RENAMED_VALUES: dict[str, dict[Any, Any]] = {  # values of options, under the cu
     "optimizer": {True: "AdamW", False: "SGD"},
     "cache": {True: "ram", False: ""},
 }
-LISTS = {"freeze"}  # options that were one number
+LISTS = {"freeze": None, "img_size": 0}  # options that were one number -> the one that stood for none
 
 
 def record_of_run(values: Mapping[str, Any], cfg_side: int = 0) -> dict[str, Any]:
@@ -55,5 +55,7 @@ def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
         meanings = RENAMED_VALUES.get(name, {})
         if isinstance(value, (str, bool)):
             value = meanings.get(value, value)
-        current[name] = [value] if name in LISTS and not isinstance(value, (list, tuple)) else value
+        if name in LISTS and not isinstance(value, (list, tuple)):
+            value = [] if value == LISTS[name] else [value]
+        current[name] = value
     return current
