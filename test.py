@@ -93,7 +93,7 @@ def main() -> None:
         resize=resolved.resize.kind,
         single_cls=resolved.single_cls,
         val_fraction=resolved.val_fraction,
-        rect=options.rect and not resolved.loaded.network.fixed_size,
+        rect=options.rect and resolved.resize.kind == "letterbox" and not resolved.loaded.network.fixed_size,
     )
     split = SPLITS[options.task]
     dataset = open_split(resolved.data, split, resolved.single_cls, val_fraction=resolved.val_fraction, checks=checks)

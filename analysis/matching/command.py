@@ -57,7 +57,7 @@ class Source:
     resize: str = AUTO
 
     def wanted(self, weights: str) -> Wanted:
-        """Return the same for :func:`engine.resolve.resolve`; weights that are not named are those of the newest run."""
+        """Return the same for :func:`engine.resolve.resolve`; no weights are the newest run's."""
         size, share = self.img_size, self.val_fraction
         return Wanted(weights, self.cfg, self.data, size, val_fraction=share, resize=self.resize)
 
