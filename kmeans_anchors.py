@@ -13,7 +13,7 @@ from utils.errors import UserError, run_command  # first: for Ctrl-C during the 
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -32,18 +32,19 @@ from analysis.anchor_fit import (
     recall_rule,
 )
 from analysis.mode import ANALYSES
-from analysis.objects import Objects, letterboxed_wh, select_objects, stretched_wh
+from analysis.objects import select_objects, sizes_in_input
 from analysis.output.plots import anchor_scatter
 from analysis.output.result import Result, Table, print_result, with_problems, write_result
 from data.description import SPLITS
 from data.labels.read import read_dataset
 from data.splits import open_data, split_shown
+from engine.network_input import choose_resize, input_size, refuse_size, resize_option, size_option
 from engine.run_folder import new_run_folder
 from models.darknet.cfg import parse_cfg_text
 from models.darknet.cfg_text import with_values
 from models.darknet.kinds import KINDS
 from models.darknet.section import Section
-from models.network import Network, build_network, build_network_from_text, check_image_size, require_heads
+from models.network import Network, build_network, build_network_from_text, require_heads
 from utils.config import build_options, find_file, flag, option, parse_flags
 from utils.files import write_text_atomically
 from utils.words import how_many
@@ -56,23 +57,22 @@ class KmeansOptions:
     data: str = option("shapes.data", "a .data file, a COCO JSON, a list of images or a folder")
     split: str = option("train", "which split of the data set", SPLITS)
     cfg: str = option("yolov3-nano.cfg", "network whose anchors are replaced and compared with")
-    img_size: tuple[int, ...] = option(
-        (), "side of the network input, pixels; several for multi-scale; default: the cfg's"
-    )
-    width: int = option(0, "with --height: the network input that images are stretched to, as Darknet does, pixels")
-    height: int = option(0, "with --width: its height")
+    img_size: tuple[int, ...] = size_option("the cfg's")
+    sides: tuple[int, ...] = option((), "instead: sides of several square inputs, for training with --multi-scale")
+    width: int = option(0, "with --height, as calc_anchors: the same as --img-size with --resize stretch, pixels")
+    height: int = option(0, "with --width")
+    resize: str = resize_option()
     write: str = option(
         "", "write the cfg with the found anchors to this new file; masks and filters follow their number"
     )
     name: str = option("kmeans-anchors", "results go to runs/analyze/<name>")
 
     def __post_init__(self) -> None:
-        if any(size < 1 for size in self.img_size):
-            raise ValueError("--img-size must be sizes in pixels, above 0")
+        refuse_size(self.img_size, "--img-size")
         if min(self.width, self.height) < 0 or (self.width > 0) != (self.height > 0):
             raise ValueError("--width and --height belong together: both in pixels, above 0")
-        if self.width and self.img_size:
-            raise ValueError("--width and --height stretch images, --img-size letterboxes them; leave one of them out")
+        if sum(map(bool, (self.img_size, self.sides, self.width))) > 1:
+            raise ValueError("--img-size, --sides and --width --height stand for one another; leave the others out")
 
 
 def main() -> None:
@@ -89,17 +89,20 @@ def main() -> None:
     if options.write:
         refuse_write(options.write, network, num)
 
-    img_sizes = options.img_size or (max(network.input_wh),)
-    stretched = f"{options.width}x{options.height}, stretched," if options.width else ""
-    boxes_wh = stretched_wh(objects, (options.width, options.height)) if stretched else sizes_at(objects, img_sizes)
+    if options.width:
+        options = replace(options, img_size=(options.width, options.height), resize="stretch")
+    inputs_wh = [input_size((side,), network) for side in options.sides] or [input_size(options.img_size, network)]
+    resize = choose_resize(options.resize, network)
+    boxes_wh = np.concatenate([sizes_in_input(objects, input_wh, resize.kind) for input_wh in inputs_wh])
     sizes = count_sizes(boxes_wh)
     counters = np.bincount(objects.labels, minlength=len(objects.names))
     print(
         f"kmeans_anchors: {how_many(num, 'anchor')} for {how_many(len(objects), 'object')} of {options.data} "
-        f"({split_shown(options.data, options.split)}) at {stretched or ' '.join(map(str, img_sizes))} px by --method "
+        f"({split_shown(options.data, options.split)}), {' and '.join(map(resize.to, inputs_wh))}, by --method "
         f"{fit_options.method}, beside those of {options.cfg}\n"
     )
     found = fit_anchors(sizes, num, fit_options)
+    options = replace(options, img_size=() if options.sides else inputs_wh[0], resize=resize.kind)
 
     result = describe(found, present, sizes, boxes_wh, counters, options, fit_options)
     result = with_problems(result, annotations)
@@ -122,16 +125,12 @@ def refuse_unused(given: dict[str, Any], method: str) -> None:
 
 
 def read_network(options: KmeansOptions, num_classes: int) -> Network:
-    """Build the cfg's network without allocating any weights; check the sizes."""
+    """Build the cfg's network without allocating any weights."""
     with torch.device("meta"):
         network = build_network(find_file(options.cfg, "cfg"), num_classes)
     require_heads(network)
     if any(not head.anchors_wh for head in network.heads):
         raise UserError(f"{options.cfg}: its boxes have no anchors")
-    for size in options.img_size:
-        check_image_size(network, size)
-    if options.width:
-        check_image_size(network, (options.width, options.height))
     return network
 
 
@@ -149,11 +148,6 @@ def refuse_own_anchors(network: Network) -> None:
 def head_sections(network: Network) -> list[Section]:
     """Return the sections of the heads."""
     return [network.config.sections[index] for index in network.head_layers]
-
-
-def sizes_at(objects: Objects, img_sizes: tuple[int, ...]) -> np.ndarray:
-    """Return the boxes' width and height in network pixels, at every input size in turn, [M * sizes 2]."""
-    return np.concatenate([letterboxed_wh(objects, size) for size in img_sizes])
 
 
 def refuse_write(path: str, network: Network, num: int) -> None:
@@ -246,8 +240,8 @@ def describe(
     for name, anchors_wh in sets.items():
         aspect_ratios = anchors_wh[:, 0] / anchors_wh[:, 1]
         statistics[name] = {"anchors": anchors_wh, "aspect_ratios": aspect_ratios, **asdict(fits[name])}
-    size = {"input_wh": (options.width, options.height)} if options.width else {"img_sizes": options.img_size}
-    settings = {**size, "cfg": options.cfg, **asdict(fit_options), "num": len(found)}
+    of_input = {"img_size": options.img_size, "sides": options.sides, "resize": options.resize}
+    settings = {**of_input, "cfg": options.cfg, **asdict(fit_options), "num": len(found)}
     data = {"data": options.data, "split": split_shown(options.data, options.split), **settings}
     plot = anchor_scatter(
         boxes_wh, {"found": found, f"present ({Path(options.cfg).name})": present}, "Boxes and anchors"

@@ -16,11 +16,11 @@ import torch
 
 from data.image_checks import ImageCheckOptions, bad_images
 from data.labels.annotations import Annotations
-from data.letterbox import RESIZES
 from data.loader import LoaderSettings, evaluation_batches
 from data.splits import open_split, split_shown
 from engine.evaluate import collect_results, without_unread
-from engine.resolve import Wanted, fit_classes, resolve
+from engine.network_input import refuse_size, resize_option, size_option
+from engine.resolve import Resolved, Wanted, fit_classes, resolve
 from engine.run_folder import shared_run_folder
 from evaluation.coco import BACKENDS, Metrics, evaluate_coco, has_objects
 from evaluation.results import clean_ground_truth
@@ -51,7 +51,7 @@ class EvaluationOptions:
     data: str = option("", "data set, looked up here and in cfg/; default: the one of the training")
     task: str = option("val", "which split, or the time per image only", tuple(SPLITS))
     batch_size: int = option(16, "images per batch, over all processes")
-    img_size: tuple[int, ...] = option((), "side of the network input in pixels, or width and height")
+    img_size: tuple[int, ...] = size_option("that of the training, else the cfg's")
     conf_thres: float = option(0.001, "minimum objectness x class probability of a detection")
     iou_thres: float = option(0.6, "NMS drops a box that overlaps a stronger one of its class by a higher IoU")
     max_det: int = option(300, "detections per image")
@@ -62,7 +62,7 @@ class EvaluationOptions:
     device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
     half: bool = option(False, "float16, on CUDA")
     rect: bool = option(True, "images of similar shape in batches as small as holds them; else all have the full size")
-    resize: str = option("letterbox", "keep the shape of the image, or stretch it as Darknet does", tuple(RESIZES))
+    resize: str = resize_option()
     clip: bool = option(True, "clip boxes to the image; those of Darknet reach over its border: --no-clip")
     workers: int = option(2, "processes that load images")
     evaluator: str = option("auto", "hotcoco (fast) or pycocotools, the same numbers", ("auto", *BACKENDS))
@@ -75,8 +75,7 @@ class EvaluationOptions:
             raise ValueError("--conf-thres and --iou-thres must lie between 0 and 1")
         if self.batch_size < 1 or self.max_det < 1 or self.workers < 0:
             raise ValueError("--batch-size and --max-det must be at least 1, --workers not negative")
-        if len(self.img_size) > 2:
-            raise ValueError("--img-size takes one side in pixels, or width and height")
+        refuse_size(self.img_size, "--img-size")
 
 
 @distributed.joined()
@@ -87,15 +86,16 @@ def main() -> None:
     use_threads()
     distributed.start(device)
 
-    resolved = resolve(wanted_by(options), square=False)
+    resolved = resolve(wanted_by(options))
     options = replace(  # so that metrics.json says what was evaluated where the command line left it open
         options,
         weights=resolved.weights,
         data=resolved.data,
         img_size=resolved.input_wh,
+        resize=resolved.resize.kind,
         single_cls=resolved.single_cls,
         val_fraction=resolved.val_fraction,
-        rect=options.rect and not resolved.loaded.network.fixed_size,
+        rect=options.rect and resolved.resize.kind == "letterbox" and not resolved.loaded.network.fixed_size,
     )
     split = SPLITS[options.task]
     dataset = open_split(resolved.data, split, resolved.single_cls, val_fraction=resolved.val_fraction, checks=checks)
@@ -110,7 +110,7 @@ def main() -> None:
         agnostic=options.single_cls,
         clip=options.clip,
     )
-    announce(options, loaded, dataset, device)
+    announce(options, resolved, dataset, device)
     warm_up(detector, batches.plans()[0].net_hw if batches.plans() else options.img_size[::-1])
     if options.task == "speed":
         time_batches(detector, batches)
@@ -147,6 +147,7 @@ def wanted_by(options: EvaluationOptions) -> Wanted:
         options.img_size,
         options.single_cls,
         options.val_fraction,
+        options.resize,
         options.strict,
         options.decode,
     )
@@ -171,16 +172,15 @@ def loader_settings(
     )
 
 
-def announce(options: EvaluationOptions, loaded: LoadedNetwork, dataset: Annotations, device: torch.device) -> None:
-    """Say in one line what was chosen."""
+def announce(options: EvaluationOptions, resolved: Resolved, dataset: Annotations, device: torch.device) -> None:
+    """Say in one line what was chosen, and how images get into the network input and why so."""
     if distributed.is_main():
-        width, height = options.img_size
         batches = ", rectangular batches" if options.rect else ""
         split = split_shown(options.data, SPLITS[options.task], options.val_fraction)
         print(
-            f"test: {options.weights} ({loaded.network.cfg_path}) on {options.data} "
-            f"({split}), {how_many(len(dataset), 'image')}, {options.resize} to "
-            f"{width}x{height}{batches} ({describe_device(device)})"
+            f"test: {options.weights} ({resolved.loaded.network.cfg_path}) on {options.data} "
+            f"({split}), {how_many(len(dataset), 'image')}, {resolved.resize.to(resolved.input_wh)}{batches} "
+            f"({describe_device(device)})"
         )
         if options.half and device.type != "cuda":
             print("--half means nothing on this device: computing in float32")

@@ -10,6 +10,7 @@ from utils.errors import UserError, run_command  # first: for Ctrl-C during the 
 from utils.words import how_many
 
 # isort: split
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,6 +23,7 @@ from data.loader import MULTI_SCALE, LoaderSettings, evaluation_batches, trainin
 from data.splits import open_training_splits
 from engine.ema import AveragedModel
 from engine.evaluate import evaluate
+from engine.network_input import Resize, choose_resize, input_size, refuse_size, resize_option, size_option
 from engine.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
 from engine.recipes import FROM_CFG, as_many_epochs, default_recipe, notes_of_recipe, values_of_cfg
 from engine.resolve import as_decoded, start_with_classes, tell_oddities, warn_of_decode
@@ -41,7 +43,6 @@ from models.network import (
     Network,
     build_network,
     build_network_from_text,
-    check_image_size,
     initialise_head_biases,
     require_heads,
     require_trainable,
@@ -69,7 +70,9 @@ class TrainOptions:
     epochs: int = option(300, "passes over the training images; 0: as many as --max-batches iterations take")
     batch_size: int = option(16, "images per batch, over all processes")
     accumulate: int = option(0, "batches per optimizer step; 0: as many as make 64 images")
-    img_size: tuple[int, ...] = option((), "size in pixels for training [and for testing]; default: the cfg's width")
+    img_size: tuple[int, ...] = size_option("the cfg's")
+    test_size: tuple[int, ...] = option((), "the same for testing; default: --img-size")
+    resize: str = resize_option()
     multi_scale: bool = option(False, "another image size for every batch, within --multi-scale-range")
     multi_scale_range: tuple[float, ...] = option(
         MULTI_SCALE, "smallest and largest size of --multi-scale / --img-size"
@@ -112,8 +115,8 @@ class TrainOptions:
             raise ValueError("--save-period writes checkpoints and --nosave none; leave one of them out")
         if self.seed >= 2**63:
             raise ValueError(f"--seed {self.seed} is too large: it must be below 2^63")
-        if len(self.img_size) > 2 or any(size < 1 for size in self.img_size):
-            raise ValueError("--img-size takes one size in pixels, or two: for training and for testing")
+        refuse_size(self.img_size, "--img-size")
+        refuse_size(self.test_size, "--test-size")
         if self.batch_size % distributed.world_size():
             raise ValueError(
                 f"--batch-size {self.batch_size} cannot be shared among {distributed.world_size()} processes"
@@ -157,8 +160,11 @@ def main() -> None:
     )
     check_names(options.train, train_set.names, checkpoint)
 
-    network = new_network(options.train, train_set.names, checkpoint).to(device).to(memory_format=torch.channels_last)
-    loss_function = build_loss(options.loss, options.assignment, network.heads, image_sizes(options.train, network)[0])
+    network, resize = new_network(options.train, train_set.names, checkpoint)
+    network = network.to(device).to(memory_format=torch.channels_last)
+    options = replace(options, train=replace(options.train, resize=resize.kind))
+    input_wh = input_size(options.train.img_size, network)
+    loss_function = build_loss(options.loss, options.assignment, network.heads, math.sqrt(math.prod(input_wh)))
     state = new_state(network, options)
     if checkpoint:
         load_training_state(state, checkpoint, options.train.resume)
@@ -173,7 +179,7 @@ def main() -> None:
 
     run = TrainingRun.start(options.train.project, options.as_dict(), train_set.names, network.cfg_text, state)
     with run.interruptible():
-        announce(run, options, network, train_set, device)
+        announce(run, options, network, resize, train_set, device)
         if distributed.is_main() and not has_objects(ground_truth):
             print(f"{options.train.data} (valid): not a single object to find; best.pt goes by the training loss")
         wrapped = wrap_for_processes(network, device)
@@ -241,8 +247,15 @@ def check_names(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
         )
 
 
-def new_network(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[str, Any] | None) -> Network:
-    """Build the network for these classes, with fresh, given or (before a resume) arbitrary weights."""
+def new_network(
+    options: TrainOptions, names: tuple[str, ...], checkpoint: dict[str, Any] | None
+) -> tuple[Network, Resize]:
+    """Build the network for these classes, with fresh, given or (before a resume) arbitrary weights.
+
+    Returns:
+        The network, and how images get into its input.
+    """
+    report = None
     if checkpoint:
         network = build_network_from_text(checkpoint["cfg_text"], checkpoint["cfg_name"], len(checkpoint["names"]))
     else:
@@ -263,10 +276,11 @@ def new_network(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
             if not report.names and options.decode == DECODES[0]:
                 warn_of_decode(network)
             network = start_with_classes(network, report, names)
+    resize = Resize(options.resize, "as before") if checkpoint else choose_resize(options.resize, network, report)
     frozen = freeze_layers(network, options.freeze)
     if frozen and distributed.is_main():
         print(f"--freeze: {len(frozen)} of the {len(network.layers)} layers of {network.cfg_path} stay as they are")
-    return network
+    return network, resize
 
 
 def new_state(network: Network, options: TrainGroups) -> TrainState[Network]:
@@ -278,25 +292,17 @@ def new_state(network: Network, options: TrainGroups) -> TrainState[Network]:
     return TrainState(network, AveragedModel(network), optimizer, scaler)
 
 
-def image_sizes(options: TrainOptions, network: Network) -> tuple[int, int]:
-    """Return the training and the testing size in pixels, checked against the network's strides."""
-    sizes = options.img_size or (max(network.input_wh),)
-    for size in sizes:
-        check_image_size(network, size)
-    return sizes[0], sizes[-1]
-
-
 def loader_settings(
     groups: TrainGroups, network: Network, device: torch.device
 ) -> tuple[LoaderSettings, LoaderSettings]:
     """Return how the training and the testing batches are made."""
     options = groups.train
-    train_size, test_size = image_sizes(options, network)
     test = LoaderSettings(
-        image_hw=(test_size, test_size),
+        image_hw=input_size(options.test_size or options.img_size, network)[::-1],
         batch_size=max(1, options.batch_size // distributed.world_size()),
         stride=network.max_stride,
         rect=True,
+        resize=options.resize,
         workers=options.workers,
         seed=options.seed,
         rank=distributed.rank(),
@@ -306,7 +312,7 @@ def loader_settings(
     )
     train = replace(
         test,
-        image_hw=(train_size, train_size),
+        image_hw=input_size(options.img_size, network)[::-1],
         rect=options.rect,
         multi_scale=options.multi_scale,
         multi_scale_range=(options.multi_scale_range[0], options.multi_scale_range[1]),
@@ -316,7 +322,12 @@ def loader_settings(
 
 
 def announce(
-    run: TrainingRun, options: TrainGroups, network: Network, train_set: Annotations, device: torch.device
+    run: TrainingRun,
+    options: TrainGroups,
+    network: Network,
+    resize: Resize,
+    train_set: Annotations,
+    device: torch.device,
 ) -> None:
     """Say in one line what was chosen, and draw how the training labels are distributed."""
     if not distributed.is_main():
@@ -324,8 +335,9 @@ def announce(
     train = options.train
     parameters = sum(parameter.numel() for parameter in network.parameters())
     rule = f"--match {options.assignment.match}" + (" --loss darknet" if options.loss.loss == "darknet" else "")
+    images = resize.to(*(input_size(size, network) for size in (train.img_size, train.test_size or train.img_size)))
     print(
-        f"train: {train.cfg} ({parameters:,} parameters) on {train.data}, {how_many(train.epochs, 'epoch')}, "
+        f"train: {train.cfg} ({parameters:,} parameters) on {train.data}, {images}, {how_many(train.epochs, 'epoch')}, "
         f"recipe {train.hyp}, {rule} -> {run.folder} ({describe_device(device)})"
     )
     objects = train_set.select_boxes(~train_set.crowd)

@@ -11,8 +11,10 @@ from engine.run_folder import TRAINING_RUNS
 from engine.train_loop import is_over
 from engine.training_state import check_resumable
 from models.checkpoints.format import read_checkpoint
+from models.darknet.cfg import parse_cfg_text
 from utils.config import flag
 from utils.errors import UserError
+from utils.renamed import record_of_run
 from utils.words import how_many
 
 NEWEST = "newest"  # what a bare --resume means
@@ -55,7 +57,8 @@ def options_to_resume(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     path = find_last(given["resume"], project)
     checkpoint = read_checkpoint(path)
     check_resumable(checkpoint, path)
-    before = checkpoint["options"]
+    net = parse_cfg_text(checkpoint["cfg_text"], checkpoint["cfg_name"]).net
+    before = record_of_run(checkpoint["options"], max(net["width"] or 1, net["height"] or 1))
     values = before | given | {"resume": str(path)}
     done, epochs, patience = checkpoint["epoch"], values["epochs"], values.get("patience", 0)
     if epochs < done:

@@ -94,7 +94,7 @@ class Detector:
         """Return what is found in each image, in original pixels, on the detector's device.
 
         Args:
-            images: [B 3 H W] uint8, RGB, as the loader gives them.
+            images: [B 3 H W] uint8 or float32, 0..255, RGB, as the loader gives them.
             metas: where each image lies in the network input.
         """
         start = synchronised_time(self.device)
@@ -108,9 +108,12 @@ class Detector:
 
     @torch.inference_mode()
     def raw_maps(self, images: Tensor) -> list[Tensor]:
-        """Return the network's raw maps [B A H W 5+C], one per head, of [B 3 H W] uint8 images."""
+        """Return the network's raw maps [B A H W 5+C], one per head, of images [B 3 H W], 0..255."""
         images = images.to(self.device, non_blocking=True)
-        return self.network(images.to(dtype=self.dtype, memory_format=torch.channels_last) / 255)
+        # Floats are divided before they become float16, in which 200.3 would be 200.25.
+        dtype = images.dtype if images.is_floating_point() else self.dtype
+        images = images.to(dtype=dtype, memory_format=torch.channels_last) / 255
+        return self.network(images.to(self.dtype))
 
     @torch.inference_mode()
     def detect(self, raw_maps: Sequence[Tensor], metas: Sequence[ImageMeta]) -> list[Detections]:
@@ -126,11 +129,13 @@ class Detector:
         found = []
         parts = zip(slot.split(per_image), label.split(per_image), score.split(per_image), metas, strict=True)
         for slot_per_image, labels, scores, meta in parts:
-            boxes = decoded.boxes_xyxy_net[slot_per_image]
+            # In original pixels, as Darknet: a stretch changes how far centres lie apart in units of a diagonal.
+            boxes = meta.to_original(decoded.boxes_xyxy_net[slot_per_image], clip=False)
             kept = non_max_suppression(
                 boxes, scores, labels, self.iou, self.max_detections, self.agnostic, self.nms_beta
             )
-            found.append(Detections(meta.to_original(boxes[kept], self.clip), scores[kept], labels[kept]))
+            boxes = meta.clipped(boxes[kept]) if self.clip else boxes[kept]
+            found.append(Detections(boxes, scores[kept], labels[kept]))
         return found
 
     def reset_speed(self) -> None:

@@ -108,12 +108,13 @@ class LossResult:
 
 
 def build_loss(
-    options: LossOptions, assignment: AssignmentOptions, heads: tuple[Head, ...], img_size: int | None = None
+    options: LossOptions, assignment: AssignmentOptions, heads: tuple[Head, ...], img_size: float | None = None
 ) -> DetectionLoss:
     """Return the loss of a network's heads.
 
     Args:
-        img_size: the size that YOLOv5's objectness gain scales with, in pixels; None takes each batch's longer side.
+        img_size: the size that YOLOv5's objectness gain scales with, in pixels: the side of the square that has as
+            many as the input; None takes each batch's longer side.
 
     Raises:
         UserError: ``--balance`` has not one number per head; Darknet's loss is asked for where it cannot be.
@@ -134,7 +135,11 @@ class DetectionLoss:
     images_seen: int | None = None
 
     def __init__(
-        self, options: LossOptions, assignment: AssignmentOptions, heads: tuple[Head, ...], img_size: int | None = None
+        self,
+        options: LossOptions,
+        assignment: AssignmentOptions,
+        heads: tuple[Head, ...],
+        img_size: float | None = None,
     ) -> None:
         self.options, self.heads, self.img_size = options, heads, img_size
         self.num_classes = heads[0].num_classes

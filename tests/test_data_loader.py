@@ -16,6 +16,7 @@ from PIL import Image
 from data.augment import AugmentOptions
 from data.dataset import BatchPlan, DetectionDataset
 from data.labels.read import read_dataset
+from data.letterbox import resize_as_darknet
 from data.loader import (
     LoaderSettings,
     evaluation_batches,
@@ -168,6 +169,16 @@ def test_evaluation_gives_the_image_as_it_is_and_its_boxes(notes):
                 assert batch.targets.label[rows].tolist() == notes.labels[notes.rows_of(index)].tolist()
                 seen += 1
         assert seen == 21
+
+
+def test_a_stretched_image_is_not_rounded_to_bytes(notes):
+    batches = {resize: next(iter(evaluation_batches(notes, LoaderSettings((96, 128), 4, resize=resize))))
+               for resize in ("letterbox", "stretch")}  # fmt: skip
+    assert batches["letterbox"].images.dtype == torch.uint8 and batches["stretch"].images.dtype == torch.float32
+    stretched = batches["stretch"].images
+    assert (stretched != stretched.round()).any() and stretched.min() >= 0 and stretched.max() < 255.1
+    image = cv2.imread(batches["stretch"].metas[0].path)[:, :, ::-1]
+    np.testing.assert_array_equal(stretched[0].permute(1, 2, 0).numpy(), resize_as_darknet(image, (128, 96)))
 
 
 def test_evaluation_pixels_are_rgb(tmp_path):

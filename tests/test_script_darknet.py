@@ -45,7 +45,7 @@ def test_it_is_evaluated_and_detects_at_the_size_of_its_cfg(project, monkeypatch
     write_network("net", text)
     options = ("--weights", "net.weights", "--data", "tiny.data")
     assert run_script(load_script("test"), monkeypatch, *options, "--workers", 0, "--save-json") == 0
-    assert f"letterbox to {size}" in capsys.readouterr().out
+    assert f"stretch to {size} (as Darknet: no letter_box=1 in the cfg)" in capsys.readouterr().out
     assert json.loads((project / "runs/test/exp/detections.json").read_text())
     assert run_script(load_script("detect"), monkeypatch, *options, "--source", "images", "--conf-thres", 0.05) == 0
     assert "7 pictures" in capsys.readouterr().out

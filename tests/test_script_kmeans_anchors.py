@@ -70,7 +70,7 @@ def test_image_size_scales_the_boxes(run, data):
 
 
 def test_several_image_sizes_are_taken_together(run, data):
-    assert run("--data", data, "--num", 6, "--method", "iou", "--img-size", 416, 832)[0] == 0
+    assert run("--data", data, "--num", 6, "--method", "iou", "--sides", 416, 832)[0] == 0
     statistics = document()["statistics"]
     assert statistics["boxes"] == 120
     expected = [(20, 10), (40, 20), (60, 60), (120, 120), (100, 200), (200, 400)]

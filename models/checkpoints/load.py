@@ -22,6 +22,7 @@ from models.network import Network, build_network, build_network_from_text, requ
 from utils.config import REPOSITORY, find_file
 from utils.errors import UserError
 from utils.foreign_names import address_of
+from utils.renamed import record_of_run
 from utils.words import how_many
 
 
@@ -156,7 +157,8 @@ def _open_ours(path: Path, cfg: str, num_classes: int | None) -> LoadedNetwork:
         network = build_network(find_file(cfg, "cfg"), num_classes)
     else:
         network = build_network_from_text(checkpoint["cfg_text"], checkpoint["cfg_name"], num_classes)
-    return LoadedNetwork(network, _filled(network, checkpoint, path), names, dict(checkpoint["options"]))
+    report = _loaded_state(network, checkpoint, path)
+    return LoadedNetwork(network, report, names, record_of_run(checkpoint["options"], max(network.input_wh)))
 
 
 def _open_darknet(path: Path, cfg: str, num_classes: int | None) -> LoadedNetwork:
@@ -186,14 +188,16 @@ def _state_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
 def _load_ours(network: Network, path: Path) -> LoadReport:
     checkpoint = read_checkpoint(path)
     check_network_content(checkpoint, path)
-    return _filled(network, checkpoint, path)
+    return _loaded_state(network, checkpoint, path)
 
 
-def _filled(network: Network, checkpoint: Mapping[str, Any], path: Path) -> LoadReport:
+def _loaded_state(network: Network, checkpoint: Mapping[str, Any], path: Path) -> LoadReport:
+    """Fill the network from a checkpoint of ours as :func:`load_state` does, its heads where it has their classes."""
     names = tuple(checkpoint["names"])
-    other_classes = len(names) != network.num_classes
-    report = load_state(network, _state_of(checkpoint), path, skip_heads=other_classes)
-    return replace(report, names=names, classes=(len(names), network.num_classes) if report.skipped else None)
+    report = load_state(network, _state_of(checkpoint), path, skip_heads=len(names) != network.num_classes)
+    classes = (len(names), network.num_classes) if report.skipped else None
+    resize = str(record_of_run(checkpoint["options"]).get("resize", ""))
+    return replace(report, names=names, classes=classes, resize=resize)
 
 
 def load_state(network: Network, state: Mapping[str, Tensor], path: Path, skip_heads: bool = False) -> LoadReport:

@@ -18,6 +18,7 @@ class LoadReport:
     names: tuple[str, ...] = ()  # of the file's classes; empty where it does not say
     classes: tuple[int, int] | None = None  # how many the file and the network have, where layers are skipped for it
     note: str = ""  # what was odd about the file, and how it was read
+    resize: str = ""  # "letterbox" or "stretch", as the training showed images; empty where the file does not say
 
     @property
     def complete(self) -> bool:

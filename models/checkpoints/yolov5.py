@@ -111,7 +111,13 @@ def load_yolov5_checkpoint(network: Network, path: str | Path | Yolov5Checkpoint
                 target.copy_(source)
     classes = None if same_classes else (len(checkpoint.names), network.num_classes)
     return LoadReport(
-        checkpoint.path, len(ready), len(layer_of), skipped=skipped, names=checkpoint.names, classes=classes
+        checkpoint.path,
+        len(ready),
+        len(layer_of),
+        skipped=skipped,
+        names=checkpoint.names,
+        classes=classes,
+        resize="letterbox",
     )
 
 

@@ -82,7 +82,7 @@ COMMON = {
 _NET_IGNORED_INTS = (
     "batch subdivisions max_batches sgdr_cycle sgdr_mult time_steps track augment_speed seen sequential_subdivisions "
     "try_fix_nan dynamic_minibatch optimized_memory adam max_crop min_crop flip blur gaussian_noise mixup "
-    "cutmix mosaic mosaic_bound letter_box burn_in step contrastive contrastive_jit_flip contrastive_color "
+    "cutmix mosaic mosaic_bound burn_in step contrastive contrastive_jit_flip contrastive_color "
     "unsupervised use_cuda_graph equidistant_point full_time_batches init_sequential_subdivisions weights_reject_freq"
 )
 _NET_IGNORED_FLOATS = (
@@ -96,6 +96,7 @@ LARGEST_SIDE = 16_384  # of a network's input, pixels
 NET = {
     "width": integer(None, 1, LARGEST_SIDE), "height": integer(None, 1, LARGEST_SIDE), "channels": integer(3, 1, 4_096),
     "inputs": integer(None, 1, 1_000_000),  # in place of the three
+    "letter_box": Key("int"),  # how images get into the input; without it, and at 0, they are stretched
     "bn_eps": number(None, 0.0, 1.0),  # ours: batch norm's epsilon, 1e-5 as Darknet without it
     "bn_momentum": number(None, 0.0, 1.0),  # ours: weight of the new batch in the running statistics, 0.03 without it
     **{name: ignored("int") for name in _NET_IGNORED_INTS.split()},
