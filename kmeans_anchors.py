@@ -90,7 +90,7 @@ def main() -> None:
         refuse_write(options.write, network, num)
 
     if options.width:
-        options = replace(options, img_size=(options.width, options.height), resize="stretch")
+        options = replace(options, img_size=(options.width, options.height), resize="stretch", width=0, height=0)
     inputs_wh = [input_size((side,), network) for side in options.sides] or [input_size(options.img_size, network)]
     resize = choose_resize(options.resize, network)
     boxes_wh = np.concatenate([sizes_in_input(objects, input_wh, resize.kind) for input_wh in inputs_wh])
