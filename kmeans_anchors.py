@@ -159,6 +159,7 @@ def refuse_write(path: str, network: Network, num: int) -> None:
             raise section.error("has no anchors; write 'anchors = 1,1' with num=1 there for --write to replace")
     if num < len(network.heads):
         raise UserError(f"--num {num}: each of the {len(network.heads)} heads of {network.cfg_path} needs an anchor")
+    with_anchors(network, np.ones((num, 2)), np.zeros(network.num_classes, dtype=int))  # fails before the search
 
 
 def with_anchors(network: Network, anchors_wh: np.ndarray, counters: np.ndarray) -> str:
@@ -187,7 +188,7 @@ def with_anchors(network: Network, anchors_wh: np.ndarray, counters: np.ndarray)
     text = with_values(network.cfg_text, changes)
     with torch.device("meta"):
         rebuilt = build_network_from_text(text, network.cfg_path, network.num_classes)
-        if len(anchors_wh) != len(network.heads[0].all_anchors_wh):
+        if any("filters" in values for _, values in changes):
             build_network_from_text(text, network.cfg_path)  # with the filters as they are written
     assert np.allclose(rebuilt.heads[0].all_anchors_wh, anchors_wh), "the written cfg has other anchors"
     return text

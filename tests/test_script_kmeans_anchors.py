@@ -216,6 +216,19 @@ def test_shipped_networks_with_another_number_of_anchors(run, data, cfg, num, co
     assert sum(len(layer.state_dict()) for layer in network.layers) == sum(len(m.state_dict()) for m in before.layers)
 
 
+@pytest.mark.parametrize(("old", "new", "words"), [
+    ("filters=12  #", "groups=4\nfilters=12 #", "groups=4 must divide"),
+    ("[yolo]\nmask = 1,2", "[upsample]\nstride=1\n\n[yolo]\nmask = 1,2", "needs a [convolutional] before it"),
+])  # fmt: skip
+def test_filters_that_cannot_follow_are_told_before_the_search(run, data, tmp_path, old, new, words):
+    source = tmp_path / "mine.cfg"
+    source.write_text(CFG.replace(old, new, 1).replace("channels=3\n", "channels=3\n\n[convolutional]\nfilters=4\n"))
+    given = ("--data", data, "--cfg", source, "--img-size", 416, "--num", 5, "--write", "new.cfg")
+    status, out, error = run(*given)
+    assert (status, len(error.strip().splitlines())) == (2, 1) and words in error
+    assert "kmeans_anchors:" not in out and not Path("new.cfg").exists()
+
+
 def test_counters_of_the_classes_are_replaced_where_they_are_written_for_as_many(run, data, tmp_path):
     source = tmp_path / "mine.cfg"
     text = CFG.replace("mask = 1,2 ;", "counters_per_class = 7 # many\nmask = 1,2 ;")
