@@ -23,13 +23,24 @@ RECALLS = np.linspace(0, 1, 101)  # pycocotools' own, whose 0.7 is a little more
 
 @dataclass(frozen=True)
 class _Curve:
-    """The detections of one area and IoU that count, by category and then by falling score."""
+    """What counts at one area and IoU, as places [N] of the detections that count there at any IoU."""
+
+    right: np.ndarray  # [P] places of the right ones
+    category: np.ndarray  # [P] of these
+    rank: np.ndarray  # [P] of these, in their image and category
+    ignored_image: np.ndarray  # [Q] int32: images of the few detections that count at another IoU only
+    ignored_before_right: np.ndarray  # [P] how many of them lie before each right one
+    ignored_before_category: np.ndarray  # [K] and before each category
+
+
+@dataclass(frozen=True)
+class _Area:
+    """The detections that count at any IoU, by category and then by falling score, and what is to be found."""
 
     image: np.ndarray  # [N] int32
-    right: np.ndarray  # [P] places of the right ones among them
-    category: np.ndarray  # [P] of these
     category_start: np.ndarray  # [K] place of the first detection of each category
-    rank: np.ndarray  # [P] of these, in their image and category
+    objects: np.ndarray  # [I K]
+    curves: tuple[_Curve, ...]  # by IoU
 
 
 class ResampledNumbers:
@@ -49,24 +60,48 @@ class ResampledNumbers:
         ids = np.array([one["id"] for one in truth["images"]])
         place_of_image = np.argsort(np.argsort(ids))
         order = np.lexsort((matcher.rank, place_of_image[image], -matcher.scores, category))
-        self.objects: list[np.ndarray] = []  # by area: [I K], how many there are to be found
-        self.curves: list[list[_Curve]] = []  # by area and IoU
-        for area_range in AREA_RANGES:
-            is_object = matcher.objects(area_range)
-            number = truth_image[is_object] * self.num_categories + truth_category[is_object]
-            counts = np.bincount(number, minlength=self.num_images * self.num_categories)
-            self.objects.append(counts.reshape(self.num_images, self.num_categories))
-            curves = []
-            for iou in IOUS:
-                matches = matcher.matches(float(iou), area_range)
-                counted = order[~matches.ignored[order]]
-                right = np.flatnonzero(matches.correct[counted])
-                start = np.searchsorted(category[counted], np.arange(self.num_categories))
-                chosen = counted[right]
-                curves.append(
-                    _Curve(image[counted].astype(np.int32), right, category[chosen], start, matcher.rank[chosen])
+        self.areas = [
+            self._area(matcher, order, image, category, (truth_image, truth_category), area_range)
+            for area_range in AREA_RANGES
+        ]
+
+    def _area(
+        self,
+        matcher: CocoMatcher,
+        order: np.ndarray,
+        image: np.ndarray,
+        category: np.ndarray,
+        of_truth: tuple[np.ndarray, np.ndarray],
+        area_range: tuple[float, float],
+    ) -> _Area:
+        """Match at every IoU, and keep what a resample needs."""
+        is_object = matcher.objects(area_range)
+        number = of_truth[0][is_object] * self.num_categories + of_truth[1][is_object]
+        objects = np.bincount(number, minlength=self.num_images * self.num_categories)
+        by_iou = [matcher.matches(float(iou), area_range) for iou in IOUS]
+        kept = order[~np.all([matches.ignored for matches in by_iou], axis=0)[order]]
+        categories = np.arange(self.num_categories)
+        start = np.searchsorted(category[kept], categories)
+        curves = []
+        for matches in by_iou:
+            right = np.flatnonzero(matches.correct[kept])
+            ignored = np.flatnonzero(matches.ignored[kept])
+            curves.append(
+                _Curve(
+                    right=right,
+                    category=category[kept[right]],
+                    rank=matcher.rank[kept[right]],
+                    ignored_image=image[kept[ignored]].astype(np.int32),
+                    ignored_before_right=np.searchsorted(ignored, right),
+                    ignored_before_category=np.searchsorted(ignored, start),
                 )
-            self.curves.append(curves)
+            )
+        return _Area(
+            image=image[kept].astype(np.int32),
+            category_start=start,
+            objects=objects.reshape(self.num_images, self.num_categories),
+            curves=tuple(curves),
+        )
 
     def numbers(self, weights: np.ndarray) -> np.ndarray:
         """Return the twelve numbers, in the order of :data:`evaluation.coco.TWELVE`; NaN where nothing defines one.
@@ -75,9 +110,10 @@ class ResampledNumbers:
             weights: [I] int32, how often each image counts.
         """
         precisions, recalls = [], []
-        for area, curves in enumerate(self.curves):
-            objects = weights @ self.objects[area]  # K
-            by_iou = [self._precision_and_recalls(curve, weights, objects) for curve in curves]
+        for area in self.areas:
+            objects = weights @ area.objects  # K
+            before = np.concatenate(([0], np.cumsum(weights[area.image])))  # N + 1: detections before each place
+            by_iou = [self._precision_and_recalls(area, curve, before, weights, objects) for curve in area.curves]
             precisions.append(np.array([precision for precision, _ in by_iou]))
             recalls.append(np.array([recall for _, recall in by_iou]))
         everything = precisions[0]
@@ -86,17 +122,18 @@ class ResampledNumbers:
         return np.array(ap + ar)
 
     def _precision_and_recalls(
-        self, curve: _Curve, weights: np.ndarray, objects: np.ndarray
+        self, area: _Area, curve: _Curve, before: np.ndarray, weights: np.ndarray, objects: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
         """Return the average precision [K] and the recalls within each limit [3 K], NaN where there are no objects."""
-        counted = np.cumsum(weights[curve.image], dtype=np.int64)
-        before = np.concatenate(([0], counted))[curve.category_start]  # K
-        weight = weights[curve.image[curve.right]]  # P
+        weight = weights[area.image[curve.right]]  # P
+        ignored = np.concatenate(([0], np.cumsum(weights[curve.ignored_image])))
+        counted = before[curve.right + 1] - ignored[curve.ignored_before_right]  # P: up to each right one
+        counted_before = before[area.category_start] - ignored[curve.ignored_before_category]  # K
         found = np.cumsum(weight)
         first = np.searchsorted(curve.category, np.arange(self.num_categories))
         found_before = np.concatenate(([0], found))[first]
         right = found - found_before[curve.category]  # P: right ones of the category so far
-        precision = right / np.maximum(counted[curve.right] - before[curve.category], 1)
+        precision = right / np.maximum(counted - counted_before[curve.category], 1)
         # The highest precision at this recall or a higher one: a running maximum from the right within each category,
         # each of which lies above those behind it.
         lift = 2.0 * (self.num_categories - curve.category)
