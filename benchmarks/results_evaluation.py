@@ -1,7 +1,7 @@
 """Seconds and memory of ``test.py --results`` on made-up results: the numbers, the error breakdown and the intervals.
 
 Ours against hotcoco's bootstrap, which gives the intervals of a difference: both on the first images, for they must be
-few. Run: ``python -m benchmarks.evaluation [--images 5000] [--resamples 1000]``
+few. Run: ``python -m benchmarks.results_evaluation [--images 5000] [--resamples 1000]``
 """
 
 from __future__ import annotations
