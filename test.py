@@ -5,7 +5,7 @@ Without arguments it takes the newest run's ``best.pt`` with the cfg, the data a
 
 from __future__ import annotations
 
-from utils.errors import run_command  # first: for Ctrl-C during the imports below
+from utils.errors import UserError, run_command  # first: for Ctrl-C during the imports below
 
 # isort: split
 from collections.abc import Iterable, Sequence
@@ -19,9 +19,10 @@ from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches
 from data.splits import open_split, split_shown
 from engine.evaluate import collect_results, without_unread
+from engine.evaluate_results import ResultsComparison, ResultsOptions, compare_results, print_tables
 from engine.network_input import refuse_size, resize_option, size_option
 from engine.resolve import Resolved, Wanted, fit_classes, resolve
-from engine.run_folder import shared_run_folder
+from engine.run_folder import new_run_folder, shared_run_folder
 from evaluation.coco import BACKENDS, Metrics, evaluate_coco, has_objects
 from evaluation.results import clean_ground_truth
 from models.checkpoints.load import LoadedNetwork
@@ -81,7 +82,10 @@ class EvaluationOptions:
 @distributed.joined()
 def main() -> None:
     """Evaluate one detector on one split; leave metrics.json and pictures in runs/test/<name>."""
-    options, checks = parse_options(__doc__.splitlines()[0], EvaluationOptions, ImageCheckOptions)
+    groups = (EvaluationOptions, ImageCheckOptions, ResultsOptions)
+    options, checks, files = parse_options(__doc__.splitlines()[0], *groups)
+    if files.results and not options.weights:
+        return evaluate_files(options, files)
     device = choose_device(options.device)
     use_threads()
     distributed.start(device)
@@ -101,15 +105,7 @@ def main() -> None:
     dataset = open_split(resolved.data, split, resolved.single_cls, val_fraction=resolved.val_fraction, checks=checks)
     loaded = fit_classes(resolved, dataset).loaded
     batches = evaluation_batches(dataset, loader_settings(options, checks, loaded, device))
-    detector = Detector(
-        loaded.network.to(device),
-        confidence=options.conf_thres,
-        iou=options.iou_thres,
-        max_detections=options.max_det,
-        half=options.half,
-        agnostic=options.single_cls,
-        clip=options.clip,
-    )
+    detector = build_detector(options, loaded, device)
     announce(options, resolved, dataset, device)
     warm_up(detector, batches.plans()[0].net_hw if batches.plans() else options.img_size[::-1])
     if options.task == "speed":
@@ -130,7 +126,8 @@ def main() -> None:
         metrics = evaluate_coco(ground_truth, results, options.evaluator)
         print_metrics(metrics, options.verbose, left_out)
         print_speed(detector.speed(), options)
-        write_results(folder, options, metrics, detector.speed(), left_out)
+        compared = compare_with_files(files, options, results, folder)
+        write_results(folder, options, metrics, detector.speed(), left_out, compared)
         if options.save_json:
             write_json_atomically(folder / "detections.json", results, indent=None)
             write_json_atomically(folder / "ground_truth.json", ground_truth, indent=None)
@@ -151,6 +148,44 @@ def wanted_by(options: EvaluationOptions) -> Wanted:
         options.strict,
         options.decode,
     )
+
+
+def build_detector(options: EvaluationOptions, loaded: LoadedNetwork, device: torch.device) -> Detector:
+    """Return the network with its thresholds on its device."""
+    return Detector(
+        loaded.network.to(device),
+        confidence=options.conf_thres,
+        iou=options.iou_thres,
+        max_detections=options.max_det,
+        half=options.half,
+        agnostic=options.single_cls,
+        clip=options.clip,
+    )
+
+
+def evaluate_files(options: EvaluationOptions, files: ResultsOptions) -> None:
+    """Evaluate files of results without a network."""
+    if not options.data:
+        raise UserError("--results needs the ground truth: name it with --data")
+    if not distributed.is_main():
+        return
+    found = compare_results(files, options.data, SPLITS[options.task], options.val_fraction)
+    folder = new_run_folder(options.project, options.name, options.exist_ok)
+    print_tables(found, folder)
+    write_json_atomically(folder / "metrics.json", {**found.to_dict(), "options": asdict(options) | asdict(files)})
+    print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+
+
+def compare_with_files(
+    files: ResultsOptions, options: EvaluationOptions, results: list[dict], folder: Path
+) -> ResultsComparison | None:
+    """Compare what the network found with files of results; None where there are none."""
+    if not files.results:
+        return None
+    own = {Path(options.weights).stem: results}
+    compared = compare_results(files, options.data, SPLITS[options.task], options.val_fraction, own)
+    print_tables(compared, folder)
+    return compared
 
 
 def loader_settings(
@@ -255,14 +290,23 @@ def print_speed(speed: Speed, options: EvaluationOptions) -> None:
         print(f"Speed: {times} ms inference/NMS/total per {size} image at batch-size {options.batch_size}")
 
 
-def write_results(folder: Path, options: EvaluationOptions, metrics: Metrics, speed: Speed, left_out: int) -> None:
-    """Write metrics.json: every number, how many images were left out, the time per image and the options."""
+def write_results(
+    folder: Path,
+    options: EvaluationOptions,
+    metrics: Metrics,
+    speed: Speed,
+    left_out: int,
+    compared: ResultsComparison | None,
+) -> None:
+    """Write metrics.json: all numbers, how many images were left out, times, other columns, and the options."""
     content = {
         **metrics.to_dict(),
         "images_left_out": left_out,
         "speed": {**asdict(speed), "total_ms": speed.total_ms},
         "options": {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()},
     }
+    if compared is not None:
+        content["comparison"] = compared.to_dict()
     write_json_atomically(folder / "metrics.json", content)
 
 
