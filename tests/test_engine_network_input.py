@@ -4,6 +4,7 @@ import pytest
 
 from engine.network_input import Resize, choose_resize, input_size
 from models.checkpoints.report import LoadReport
+from models.darknet.cfg import parse_cfg
 from models.network import build_network, build_network_from_text
 from tests.tiny_project import CFG
 from utils.config import REPOSITORY
@@ -50,6 +51,11 @@ def test_the_user_comes_before_the_weights_and_these_before_the_cfg(asked, lette
 )
 def test_networks_of_darknet_are_stretched_and_the_others_are_not(name, kind):
     assert choose_resize("auto", build_network(REPOSITORY / f"cfg/{name}.cfg")).kind == kind
+
+
+def test_every_cfg_of_yolov5_letterboxes():
+    paths = sorted((REPOSITORY / "cfg").glob("yolov5*.cfg"))
+    assert len(paths) == 18 and all(parse_cfg(path).net["letter_box"] for path in paths)
 
 
 def test_damaged_weights_are_refused():
