@@ -20,6 +20,7 @@ from analysis.modes import MODES
 from analysis.output.report import ReportOptions, write_report
 from analysis.output.result import print_result, write_result
 from data.splits import split_shown
+from engine.network_input import AUTO
 from engine.run_folder import new_run_folder, newest_run, options_of_run, weights_of_run
 from utils import distributed
 from utils.config import build_options, find_file, flag, option, parse_flags
@@ -123,15 +124,19 @@ def default_modes(given: dict[str, Any]) -> list[str]:
 
 
 def with_defaults(options: AnalyzeOptions) -> AnalyzeOptions:
-    """Fill in data and cfg: those of the newest training run, else the demo set and its network."""
+    """Fill in data, network and how it sees images: those of the newest training run, else the demo set's."""
     newest = {} if options.data and options.cfg else options_of_newest(data_given=bool(options.data))
     data = options.data or newest.get("data") or "shapes.data"
     of_run = newest if data == newest.get("data") else {}
+    # Before there was --resize, training letterboxed.
+    of_network = newest.get("resize", "letterbox") if newest.get("cfg") and not options.cfg else AUTO
+    resize = of_network if options.resize == AUTO else options.resize
     return replace(
         options,
         data=str(data),
         val_fraction=options.val_fraction or of_run.get("val_fraction", 0.0),
         cfg=str(options.cfg or newest.get("cfg") or "yolov3-nano.cfg"),
+        resize=resize,
     )
 
 

@@ -21,12 +21,14 @@ import numpy as np
 import torch
 
 from data.image_checks import ImageCheckOptions
-from data.letterbox import letterbox_images, letterbox_meta, smallest_input
+from data.letterbox import RESIZES, place_images, smallest_input
 from data.sources import ImageFiles, Picture, VideoFrames, open_source
 from data.splits import open_split
+from engine.network_input import refuse_size, resize_option, size_option
 from engine.resolve import Resolved, Wanted, name_classes, resolve
 from engine.run_folder import new_run_folder
 from engine.writers import DetectionWriter, Mp4Writer
+from models.darknet.scaled_decode import DECODES
 from models.detector import Detector
 from utils.config import option, parse_options
 from utils.devices import choose_device, describe_device, use_threads
@@ -46,9 +48,12 @@ class DetectOptions:
     source: str = option("", "image, folder, glob, list, video, camera number or stream; default: validation images")
     weights: str = option("", "checkpoint, Darknet .weights or official yolov5 .pt; default: the newest run's best.pt")
     cfg: str = option("", "network, looked up here and in cfg/; default: the one that belongs to the weights")
+    strict: bool = option(False, "refuse a cfg with keys, lines or names that Darknet does not know")
+    decode: str = option("cfg", "boxes as the cfg says, or as PyTorch_YOLOv4, ScaledYOLOv4 and yolor compute", DECODES)
     data: str = option("", "data set whose class names are used; default: the one of the training")
     names: str = option("", "file of class names, one per line")
-    img_size: tuple[int, ...] = option((), "side of the network input in pixels; default: that of the training")
+    img_size: tuple[int, ...] = size_option("that of the training, else the cfg's")
+    resize: str = resize_option()
     conf_thres: float = option(0.3, "minimum objectness x class probability of a detection")
     iou_thres: float = option(0.45, "NMS drops a box that overlaps a stronger one of its class by a higher IoU")
     max_det: int = option(300, "detections per image")
@@ -68,8 +73,9 @@ class DetectOptions:
     def __post_init__(self) -> None:
         if not 0 <= self.conf_thres <= 1 or not 0 <= self.iou_thres <= 1:
             raise ValueError("--conf-thres and --iou-thres must lie between 0 and 1")
-        if self.max_det < 1 or len(self.img_size) > 1:
-            raise ValueError("--max-det must be at least 1, and --img-size takes one side in pixels")
+        if self.max_det < 1:
+            raise ValueError("--max-det must be at least 1")
+        refuse_size(self.img_size, "--img-size")
 
 
 def main() -> None:
@@ -78,9 +84,17 @@ def main() -> None:
     device = choose_device(options.device)
     use_threads()
 
-    wanted = Wanted(options.weights, options.cfg, options.data, options.img_size)
+    wanted = Wanted(
+        options.weights,
+        options.cfg,
+        options.data,
+        options.img_size,
+        resize=options.resize,
+        strict=options.strict,
+        decode=options.decode,
+    )
     resolved = name_classes(resolve(wanted, needs_data=False), options.names, options.data)
-    loaded, size = resolved.loaded, resolved.input_wh[0]
+    loaded = resolved.loaded
     sources, shown = choose_sources(options.source, resolved)
     detector = Detector(
         loaded.network.to(device),
@@ -93,7 +107,7 @@ def main() -> None:
     )
     folder = new_run_folder(options.project, options.name, options.exist_ok)
     print(
-        f"detect: {resolved.weights} ({loaded.network.cfg_path}) on {shown}, {size} pixels, "
+        f"detect: {resolved.weights} ({loaded.network.cfg_path}) on {shown}, {resolved.resize.to(resolved.input_wh)}, "
         f"confidence {options.conf_thres:g} -> {folder} ({describe_device(device)})"
     )
     if options.half and device.type != "cuda":
@@ -111,7 +125,7 @@ def main() -> None:
     with closing(writer):  # what was found is kept, whatever happens to the next picture
         for number, source in enumerate(sources, start=1):
             place = f"video {number}/{len(sources)}" if source.is_video else "image"
-            if not look_at(source, place, detector, size, loaded.network.max_stride, writer, window):
+            if not look_at(source, place, detector, resolved, writer, window):
                 break
     speed = detector.speed()
     print(f"Speed: {speed.inference_ms:.1f}/{speed.nms_ms:.1f}/{speed.total_ms:.1f} ms inference/NMS/total per image")
@@ -176,8 +190,7 @@ def look_at(
     source: ImageFiles | VideoFrames,
     place: str,
     detector: Detector,
-    size: int,
-    stride: int,
+    resolved: Resolved,
     writer: DetectionWriter,
     window: Window,
 ) -> bool:
@@ -186,7 +199,7 @@ def look_at(
     with video_writer(source, writer) as video:
         try:
             for number, picture in enumerate(source, start=1):
-                found, milliseconds = detect_one(detector, picture, size, stride)
+                found, milliseconds = detect_one(detector, picture, resolved)
                 total = f"/{len(source)}" if len(source) else ""
                 words = in_words(found, writer.names)
                 print(f"{place} {number}{total} {printable(picture.path)}: {words}Done. ({milliseconds:.1f} ms)")
@@ -208,13 +221,16 @@ def video_writer(source: ImageFiles | VideoFrames, writer: DetectionWriter) -> A
     return Mp4Writer(writer.video_path(source.name), source.fps) if isinstance(source, VideoFrames) else nullcontext()
 
 
-def detect_one(detector: Detector, picture: Picture, size: int, stride: int) -> tuple[Detections, float]:
+def detect_one(detector: Detector, picture: Picture, resolved: Resolved) -> tuple[Detections, float]:
     """Return what is found in one picture and the milliseconds of inference and NMS."""
     height, width = picture.image_bgr.shape[:2]
-    net_hw = smallest_input(np.array([[width, height]]), (size, size), stride)
-    meta = letterbox_meta(0, picture.path, (width, height), net_hw)
+    network, resize = detector.network, resolved.resize.kind
+    net_hw = resolved.input_wh[::-1]
+    if resize == "letterbox" and not network.fixed_size:
+        net_hw = smallest_input(np.array([[width, height]]), net_hw, network.max_stride)
+    meta = RESIZES[resize](0, picture.path, (width, height), net_hw)
     before = detector.seconds_inference + detector.seconds_nms
-    images = letterbox_images([picture.image_bgr], [meta], net_hw).flip(1)  # B 3 H W, as RGB
+    images = place_images([picture.image_bgr], [meta], net_hw, resize).flip(1)  # B 3 H W, as RGB
     (found,) = detector(images.contiguous(memory_format=torch.channels_last), [meta])
     return found.cpu(), (detector.seconds_inference + detector.seconds_nms - before) * 1e3
 

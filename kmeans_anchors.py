@@ -2,6 +2,7 @@
 
 Prints the anchors as one line for a cfg, beside the cfg's present ones, and how well both fit; writes results.json,
 tables.md, CSV files and a scatter plot into runs/analyze/<name>/. Without arguments: the demo set and yolov3-nano.cfg.
+As Darknet's ``calc_anchors`` it takes ``--width 416 --height 256`` and counts the objects of every class.
 """
 
 from __future__ import annotations
@@ -9,10 +10,10 @@ from __future__ import annotations
 from utils.errors import UserError, run_command  # first: for Ctrl-C during the imports below
 
 # isort: split
-import re
 import shlex
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -31,20 +32,22 @@ from analysis.anchor_fit import (
     recall_rule,
 )
 from analysis.mode import ANALYSES
-from analysis.objects import Objects, letterboxed_wh, select_objects
+from analysis.objects import select_objects, sizes_in_input
 from analysis.output.plots import anchor_scatter
 from analysis.output.result import Result, Table, print_result, with_problems, write_result
 from data.description import SPLITS
 from data.labels.read import read_dataset
 from data.splits import open_data, split_shown
+from engine.network_input import choose_resize, input_size, refuse_size, resize_option, size_option
 from engine.run_folder import new_run_folder
-from models.network import Network, build_network, build_network_from_text, check_image_size, require_heads
+from models.darknet.cfg import parse_cfg_text
+from models.darknet.cfg_text import with_values
+from models.darknet.kinds import KINDS
+from models.darknet.section import Section
+from models.network import Network, build_network, build_network_from_text, require_heads
 from utils.config import build_options, find_file, flag, option, parse_flags
 from utils.files import write_text_atomically
 from utils.words import how_many
-
-# An anchors line of a cfg: key and equals sign, values, white space and comment.
-ANCHORS_LINE = re.compile(r"^(\s*anchors\s*=\s*)[^#;\r\n]*?(\s*(?:[#;].*)?)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -54,15 +57,22 @@ class KmeansOptions:
     data: str = option("shapes.data", "a .data file, a COCO JSON, a list of images or a folder")
     split: str = option("train", "which split of the data set", SPLITS)
     cfg: str = option("yolov3-nano.cfg", "network whose anchors are replaced and compared with")
-    img_size: tuple[int, ...] = option(
-        (), "side of the network input, pixels; several for multi-scale; default: the cfg's"
+    img_size: tuple[int, ...] = size_option("the cfg's")
+    sides: tuple[int, ...] = option((), "instead: sides of several square inputs, for training with --multi-scale")
+    width: int = option(0, "with --height, as calc_anchors: the same as --img-size with --resize stretch, pixels")
+    height: int = option(0, "with --width")
+    resize: str = resize_option()
+    write: str = option(
+        "", "write the cfg with the found anchors to this new file; masks and filters follow their number"
     )
-    write: str = option("", "write the cfg with the found anchors in every [yolo] section to this new file")
     name: str = option("kmeans-anchors", "results go to runs/analyze/<name>")
 
     def __post_init__(self) -> None:
-        if any(size < 1 for size in self.img_size):
-            raise ValueError("--img-size must be sizes in pixels, above 0")
+        refuse_size(self.img_size, "--img-size")
+        if min(self.width, self.height) < 0 or (self.width > 0) != (self.height > 0):
+            raise ValueError("--width and --height belong together: both in pixels, above 0")
+        if sum(map(bool, (self.img_size, self.sides, self.width))) > 1:
+            raise ValueError("--img-size, --sides and --width --height stand for one another; leave the others out")
 
 
 def main() -> None:
@@ -79,23 +89,31 @@ def main() -> None:
     if options.write:
         refuse_write(options.write, network, num)
 
-    img_sizes = options.img_size or (max(network.input_wh),)
-    boxes_wh = sizes_at(objects, img_sizes)
+    if options.width:
+        options = replace(options, img_size=(options.width, options.height), resize="stretch", width=0, height=0)
+    inputs_wh = [input_size((side,), network) for side in options.sides] or [input_size(options.img_size, network)]
+    resize = choose_resize(options.resize, network)
+    boxes_wh = np.concatenate([sizes_in_input(objects, input_wh, resize.kind) for input_wh in inputs_wh])
     sizes = count_sizes(boxes_wh)
+    counters = np.bincount(objects.labels, minlength=len(objects.names))
     print(
         f"kmeans_anchors: {how_many(num, 'anchor')} for {how_many(len(objects), 'object')} of {options.data} "
-        f"({split_shown(options.data, options.split)}) at {' '.join(map(str, img_sizes))} px by --method "
+        f"({split_shown(options.data, options.split)}), {' and '.join(map(resize.to, inputs_wh))}, by --method "
         f"{fit_options.method}, beside those of {options.cfg}\n"
     )
     found = fit_anchors(sizes, num, fit_options)
+    options = replace(options, img_size=() if options.sides else inputs_wh[0], resize=resize.kind)
 
-    result = with_problems(describe(found, present, sizes, boxes_wh, options, fit_options), annotations)
+    result = describe(found, present, sizes, boxes_wh, counters, options, fit_options)
+    result = with_problems(result, annotations)
     folder = new_run_folder(ANALYSES, options.name)
     write_result(result, folder, f"python {shlex.join(sys.argv)}")
     print_result(result)
-    print(f"\n{anchors_line(found)}\n\nresults.json, tables.md, CSV and the scatter plot are in {folder}")
+    write_text_atomically(folder / "counters_per_class.txt", counters_line(counters))
+    print(f"\n{anchors_line(found)}\n{counters_line(counters)}\n")
+    print(f"results.json, tables.md, CSV and the scatter plot are in {folder}")
     if options.write:
-        write_text_atomically(options.write, with_anchors(network, found))
+        write_text_atomically(options.write, with_anchors(network, found, counters))
         print(f"{options.write}: {options.cfg} with these anchors")
 
 
@@ -107,62 +125,90 @@ def refuse_unused(given: dict[str, Any], method: str) -> None:
 
 
 def read_network(options: KmeansOptions, num_classes: int) -> Network:
-    """Build the cfg's network without allocating any weights; check the sizes."""
+    """Build the cfg's network without allocating any weights."""
     with torch.device("meta"):
         network = build_network(find_file(options.cfg, "cfg"), num_classes)
     require_heads(network)
-    for size in options.img_size:
-        check_image_size(network, size)
+    if any(not head.anchors_wh for head in network.heads):
+        raise UserError(f"{options.cfg}: its boxes have no anchors")
     return network
 
 
 def refuse_own_anchors(network: Network) -> None:
     """Refuse a cfg whose heads have different anchors: it has no single list to compare with or to replace."""
-    sections = [section for section in network.config.sections if section.kind == "yolo"]
-    for section, head in zip(sections, network.heads, strict=True):
+    for section, head in zip(head_sections(network), network.heads, strict=True):
         if head.all_anchors_wh != network.heads[0].all_anchors_wh:
             raise section.error(
-                "has other anchors than the first [yolo]; kmeans_anchors.py needs one list in every [yolo] "
-                "(the same num and anchors) and masks that share it out",
+                f"has other anchors than the first [{section.kind}]; kmeans_anchors.py needs one list in every "
+                f"[{section.kind}] (the same num and anchors) and masks that share it out",
                 "anchors",
             )
 
 
-def sizes_at(objects: Objects, img_sizes: tuple[int, ...]) -> np.ndarray:
-    """Return the boxes' width and height in network pixels, at every input size in turn, [M * sizes 2]."""
-    return np.concatenate([letterboxed_wh(objects, size) for size in img_sizes])
+def head_sections(network: Network) -> list[Section]:
+    """Return the sections of the heads."""
+    return [network.config.sections[index] for index in network.head_layers]
 
 
 def refuse_write(path: str, network: Network, num: int) -> None:
-    """Refuse to overwrite a file, or anchors that the masks of the cfg do not fit."""
+    """Refuse to overwrite a file, or a cfg that the anchors cannot be written into."""
     if Path(path).exists():
         raise UserError(f"{path}: exists already; name a new file with --write")
-    for section in network.config.sections:
-        if section.kind == "yolo" and section["num"] != num:
-            raise section.error(
-                f"has masks for num={section['num']} anchors; --write keeps them, so leave out --num {num}"
-            )
+    for section in head_sections(network):
+        if "anchors" not in section:
+            raise section.error("has no anchors; write 'anchors = 1,1' with num=1 there for --write to replace")
+    if num < len(network.heads):
+        raise UserError(f"--num {num}: each of the {len(network.heads)} heads of {network.cfg_path} needs an anchor")
+    with_anchors(network, np.ones((num, 2)), np.zeros(network.num_classes, dtype=int))  # fails before the search
 
 
-def with_anchors(network: Network, anchors_wh: np.ndarray) -> str:
-    """Return the cfg's text with the anchors of every [yolo] section replaced; comments and masks stay."""
-    lines = network.cfg_text.splitlines(keepends=True)
-    for section in network.config.sections:
-        if section.kind == "yolo":
-            number = section.lines["anchors"] - 1
-            body = lines[number].rstrip("\r\n")
-            ending = lines[number][len(body) :]
-            lines[number] = ANCHORS_LINE.sub(lambda match: match[1] + numbers_of(anchors_wh) + match[2], body) + ending
-    text = "".join(lines)
+def with_anchors(network: Network, anchors_wh: np.ndarray, counters: np.ndarray) -> str:
+    """Return the cfg's text with other anchors, and counters of its classes, in every head; comments stay.
+
+    Another number of anchors is shared out among the heads, the smallest to the finest grid; the filters before them
+    follow.
+    """
+    config = parse_cfg_text(network.cfg_text, network.cfg_path)  # with the classes that it says itself
+    shares = shared_out(len(anchors_wh), [head.stride for head in network.heads])
+    changes: list[tuple[Section, dict[str, str]]] = []
+    for number, (layer, head) in enumerate(zip(network.head_layers, network.heads, strict=True)):
+        section = config.sections[layer]
+        in_cells = section.kind == "region"  # whose anchors are written in cells
+        numbers = numbers_of(anchors_wh / head.stride, decimals=9) if in_cells else numbers_of(anchors_wh)
+        values = {"anchors": numbers}
+        if section["num"] != len(anchors_wh):
+            masked = "mask" in section
+            count = len(shares[number]) if masked else len(anchors_wh)
+            values |= {"num": str(len(anchors_wh))} | ({"mask": ",".join(map(str, shares[number]))} if masked else {})
+            filters = str(count * (KINDS[section.kind].box_numbers + section["classes"]))
+            changes += [(config.sections[index], {"filters": filters}) for index in network.predicting_layers(number)]
+        if "counters_per_class" in section and section["classes"] == len(counters):
+            values["counters_per_class"] = ", ".join(map(str, counters))
+        changes.append((section, values))
+    text = with_values(network.cfg_text, changes)
     with torch.device("meta"):
         rebuilt = build_network_from_text(text, network.cfg_path, network.num_classes)
+        if any("filters" in values for _, values in changes):
+            build_network_from_text(text, network.cfg_path)  # with the filters as they are written
     assert np.allclose(rebuilt.heads[0].all_anchors_wh, anchors_wh), "the written cfg has other anchors"
     return text
 
 
-def numbers_of(anchors_wh: np.ndarray) -> str:
+def shared_out(num: int, strides: Sequence[int]) -> list[list[int]]:
+    """Return the numbers of the anchors of each head: as many to each as can be, the first to the finest grid."""
+    finest_first = sorted(range(len(strides)), key=lambda index: strides[index])
+    parts = np.array_split(np.arange(num), len(strides))
+    return [parts[finest_first.index(index)].tolist() for index in range(len(strides))]
+
+
+def counters_line(counters: np.ndarray) -> str:
+    """Return the line of a cfg that says how many objects each class has, as Darknet's ``calc_anchors`` writes it."""
+    return f"counters_per_class = {', '.join(map(str, counters))}"
+
+
+def numbers_of(anchors_wh: np.ndarray, decimals: int = 6) -> str:
     """Return ``w,h,  w,h,  …`` without superfluous digits."""
-    return ",  ".join(f"{width:.10g},{height:.10g}" for width, height in np.round(anchors_wh, 6))
+    return ",  ".join(f"{width:.10g},{height:.10g}" for width, height in np.round(anchors_wh, decimals))
 
 
 def anchors_line(anchors_wh: np.ndarray) -> str:
@@ -175,6 +221,7 @@ def describe(
     present: np.ndarray,
     sizes: BoxSizes,
     boxes_wh: np.ndarray,
+    counters: np.ndarray,
     options: KmeansOptions,
     fit_options: AnchorFitOptions,
 ) -> Result:
@@ -189,11 +236,13 @@ def describe(
         "iou_t": fit_options.iou_t,
         "anchor_t": fit_options.anchor_t,
         "anchors_line": anchors_line(found),
+        "counters_per_class": counters,
     }
     for name, anchors_wh in sets.items():
         aspect_ratios = anchors_wh[:, 0] / anchors_wh[:, 1]
         statistics[name] = {"anchors": anchors_wh, "aspect_ratios": aspect_ratios, **asdict(fits[name])}
-    settings = {"img_sizes": options.img_size, "cfg": options.cfg, **asdict(fit_options), "num": len(found)}
+    of_input = {"img_size": options.img_size, "sides": options.sides, "resize": options.resize}
+    settings = {**of_input, "cfg": options.cfg, **asdict(fit_options), "num": len(found)}
     data = {"data": options.data, "split": split_shown(options.data, options.split), **settings}
     plot = anchor_scatter(
         boxes_wh, {"found": found, f"present ({Path(options.cfg).name})": present}, "Boxes and anchors"

@@ -5,7 +5,7 @@ Without arguments it takes the newest run's ``best.pt`` with the cfg, the data a
 
 from __future__ import annotations
 
-from utils.errors import run_command  # first: for Ctrl-C during the imports below
+from utils.errors import UserError, run_command  # first: for Ctrl-C during the imports below
 
 # isort: split
 from collections.abc import Iterable, Sequence
@@ -16,15 +16,17 @@ import torch
 
 from data.image_checks import ImageCheckOptions, bad_images
 from data.labels.annotations import Annotations
-from data.letterbox import RESIZES
 from data.loader import LoaderSettings, evaluation_batches
 from data.splits import open_split, split_shown
 from engine.evaluate import collect_results, without_unread
-from engine.resolve import Wanted, fit_classes, resolve
-from engine.run_folder import shared_run_folder
+from engine.evaluate_results import ResultsComparison, ResultsOptions, compare_results, print_tables
+from engine.network_input import refuse_size, resize_option, size_option
+from engine.resolve import Resolved, Wanted, fit_classes, resolve
+from engine.run_folder import new_run_folder, shared_run_folder
 from evaluation.coco import BACKENDS, Metrics, evaluate_coco, has_objects
 from evaluation.results import clean_ground_truth
 from models.checkpoints.load import LoadedNetwork
+from models.darknet.scaled_decode import DECODES
 from models.detector import Detector, Speed
 from utils import distributed
 from utils.config import option, parse_options
@@ -45,10 +47,12 @@ class EvaluationOptions:
 
     weights: str = option("", "checkpoint, Darknet .weights or official yolov5 .pt; default: the newest run's best.pt")
     cfg: str = option("", "network, looked up here and in cfg/; default: the one that belongs to the weights")
+    strict: bool = option(False, "refuse a cfg with keys, lines or names that Darknet does not know")
+    decode: str = option("cfg", "boxes as the cfg says, or as PyTorch_YOLOv4, ScaledYOLOv4 and yolor compute", DECODES)
     data: str = option("", "data set, looked up here and in cfg/; default: the one of the training")
     task: str = option("val", "which split, or the time per image only", tuple(SPLITS))
     batch_size: int = option(16, "images per batch, over all processes")
-    img_size: tuple[int, ...] = option((), "side of the network input in pixels, or width and height")
+    img_size: tuple[int, ...] = size_option("that of the training, else the cfg's")
     conf_thres: float = option(0.001, "minimum objectness x class probability of a detection")
     iou_thres: float = option(0.6, "NMS drops a box that overlaps a stronger one of its class by a higher IoU")
     max_det: int = option(300, "detections per image")
@@ -59,7 +63,7 @@ class EvaluationOptions:
     device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
     half: bool = option(False, "float16, on CUDA")
     rect: bool = option(True, "images of similar shape in batches as small as holds them; else all have the full size")
-    resize: str = option("letterbox", "keep the shape of the image, or stretch it as Darknet does", tuple(RESIZES))
+    resize: str = resize_option()
     clip: bool = option(True, "clip boxes to the image; those of Darknet reach over its border: --no-clip")
     workers: int = option(2, "processes that load images")
     evaluator: str = option("auto", "hotcoco (fast) or pycocotools, the same numbers", ("auto", *BACKENDS))
@@ -72,44 +76,37 @@ class EvaluationOptions:
             raise ValueError("--conf-thres and --iou-thres must lie between 0 and 1")
         if self.batch_size < 1 or self.max_det < 1 or self.workers < 0:
             raise ValueError("--batch-size and --max-det must be at least 1, --workers not negative")
-        if len(self.img_size) > 2:
-            raise ValueError("--img-size takes one side in pixels, or width and height")
+        refuse_size(self.img_size, "--img-size")
 
 
 @distributed.joined()
 def main() -> None:
     """Evaluate one detector on one split; leave metrics.json and pictures in runs/test/<name>."""
-    options, checks = parse_options(__doc__.splitlines()[0], EvaluationOptions, ImageCheckOptions)
+    groups = (EvaluationOptions, ImageCheckOptions, ResultsOptions)
+    options, checks, files = parse_options(__doc__.splitlines()[0], *groups)
+    if files.results and not options.weights:
+        return evaluate_files(options, files)
     device = choose_device(options.device)
     use_threads()
     distributed.start(device)
 
-    wanted = Wanted(
-        options.weights, options.cfg, options.data, options.img_size, options.single_cls, options.val_fraction
-    )
-    resolved = resolve(wanted, square=False)
+    resolved = resolve(wanted_by(options))
     options = replace(  # so that metrics.json says what was evaluated where the command line left it open
         options,
         weights=resolved.weights,
         data=resolved.data,
         img_size=resolved.input_wh,
+        resize=resolved.resize.kind,
         single_cls=resolved.single_cls,
         val_fraction=resolved.val_fraction,
+        rect=options.rect and resolved.resize.kind == "letterbox" and not resolved.loaded.network.fixed_size,
     )
     split = SPLITS[options.task]
     dataset = open_split(resolved.data, split, resolved.single_cls, val_fraction=resolved.val_fraction, checks=checks)
     loaded = fit_classes(resolved, dataset).loaded
     batches = evaluation_batches(dataset, loader_settings(options, checks, loaded, device))
-    detector = Detector(
-        loaded.network.to(device),
-        confidence=options.conf_thres,
-        iou=options.iou_thres,
-        max_detections=options.max_det,
-        half=options.half,
-        agnostic=options.single_cls,
-        clip=options.clip,
-    )
-    announce(options, loaded, dataset, device)
+    detector = build_detector(options, loaded, device)
+    announce(options, resolved, dataset, device)
     warm_up(detector, batches.plans()[0].net_hw if batches.plans() else options.img_size[::-1])
     if options.task == "speed":
         time_batches(detector, batches)
@@ -129,12 +126,66 @@ def main() -> None:
         metrics = evaluate_coco(ground_truth, results, options.evaluator)
         print_metrics(metrics, options.verbose, left_out)
         print_speed(detector.speed(), options)
-        write_results(folder, options, metrics, detector.speed(), left_out)
+        compared = compare_with_files(files, options, results, folder)
+        write_results(folder, options, metrics, detector.speed(), left_out, compared)
         if options.save_json:
             write_json_atomically(folder / "detections.json", results, indent=None)
             write_json_atomically(folder / "ground_truth.json", ground_truth, indent=None)
         print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
     distributed.stop()
+
+
+def wanted_by(options: EvaluationOptions) -> Wanted:
+    """Return what the command line says of the network and the data."""
+    return Wanted(
+        options.weights,
+        options.cfg,
+        options.data,
+        options.img_size,
+        options.single_cls,
+        options.val_fraction,
+        options.resize,
+        options.strict,
+        options.decode,
+    )
+
+
+def build_detector(options: EvaluationOptions, loaded: LoadedNetwork, device: torch.device) -> Detector:
+    """Return the network with its thresholds on its device."""
+    return Detector(
+        loaded.network.to(device),
+        confidence=options.conf_thres,
+        iou=options.iou_thres,
+        max_detections=options.max_det,
+        half=options.half,
+        agnostic=options.single_cls,
+        clip=options.clip,
+    )
+
+
+def evaluate_files(options: EvaluationOptions, files: ResultsOptions) -> None:
+    """Evaluate files of results without a network."""
+    if not options.data:
+        raise UserError("--results needs the ground truth: name it with --data")
+    if not distributed.is_main():
+        return
+    found = compare_results(files, options.data, SPLITS[options.task], options.val_fraction)
+    folder = new_run_folder(options.project, options.name, options.exist_ok)
+    print_tables(found, folder)
+    write_json_atomically(folder / "metrics.json", {**found.to_dict(), "options": asdict(options) | asdict(files)})
+    print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
+
+
+def compare_with_files(
+    files: ResultsOptions, options: EvaluationOptions, results: list[dict], folder: Path
+) -> ResultsComparison | None:
+    """Compare what the network found with files of results; None where there are none."""
+    if not files.results:
+        return None
+    own = {Path(options.weights).stem: results}
+    compared = compare_results(files, options.data, SPLITS[options.task], options.val_fraction, own)
+    print_tables(compared, folder)
+    return compared
 
 
 def loader_settings(
@@ -145,7 +196,7 @@ def loader_settings(
     return LoaderSettings(
         image_hw=(height, width),
         batch_size=max(1, options.batch_size // distributed.world_size()),
-        stride=loaded.network.max_stride,
+        stride=1 if loaded.network.fixed_size else loaded.network.max_stride,
         rect=options.rect,
         resize=options.resize,
         workers=options.workers,
@@ -156,16 +207,15 @@ def loader_settings(
     )
 
 
-def announce(options: EvaluationOptions, loaded: LoadedNetwork, dataset: Annotations, device: torch.device) -> None:
-    """Say in one line what was chosen."""
+def announce(options: EvaluationOptions, resolved: Resolved, dataset: Annotations, device: torch.device) -> None:
+    """Say in one line what was chosen, and how images get into the network input and why so."""
     if distributed.is_main():
-        width, height = options.img_size
         batches = ", rectangular batches" if options.rect else ""
         split = split_shown(options.data, SPLITS[options.task], options.val_fraction)
         print(
-            f"test: {options.weights} ({loaded.network.cfg_path}) on {options.data} "
-            f"({split}), {how_many(len(dataset), 'image')}, {options.resize} to "
-            f"{width}x{height}{batches} ({describe_device(device)})"
+            f"test: {options.weights} ({resolved.loaded.network.cfg_path}) on {options.data} "
+            f"({split}), {how_many(len(dataset), 'image')}, {resolved.resize.to(resolved.input_wh)}{batches} "
+            f"({describe_device(device)})"
         )
         if options.half and device.type != "cuda":
             print("--half means nothing on this device: computing in float32")
@@ -240,14 +290,23 @@ def print_speed(speed: Speed, options: EvaluationOptions) -> None:
         print(f"Speed: {times} ms inference/NMS/total per {size} image at batch-size {options.batch_size}")
 
 
-def write_results(folder: Path, options: EvaluationOptions, metrics: Metrics, speed: Speed, left_out: int) -> None:
-    """Write metrics.json: every number, how many images were left out, the time per image and the options."""
+def write_results(
+    folder: Path,
+    options: EvaluationOptions,
+    metrics: Metrics,
+    speed: Speed,
+    left_out: int,
+    compared: ResultsComparison | None,
+) -> None:
+    """Write metrics.json: all numbers, how many images were left out, times, other columns, and the options."""
     content = {
         **metrics.to_dict(),
         "images_left_out": left_out,
         "speed": {**asdict(speed), "total_ms": speed.total_ms},
         "options": {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()},
     }
+    if compared is not None:
+        content["comparison"] = compared.to_dict()
     write_json_atomically(folder / "metrics.json", content)
 
 

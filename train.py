@@ -10,6 +10,7 @@ from utils.errors import UserError, run_command  # first: for Ctrl-C during the 
 from utils.words import how_many
 
 # isort: split
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,12 +19,14 @@ import torch
 from data.augment import AugmentOptions
 from data.image_checks import ImageCheckOptions
 from data.labels.annotations import Annotations
-from data.loader import LoaderSettings, evaluation_batches, training_batches
+from data.loader import MULTI_SCALE, LoaderSettings, evaluation_batches, training_batches
 from data.splits import open_training_splits
 from engine.ema import AveragedModel
 from engine.evaluate import evaluate
+from engine.network_input import Resize, choose_resize, input_size, refuse_size, resize_option, size_option
 from engine.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
-from engine.resolve import start_with_classes
+from engine.recipes import FROM_CFG, as_many_epochs, default_recipe, notes_of_recipe, values_of_cfg
+from engine.resolve import as_decoded, start_with_classes, tell_oddities, warn_of_decode
 from engine.resumed_run import NEWEST, options_to_resume, other_length
 from engine.run_folder import TRAINING_RUNS, plot_labels
 from engine.train_loop import TrainState, freeze_layers, train_one_epoch, wrap_for_processes
@@ -32,20 +35,20 @@ from engine.training_state import load_training_state
 from evaluation.coco import Metrics, has_objects
 from models.assignment.counts import MatchCounts
 from models.assignment.options import AssignmentOptions
-from models.checkpoints.load import cfg_of_weights, load_weights
-from models.darknet.cfg import parse_cfg
+from models.checkpoints.load import cfg_of_weights, decode_of_weights, load_weights
+from models.darknet.scaled_decode import DECODES
 from models.detector import Detector
 from models.loss import LossOptions, build_loss
 from models.network import (
     Network,
     build_network,
     build_network_from_text,
-    check_image_size,
     initialise_head_biases,
     require_heads,
+    require_trainable,
 )
 from utils import distributed
-from utils.config import REPOSITORY, build_options, find_file, flat_dict, found_name, option, parse_flags, read_recipe
+from utils.config import build_options, find_file, flat_dict, found_name, option, parse_flags, read_recipe
 from utils.devices import amp_dtype, choose_device, describe_device, use_threads
 from utils.seeding import seed_epoch, seed_everything
 
@@ -55,16 +58,25 @@ class TrainOptions:
     """What to train, on what, for how long."""
 
     cfg: str = option("yolov3-nano.cfg", "network, looked up here and in cfg/; with --weights: the one that fits them")
+    decode: str = option("cfg", "boxes as the cfg says, or as PyTorch_YOLOv4, ScaledYOLOv4 and yolor compute", DECODES)
+    strict: bool = option(False, "refuse a cfg with keys, lines or names that Darknet does not know")
     data: str = option("shapes.data", "data set, looked up here and in cfg/; shapes.data is the built-in demo set")
     weights: str = option(
         "", "weights to start from: a .pt of this toolkit, Darknet .weights or an official yolov5 .pt"
     )
-    hyp: str = option("", "YAML recipe of options; by default the one in cfg/hyp/ that fits the cfg")
-    epochs: int = option(300, "passes over the training images, unless the recipe says otherwise")
+    hyp: str = option(
+        "", "YAML recipe of options, or cfg: the cfg's own training keys; default: what fits it in cfg/hyp"
+    )
+    epochs: int = option(300, "passes over the training images; 0: as many as --max-batches iterations take")
     batch_size: int = option(16, "images per batch, over all processes")
     accumulate: int = option(0, "batches per optimizer step; 0: as many as make 64 images")
-    img_size: tuple[int, ...] = option((), "size in pixels for training [and for testing]; default: the cfg's width")
-    multi_scale: bool = option(False, "another image size for every batch, 0.67 to 1.5 times --img-size")
+    img_size: tuple[int, ...] = size_option("the cfg's")
+    test_size: tuple[int, ...] = option((), "the same for testing; default: --img-size")
+    resize: str = resize_option()
+    multi_scale: bool = option(False, "another image size for every batch, within --multi-scale-range")
+    multi_scale_range: tuple[float, ...] = option(
+        MULTI_SCALE, "smallest and largest size of --multi-scale / --img-size"
+    )
     rect: bool = option(False, "rectangular training batches: images of similar shape together, without mosaic")
     val_fraction: float = option(0.0, "share of the training images to hold out for validation, where there are none")
     cache: str = option("", "ram (also without a value): keep the decoded images in memory", bare="ram")
@@ -89,8 +101,10 @@ class TrainOptions:
     save_period: int = option(0, "keep the weights of every N-th epoch as epoch<N>.pt; 0: never")
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch_size < 1:
+        if self.epochs < 0 or self.batch_size < 1:
             raise ValueError(f"--epochs and --batch-size must be at least 1, not {self.epochs} and {self.batch_size}")
+        if len(self.multi_scale_range) != 2 or not 0 < self.multi_scale_range[0] <= self.multi_scale_range[1] <= 4:
+            raise ValueError("--multi-scale-range takes two numbers in 0..4, the smaller first")
         if min(self.accumulate, self.workers, self.patience, self.seed, *self.freeze) < 0:
             raise ValueError("--accumulate, --workers, --patience, --freeze and --seed must not be negative")
         if self.cache not in ("", "ram"):
@@ -101,8 +115,8 @@ class TrainOptions:
             raise ValueError("--save-period writes checkpoints and --nosave none; leave one of them out")
         if self.seed >= 2**63:
             raise ValueError(f"--seed {self.seed} is too large: it must be below 2^63")
-        if len(self.img_size) > 2 or any(size < 1 for size in self.img_size):
-            raise ValueError("--img-size takes one size in pixels, or two: for training and for testing")
+        refuse_size(self.img_size, "--img-size")
+        refuse_size(self.test_size, "--test-size")
         if self.batch_size % distributed.world_size():
             raise ValueError(
                 f"--batch-size {self.batch_size} cannot be shared among {distributed.world_size()} processes"
@@ -146,14 +160,18 @@ def main() -> None:
     )
     check_names(options.train, train_set.names, checkpoint)
 
-    network = new_network(options.train, train_set.names, checkpoint).to(device).to(memory_format=torch.channels_last)
-    loss_function = build_loss(options.loss, options.assignment, network.heads, image_sizes(options.train, network)[0])
+    network, resize = new_network(options.train, train_set.names, checkpoint)
+    network = network.to(device).to(memory_format=torch.channels_last)
+    options = replace(options, train=replace(options.train, resize=resize.kind))
+    input_wh = input_size(options.train.img_size, network)
+    loss_function = build_loss(options.loss, options.assignment, network.heads, math.sqrt(math.prod(input_wh)))
     state = new_state(network, options)
     if checkpoint:
         load_training_state(state, checkpoint, options.train.resume)
 
     train_settings, test_settings = loader_settings(options, network, device)
     train_batches = training_batches(train_set, train_settings, options.augment)
+    options = with_epochs(options, len(train_batches))
     test_batches = evaluation_batches(test_set, test_settings)
     ground_truth = test_set.to_coco()
     schedule = Schedule(options.optimizer, options.train.epochs, len(train_batches), options.train.batches_per_step)
@@ -161,13 +179,14 @@ def main() -> None:
 
     run = TrainingRun.start(options.train.project, options.as_dict(), train_set.names, network.cfg_text, state)
     with run.interruptible():
-        announce(run, options, network, train_set, device)
+        announce(run, options, network, resize, train_set, device)
         if distributed.is_main() and not has_objects(ground_truth):
             print(f"{options.train.data} (valid): not a single object to find; best.pt goes by the training loss")
         wrapped = wrap_for_processes(network, device)
         while not run.is_over(state):
             train_batches.set_epoch(state.epoch)
             seed_epoch(options.train.seed, state.epoch, distributed.rank())
+            loss_function.images_seen = state.epoch * len(train_set)
             with EpochBar(run, state.epoch, len(train_batches)) as bar:
                 losses, counts = train_one_epoch(
                     state, wrapped, train_batches, loss_function, schedule, precision, bar.update
@@ -197,21 +216,26 @@ def choose_options() -> tuple[TrainGroups, dict[str, Any] | None]:
         return options, checkpoint
     if given.get("weights") and not given.get("cfg"):
         given["cfg"] = cfg_of_weights(given["weights"])
-    recipe = find_file(given.get("hyp") or default_recipe(given.get("cfg") or TrainOptions.cfg), "recipe")
-    values = read_recipe(recipe, GROUPS) | given | {"hyp": str(recipe)}
+    if given.get("weights") and decode_of_weights(given["weights"]) == "scaled":
+        given["decode"] = "scaled"
+    cfg = given.get("cfg") or TrainOptions.cfg
+    if given.get("hyp") == FROM_CFG:
+        values = values_of_cfg(cfg, given, GROUPS) | given
+    else:
+        recipe = find_file(given.get("hyp") or default_recipe(cfg, given.get("decode", DECODES[0])), "recipe")
+        values = read_recipe(recipe, GROUPS) | given | {"hyp": str(recipe)}
     # Named without its ending, or by YOLOv5's name of it; the record of the run has the whole name.
-    values |= {"cfg": found_name(values.get("cfg") or TrainOptions.cfg, "cfg")}
+    values |= {"cfg": found_name(values.get("cfg") or cfg, "cfg")}
     values |= {"data": found_name(values.get("data") or TrainOptions.data, "data file")}
     return TrainGroups(*build_options(values, GROUPS)), None
 
 
-def default_recipe(cfg: str) -> str:
-    """Return the recipe for a cfg: one of its name, else yolov5.yaml or yolov3.yaml, by how its heads decode boxes."""
-    path = find_file(cfg, "cfg")
-    if (REPOSITORY / "cfg/hyp" / f"{path.stem}.yaml").is_file():
-        return f"{path.stem}.yaml"
-    heads = [section for section in parse_cfg(path).sections if section.kind == "yolo"]
-    return "yolov5.yaml" if any(head["new_coords"] for head in heads) else "yolov3.yaml"
+def with_epochs(options: TrainGroups, batches_per_epoch: int) -> TrainGroups:
+    """Return the options with a number of epochs, where ``--epochs 0`` leaves it to the number of iterations."""
+    if options.train.epochs:
+        return options
+    epochs = as_many_epochs(options.optimizer.max_batches, batches_per_epoch, options.train.batches_per_step)
+    return replace(options, train=replace(options.train, epochs=epochs))
 
 
 def check_names(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[str, Any] | None) -> None:
@@ -223,24 +247,40 @@ def check_names(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
         )
 
 
-def new_network(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[str, Any] | None) -> Network:
-    """Build the network for these classes, with fresh, given or (before a resume) arbitrary weights."""
+def new_network(
+    options: TrainOptions, names: tuple[str, ...], checkpoint: dict[str, Any] | None
+) -> tuple[Network, Resize]:
+    """Build the network for these classes, with fresh, given or (before a resume) arbitrary weights.
+
+    Returns:
+        The network, and how images get into its input.
+    """
+    report = None
     if checkpoint:
         network = build_network_from_text(checkpoint["cfg_text"], checkpoint["cfg_name"], len(checkpoint["names"]))
     else:
         network = build_network(find_file(options.cfg, "cfg"), len(names))
         require_heads(network)
-        for note in network.notes:
-            print(note)
+        if options.decode == "scaled":
+            network = as_decoded(network)
+        require_trainable(network)
+        from_cfg = options.hyp == FROM_CFG
+        for note in notes_of_recipe(network.config, network.notes) if from_cfg else network.notes:
+            if note not in network.config.oddities:
+                print(note)
+        tell_oddities(network, options.strict)
         initialise_head_biases(network, "yolov5" if network.heads[0].new_coords else "yolov3")
         if options.weights:
             report = load_weights(network, options.weights)
             print(report)
+            if not report.names and options.decode == DECODES[0]:
+                warn_of_decode(network)
             network = start_with_classes(network, report, names)
+    resize = Resize(options.resize, "as before") if checkpoint else choose_resize(options.resize, network, report)
     frozen = freeze_layers(network, options.freeze)
     if frozen and distributed.is_main():
         print(f"--freeze: {len(frozen)} of the {len(network.layers)} layers of {network.cfg_path} stay as they are")
-    return network
+    return network, resize
 
 
 def new_state(network: Network, options: TrainGroups) -> TrainState[Network]:
@@ -252,25 +292,17 @@ def new_state(network: Network, options: TrainGroups) -> TrainState[Network]:
     return TrainState(network, AveragedModel(network), optimizer, scaler)
 
 
-def image_sizes(options: TrainOptions, network: Network) -> tuple[int, int]:
-    """Return the training and the testing size in pixels, checked against the network's strides."""
-    sizes = options.img_size or (max(network.input_wh),)
-    for size in sizes:
-        check_image_size(network, size)
-    return sizes[0], sizes[-1]
-
-
 def loader_settings(
     groups: TrainGroups, network: Network, device: torch.device
 ) -> tuple[LoaderSettings, LoaderSettings]:
     """Return how the training and the testing batches are made."""
     options = groups.train
-    train_size, test_size = image_sizes(options, network)
     test = LoaderSettings(
-        image_hw=(test_size, test_size),
+        image_hw=input_size(options.test_size or options.img_size, network)[::-1],
         batch_size=max(1, options.batch_size // distributed.world_size()),
         stride=network.max_stride,
         rect=True,
+        resize=options.resize,
         workers=options.workers,
         seed=options.seed,
         rank=distributed.rank(),
@@ -280,25 +312,33 @@ def loader_settings(
     )
     train = replace(
         test,
-        image_hw=(train_size, train_size),
+        image_hw=input_size(options.img_size, network)[::-1],
         rect=options.rect,
         multi_scale=options.multi_scale,
+        multi_scale_range=(options.multi_scale_range[0], options.multi_scale_range[1]),
         cache_images=options.cache == "ram",
     )
     return train, test
 
 
 def announce(
-    run: TrainingRun, options: TrainGroups, network: Network, train_set: Annotations, device: torch.device
+    run: TrainingRun,
+    options: TrainGroups,
+    network: Network,
+    resize: Resize,
+    train_set: Annotations,
+    device: torch.device,
 ) -> None:
     """Say in one line what was chosen, and draw how the training labels are distributed."""
     if not distributed.is_main():
         return
     train = options.train
     parameters = sum(parameter.numel() for parameter in network.parameters())
+    rule = f"--match {options.assignment.match}" + (" --loss darknet" if options.loss.loss == "darknet" else "")
+    images = resize.to(*(input_size(size, network) for size in (train.img_size, train.test_size or train.img_size)))
     print(
-        f"train: {train.cfg} ({parameters:,} parameters) on {train.data}, {how_many(train.epochs, 'epoch')}, "
-        f"recipe {train.hyp}, --match {options.assignment.match} -> {run.folder} ({describe_device(device)})"
+        f"train: {train.cfg} ({parameters:,} parameters) on {train.data}, {images}, {how_many(train.epochs, 'epoch')}, "
+        f"recipe {train.hyp}, {rule} -> {run.folder} ({describe_device(device)})"
     )
     objects = train_set.select_boxes(~train_set.crowd)
     image_wh = objects.image_wh[objects.box_image]

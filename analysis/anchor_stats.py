@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from analysis.anchor_fit import one_thread, side_ratio
 from analysis.limits import above, below
-from analysis.mode import Mode, Request
-from analysis.objects import Objects, anchor_rows, letterboxed, letterboxed_wh, select_objects
+from analysis.mode import Mode, Request, side_or_sides
+from analysis.objects import Objects, anchor_rows, boxes_in_input, select_objects, sizes_in_input
 from analysis.output.plots import anchor_labels, anchor_scatter, bars, positives_per_object
 from analysis.output.result import Result, Table, counted, distribution, rows_of, share, table_of, with_problems
 from analysis.strategies import StrategyOptions
@@ -84,22 +84,28 @@ class ObjectBlock:
 
 
 def anchor_stats(
-    annotations: Annotations, heads: Sequence[Head], strategies: Mapping[str, AssignmentOptions], img_size: int
+    annotations: Annotations,
+    heads: Sequence[Head],
+    strategies: Mapping[str, AssignmentOptions],
+    input_wh: tuple[int, int],
+    resize: str = "letterbox",
 ) -> Result:
     """Count the matches of every strategy over a data set; docs/analysis.md defines the statistics.
 
     Args:
         annotations: of the data set.
-        heads: of the network; their strides divide ``img_size``.
+        heads: of the network; their strides divide the input.
         strategies: name -> options, of strategies that look only at priors.
-        img_size: side of the square network input, pixels.
+        input_wh: width and height of the network input, pixels.
+        resize: how images get into it, a key of :data:`data.letterbox.RESIZES`.
     """
     objects = select_objects(annotations, crowd=False)
-    boxes_cxcywh = letterboxed(objects, img_size)
-    boxes_wh = torch.from_numpy(letterboxed_wh(objects, img_size))
+    boxes_cxcywh = boxes_in_input(objects, input_wh, resize)
+    boxes_wh = torch.from_numpy(sizes_in_input(objects, input_wh, resize))
     anchors_wh = torch.tensor([wh for head in heads for wh in head.anchors_wh], dtype=torch.float64)
     counts = {name: Counts.zeros(len(objects), len(anchors_wh)) for name in strategies}
-    grid = slot_grid(tuple(heads), tuple((img_size // head.stride,) * 2 for head in heads), torch.device("cpu"))
+    shapes = tuple((input_wh[1] // head.stride, input_wh[0] // head.stride) for head in heads)  # rows, columns
+    grid = slot_grid(tuple(heads), shapes, torch.device("cpu"))
     assigners = {name: build_assigner(options, tuple(heads)) for name, options in strategies.items()}
     best_iou, best_ratio = np.zeros(len(objects)), np.full(len(objects), np.inf)
     with one_thread(), tqdm(total=len(objects), desc="matching", unit=" objects", disable=None, leave=False) as bar:
@@ -111,7 +117,8 @@ def anchor_stats(
                 _count(counts[name], assigner.match(block.targets, grid).base, grid, block, shape_ious)
             bar.update(len(block.targets))
     statistics = {
-        "img_size": img_size,
+        "img_size": side_or_sides(input_wh),
+        "resize": resize,
         "objects": len(objects),
         "best_possible_recall": _recall(best_iou, best_ratio, strategies),
         "strategies": {name: _strategy_statistics(counts[name], objects, heads) for name in strategies},
@@ -220,7 +227,8 @@ def _tables(statistics: Mapping[str, Any]) -> tuple[Table, ...]:
     )
     overview = ({**row, "objects": statistics["objects"]} for row in rows_of(strategies, "strategy"))
     anchors = ({"strategy": name, **row} for name, one in strategies.items() for row in one["anchors"])
-    title = f"Matches at {statistics['img_size']} x {statistics['img_size']}"
+    width, height = np.broadcast_to(statistics["img_size"], 2)
+    title = f"Matches at {width} x {height}"
     return (
         table_of("strategies", title, overview, STRATEGY_COLUMNS),
         Table("recall", "Best possible recall of the anchors", ("rule", "share of objects"), rules),
@@ -308,9 +316,9 @@ def run(request: Request) -> Result:
     except ValueError as error:
         raise UserError(str(error)) from error
     annotations = request.annotations()
-    heads, img_size = request.heads(len(annotations.names))
-    result = with_problems(anchor_stats(annotations, heads, strategies, img_size), annotations)
-    return request.described(result, cfg=request.about.cfg, img_size=img_size)
+    heads, input_wh, resize = request.heads(len(annotations.names))
+    result = with_problems(anchor_stats(annotations, heads, strategies, input_wh, resize), annotations)
+    return request.described(result, cfg=request.about.cfg, img_size=side_or_sides(input_wh), resize=resize)
 
 
 MODE = Mode(
@@ -318,5 +326,5 @@ MODE = Mode(
     text="which anchors match which objects, by every strategy that looks only at priors",
     run=run,
     groups=(StrategyOptions,),
-    reads=frozenset({"data", "split", "val_fraction", "cfg", "img_size"}),
+    reads=frozenset({"data", "split", "val_fraction", "cfg", "img_size", "resize"}),
 )

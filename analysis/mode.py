@@ -14,8 +14,9 @@ from data.description import SPLITS
 from data.labels.annotations import Annotations
 from data.labels.read import read_dataset
 from data.splits import open_data, split_shown
+from engine.network_input import choose_resize, input_size, refuse_size, resize_option, size_option
 from models.heads import Head
-from models.network import build_network, check_image_size, require_heads
+from models.network import build_network, require_heads, require_trainable
 from utils.config import find_file, flag, option
 
 ANALYSES = Path("runs/analyze")
@@ -30,8 +31,12 @@ class AnalyzeOptions:
     split: str = option("train", "which split of the data set", SPLITS)
     val_fraction: float = option(0.0, "share of the training images that is held out as the split valid")
     cfg: str = option("", "network whose anchors are counted; default: the newest run's, else yolov3-nano.cfg")
-    img_size: int = option(0, "side of the network input, pixels; 0: the cfg's width")
+    img_size: tuple[int, ...] = size_option("that of the weights or the cfg")
+    resize: str = resize_option()
     name: str = option("", "results go to runs/analyze/<name>; default: the name of the analysis")
+
+    def __post_init__(self) -> None:
+        refuse_size(self.img_size, "--img-size")
 
 
 @dataclass(frozen=True)
@@ -52,8 +57,8 @@ class Request:
         """Read the annotations of the chosen split; no image is needed where they say the sizes of the images."""
         return read_dataset(open_data(self.about.data, self.about.val_fraction), self.about.split, need_images=False)
 
-    def heads(self, num_classes: int) -> tuple[tuple[Head, ...], int]:
-        """Return the heads of the cfg and the side of the network input in pixels, without allocating any weights.
+    def heads(self, num_classes: int) -> tuple[tuple[Head, ...], tuple[int, int], str]:
+        """Return the heads of the cfg, the size of the network input and how images get into it; allocate no weights.
 
         Raises:
             UserError: no such cfg, it has no heads, or the size does not fit its strides.
@@ -61,9 +66,9 @@ class Request:
         with torch.device("meta"):
             network = build_network(find_file(self.about.cfg, "cfg"), num_classes)
         require_heads(network)
-        img_size = self.about.img_size or max(network.input_wh)
-        check_image_size(network, img_size)
-        return network.heads, img_size
+        require_trainable(network)
+        input_wh = input_size(self.about.img_size, network)
+        return network.heads, input_wh, choose_resize(self.about.resize, network).kind
 
     def described(self, result: Result, **more: Any) -> Result:
         """Return the result whose ``data`` say which data set and split it is about, and ``more``."""
@@ -83,6 +88,12 @@ class Mode:
     reads: frozenset[str] = frozenset()  # further options that it reads: fields of AnalyzeOptions, report_images
     takes_values: bool = False  # the flag is followed by one or more words
     distributed: bool = False  # runs in every process of ``torchrun``; else the main one does it alone
+
+
+def side_or_sides(input_wh: tuple[int, int]) -> int | list[int]:
+    """Return the size of the network input as results have it: the side of a square, else width and height."""
+    width, height = input_wh
+    return width if width == height else [width, height]
 
 
 def run_name(name: str, mode: str, with_mode: bool) -> str:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.limits import limits_reached
-from data.letterbox import letterbox_meta
+from data.letterbox import RESIZES
 from models.heads import Head
 from utils.boxes import SIZE_LIMITS
 
@@ -81,20 +81,26 @@ def select_objects(annotations: Annotations, crowd: bool) -> Objects:
     )
 
 
-def letterboxed(objects: Objects, img_size: int) -> np.ndarray:
-    """Return the boxes as the loader places them in a square input: cxcywh relative to the input, [M 4] float32."""
-    scale, offset = _letterbox_of_objects(objects, img_size)
+def boxes_in_input(objects: Objects, input_wh: tuple[int, int], resize: str = "letterbox") -> np.ndarray:
+    """Return the boxes as the loader places them in the network input: cxcywh relative to it, [M 4] float32.
+
+    Args:
+        objects: of the data set.
+        input_wh: width and height of the network input, pixels.
+        resize: key of :data:`data.letterbox.RESIZES`.
+    """
+    scale, offset = _places_of_images(objects, input_wh, resize)
     corners = _inside(objects) * np.tile(scale, 2) + np.tile(offset, 2)
     size = corners[:, 2:] - corners[:, :2]
-    return (np.concatenate((corners[:, :2] + size / 2, size), axis=1) / img_size).astype(np.float32)
+    return (np.concatenate((corners[:, :2] + size / 2, size), axis=1) / (input_wh * 2)).astype(np.float32)
 
 
-def letterboxed_wh(objects: Objects, img_size: int) -> np.ndarray:
-    """Return the boxes' width and height in pixels of a square input, [M 2] float64, from those of the label file."""
+def sizes_in_input(objects: Objects, input_wh: tuple[int, int], resize: str = "letterbox") -> np.ndarray:
+    """Return the boxes' width and height in network pixels, [M 2] float64, from those of the label file."""
     inside = _inside(objects)
     whole = (inside == objects.boxes_xyxy).reshape(-1, 2, 2).all(axis=1)  # M 2, by axis: nothing lies outside
     wh = np.where(whole, objects.boxes_wh, inside[:, 2:] - inside[:, :2])
-    return wh * _letterbox_of_objects(objects, img_size)[0]
+    return wh * _places_of_images(objects, input_wh, resize)[0]
 
 
 def _inside(objects: Objects) -> np.ndarray:
@@ -102,10 +108,10 @@ def _inside(objects: Objects) -> np.ndarray:
     return np.clip(objects.boxes_xyxy, 0, np.tile(objects.image_wh, 2)[objects.image])
 
 
-def _letterbox_of_objects(objects: Objects, img_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return scale and offset of the image of every object in a square input, [M 2] each."""
+def _places_of_images(objects: Objects, input_wh: tuple[int, int], resize: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return scale and offset of the image of every object in the network input, [M 2] each."""
     sizes, which = np.unique(objects.image_wh, axis=0, return_inverse=True)
-    metas = [letterbox_meta(0, "", (int(w), int(h)), (img_size, img_size)) for w, h in sizes]
+    metas = [RESIZES[resize](0, "", (int(w), int(h)), input_wh[::-1]) for w, h in sizes]
     scale = np.array([meta.scale_xy for meta in metas]).reshape(-1, 2)
     offset = np.array([meta.offset_xy for meta in metas]).reshape(-1, 2)
     meta_of = which.reshape(-1)[objects.image]

@@ -22,6 +22,7 @@ from analysis.strategies import StrategyOptions
 from benchmarks.harness import seconds_alternating
 from data.image_checks import ImageCheckOptions
 from data.loader import evaluation_batches
+from engine.network_input import size_option
 from models.assignment.assigner import build_assigner
 from utils.boxes import IOU_KINDS
 from utils.config import build_options, option, parse_options
@@ -39,7 +40,7 @@ class MatchingStatsOptions:
     cfg: str = option("", "the network of the weights, where they do not say it")
     data: str = option("", "data set; default: the one of the training")
     split: str = option("valid", "which part of it")
-    img_size: int = option(0, "side of the input in pixels; default: that of the training")
+    img_size: tuple[int, ...] = size_option("that of the training")
     match: str = option("standard", "strategies, separated by commas")
     match_iou: tuple[str, ...] = option(("iou",), "kinds of IoU that are measured", tuple(IOU_KINDS))
     hard: int = option(0, "above 0: measure the loss of every image, too")

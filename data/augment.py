@@ -29,6 +29,8 @@ MAX_ASPECT = 100.0  # the longer side is less than this many times the shorter o
 # Both parameters of the beta distribution of mixup's share, which is nearly one half; as in ultralytics/yolov5 v7.0.
 MIXUP_BETA = 32.0
 
+LIMITS = {"degrees": 180.0, "shear": 89.0, "saturation": 1e3, "exposure": 1e3}  # of options; of all others 1
+
 
 @dataclass(frozen=True)
 class AugmentOptions:
@@ -45,11 +47,15 @@ class AugmentOptions:
     fliplr: float = option(0.5, "probability of a flip left to right")
     mosaic: float = option(1.0, "probability that a picture is made of four images")
     mixup: float = option(0.0, "probability that a second picture is blended in")
+    jitter: float = option(0.0, "Darknet's: move each side of an image by up to +- this share of it, in or out")
+    saturation: float = option(1.0, "Darknet's: multiply or divide the saturation by a number from 1 to this")
+    exposure: float = option(1.0, "Darknet's: multiply or divide the brightness by a number from 1 to this")
+    hue: float = option(0.0, "Darknet's: turn the hue by up to +- this share of the circle")
 
     def __post_init__(self) -> None:
         for item in fields(self):
             value = getattr(self, item.name)
-            limit = {"degrees": 180.0, "shear": 89.0}.get(item.name, 1.0)
+            limit = LIMITS.get(item.name, 1.0)
             if not 0 <= value <= limit:
                 raise ValueError(f"{item.name} = {value} is outside 0..{limit:g}")
         if self.scale >= 1:
@@ -140,6 +146,8 @@ def _picture(
         sources = [load(index)]
         places = [_place(sources[0].original_wh, net_hw, resize)]
         canvas_hw = net_hw
+    if options.jitter:
+        sources = [crop_sides(source, rng.uniform(-options.jitter, options.jitter, 4)) for source in sources]
     # One motion for the whole canvas: the images of a mosaic move together.
     motion = random_motion(options, canvas_hw, net_hw, rng)
     matrices = [motion @ place for place in places]  # original -> canvas -> network pixels
@@ -147,6 +155,39 @@ def _picture(
     for source, matrix in zip(sources, matrices, strict=True):
         paint(source.pixels, source.original_wh, matrix, out)
     return _objects(sources, matrices, net_hw)
+
+
+def crop_sides(source: SourceImage, shares: np.ndarray) -> SourceImage:
+    """Cut off, or add, a share of the image at each side and stretch what there is to the size of the image.
+
+    As ``jitter`` in Darknet (src/data.c, load_data_detection): what is added has the mean colour of the image.
+
+    Args:
+        source: the image and its boxes, those of which little is left are dropped.
+        shares: of left, top, right and bottom side, of the width or height; negative ones are added.
+
+    Returns:
+        An image of the same original size; where nothing would be left, the image as it is.
+    """
+    height, width = source.pixels.shape[:2]
+    left, top, right, bottom = (int(share) for share in shares * (width, height, width, height))
+    new_w, new_h = width - left - right, height - top - bottom
+    if min(new_w, new_h, width - left, height - top, width - right, height - bottom) <= 0:
+        return source
+    pixels = np.empty((new_h, new_w, 3), np.uint8)
+    pixels[:] = source.pixels.mean(axis=(0, 1))
+    inside = source.pixels[max(top, 0) : height - max(bottom, 0), max(left, 0) : width - max(right, 0)]
+    x, y = max(-left, 0), max(-top, 0)
+    pixels[y : y + inside.shape[0], x : x + inside.shape[1]] = inside
+
+    # Original pixels -> those that were decoded -> the crop -> original pixels of the stretched crop.
+    to_crop = np.array((width, height) * 2) / np.array(source.original_wh * 2)
+    offset, to_original = np.array((left, top) * 2), np.array(source.original_wh * 2) / np.array((new_w, new_h) * 2)
+    moved = (source.boxes_xyxy * to_crop - offset) * to_original
+    boxes = np.clip(moved, 0, source.original_wh * 2)
+    area_before, area_left = ((box[:, 2:] - box[:, :2]).prod(axis=1) for box in (moved, boxes))
+    keep = area_left > MIN_AREA_LEFT * area_before
+    return SourceImage(pixels, source.original_wh, boxes[keep], source.labels[keep], source.crowd[keep])
 
 
 def _place(original_wh: tuple[int, int], net_hw: tuple[int, int], resize: str) -> np.ndarray:
@@ -273,12 +314,23 @@ def shift_colours(image_bgr: np.ndarray, options: AugmentOptions, rng: np.random
     """Change hue, saturation and brightness of a uint8 BGR picture [H W 3] in place and leave it as RGB."""
     gains = np.array((options.hsv_h, options.hsv_s, options.hsv_v))
     factors = rng.uniform(-1, 1, 3) * gains + 1
-    if not gains.any():
+    turn = 0.0
+    as_darknet = (options.saturation, options.exposure, options.hue) != (1, 1, 0)
+    if as_darknet:
+        turn = rng.uniform(-options.hue, options.hue) * 180
+        factors[1:] *= [_up_or_down(largest, rng) for largest in (options.saturation, options.exposure)]
+    if not gains.any() and not as_darknet:
         cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB, dst=image_bgr)
         return
     # One table [256 3] for the three channels; OpenCV counts a uint8 hue in 180 steps around the circle.
     levels = np.arange(256, dtype=np.float64)
-    table = np.stack(((levels * factors[0]) % 180, *np.clip(levels * factors[1:, None], 0, 255)), axis=-1)
+    table = np.stack(((levels * factors[0] + turn) % 180, *np.clip(levels * factors[1:, None], 0, 255)), axis=-1)
     hsv = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2HSV)
     cv2.LUT(hsv, table.astype(np.uint8)[None], dst=hsv)
     cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=image_bgr)
+
+
+def _up_or_down(largest: float, rng: np.random.Generator) -> float:
+    """Draw a factor between 1 and ``largest``, or one over it, as Darknet's ``rand_scale`` (src/utils.c)."""
+    factor = rng.uniform(min(1.0, largest), max(1.0, largest))
+    return factor if rng.random() < 0.5 else 1 / max(factor, 1e-6)

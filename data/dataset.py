@@ -18,7 +18,7 @@ from torch.utils.data import Dataset
 from data.augment import AugmentOptions, Sample, SourceImage, training_sample
 from data.image_files import read_image
 from data.labels.annotations import Annotations
-from data.letterbox import RESIZES, images_to_tensor, place_image
+from data.letterbox import PIXEL_TYPES, RESIZES, images_to_tensor, place_image
 from utils.errors import UserError
 from utils.structures import Batch, ImageMeta, Targets
 
@@ -107,7 +107,7 @@ class DetectionDataset(Dataset):
 
     def plain_batch(self, plan: BatchPlan) -> Batch:
         """Make a batch of letterboxed (or stretched) images as they are."""
-        images = np.empty((len(plan.indices), *plan.net_hw, 3), dtype=np.uint8)
+        images = np.empty((len(plan.indices), *plan.net_hw, 3), dtype=PIXEL_TYPES[self.resize])
         samples: list[Sample] = []
         metas = []
         unread: dict[int, str] = {}

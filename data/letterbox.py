@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from utils.structures import ImageMeta
 
@@ -47,23 +48,19 @@ def resize_for_view(image: np.ndarray, wh: tuple[int, int]) -> np.ndarray:
 
 
 def resize_as_darknet(image: np.ndarray, wh: tuple[int, int]) -> np.ndarray:
-    """Resize to (width, height) as Darknet's ``resize_image`` (src/image.c) does.
+    """Resize [h w 3] to (width, height) as Darknet's ``resize_image`` (src/image.c) does; return float32, not rounded.
 
-    It interpolates between two pixels however much it shrinks, first along x, then along y, and puts the corner pixels
-    of the result on those of the image.
+    It interpolates between two pixels however much it shrinks, and puts the corner pixels of the result on those of the
+    image.
     """
-    pixels = image.astype(np.float32)
-    for axis, new in ((1, wh[0]), (0, wh[1])):
-        old = image.shape[axis]
-        place = np.linspace(0, old - 1, new, dtype=np.float64)  # of each new pixel among the old ones
-        low = np.minimum(place.astype(np.int64), max(old - 2, 0))
-        weight = (place - low).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-        first, second = np.take(pixels, low, axis), np.take(pixels, np.minimum(low + 1, old - 1), axis)
-        pixels = first + (second - first) * weight
-    return np.rint(pixels).astype(np.uint8)
+    pixels = torch.from_numpy(np.ascontiguousarray(image)).permute(2, 0, 1)[None].float()  # 1 3 h w
+    resized = functional.interpolate(pixels, (wh[1], wh[0]), mode="bilinear", align_corners=True)
+    return resized[0].permute(1, 2, 0).numpy()
 
 
 PIXELS = {"letterbox": resize_for_view, "stretch": resize_as_darknet}  # --resize -> the pixels
+# --resize -> the numbers of a network input, 0..255: a stretched image is not rounded to bytes, as in Darknet.
+PIXEL_TYPES = {"letterbox": np.uint8, "stretch": np.float32}
 
 
 def place_image(image: np.ndarray, meta: ImageMeta, out: np.ndarray, resize: str = "letterbox") -> None:
@@ -77,15 +74,17 @@ def place_image(image: np.ndarray, meta: ImageMeta, out: np.ndarray, resize: str
 
 
 def images_to_tensor(images_hwc: np.ndarray) -> Tensor:
-    """View uint8 images [B H W 3] as [B 3 H W]; no copy, so the memory format is channels_last."""
+    """View images [B H W 3] as [B 3 H W]; no copy, so the memory format is channels_last."""
     return torch.from_numpy(images_hwc).permute(0, 3, 1, 2)
 
 
-def letterbox_images(images_rgb: Sequence[np.ndarray], metas: Sequence[ImageMeta], net_hw: tuple[int, int]) -> Tensor:
-    """Place each image [h w 3] by its meta; return uint8 [B 3 H W] in channels_last memory format."""
-    batch = np.empty((len(images_rgb), *net_hw, 3), dtype=np.uint8)
+def place_images(
+    images_rgb: Sequence[np.ndarray], metas: Sequence[ImageMeta], net_hw: tuple[int, int], resize: str = "letterbox"
+) -> Tensor:
+    """Place each image [h w 3] by its meta; return [B 3 H W], 0..255 (PIXEL_TYPES), in channels_last memory format."""
+    batch = np.empty((len(images_rgb), *net_hw, 3), dtype=PIXEL_TYPES[resize])
     for image, meta, out in zip(images_rgb, metas, batch, strict=True):
-        place_image(image, meta, out)
+        place_image(image, meta, out, resize)
     return images_to_tensor(batch)
 
 

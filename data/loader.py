@@ -55,6 +55,7 @@ class LoaderSettings:
     rect: bool = False  # images of similar shape in each batch, which is as small as holds them
     resize: str = "letterbox"  # or "stretch"
     multi_scale: bool = False  # a size per batch (training)
+    multi_scale_range: tuple[float, float] = MULTI_SCALE  # of these sizes, relative to image_hw
     workers: int = 0  # processes that load; 0: this one does
     seed: int = 0  # of the run
     rank: int = 0  # number of this training process
@@ -191,7 +192,7 @@ def training_batches(annotations: Annotations, settings: LoaderSettings, augment
         augment = replace(augment, mosaic=0.0)
     largest = max(settings.image_hw)
     if settings.multi_scale:
-        largest = int(largest * MULTI_SCALE[1])
+        largest = int(largest * settings.multi_scale_range[1])
     dataset = DetectionDataset(
         annotations, settings.resize, augment, settings.seed, largest, leave_out=settings.max_bad > 0
     )
@@ -247,16 +248,16 @@ def training_plans(image_wh: np.ndarray, settings: LoaderSettings, epoch: int) -
 
 
 def random_size(settings: LoaderSettings, epoch: int, number: int) -> tuple[int, int]:
-    """Draw the (height, width) of a batch: the nominal size times a factor in MULTI_SCALE, in whole strides.
+    """Draw the (height, width) of a batch: the nominal size times a factor in the range, in whole strides.
 
     Args:
-        settings: with the nominal size and the stride.
+        settings: with the nominal size, the range and the stride.
         epoch: from 0.
         number: of the batch in the epoch, from 0.
     """
     height, width = settings.image_hw
     stride = settings.stride
-    low, high = (max(int(width * factor / stride), 1) for factor in MULTI_SCALE)
+    low, high = (max(int(width * factor / stride), 1) for factor in settings.multi_scale_range)
     rng = np.random.default_rng((settings.seed, epoch, number, SIZES))
     new_width = int(rng.integers(low, high + 1)) * stride
     new_height = max(round(height * new_width / width / stride), 1) * stride

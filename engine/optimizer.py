@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from engine.iteration_rates import POLICIES, IterationOptions, rate_factor
 from utils.config import option
 
 NOMINAL_BATCH = 64  # images per optimizer step that the learning rate and the weight decay are meant for
 
 
 @dataclass(frozen=True)
-class OptimizerOptions:
+class OptimizerOptions(IterationOptions):
     """Optimizer and learning-rate schedule."""
 
     optimizer: str = option(
@@ -22,8 +23,15 @@ class OptimizerOptions:
     )
     lr0: float = option(0.01, "learning rate after the warm-up")
     lrf: float = option(0.01, "last learning rate as a share of --lr0")
-    schedule: str = option("cosine", "how the learning rate falls over the epochs", choices=("cosine", "linear"))
+    schedule: str = option(
+        "cosine",
+        "how the learning rate falls: over the epochs (cosine, linear), or by Darknet's policies over the iterations",
+        choices=("cosine", "linear", *POLICIES),
+    )
     momentum: float = option(0.937, "SGD momentum, or Adam's beta1")
+    nesterov: bool = option(True, "Nesterov's form of SGD momentum; Darknet has the plain one")
+    beta2: float = option(0.999, "Adam's second decay rate")
+    adam_eps: float = option(1e-8, "what Adam adds to the root of its second moment")
     weight_decay: float = option(5e-4, "for the weights of convolutions, per nominal batch of 64 images")
     warmup_epochs: float = option(3.0, "length of the warm-up, but at least 100 batches and at most half of the run")
     warmup_momentum: float = option(0.8, "momentum at the start of the warm-up")
@@ -31,6 +39,7 @@ class OptimizerOptions:
     clip_norm: float = option(10.0, "largest gradient norm; larger gradients are scaled down to it, 0 for never")
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.lr0 <= 0 or not 0 <= self.lrf <= 1:
             raise ValueError(f"--lr0 must be positive and --lrf in 0..1, not {self.lr0} and {self.lrf}")
         if not 0 <= self.momentum < 1 or not 0 <= self.warmup_momentum < 1:
@@ -39,6 +48,14 @@ class OptimizerOptions:
             )
         if min(self.weight_decay, self.warmup_epochs, self.clip_norm) < 0:
             raise ValueError("--weight-decay, --warmup-epochs and --clip-norm must not be negative")
+        if not 0 <= self.beta2 < 1 or self.adam_eps <= 0:
+            raise ValueError(f"--beta2 must be in 0..1 and --adam-eps positive, not {self.beta2}, {self.adam_eps}")
+        if self.burn_in and self.schedule not in POLICIES:
+            raise ValueError(f"--burn-in is for --schedule {', '.join(POLICIES)}; {self.schedule} has --warmup-epochs")
+        if self.schedule == "steps" and not self.lr_steps:
+            raise ValueError("--schedule steps needs --lr-steps and --lr-scales")
+        if self.schedule in ("poly", "sgdr") and not (self.max_batches or (self.schedule == "sgdr" and self.lr_cycle)):
+            raise ValueError(f"--schedule {self.schedule} needs --max-batches")
 
 
 def build_optimizer(model: nn.Module, options: OptimizerOptions, images_per_step: int) -> torch.optim.Optimizer:
@@ -65,8 +82,9 @@ def build_optimizer(model: nn.Module, options: OptimizerOptions, images_per_step
     ]
     if options.optimizer != "SGD":
         kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[options.optimizer]
-        return kind(groups, lr=options.lr0, betas=(options.momentum, 0.999))
-    return torch.optim.SGD(groups, lr=options.lr0, momentum=options.momentum, nesterov=options.momentum > 0)
+        return kind(groups, lr=options.lr0, betas=(options.momentum, options.beta2), eps=options.adam_eps)
+    nesterov = options.nesterov and options.momentum > 0
+    return torch.optim.SGD(groups, lr=options.lr0, momentum=options.momentum, nesterov=nesterov)
 
 
 @dataclass(frozen=True)
@@ -74,7 +92,8 @@ class Schedule:
     """Learning rate, momentum and accumulation as functions of the batch alone, so that a resumed run needs no state.
 
     The warm-up follows ultralytics/yolov5 v7.0 (train.py), but takes at most half of the run: all three go in a
-    straight line from a first value to that of the training. The learning rate of the training falls once per epoch.
+    straight line from a first value to that of the training. The learning rate of the training falls once per epoch,
+    or by the iteration: a batch of ``accumulate`` batches, the last of an epoch perhaps of fewer.
     """
 
     options: OptimizerOptions
@@ -97,6 +116,18 @@ class Schedule:
             progress = (1 - math.cos(math.pi * progress)) / 2
         return 1 + (self.options.lrf - 1) * progress
 
+    def iteration(self, batch: int) -> int:
+        """Return the optimizer step, from 1, that ``batch`` belongs to, counted over the whole run."""
+        epoch, number = divmod(batch, self.batches_per_epoch)
+        return epoch * math.ceil(self.batches_per_epoch / self.accumulate) + number // self.accumulate + 1
+
+    def factor(self, batch: int) -> float:
+        """Return the factor on ``lr0``, warm-up aside, at ``batch``, counted over the whole run."""
+        options = self.options
+        if options.schedule in POLICIES:
+            return rate_factor(options.schedule, options, options.lrf, self.iteration(batch))
+        return self.decay(batch // self.batches_per_epoch)
+
     def accumulation(self, batch: int) -> int:
         """Return how many batches make one optimizer step at ``batch``, counted over the whole run."""
         if batch >= self.warmup_batches:
@@ -105,7 +136,7 @@ class Schedule:
 
     def set_rates(self, optimizer: torch.optim.Optimizer, batch: int) -> None:
         """Write learning rate and momentum for ``batch``, counted over the whole run, into the parameter groups."""
-        target_lr = self.options.lr0 * self.decay(batch // self.batches_per_epoch)
+        target_lr = self.options.lr0 * self.factor(batch)
         # Batch 0 has a factor above 0, so that the first step moves the weights, too.
         warmup_factor = min(1.0, (batch + 1) / self.warmup_batches) if self.warmup_batches else 1.0
         for index, group in enumerate(optimizer.param_groups):

@@ -10,10 +10,12 @@ from dataclasses import dataclass, fields, replace
 
 from data.labels.annotations import Annotations
 from data.splits import open_data
+from engine.network_input import AUTO, Resize, choose_resize, input_size
 from engine.run_folder import find_newest_checkpoint
 from models.checkpoints.load import LoadedNetwork, load_network
 from models.checkpoints.report import LoadReport
-from models.network import Network, check_image_size, select_classes
+from models.darknet.scaled_decode import decode_warning
+from models.network import Network, decode_scaled, select_classes
 from utils import distributed
 from utils.class_names import are_numbers, first_moved, places_in, read_names
 from utils.config import build_options, find_file
@@ -32,9 +34,12 @@ class Wanted:
     weights: str = ""  # empty: those of the newest run
     cfg: str = ""
     data: str = ""
-    img_size: tuple[int, ...] = ()  # side of the network input in pixels, or width and height
+    img_size: tuple[int, ...] = ()  # width and height of the network input in pixels, or the side of a square
     single_cls: bool = False
     val_fraction: float = 0.0
+    resize: str = AUTO
+    strict: bool = False  # refuse a cfg with anything that Darknet would pass over
+    decode: str = "cfg"  # one of DECODES
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,10 @@ class TrainedOn:
 
     data: str = ""
     img_size: tuple[int, ...] = ()
+    test_size: tuple[int, ...] = ()  # of testing, where that differs
     single_cls: bool = False
     val_fraction: float = 0.0
+    decode: str = "cfg"
 
 
 @dataclass(frozen=True)
@@ -55,19 +62,17 @@ class Resolved:
     loaded: LoadedNetwork
     data: str  # empty where none is named and none is needed
     input_wh: tuple[int, int]  # of the network, pixels; fits its strides
+    resize: Resize  # how images get into the input
     single_cls: bool  # all objects count as one class
     val_fraction: float = 0.0  # share of the training images that is held out for validation
 
 
-def resolve(wanted: Wanted, *, needs_data: bool = True, square: bool = True) -> Resolved:
+def resolve(wanted: Wanted, *, needs_data: bool = True) -> Resolved:
     """Load the network and fill in what was left open.
 
     Args:
         wanted: as given by the user.
         needs_data: refuse weights that do not say on which data they were trained, unless the user names a data set.
-        square: where neither user nor training says a size, the network input is a square with the longer side of the
-            cfg; False: weights that are not from train.py keep width and height of the cfg. After a training the
-            input is always a square, because train.py's are.
 
     Raises:
         UserError: there are no trained weights, the file holds none, no data set is known, or the size does not fit
@@ -75,16 +80,22 @@ def resolve(wanted: Wanted, *, needs_data: bool = True, square: bool = True) -> 
     """
     weights = wanted.weights or str(find_newest_checkpoint())
     loaded = load_network(weights, wanted.cfg)
+    tell_oddities(loaded.network, wanted.strict)
     trained = options_of_training(loaded, weights)
+    if wanted.decode == "scaled":
+        loaded = replace(loaded, network=as_decoded(loaded.network))
+    elif trained.decode == "scaled":  # which a cfg that is named beside the weights need not say
+        loaded = replace(loaded, network=decode_scaled(loaded.network))
+    elif not loaded.options:
+        warn_of_decode(loaded.network)
     data = wanted.data or trained.data
     if needs_data and not data:
         raise UserError(f"{weights}: does not say on which data it was trained; name the data set with --data")
-    size = wanted.img_size or trained.img_size[-1:]  # of training, and of testing where that differs
-    input_wh = _input_wh(size, loaded.network, square or bool(loaded.options))
-    check_image_size(loaded.network, input_wh)
+    input_wh = input_size(wanted.img_size or trained.test_size or trained.img_size, loaded.network)
+    resize = choose_resize(wanted.resize, loaded.network, loaded.report)
     held_out = trained.val_fraction if data == trained.data else 0.0  # of the images of this very data set
     single_cls = wanted.single_cls or trained.single_cls
-    return Resolved(weights, loaded, data, input_wh, single_cls, wanted.val_fraction or held_out)
+    return Resolved(weights, loaded, data, input_wh, resize, single_cls, wanted.val_fraction or held_out)
 
 
 def options_of_training(loaded: LoadedNetwork, weights: str) -> TrainedOn:
@@ -98,12 +109,35 @@ def options_of_training(loaded: LoadedNetwork, weights: str) -> TrainedOn:
     return build_options(values, [TrainedOn], weights)[0]
 
 
-def _input_wh(size: tuple[int, ...], network: Network, square: bool) -> tuple[int, int]:
-    """Return width and height as given, else those of the cfg."""
-    if size:
-        return size[0], size[-1]
-    width, height = network.input_wh
-    return (max(width, height),) * 2 if square else (width, height)
+def tell_oddities(network: Network, strict: bool) -> None:
+    """Print what is probably a mistake in the cfg, a line each.
+
+    Raises:
+        UserError: there is something, and ``strict`` forbids it.
+    """
+    for line in network.config.oddities:
+        if strict:
+            raise UserError(f"{line} (--strict)")
+        if distributed.is_main():
+            print(line)
+
+
+def as_decoded(network: Network) -> Network:
+    """Return the network with ``--decode scaled``; say so where its cfg asks for that itself.
+
+    Raises:
+        UserError: as :func:`models.network.decode_scaled`.
+    """
+    scaled = decode_scaled(network)
+    if scaled.cfg_text == network.cfg_text:
+        _note(f"--decode scaled changes nothing: {network.cfg_path} says new_coords=1 itself")
+    return scaled
+
+
+def warn_of_decode(network: Network) -> None:
+    """Print a line where foreign weights may have been trained with another decode than their cfg says."""
+    if line := decode_warning(network.config):
+        _note(line)
 
 
 def fit_classes(found: Resolved, annotations: Annotations, remedy: str = NAME_THE_DATA) -> Resolved:

@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from engine.iteration_rates import POLICIES
 from engine.optimizer import OptimizerOptions, Schedule
 from engine.run_folder import TRAINING_RUNS
 from engine.train_loop import is_over
 from engine.training_state import check_resumable
 from models.checkpoints.format import read_checkpoint
+from models.darknet.cfg import parse_cfg_text
 from utils.config import flag
 from utils.errors import UserError
+from utils.renamed import record_of_run
 from utils.words import how_many
 
 NEWEST = "newest"  # what a bare --resume means
@@ -54,7 +57,8 @@ def options_to_resume(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     path = find_last(given["resume"], project)
     checkpoint = read_checkpoint(path)
     check_resumable(checkpoint, path)
-    before = checkpoint["options"]
+    net = parse_cfg_text(checkpoint["cfg_text"], checkpoint["cfg_name"]).net
+    before = record_of_run(checkpoint["options"], max(net["width"] or 1, net["height"] or 1))
     values = before | given | {"resume": str(path)}
     done, epochs, patience = checkpoint["epoch"], values["epochs"], values.get("patience", 0)
     if epochs < done:
@@ -86,6 +90,8 @@ def other_length(options: OptimizerOptions, done: int, before: int, now: int) ->
     """
     if before == now or done == 0:
         return ""
+    if options.schedule in POLICIES:
+        return f"{how_many(now, 'epoch')} instead of {before}: --schedule {options.schedule} goes on by the iteration"
     last, following = (
         options.lr0 * Schedule(options, epochs, 1, 1).decay(epoch)
         for epochs, epoch in ((before, done - 1), (now, done))

@@ -64,11 +64,6 @@ def relie(x: Tensor) -> Tensor:
     return functional.leaky_relu(x, 0.01)
 
 
-def reversed_leaky(x: Tensor) -> Tensor:
-    """x above 0, 10 x below: the inverse of leaky."""
-    return torch.where(x > 0, x, x / 0.1)
-
-
 def selu(x: Tensor) -> Tensor:
     """1.0507 x above 0, 1.0507 * 1.6732 (exp(x) - 1) below; Darknet rounds both constants."""
     return 1.0507 * torch.where(x > 0, x, 1.6732 * torch.expm1(x.clamp(max=0)))
@@ -115,7 +110,6 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "plse": plse,
     "ramp": ramp,
     "relie": relie,
-    "revleaky": reversed_leaky,
     "selu": selu,
     "stair": stair,
 }
@@ -123,6 +117,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 MODULES: dict[str, Callable[[bool], nn.Module]] = {
     "linear": lambda inplace: nn.Identity(),
     "leaky": lambda inplace: nn.LeakyReLU(0.1, inplace),
+    "revleaky": lambda inplace: nn.LeakyReLU(0.1, inplace),  # leaky by another name
     "relu": nn.ReLU,
     "relu6": nn.ReLU6,
     "logistic": lambda inplace: nn.Sigmoid(),

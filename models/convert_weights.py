@@ -54,7 +54,7 @@ def main() -> None:
     target = Path(options.target)
     if target.suffix == ".pt":
         names = read_names(Path(options.names)) if options.names else default_names(loaded)
-        write_checkpoint(loaded.network, names, target)
+        write_checkpoint(loaded.network, names, target, loaded.report.resize)
         print(f"Written: {target}, for test.py, detect.py, analyze.py and train.py --weights")
         return
     if options.seen is not None and not 0 <= options.seen < 1 << 64:
@@ -65,8 +65,14 @@ def main() -> None:
     write_darknet(loaded, target, seen)
 
 
-def write_checkpoint(network: Network, names: tuple[str, ...], target: Path) -> None:
+def write_checkpoint(network: Network, names: tuple[str, ...], target: Path, resize: str = "") -> None:
     """Write a checkpoint of this toolkit: all that test, detect, analyze and ``train.py --weights`` need.
+
+    Args:
+        network: filled.
+        names: of its classes.
+        target: the file.
+        resize: how its training showed images; empty where that is not known.
 
     Raises:
         UserError: not as many names as classes.
@@ -77,7 +83,7 @@ def write_checkpoint(network: Network, names: tuple[str, ...], target: Path) -> 
         "cfg_name": Path(network.cfg_path).name,
         "cfg_text": network.cfg_text,
         "names": list(names),
-        "options": {},
+        "options": {"resize": resize} if resize else {},
         "model": network.state_dict(),
     }
     save_checkpoint(target, content)
@@ -103,7 +109,7 @@ def write_darknet(loaded: LoadedNetwork, target: Path, seen: int) -> None:
         raise UserError(f"{target}: the name must end in .pt, .weights or .conv.N, to say what is wanted")
     save_darknet_weights(network, target, seen, version)
     print(f"Written: {target}, {target.stat().st_size:,} bytes")
-    cfg, text = target.with_suffix(".cfg"), cfg_for_darknet(network)
+    cfg, text = target.with_suffix(".cfg"), cfg_for_darknet(network, loaded.report.resize)
     if cfg.exists() and cfg.read_text(encoding="utf-8") != text:
         print(f"Left as it is: {cfg}, which may differ from the cfg of these weights")
     else:
@@ -124,8 +130,13 @@ def use_darknet_epsilon(network: Network) -> None:
             module.eps = DARKNET_BN_EPS
 
 
-def cfg_for_darknet(network: Network) -> str:
-    """Return the cfg's text with the classes and filters that the network was adapted to, and its actual epsilon."""
+def cfg_for_darknet(network: Network, resize: str = "") -> str:
+    """Return the cfg's text as it describes a network with its weights.
+
+    Args:
+        network: whose classes, filters and epsilon may differ from those in its cfg.
+        resize: how its training showed images; empty where that is not known.
+    """
     lines = network.cfg_text.split("\n")
     # Change only the lines whose values differ: the text keeps its comments and its order.
     written = parse_cfg_text(network.cfg_text, network.cfg_path).sections
@@ -137,6 +148,13 @@ def cfg_for_darknet(network: Network) -> str:
                 lines[original.lines[key] - 1] = f"{key}={section[key]}"
             else:
                 lines[original.line - 1] += f"\n{key}={section[key]}"
+    net = network.config.net
+    letter_box = int(resize == "letterbox")
+    if resize and letter_box != bool(net["letter_box"]):
+        if "letter_box" in net.lines:
+            lines[net.lines["letter_box"] - 1] = f"letter_box={letter_box}"
+        else:
+            lines[net.line - 1] += f"\nletter_box={letter_box}"
     eps = {module.eps for module in network.modules() if isinstance(module, nn.BatchNorm2d)}
     if "bn_eps" in network.config.net.lines and eps == {DARKNET_BN_EPS}:
         lines[network.config.net.lines["bn_eps"] - 1] = ""

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from models.heads import Head, decode_boxes, priors_wh
+from models.exact_heads import DecodingHead
+from models.heads import Head, decode_boxes, priors_wh, scoring_rows
 from models.network import Network
 from models.nms import LOGIT_SLACK, logit, non_max_suppression, select_candidates
 from utils.boxes import cxcywh_to_xyxy
@@ -28,7 +30,7 @@ class DecodedPredictions:
     """The slots of a batch whose objectness alone passes the confidence, ordered by image."""
 
     boxes_xyxy_net: Tensor  # [M 4] float32, network pixels
-    objectness: Tensor  # [M] logits
+    objectness: Tensor  # [M] logits, as models.heads.scoring_rows gives them
     class_logits: Tensor  # [M C]
     image: Tensor  # [M] int64, index in the batch
 
@@ -92,7 +94,7 @@ class Detector:
         """Return what is found in each image, in original pixels, on the detector's device.
 
         Args:
-            images: [B 3 H W] uint8, RGB, as the loader gives them.
+            images: [B 3 H W] uint8 or float32, 0..255, RGB, as the loader gives them.
             metas: where each image lies in the network input.
         """
         start = synchronised_time(self.device)
@@ -106,9 +108,12 @@ class Detector:
 
     @torch.inference_mode()
     def raw_maps(self, images: Tensor) -> list[Tensor]:
-        """Return the network's raw maps [B A H W 5+C], one per head, of [B 3 H W] uint8 images."""
+        """Return the network's raw maps [B A H W 5+C], one per head, of images [B 3 H W], 0..255."""
         images = images.to(self.device, non_blocking=True)
-        return self.network(images.to(dtype=self.dtype, memory_format=torch.channels_last) / 255)
+        # Floats are divided before they become float16, in which 200.3 would be 200.25.
+        dtype = images.dtype if images.is_floating_point() else self.dtype
+        images = images.to(dtype=dtype, memory_format=torch.channels_last) / 255
+        return self.network(images.to(self.dtype))
 
     @torch.inference_mode()
     def detect(self, raw_maps: Sequence[Tensor], metas: Sequence[ImageMeta]) -> list[Detections]:
@@ -124,11 +129,13 @@ class Detector:
         found = []
         parts = zip(slot.split(per_image), label.split(per_image), score.split(per_image), metas, strict=True)
         for slot_per_image, labels, scores, meta in parts:
-            boxes = decoded.boxes_xyxy_net[slot_per_image]
+            # In original pixels, as Darknet: a stretch changes how far centres lie apart in units of a diagonal.
+            boxes = meta.to_original(decoded.boxes_xyxy_net[slot_per_image], clip=False)
             kept = non_max_suppression(
                 boxes, scores, labels, self.iou, self.max_detections, self.agnostic, self.nms_beta
             )
-            found.append(Detections(meta.to_original(boxes[kept], self.clip), scores[kept], labels[kept]))
+            boxes = meta.clipped(boxes[kept]) if self.clip else boxes[kept]
+            found.append(Detections(boxes, scores[kept], labels[kept]))
         return found
 
     def reset_speed(self) -> None:
@@ -148,15 +155,24 @@ def decode_predictions(raw_maps: Sequence[Tensor], heads: Sequence[Head], confid
     Within an image the order is head, row, column, anchor, which is also how NMS ranks equal scores.
     """
     parts = [_decode_head(raw, head, confidence) for raw, head in zip(raw_maps, heads, strict=True)]
-    boxes, rows, image = (torch.cat(part) for part in zip(*parts, strict=True))
+    boxes, rows, image = (torch.cat(part) for part in zip(*_same_width(parts), strict=True))
     if len(parts) > 1:
         order = image.argsort(stable=True)
         boxes, rows, image = boxes[order], rows[order], image[order]
     return DecodedPredictions(boxes, rows[:, 4], rows[:, 5:], image)
 
 
+def _same_width(parts: list[tuple[Tensor, Tensor, Tensor]]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return the parts with rows as wide as the widest; a class that a head does not have is impossible there."""
+    width = max(rows.shape[1] for _, rows, _ in parts)
+    pad = functional.pad
+    return [(boxes, pad(rows, (0, width - rows.shape[1]), value=-math.inf), image) for boxes, rows, image in parts]
+
+
 def _decode_head(raw: Tensor, head: Head, confidence: float) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the passing slots of one head: boxes [M 4] as corners in network pixels, raw rows [M 5+C], images [M]."""
+    """Return the passing slots of one head: boxes [M 4] as corners in network pixels, rows [M 5+C], images [M]."""
+    if isinstance(head, DecodingHead):
+        return head.decode(raw, logit(confidence) - LOGIT_SLACK)
     num_anchors, num_rows, num_cols, width = raw.shape[1:]
     table = raw.permute(0, 2, 3, 1, 4).reshape(-1, width)  # B*H*W*A 5+C, a view of a channels-last output
     passing = (table[:, 4] > logit(confidence) - LOGIT_SLACK).nonzero().flatten()
@@ -174,4 +190,4 @@ def _decode_head(raw: Tensor, head: Head, confidence: float) -> tuple[Tensor, Te
     valid = ~boxes_xyxy.isnan().any(dim=1)
     if not valid.all():
         boxes_xyxy, rows, image = boxes_xyxy[valid], rows[valid], image[valid]
-    return boxes_xyxy, rows, image
+    return boxes_xyxy, scoring_rows(rows, head, confidence), image

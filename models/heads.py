@@ -1,8 +1,10 @@
 """Detection heads: what a slot's raw numbers mean as a box.
 
-Training, inference and matching all decode by the functions of this file.
+Training, inference and matching all decode by the functions of this file. A raw map has the same columns for every kind
+of head: the box's four raw numbers, the logit of objectness, the logit of every class and, of a ``[Gaussian_yolo]``,
+four logits that say how uncertain the box is. ``models/head_maps.py`` brings a convolution's output into this form.
 
-Shape letters: B images, A anchors per cell, H W grid rows and columns, C classes.
+Shape letters: B images, A anchors per cell, H W grid rows and columns, C classes, M slots.
 """
 
 from __future__ import annotations
@@ -17,9 +19,43 @@ from torch import Tensor
 EXP_LIMIT = 1e3  # exp(tw) is at most this in training, as in ultralytics/yolov3 v7: unbounded, it makes losses infinite
 
 
+@dataclass(frozen=True, eq=False)
+class ClassTree:
+    """Classes under one another, as Darknet's ``tree=`` file lists them; a softmax goes over each group of siblings."""
+
+    parents: tuple[int, ...]  # per class the class above it, always an earlier one; -1 at the top
+    groups: tuple[int, ...]  # per class the number of its group: neighbouring classes of one parent
+
+
+@dataclass(frozen=True)
+class RegionRule:
+    """How a ``[region]`` section scores and learns, by its keys."""
+
+    softmax: bool = False  # of the classes; False: every class has a logistic of its own
+    tree: ClassTree | None = None  # a softmax over each group of it instead
+    bias_match: bool = False  # True: the anchor nearest in shape matches; False: the predicted box nearest in shape
+    rescore: bool = False  # objectness learns the IoU of the prediction, not 1
+    coord_scale: float = 1.0
+    object_scale: float = 1.0
+    noobject_scale: float = 1.0
+    class_scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class GaussianRule:
+    """How a ``[Gaussian_yolo]`` section learns, by its keys."""
+
+    iou_loss: str = "mse"  # mse: the likelihood of the box; else a key of IOU_KINDS
+    iou_normalizer: float = 0.75
+    uc_normalizer: float = 1.0
+    obj_normalizer: float = 1.0
+    label_smooth_eps: float = 0.0
+    max_delta: float = math.inf  # no number of a box gets a larger gradient from one object
+
+
 @dataclass(frozen=True)
 class Head:
-    """One ``[yolo]`` section: its anchors, its stride and how its raw map decodes."""
+    """One ``[yolo]``, ``[region]`` or ``[Gaussian_yolo]`` section: its anchors, stride and how its raw map decodes."""
 
     anchors_wh: tuple[tuple[float, float], ...]  # pixels of the network input, those that the mask selects
     stride: int  # pixels of the network input per grid cell
@@ -31,11 +67,17 @@ class Head:
     ignore_thresh: float = 0.5  # Darknet's: predictions above it are no negatives
     iou_thresh: float = 1.0  # Darknet's: below 1, further anchors of the mask above it match too
     nms_beta: float | None = None  # Darknet's greedynms and diounms, see models/nms.py; None: plain IoU
+    rule: RegionRule | GaussianRule | None = None  # None: a [yolo]
 
     @property
     def num_anchors(self) -> int:
         """Predictors per grid cell."""
         return len(self.anchors_wh)
+
+    @property
+    def class_columns(self) -> slice:
+        """Where the logits of the classes stand in a row of the raw map."""
+        return slice(5, 5 + self.num_classes)
 
 
 @lru_cache(maxsize=256)
@@ -84,3 +126,25 @@ def decode_map(raw: Tensor, head: Head, exp_limit: float = EXP_LIMIT) -> Tensor:
     rows, cols = raw.shape[2:4]
     prior_wh = priors_wh(head, raw.device)[:, None, None, :]  # A 1 1 2
     return decode_boxes(raw[..., :4], cell_grid(rows, cols, raw.device), prior_wh, head, exp_limit)
+
+
+def scoring_rows(rows: Tensor, head: Head, confidence: float) -> Tensor:
+    """Return raw rows [M 5+C] whose two probabilities, of objectness and class, multiply to the score of a detection.
+
+    Of most heads they are the rows as they stand. Of a ``[Gaussian_yolo]`` the first becomes objectness x (1 - mean
+    uncertainty). Of a ``[region]`` with a tree the score is the probability of one class alone: the last in the tree's
+    order that is more probable than 1/2, where objectness passes ``confidence``. (Darknet:
+    ``get_gaussian_yolo_detections`` in src/gaussian_yolo_layer.c, ``get_region_boxes`` in src/region_layer.c.)
+    """
+    objectness, classes = rows[:, 4:5], rows[:, head.class_columns]
+    if isinstance(head.rule, GaussianRule):
+        uncertainty = rows[:, -4:].float().sigmoid().mean(dim=1, keepdim=True)
+        certain = (objectness.float().sigmoid() * (1 - uncertainty)).logit().to(rows.dtype)
+        return torch.cat((rows[:, :4], certain, classes), dim=1)
+    if isinstance(head.rule, RegionRule) and head.rule.tree is not None:
+        number = torch.arange(1, head.num_classes + 1, device=rows.device)
+        last = ((classes > 0) * number).amax(dim=1, keepdim=True)  # M 1, 0 where no class passes 1/2
+        counts = (number == last) & (objectness.float().sigmoid() > confidence)
+        sure = torch.full_like(objectness, math.inf)
+        return torch.cat((rows[:, :4], sure, classes.masked_fill(~counts, -math.inf)), dim=1)
+    return rows

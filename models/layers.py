@@ -45,7 +45,7 @@ class Convolution(nn.Module):
         scale = bn.weight.double() / (variance.double() + bn.eps).sqrt()
         # Without initial values: drawing some would change what the random generator gives next.
         self.conv = nn.utils.skip_init(
-            nn.Conv2d, old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation,
+            type(old), old.in_channels, old.out_channels, old.kernel_size, old.stride, old.padding, old.dilation,
             old.groups, device=old.weight.device, dtype=old.weight.dtype,
         )  # fmt: skip
         self.conv.weight.copy_(old.weight.double() * scale[:, None, None, None])
@@ -53,6 +53,30 @@ class Convolution(nn.Module):
         self.conv.bias.copy_(bn.bias.double() - mean.double() * scale)
         self.conv.train(old.training).requires_grad_(old.weight.requires_grad)
         self.bn = None
+
+
+class BinaryConv2d(nn.Conv2d):
+    """A convolution whose weights are their sign times each filter's mean size; for inference only."""
+
+    def binarised(self) -> Tensor:
+        """Return the weights as they are used, [out in rows cols]."""
+        mean = self.weight.abs().mean(dim=(1, 2, 3), keepdim=True)
+        return torch.where(self.weight > 0, mean, -mean)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B C H W] to [B C' H' W']."""
+        return self._conv_forward(x, self.binarised(), self.bias)
+
+
+class XnorConv2d(BinaryConv2d):
+    """Also the inputs are binary, -1 or 1; what lies outside of the map is -1, as in Darknet's bits."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [B C H W] to [B C' H' W']."""
+        assert not isinstance(self.padding, str)
+        rows, cols = self.padding
+        x = functional.pad(torch.where(x > 0, 1.0, -1.0).to(x.dtype), (cols, cols, rows, rows), value=-1.0)
+        return functional.conv2d(x, self.binarised(), self.bias, self.stride, 0, self.dilation, self.groups)
 
 
 def running_statistics(norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:

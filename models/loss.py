@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import reduce
 
 import torch
@@ -23,6 +23,7 @@ from models.assignment.counts import MatchCounts, count_matches
 from models.assignment.grid import SlotGrid, constant, grid_of_maps
 from models.assignment.options import AssignmentOptions
 from models.assignment.strategies import makes_extra_matches
+from models.darknet_loss import WARM_UP_IMAGES, darknet_parts, refuse_other_heads
 from models.heads import Head, decode_boxes
 from models.raw_maps import gather_predictions, row_numbers
 from utils import distributed
@@ -62,6 +63,9 @@ BALANCE_OF_THREE = (4.0, 1.0, 0.4)  # that of ultralytics/yolov5 v7.0 for exactl
 class LossOptions:
     """How the matches become a loss."""
 
+    loss: str = option(
+        "alpha", "the α-weighted loss, or Darknet's own of [region] and [Gaussian_yolo] heads", ("alpha", "darknet")
+    )
     gains: str = option("yolov3", "whose gains: default values and scaling with classes, heads, size", tuple(GAINS))
     box: float | None = option(None, "gain of the box loss (yolov3: 3.54, yolov5: 0.05)")
     obj: float | None = option(None, "gain of the objectness loss (yolov3: 64.3, yolov5: 1.0)")
@@ -81,6 +85,12 @@ class LossOptions:
         for name in ("box", "obj", "cls", "cls_pw", "obj_pw", "fl_gamma"):
             if (getattr(self, name) or 0) < 0:
                 raise ValueError(f"{flag(name)} must not be negative, not {getattr(self, name)}")
+        if self.loss == "darknet":
+            for item in fields(self):
+                if item.name not in ("loss", "gains") and getattr(self, item.name) != item.default:
+                    raise ValueError(
+                        f"{flag(item.name)} is not used by --loss darknet: its factors are keys of the cfg"
+                    )
 
 
 @dataclass(frozen=True)
@@ -98,26 +108,38 @@ class LossResult:
 
 
 def build_loss(
-    options: LossOptions, assignment: AssignmentOptions, heads: tuple[Head, ...], img_size: int | None = None
+    options: LossOptions, assignment: AssignmentOptions, heads: tuple[Head, ...], img_size: float | None = None
 ) -> DetectionLoss:
     """Return the loss of a network's heads.
 
     Args:
-        img_size: the size that YOLOv5's objectness gain scales with, in pixels; None takes each batch's longer side.
+        img_size: the size that YOLOv5's objectness gain scales with, in pixels: the side of the square that has as
+            many as the input; None takes each batch's longer side.
 
     Raises:
-        UserError: ``--balance`` has not one number per head.
+        UserError: ``--balance`` has not one number per head; Darknet's loss is asked for where it cannot be.
     """
+    if options.loss == "darknet":
+        refuse_other_heads(heads, assignment.match)
     if assignment.alpha and not makes_extra_matches(assignment.match) and distributed.is_main():
         log.warning("--alpha %g has no effect: --match %s makes no extra matches", assignment.alpha, assignment.match)
     return DetectionLoss(options, assignment, tuple(heads), img_size)
 
 
 class DetectionLoss:
-    """``loss(raw_maps, targets, crowd)`` matches a batch and returns :class:`LossResult`."""
+    """``loss(raw_maps, targets, crowd)`` matches a batch and returns :class:`LossResult`.
+
+    ``images_seen`` counts the images of a run, the first of which Darknet treats otherwise; None: nothing is trained.
+    """
+
+    images_seen: int | None = None
 
     def __init__(
-        self, options: LossOptions, assignment: AssignmentOptions, heads: tuple[Head, ...], img_size: int | None = None
+        self,
+        options: LossOptions,
+        assignment: AssignmentOptions,
+        heads: tuple[Head, ...],
+        img_size: float | None = None,
     ) -> None:
         self.options, self.heads, self.img_size = options, heads, img_size
         self.num_classes = heads[0].num_classes
@@ -145,6 +167,10 @@ class DetectionLoss:
         objectness, base_rows, extra_rows = gather_predictions(raw_maps, assignment)
         base = self.compare(assignment.base, base_rows, targets, grid)
         extra = self.compare(assignment.extra, extra_rows, targets, grid)
+        counts = count_matches(assignment, targets, grid, base.plain_iou, extra.plain_iou)
+        if self.options.loss == "darknet":
+            sums = darknet_parts(raw_maps, assignment, targets, grid, self._warms_up(len(raw_maps[0])))
+            return LossResult({name: part / self.gains.images for name, part in sums.items()}, assignment, counts)
 
         box = class_loss = objectness[0].new_zeros(())
         for part, share in ((base, 1 - self.alpha), (extra, self.alpha)):
@@ -155,12 +181,19 @@ class DetectionLoss:
                 class_loss = class_loss + share * part.mean(self.class_cross_entropy(part), self.normalise)
         objectness_loss = self.objectness_loss(objectness, assignment.ignore, base, extra)
 
-        counts = count_matches(assignment, targets, grid, base.plain_iou, extra.plain_iou)
         parts = {"box": box, "obj": objectness_loss, "cls": class_loss}
         return LossResult(self._scaled(parts, raw_maps), assignment, counts)
 
+    def _warms_up(self, images: int) -> bool:
+        """Count a batch, and say whether it belongs to the first images of a run."""
+        if self.images_seen is None:
+            return False
+        self.images_seen += images * distributed.world_size()
+        return self.images_seen < WARM_UP_IMAGES
+
     def compare(self, matches: Matches, rows: Tensor, targets: Targets, grid: SlotGrid) -> MatchedPredictions:
         """Decode the raw numbers ``rows`` [M 5+C] of the matches' slots and compare the boxes with their targets."""
+        classes = self.heads[0].class_columns
         prior_wh = (grid.prior_wh / grid.stride[:, None])[grid.anchor_of_matches(matches)]  # M 2, in cells
         cell_xy = torch.stack((matches.col, matches.row), dim=1).float()
         columns = (rows[:, :4], cell_xy, prior_wh)
@@ -172,7 +205,7 @@ class DetectionLoss:
         iou = box_iou(predicted, wanted, kind, elementwise=True)
         with torch.no_grad():
             plain_iou = iou if kind == "iou" else box_iou(predicted, wanted, "iou", elementwise=True)
-        return MatchedPredictions(matches, iou, plain_iou.detach(), rows[:, 5:], targets.label[matches.target])
+        return MatchedPredictions(matches, iou, plain_iou.detach(), rows[:, classes], targets.label[matches.target])
 
     def class_cross_entropy(self, part: MatchedPredictions) -> Tensor:
         """Return the cross-entropy of each match, the mean over classes, [M]."""

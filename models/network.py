@@ -1,4 +1,4 @@
-"""A Darknet cfg as a torch network: images [B 3 H W] in, one raw map [B A H W 5+C] of logits per ``[yolo]`` head out.
+"""A Darknet cfg as a torch network: images [B 3 H W] in, one raw map [B A H W 5+C] of logits per head out.
 
 ``python models/network.py yolov3.cfg`` prints the layers as Darknet does at its start.
 """
@@ -17,6 +17,7 @@ from utils.errors import UserError, run_command  # first: for Ctrl-C during the 
 import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -24,14 +25,16 @@ from torch import Tensor, nn
 from models.darknet.cfg import parse_cfg, parse_cfg_text
 from models.darknet.graph import Layer, SectionBuilder, sources_of
 from models.darknet.kinds import KINDS
+from models.darknet.scaled_decode import with_scaled_decode
 from models.darknet.schema import LARGEST_SIDE
 from models.darknet.section import DarknetConfig, Section
-from models.heads import Head
+from models.heads import Head, RegionRule
 from models.layers import Convolution
 from utils.words import how_many
 
 DARKNET_BN_EPS = 1e-5
 BN_MOMENTUM = 0.03  # weight of the new batch; Darknet's own rolling average uses 0.1 or 0.01 by version
+GREY = (0.299, 0.587, 0.114)  # shares of red, green and blue, as where Darknet reads an image with one channel
 # Kinds that may lie between a head and its convolution: they leave the channels as they are.
 _THROUGH = ("shift_channels", "control_channels", "activation", "dropout", "silence")
 
@@ -48,7 +51,12 @@ class Network(nn.Module):
         self.heads: tuple[Head, ...] = tuple(layer.head for layer in built if layer.head)
         self.head_layers = tuple(index for index, layer in enumerate(built) if layer.head)
         self.max_stride = max((_grid_stride(layer) for layer in built), default=1)
-        self.input_wh: tuple[int, int] = (config.net["width"], config.net["height"])
+        self.layer_notes = tuple(dict.fromkeys(layer.note for layer in built if layer.note))
+        self.input_wh: tuple[int, int] = (config.net["width"] or 1, config.net["height"] or 1)
+        uneven = any(side % self.max_stride for side in self.input_wh)
+        self.fixed_size = bool(self.heads) and (uneven or any(layer.fixed_size for layer in built))
+        self.no_training = next(((layer.section, layer.no_training) for layer in built if layer.no_training), None)
+        self.reads_grey = bool(self.heads) and config.net["channels"] == 1
         self._released = _released_after(self.sources)
 
     @property
@@ -63,20 +71,23 @@ class Network(nn.Module):
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """One line each: keys of the cfg that have no effect here."""
-        return self.config.notes
+        """One line each: what of the cfg has no effect here or another one than in Darknet."""
+        return (*self.config.notes, *self.layer_notes)
 
     @property
     def num_classes(self) -> int:
-        """Classes of the heads, 0 for a network without heads."""
-        return self.heads[0].num_classes if self.heads else 0
+        """Classes of the heads, of the one that has most where they differ; 0 for a network without heads."""
+        return max((head.num_classes for head in self.heads), default=0)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Return the heads' raw maps in cfg order; of a network without heads, the last layer's output alone.
 
         Args:
-            images: [B 3 H W] floats in 0..1, RGB; H and W multiples of ``max_stride``.
+            images: [B 3 H W] floats in 0..1, RGB; H and W multiples of ``max_stride``, with ``fixed_size`` those of
+                ``input_wh``. A detector with one input channel makes them grey; one channel is taken as it is.
         """
+        if self.reads_grey and images.shape[1] == 3:
+            images = (images * images.new_tensor(GREY).view(3, 1, 1)).sum(dim=1, keepdim=True)
         outputs: dict[int, Tensor] = {-1: images}
         for index, layer in enumerate(self.layers):
             outputs[index] = layer(*[outputs[source] for source in self.sources[index]])
@@ -89,6 +100,10 @@ class Network(nn.Module):
         layer = self.layers[_convolution_before(self.config.sections, self.head_layers[head])]
         assert isinstance(layer, Convolution)
         return layer
+
+    def predicting_layers(self, head: int) -> list[int]:
+        """Return the layers whose ``filters`` are the channels of a head, the number ``head`` among the heads."""
+        return _predicting(self.config.sections, self.head_layers[head])
 
     def layers_without_effect(self) -> list[int]:
         """Return the layers that no head depends on: they run, but no loss reaches them."""
@@ -133,16 +148,32 @@ def build_network_from_text(
 
 
 def require_heads(network: Network) -> None:
-    """Refuse a network that cannot detect objects in colour images.
+    """Refuse a network that cannot detect objects in images.
 
     Raises:
-        UserError: the cfg has no [yolo] section, or another number of channels than 3.
+        UserError: the cfg has no head, or another number of channels than 3 or 1.
     """
     net = network.config.net
-    if net["channels"] != 3:
-        raise net.error(f"channels={net['channels']}: images are read in colour, so a detector needs 3", "channels")
+    if net["channels"] not in (1, 3):
+        raise net.error(f"channels={net['channels']}: a detector needs 3, for colour, or 1, for grey", "channels")
     if not network.heads:
-        raise UserError(f"{network.cfg_path}: no [yolo] section, so this network cannot detect; give a detector's cfg")
+        raise UserError(
+            f"{network.cfg_path}: no [yolo] section or other head, so this network cannot detect; give a detector's cfg"
+        )
+
+
+def require_trainable(network: Network) -> None:
+    """Refuse a network that detects and cannot be trained.
+
+    Raises:
+        UserError: names the section and the reason.
+    """
+    if network.no_training:
+        section, reason = network.no_training
+        raise section.error(f"is for detection only: {reason}")
+    if network.fixed_size:
+        width, height = network.input_wh
+        raise network.config.net.error(f"is for detection only: its input is {width} x {height} and nothing else")
 
 
 def check_image_size(network: Network, size: int | tuple[int, int]) -> None:
@@ -156,7 +187,12 @@ def check_image_size(network: Network, size: int | tuple[int, int]) -> None:
         UserError: names the stride and the nearest sizes that fit, or the largest size.
     """
     stride = network.max_stride
-    sides = (size,) if isinstance(size, int) else size
+    sides = (size, size) if isinstance(size, int) else size
+    if network.fixed_size:
+        if sides != network.input_wh:
+            width, height = network.input_wh
+            raise UserError(f"image size {sides[0]} x {sides[1]}: {network.cfg_path} works at {width} x {height} only")
+        return
     for side in sides:
         if side > LARGEST_SIDE:
             raise UserError(f"image size {side:,} is above {LARGEST_SIDE:,} pixels, the largest that is computed")
@@ -177,13 +213,16 @@ def initialise_head_biases(network: Network, rule: str = "yolov3") -> None:
             for those of ultralytics/yolov5 v7.0.
     """
     for index, head in enumerate(network.heads):
+        if isinstance(head.rule, RegionRule):
+            continue  # Darknet's squared error hardly moves what starts near 0, and a softmax starts where it should
         layer = network.head_convolution(index)
         bias = layer.conv.bias if layer.bn is None else layer.bn.bias
         assert bias is not None
         objectness, classes = BIAS_RULES[rule](head)
         per_anchor = bias.view(head.num_anchors, -1)  # A 5+C
-        per_anchor[:, 4] += objectness
-        per_anchor[:, 5:] += classes
+        first_class = per_anchor.shape[1] - head.num_classes
+        per_anchor[:, first_class - 1] += objectness
+        per_anchor[:, first_class:] += classes
 
 
 def _yolov3_biases(head: Head) -> tuple[float, float]:
@@ -203,8 +242,13 @@ def select_classes(network: Network, classes: Sequence[int]) -> Network:
     """Return a copy whose class ``i`` is class ``classes[i]`` of the network; those not named are gone.
 
     Raises:
-        UserError: a head's convolution has groups, so that its filters cannot change places.
+        UserError: a head's convolution has groups, so that its filters cannot change places; or there is no
+            convolution, or not all heads have the same classes.
     """
+    for head, layer in zip(network.heads, network.head_layers, strict=True):
+        section = network.config.sections[layer]
+        if section.kind == "detection" or head.num_classes != network.num_classes:
+            raise section.error("its classes cannot be put into another order", "classes")
     selected = build_network_from_text(network.cfg_text, network.cfg_path, len(classes))
     device = next(network.parameters()).device
     state = network.state_dict()
@@ -228,37 +272,39 @@ def select_classes(network: Network, classes: Sequence[int]) -> Network:
     return selected.to(device).train(network.training)
 
 
+def decode_scaled(network: Network) -> Network:
+    """Return the network with the boxes of PyTorch_YOLOv4, ScaledYOLOv4 and yolor, with the same weights.
+
+    Raises:
+        UserError: as :func:`models.darknet.scaled_decode.with_scaled_decode`.
+    """
+    scaled = _build(with_scaled_decode(network.config), None, None, None)
+    scaled.load_state_dict(network.state_dict())
+    return scaled
+
+
 def _build(config: DarknetConfig, num_classes: int | None, bn_eps: float | None, bn_momentum: float | None) -> Network:
     net = config.net
-    for key in ("width", "height"):
-        if net[key] is None:
-            raise net.error(f"needs '{key} = ...'")
     if num_classes is not None:
         config = _with_classes(config, num_classes)
     eps = next(value for value in (bn_eps, net["bn_eps"], DARKNET_BN_EPS) if value is not None)
     momentum = next(value for value in (bn_momentum, net["bn_momentum"], BN_MOMENTUM) if value is not None)
-    network = Network(config, SectionBuilder(config, KINDS, eps, momentum).build())
-    if len({head.num_classes for head in network.heads}) > 1:
-        line = config.sections[network.head_layers[-1]].line
-        raise UserError(f"{config.source}:{line}: the [yolo] sections disagree about the number of classes")
-    for key, side in zip(("width", "height"), network.input_wh, strict=True):
-        if network.heads and side % network.max_stride:
-            largest = f"{network.max_stride}, the network's largest stride"
-            raise net.error(f"{key}={side} is not a multiple of {largest}", key)
-    return network
+    return Network(config, SectionBuilder(config, KINDS, eps, momentum).build())
 
 
 def _with_classes(config: DarknetConfig, num_classes: int) -> DarknetConfig:
     """Return the config with other ``classes`` in every head and filters that fit before it."""
     sections = list(config.sections)
     for section in config.sections:
-        if section.kind != "yolo":
+        box_numbers = KINDS[section.kind].box_numbers
+        if not box_numbers:
             continue
         sections[section.index] = section.replace(classes=num_classes)
-        masks = section["num"] if section["mask"] is None else len(section["mask"])
+        masked = "mask" in section.keys and section["mask"] is not None
+        num_anchors = len(section["mask"]) if masked else section["num"]
         for index in _predicting(config.sections, section.index):
-            sections[index] = sections[index].replace(filters=masks * (5 + num_classes))
-    return DarknetConfig(config.source, config.text, config.net, tuple(sections), config.notes)
+            sections[index] = sections[index].replace(filters=num_anchors * (box_numbers + num_classes))
+    return replace(config, sections=tuple(sections))
 
 
 def _convolution_before(sections: tuple[Section, ...], head: int) -> int:
@@ -328,8 +374,12 @@ def main() -> None:
     parser = Parser(description="Print the layers of a cfg as Darknet does at its start.")
     parser.add_argument("cfg", nargs="?", default="yolov3-nano.cfg", help="a file, or a name in cfg/")
     parser.add_argument("--num-classes", type=int, help="adapt the heads to this many classes")
+    parser.add_argument("--strict", action="store_true", help="refuse what Darknet does not know")
     arguments = parser.parse_args()
-    print(layer_table(build_network(find_file(arguments.cfg, "cfg"), arguments.num_classes)))
+    network = build_network(find_file(arguments.cfg, "cfg"), arguments.num_classes)
+    if arguments.strict and network.config.oddities:
+        raise UserError(f"{network.config.oddities[0]} (--strict)")
+    print(layer_table(network))
 
 
 if __name__ == "__main__":

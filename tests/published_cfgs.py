@@ -1,4 +1,21 @@
-"""Cfg texts with the structure of published networks, written from their descriptions, for tests of the builder."""
+"""Cfg texts with the structure of published networks, for tests of the builder; and a look at a folder of real ones.
+
+    python -m tests.published_cfgs FOLDER
+
+prints for each ``.cfg`` in it how far it comes - refused, parsed, built, forward - and the line that refuses it.
+``forward`` has computed an image of zeros, the smallest that the network takes. The texts here are written from the
+descriptions of the networks.
+"""
+
+import argparse
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from models.darknet.cfg import parse_cfg
+from models.network import Network, build_network
+from utils.errors import UserError
 
 ANCHORS = "12,16, 19,36, 40,28, 36,75, 76,55, 72,146, 142,110, 192,243, 459,401"
 
@@ -252,3 +269,46 @@ def everything():
     cfg.head("1", "4,4, 8,8", classes=2)
     assert first == 0
     return cfg
+
+
+def how_far(path: Path) -> tuple[str, str]:
+    """Return the last step that a cfg file passes, and the line that refuses the next one, or what it is."""
+    step = "refused"
+    try:
+        parse_cfg(path)
+        step = "parsed"
+        with torch.device("meta"):
+            build_network(path)
+        step = "built"
+        network = build_network(path).eval()
+        with torch.no_grad():
+            network(torch.zeros(1, *smallest_image(network)))
+    except UserError as error:
+        return step, str(error)
+    return "forward", f"{len(network.heads)} heads, {network.num_classes} classes" if network.heads else "no detector"
+
+
+def smallest_image(network: Network) -> tuple[int, int, int]:
+    """Return channels, rows and columns of an image that is cheap to look at."""
+    net, (width, height) = network.config.net, network.input_wh
+    vectors = any(section.kind in ("connected", "rnn", "gru", "lstm") for section in network.config.sections)
+    if not network.fixed_size and not vectors and width % network.max_stride == height % network.max_stride == 0:
+        width, height = (min(side, 2 * network.max_stride) for side in (width, height))
+    return net["inputs"] or net["channels"], height, width
+
+
+def main() -> None:
+    """Print a table of the cfgs in a folder, and how many come how far."""
+    parser = argparse.ArgumentParser(description="How far each cfg of a folder comes.")
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder
+    steps: Counter[str] = Counter()
+    for path in sorted(folder.rglob("*.cfg")):
+        step, line = how_far(path)
+        steps[step] += 1
+        print(f"{step:<8} {path.relative_to(folder)}: {line}", flush=True)
+    print(", ".join(f"{count} {step}" for step, count in steps.most_common()))
+
+
+if __name__ == "__main__":
+    main()

@@ -7,7 +7,7 @@ import pytest
 from scipy.cluster import vq
 
 from analysis.anchor_fit import METHODS, AnchorFitOptions, count_sizes, fit_anchors, iou_lloyd, measure, recall_rule
-from analysis.objects import letterboxed, select_objects
+from analysis.objects import boxes_in_input, select_objects
 from data.description import DataDescription
 from data.labels.read import read_dataset
 from utils.errors import UserError
@@ -60,7 +60,7 @@ def test_sizes_are_counted_and_rounded_only_where_there_are_many():
 def boxes_wh_of(path, split, img_size=416):
     description = DataDescription(path, 0, (), {split: (str(path),)})
     objects = select_objects(read_dataset(description, split, need_images=False), crowd=False)
-    return letterboxed(objects, img_size)[:, 2:] * img_size
+    return boxes_in_input(objects, (img_size, img_size))[:, 2:] * img_size
 
 
 @pytest.fixture(scope="module", params=["coco", "bccd"])

@@ -6,7 +6,7 @@ import torch
 
 from analysis.anchor_stats import anchor_stats
 from analysis.mode import AnalyzeOptions, Request
-from analysis.objects import letterboxed, select_objects
+from analysis.objects import boxes_in_input, select_objects
 from analysis.strategies import StrategyOptions
 from data.labels.annotations import Annotations
 from models.assignment.assigner import build_assigner
@@ -63,7 +63,7 @@ def test_standard_by_hand():
         crowd=[0, 0, 0, 0, 1],
         image_wh=((64, 64), (64, 64)),
     )
-    result = anchor_stats(annotations, HEADS, options_of("standard"), 64)
+    result = anchor_stats(annotations, HEADS, options_of("standard"), (64, 64))
     statistics = result.statistics["strategies"]["standard"]
 
     assert result.statistics["objects"] == 4
@@ -106,7 +106,7 @@ def test_the_threshold_is_an_option():
     annotations = annotations_of([(0, 0, 10, 20)], [0])  # .5, .25 and .05, as above
     for iou_t, positives in ((0.04, 3), (0.3, 1), (0.5, 0)):
         strategies = StrategyOptions(match="standard", iou_t=iou_t).for_strategies(["standard"])
-        result = anchor_stats(annotations, HEADS, strategies, 64)
+        result = anchor_stats(annotations, HEADS, strategies, (64, 64))
         assert result.statistics["strategies"]["standard"]["positives"] == positives
         assert result.statistics["best_possible_recall"]["by_iou"] == float(positives > 0)
 
@@ -142,7 +142,7 @@ def test_agrees_with_plain_python_counts(seed, monkeypatch):
     monkeypatch.setattr("analysis.anchor_stats.OBJECTS_PER_BLOCK", 7)
     annotations, size = random_annotations(seed), 96
     names = prior_strategies()
-    result = anchor_stats(annotations, HEADS, options_of(*names), size)
+    result = anchor_stats(annotations, HEADS, options_of(*names), (size, size))
     objects = select_objects(annotations, crowd=False)
     for name in names:
         assigner = build_assigner(AssignmentOptions(match=name), HEADS)
@@ -184,7 +184,7 @@ def wh_iou_of(objects, row, anchor, size):
 
 def test_recall_equals_the_share_of_matched_objects():
     """Best possible recall is a property of the anchors alone; standard and ratio reach it by definition."""
-    result = anchor_stats(random_annotations(9), HEADS, options_of("standard", "ratio"), 96)
+    result = anchor_stats(random_annotations(9), HEADS, options_of("standard", "ratio"), (96, 96))
     recall, strategies = result.statistics["best_possible_recall"], result.statistics["strategies"]
     assert recall["by_iou"] == 1 - strategies["standard"]["unmatched"]["object_share"]
     assert recall["by_ratio"] == 1 - strategies["ratio"]["unmatched"]["object_share"]
@@ -200,17 +200,17 @@ def test_boxes_lie_where_the_loader_puts_them(shared):
     annotations = read_dataset(open_data(str(path)), "valid").select_images(np.arange(12))
     objects = select_objects(annotations, crowd=False)
     batch = DetectionDataset(annotations).plain_batch(BatchPlan(tuple(range(12)), (416, 416)))
-    np.testing.assert_allclose(letterboxed(objects, 416), batch.targets.boxes_cxcywh.numpy(), atol=1e-6)
+    np.testing.assert_allclose(boxes_in_input(objects, (416, 416)), batch.targets.boxes_cxcywh.numpy(), atol=1e-6)
     assert objects.image.tolist() == batch.targets.image.tolist()
 
 
 def test_coco_at_416_and_640_is_what_others_counted(shared):
     """At 416 counted by separate numpy code, at 640 by ultralytics/yolov5 v5.0 (tutorial.ipynb, on the same images)."""
     path = str(shared / "data/coco/annotations/instances_train2017.json")
-    about = AnalyzeOptions(data=path, cfg="yolov3.cfg", img_size=416)
+    about = AnalyzeOptions(data=path, cfg="yolov3.cfg", img_size=(416,))
     request = Request(about, about, {}, {})
-    annotations, (heads, _) = request.annotations(), request.heads(80)
-    result = anchor_stats(annotations, heads, options_of("standard", "ratio", "darknet"), 416)
+    annotations, (heads, *_) = request.annotations(), request.heads(80)
+    result = anchor_stats(annotations, heads, options_of("standard", "ratio", "darknet"), (416, 416))
     statistics = result.statistics["strategies"]
     assert statistics["standard"]["unmatched"]["object_share"] == pytest.approx(0.034, abs=5e-4)
     assert statistics["ratio"]["unmatched"]["object_share"] == pytest.approx(0.018, abs=5e-4)
@@ -219,7 +219,7 @@ def test_coco_at_416_and_640_is_what_others_counted(shared):
     assert statistics["darknet"]["collisions"]["surplus_match_share"] == pytest.approx(0.024, abs=1e-3)
     assert result.statistics["best_possible_recall"]["by_ratio"] == pytest.approx(1 - 0.018, abs=5e-4)
     # 4.26 anchors per target and a best possible recall of 0.9946 at 640.
-    at_640 = anchor_stats(annotations, heads, options_of("ratio"), 640).statistics
+    at_640 = anchor_stats(annotations, heads, options_of("ratio"), (640, 640)).statistics
     assert at_640["best_possible_recall"]["by_ratio"] == pytest.approx(0.9946, abs=5e-5)
     per_object = sum(row["objects"] for row in at_640["strategies"]["ratio"]["anchors"]) / at_640["objects"]
     assert per_object == pytest.approx(4.26, abs=5e-3)
@@ -227,7 +227,7 @@ def test_coco_at_416_and_640_is_what_others_counted(shared):
 
 @pytest.mark.parametrize("boxes", [[], [(0, 0, 2, 2)]])
 def test_no_object_or_none_matched(boxes):
-    result = anchor_stats(annotations_of(boxes, [0] * len(boxes)), HEADS, options_of("standard"), 64)
+    result = anchor_stats(annotations_of(boxes, [0] * len(boxes)), HEADS, options_of("standard"), (64, 64))
     statistics = result.statistics["strategies"]["standard"]
     assert statistics["positives"] == 0
     assert statistics["collisions"]["shared_slot_share"] is None

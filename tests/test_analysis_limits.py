@@ -169,7 +169,7 @@ def test_the_recall_of_anchors_at_its_thresholds(tmp_path):
     annotations = coco_of(tmp_path, [[texts(1003, 1009, width, 2070)] for width in widths])
     head = Head(((10.3, 20.7),), 32, 1, all_anchors_wh=((10.3, 20.7),), mask=(0,), ignore_thresh=0.7)
     strategies = StrategyOptions(iou_t=0.2, anchor_t=4.0).for_strategies(["standard", "ratio"])
-    recall = anchor_stats(annotations, (head,), strategies, 640).statistics["best_possible_recall"]
+    recall = anchor_stats(annotations, (head,), strategies, (640, 640)).statistics["best_possible_recall"]
     iou = [min(Fraction(w), 1030) / max(Fraction(w), 1030) for w in widths]
     assert recall["by_iou"] == sum(one > Fraction(1, 5) for one in iou) / 6 == 4 / 6
     assert recall["by_ratio"] == sum(1 / one < 4 for one in iou) / 6 == 1 / 6

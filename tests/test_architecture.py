@@ -25,8 +25,16 @@ INSIDE = {  # what a folder may import from its own package, besides itself
     },
     "analysis/output": set(),
     "models/assignment": {"models.heads", "models.raw_maps"},
-    "models/checkpoints": {"models.layers", "models.network"},
-    "models/darknet": {"models.activations", "models.heads", "models.layers"},
+    "models/checkpoints": {"models.connected", "models.layers", "models.network", "models.recurrent"},
+    "models/darknet": {
+        "models.activations",
+        "models.connected",
+        "models.exact_heads",
+        "models.head_maps",
+        "models.heads",
+        "models.layers",
+        "models.recurrent",
+    },
     "data/labels": {"data.description", "data.image_files", "data.shapes"},
 }
 MATCHING_STATS = (  # the files of analysis/matching, from the command down; a file imports from later rows only

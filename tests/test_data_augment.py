@@ -9,6 +9,7 @@ import pytest
 from data.augment import (
     AugmentOptions,
     SourceImage,
+    crop_sides,
     mosaic_places,
     move_boxes,
     paint,
@@ -46,10 +47,11 @@ STRONG = AugmentOptions(
     degrees=25.0, shear=12.0, translate=0.2, scale=0.4, flipud=0.5, fliplr=0.5, hsv_h=0.0, hsv_s=0.0, hsv_v=0.0
 )
 PLAIN_COLOURS = AugmentOptions(hsv_h=0.0, hsv_s=0.0, hsv_v=0.0, flipud=0.5)
+JITTERED = AugmentOptions(hsv_h=0.0, hsv_s=0.0, hsv_v=0.0, jitter=0.3)
 
 
 @pytest.mark.parametrize("resize", ["letterbox", "stretch"])
-@pytest.mark.parametrize("options", [STRONG, PLAIN_COLOURS], ids=["strong", "default"])
+@pytest.mark.parametrize("options", [STRONG, PLAIN_COLOURS, JITTERED], ids=["strong", "default", "jitter"])
 @pytest.mark.parametrize("mosaic", [0.0, 1.0])
 @pytest.mark.parametrize("reduce", [1, 2])
 def test_boxes_follow_the_pixels(options, mosaic, reduce, resize):
@@ -204,6 +206,69 @@ def test_colours():
     assert np.abs(darker.astype(float) - min(200 * factor, 255)).max() <= 1.5
 
 
+@pytest.mark.parametrize("reduce", [1, 2])
+def test_sides_are_cut_off_and_added_by_hand(reduce):
+    # 160 x 120 with a box 20 30 80 90. Left 0.25 = 40 off, top 0.5 = 60 added, right 0, bottom 0.1 = 12 off: 120 x 168
+    # pixels of the old ones, stretched to 160 x 120: x' = (x - 40) 4 / 3, y' = (y + 60) 5 / 7.
+    given = source(0, reduce=reduce)
+    cropped = crop_sides(given, np.array([0.25, -0.5, 0, 0.1]))
+    assert cropped.original_wh == (160, 120) and cropped.pixels.shape[:2] == (168 // reduce, 120 // reduce)
+    np.testing.assert_allclose(cropped.boxes_xyxy, [[0, 90 * 5 / 7, 40 * 4 / 3, 150 * 5 / 7]])
+    mean = given.pixels.mean(axis=(0, 1)).astype(np.uint8)
+    assert (cropped.pixels[: 60 // reduce] == mean).all()  # what was added
+    assert np.array_equal(cropped.pixels[60 // reduce :], given.pixels[: 108 // reduce, 40 // reduce :])
+    assert np.array_equal(given.pixels, source(0, reduce=reduce).pixels)
+
+
+def test_what_is_cut_off_almost_whole_is_no_object_and_nothing_is_left_of_nothing():
+    assert crop_sides(source(0), np.array([0.4, 0, 0, 0])).labels.tolist() == [0]  # 64: 16 of 60 columns are left
+    assert crop_sides(source(0), np.array([0.47, 0, 0, 0])).labels.tolist() == []  # 75: 5 of 60
+    for shares in ([0.5, 0, 0.5, 0], [0, 1.0, 0, -0.5], [0.9, 0.1, 0.3, 0.2]):
+        same = crop_sides(source(0), np.array(shares))
+        assert np.array_equal(same.pixels, source(0).pixels)
+
+
+def test_jitter_keeps_each_image_of_a_mosaic_in_its_quarter():
+    def flat(index):
+        image = source(index)
+        return image._replace(pixels=np.broadcast_to(COLOURS[index], image.pixels.shape).copy())
+
+    pictures = []
+    for jitter in (0.0, 0.4):
+        options = AugmentOptions(**{**vars(NO_AUGMENTATION), "mosaic": 1.0, "jitter": jitter})
+        out = np.empty((96, 128, 3), np.uint8)
+        training_sample(0, np.array([1, 2, 3]), flat, out, options, np.random.default_rng(4))
+        pictures.append(out)
+    assert (pictures[0] != pictures[1]).any(axis=2).mean() < 0.01  # a row of pixels at an edge
+
+
+@pytest.mark.parametrize(
+    ("largest", "low", "high"), [(1.5, 1 / 1.5, 1.5), (0.75, 0.75, 1 / 0.75), (1.0, 1, 1)]
+)  # fmt: skip
+def test_darknets_colours_are_multiplied_or_divided(largest, low, high):
+    options = AugmentOptions(**{**vars(NO_AUGMENTATION), "exposure": largest})
+    factors = []
+    for seed in range(300):
+        image = np.full((1, 1, 3), 100, np.uint8)
+        shift_colours(image, options, np.random.default_rng(seed))
+        factors.append(image[0, 0, 0] / 100)
+    assert low - 0.02 <= min(factors) <= low + 0.02 and high - 0.02 <= max(factors) <= high + 0.02
+    if largest != 1:
+        assert 0.4 < np.mean(np.array(factors) > 1) < 0.6
+
+
+def test_darknets_hue_turns_around_the_circle():
+    options = AugmentOptions(**{**vars(NO_AUGMENTATION), "hue": 0.1, "saturation": 1.5})
+    hues = []
+    for seed in range(200):
+        image = np.zeros((1, 1, 3), np.uint8)
+        image[0, 0] = (40, 40, 240)  # BGR: red, hue 0
+        shift_colours(image, options, np.random.default_rng(seed))
+        hues.append(int(cv2.cvtColor(image, cv2.COLOR_RGB2HSV)[0, 0, 0]))
+    turned = np.array([hue if hue < 90 else hue - 180 for hue in hues])  # of 180 steps
+    assert -19 <= turned.min() < -14 and 14 < turned.max() <= 19
+
+
 def test_a_strong_reduction_averages_instead_of_picking():
     # Noise of standard deviation 74; the mean of 3.75 x 3.75 pixels has 74 / 3.75 = 20, that of 2 x 2 has 37 or more.
     noise = np.random.default_rng(0).integers(0, 256, (120, 120, 3), dtype=np.uint8)
@@ -212,7 +277,8 @@ def test_a_strong_reduction_averages_instead_of_picking():
     assert 15 < out[1:-1, 1:-1].std() < 30
 
 
-@pytest.mark.parametrize("bad", [{"mosaic": 1.1}, {"degrees": -1.0}, {"scale": 1.0}, {"fliplr": float("nan")}])
+@pytest.mark.parametrize("bad", [{"mosaic": 1.1}, {"degrees": -1.0}, {"scale": 1.0}, {"fliplr": float("nan")},
+                                 {"jitter": -0.1}, {"hue": 1.5}, {"saturation": -1.0}])  # fmt: skip
 def test_options_outside_their_range_are_refused(bad):
     with pytest.raises(ValueError, match=next(iter(bad))):
         AugmentOptions(**bad)

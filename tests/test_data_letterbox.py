@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 
-from data.letterbox import PADDING, letterbox_images, letterbox_meta, resize_as_darknet, smallest_input, stretch_meta
+from data.letterbox import PADDING, letterbox_meta, place_images, resize_as_darknet, smallest_input, stretch_meta
 
 
 def test_letterbox_by_hand():
@@ -38,7 +38,7 @@ def test_pixels_lie_where_the_frame_says():
     image[10:20, 8:40] = (200, 100, 50)
     for hw in ((64, 64), (32, 96), (160, 128)):
         meta = letterbox_meta(1, "", (64, 48), hw)
-        batch = letterbox_images([image], [meta], hw)
+        batch = place_images([image], [meta], hw)
         assert batch.shape == (1, 3, *hw) and batch.dtype == torch.uint8
         assert batch.is_contiguous(memory_format=torch.channels_last)
         found = (batch[0, 0] > 150).nonzero()  # rows, columns
@@ -54,9 +54,9 @@ def test_batch_equals_single():
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in ((30, 50), (64, 64), (90, 20))]
     metas = [letterbox_meta(i, "", (im.shape[1], im.shape[0]), (64, 96)) for i, im in enumerate(images)]
-    batch = letterbox_images(images, metas, (64, 96))
+    batch = place_images(images, metas, (64, 96))
     for image, meta, row in zip(images, metas, batch, strict=True):
-        assert torch.equal(row, letterbox_images([image], [meta], (64, 96))[0])
+        assert torch.equal(row, place_images([image], [meta], (64, 96))[0])
     assert torch.equal(batch[1, :, :, 16:80], torch.from_numpy(images[1]).permute(2, 0, 1))
 
 

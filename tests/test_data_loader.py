@@ -16,6 +16,7 @@ from PIL import Image
 from data.augment import AugmentOptions
 from data.dataset import BatchPlan, DetectionDataset
 from data.labels.read import read_dataset
+from data.letterbox import resize_as_darknet
 from data.loader import (
     LoaderSettings,
     evaluation_batches,
@@ -170,6 +171,16 @@ def test_evaluation_gives_the_image_as_it_is_and_its_boxes(notes):
         assert seen == 21
 
 
+def test_a_stretched_image_is_not_rounded_to_bytes(notes):
+    batches = {resize: next(iter(evaluation_batches(notes, LoaderSettings((96, 128), 4, resize=resize))))
+               for resize in ("letterbox", "stretch")}  # fmt: skip
+    assert batches["letterbox"].images.dtype == torch.uint8 and batches["stretch"].images.dtype == torch.float32
+    stretched = batches["stretch"].images
+    assert (stretched != stretched.round()).any() and stretched.min() >= 0 and stretched.max() < 255.1
+    image = cv2.imread(batches["stretch"].metas[0].path)[:, :, ::-1]
+    np.testing.assert_array_equal(stretched[0].permute(1, 2, 0).numpy(), resize_as_darknet(image, (128, 96)))
+
+
 def test_evaluation_pixels_are_rgb(tmp_path):
     (tmp_path / "a.png").parent.mkdir(exist_ok=True)
     cv2.imwrite(str(tmp_path / "a.png"), np.full((64, 64, 3), (10, 20, 200), np.uint8))  # BGR: red
@@ -195,6 +206,9 @@ def test_multi_scale_range_and_reproducibility():
     assert all(height == width for height, width in sizes)
     assert sizes == [random_size(settings, 0, number) for number in range(400)]
     assert sizes != [random_size(settings, 1, number) for number in range(400)]
+    # 416 / 1.4 / 32 = 9.3 and 416 x 1.4 / 32 = 18.2
+    narrow = LoaderSettings((416, 416), multi_scale=True, multi_scale_range=(1 / 1.4, 1.4))
+    assert {random_size(narrow, 0, number)[0] for number in range(400)} == {32 * n for n in range(9, 19)}
     wide = LoaderSettings((256, 512), multi_scale=True)
     assert all(abs(w / h - 2) < 0.3 for h, w in (random_size(wide, 0, n) for n in range(50)))
 

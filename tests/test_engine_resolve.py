@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from data.splits import open_split
+from engine.network_input import Resize
 from engine.resolve import Resolved, Wanted, fit_classes, name_classes, resolve, start_with_classes
 from models.checkpoints.darknet_weights import save_darknet_weights
 from models.checkpoints.format import read_checkpoint, save_checkpoint
@@ -38,7 +39,8 @@ def test_nothing_given_is_the_newest_run(project):
     os.utime(project / "runs/train/exp/best.pt", (1, 1))
     save_run(project, random_network(1), "later")
     found = resolve(Wanted())
-    assert found == Resolved("runs/train/later/best.pt", found.loaded, "tiny.data", (96, 96), False)
+    resize = Resize("letterbox", "as these weights were trained")
+    assert found == Resolved("runs/train/later/best.pt", found.loaded, "tiny.data", (96, 96), resize, False)
 
 
 def test_no_run_yet(tmp_path, monkeypatch):
@@ -48,9 +50,12 @@ def test_no_run_yet(tmp_path, monkeypatch):
 
 
 def test_weights_alone_bring_what_they_were_trained_with(project):
-    weights = train_as("runs/train/exp/best.pt", data="mine.data", img_size=[64, 32], single_cls=True)
+    weights = train_as(
+        "runs/train/exp/best.pt", data="mine.data", img_size=[64, 32], single_cls=True, resize="letterbox"
+    )
     found = resolve(Wanted(weights=weights))  # no file mine.data: it is named here, not opened
-    assert (found.data, found.input_wh, found.single_cls) == ("mine.data", (32, 32), True)
+    assert (found.data, found.input_wh, found.single_cls) == ("mine.data", (64, 32), True)
+    assert resolve(Wanted(weights=train_as(weights, test_size=[32]))).input_wh == (32, 32)
 
 
 def test_what_is_given_comes_first(project):
@@ -69,23 +74,31 @@ def test_foreign_weights_need_a_data_set(project):
 
 
 @pytest.mark.parametrize(
-    "weights, img_size, square, expected",
+    "weights, img_size, expected",
     [
-        ("foreign.weights", (), True, (96, 96)),  # the cfg says 96 x 64
-        ("foreign.weights", (), False, (96, 64)),
-        ("foreign.weights", (32,), False, (32, 32)),
-        ("runs/train/exp/best.pt", (), True, (96, 96)),
-        ("runs/train/exp/best.pt", (), False, (96, 96)),  # train.py's inputs are square
+        ("foreign.weights", (), (96, 64)),  # as the cfg says
+        ("foreign.weights", (32,), (32, 32)),
+        ("foreign.weights", (32, 64), (32, 64)),
+        ("runs/train/exp/best.pt", (), (96, 96)),
+        ("runs/train/exp/best.pt", (64, 32), (64, 32)),
     ],
 )
-def test_size(project, weights, img_size, square, expected):
+def test_size(project, weights, img_size, expected):
     wanted = Wanted(weights=weights, img_size=img_size)
-    assert resolve(wanted, needs_data=False, square=square).input_wh == expected
+    assert resolve(wanted, needs_data=False).input_wh == expected
 
 
 def test_the_size_of_a_training_that_left_it_to_the_cfg(project):
-    weights = train_as("runs/train/exp/best.pt", img_size=[])
-    assert resolve(Wanted(weights=weights), square=False).input_wh == (96, 96)
+    weights = train_as("runs/train/exp/best.pt", img_size=[], resize="stretch")
+    assert resolve(Wanted(weights=weights)).input_wh == (96, 64)
+
+
+@pytest.mark.parametrize(
+    "img_size, expected", [([], (96, 96)), ([64], (64, 64)), ([64, 32], (32, 32))], ids=["cfg", "one", "two"]
+)
+def test_a_training_before_there_was_a_resize_was_square_and_letterboxed(project, img_size, expected):
+    found = resolve(Wanted(weights=train_as("runs/train/exp/best.pt", img_size=img_size)))
+    assert (found.input_wh, found.resize.kind) == (expected, "letterbox")
 
 
 @pytest.mark.parametrize("img_size", [(100,), (96, 100), (100, 96), (-8,), (0,)])

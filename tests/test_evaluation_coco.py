@@ -13,7 +13,8 @@ from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from evaluation.coco import TWELVE, evaluate_coco, has_objects
-from evaluation.operating_point import match_at_half, precision_recall_at_best_f1
+from evaluation.matches import CocoMatcher
+from evaluation.operating_point import precision_recall_at_best_f1
 from evaluation.results import clean_ground_truth
 from utils.errors import UserError
 
@@ -120,7 +121,7 @@ def test_matching_at_half_equals_pycocotools(seed):
             for number, found in enumerate(image["dtIds"]):
                 matched, ignored = image["dtMatches"][0, number] > 0, image["dtIgnore"][0, number]
                 expected[found - 1] = (bool(matched and not ignored), bool(ignored))
-    matches = match_at_half(clean_ground_truth(ground_truth), results)
+    matches = CocoMatcher(clean_ground_truth(ground_truth), results).matches(0.5)
     ours = list(zip(matches.correct.tolist(), matches.ignored.tolist(), strict=True))
     assert {number: ours[number] for number in expected} == expected
     assert len(expected) == len(results)
@@ -240,5 +241,5 @@ def test_of_two_equal_overlaps_the_later_annotation_is_taken():
     # only the first (80/120; the second by 40/160). pycocotools gives the second to the stronger, so both are right.
     ground_truth = one_image((7, [10, 0, 10, 10], 0), (7, [14, 0, 10, 10], 0))
     results = [found(7, [12, 0, 10, 10], 0.9), found(7, [8, 0, 10, 10], 0.8)]
-    assert match_at_half(clean_ground_truth(ground_truth), results).correct.tolist() == [True, True]
+    assert CocoMatcher(clean_ground_truth(ground_truth), results).matches(0.5).correct.tolist() == [True, True]
     assert evaluate_coco(ground_truth, results, "pycocotools").class_ap50[0] == pytest.approx(1.0)

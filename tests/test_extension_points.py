@@ -157,17 +157,13 @@ kinds.KINDS["scaled"] = SectionKind("scaled", {"factor": number(2.0)}, build)
 
 from models.darknet.cfg import parse_cfg_text
 from models.network import build_network_from_text, layer_table
-from utils.errors import UserError
 
 TEXT = "[net]\\nwidth=8\\nheight=8\\nchannels=1\\n[scaled]\\n{}=3\\n[scaled]\\n"
 network = build_network_from_text(TEXT.format("factor"), "x.cfg")
 image = torch.ones(1, 1, 8, 8)
 for layer in network.layers:
     image = layer(image)
-try:
-    parse_cfg_text(TEXT.format("facter"), "x.cfg")
-except UserError as error:
-    message = str(error)
+(message,) = parse_cfg_text(TEXT.format("facter"), "x.cfg").oddities
 print(json.dumps({"value": image.unique().item(), "table": layer_table(network), "message": message}))
 """
 

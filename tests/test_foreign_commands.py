@@ -33,7 +33,7 @@ WORKS = [
 ]
 ANSWERED = [
     ("train --img 640 --batch 16 --data coco128.yaml --weights yolov5l.pt", "github.com/ultralytics/yolov5/releases"),
-    ("train --data coco.yaml --weights '' --cfg yolov5x.yaml --batch-size 128", "shipped: "),
+    ("train --data coco.yaml --weights '' --cfg yolov5s-ghost.yaml --batch-size 128", "shipped: "),
     ("train --data VOC.yaml --cfg tiny", "data file 'VOC.yaml' does not exist"),
     (
         "train --data coco128 --cfg tiny --hyp hyp.scratch-high.yaml",

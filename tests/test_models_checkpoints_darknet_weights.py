@@ -10,6 +10,7 @@ import torch
 from models.checkpoints.darknet_weights import is_darknet_weights, load_darknet_weights, save_darknet_weights
 from models.checkpoints.report import LoadReport
 from models.network import build_network, build_network_from_text
+from tests import published_cfgs
 from utils.config import REPOSITORY
 from utils.errors import UserError
 
@@ -146,6 +147,81 @@ def test_weights_of_other_classes_fill_all_but_the_last_layers(write):
     assert "another number of classes" in str(report)
 
 
+def edited(text, own, wanted):
+    """Return a cfg with other classes in its heads and filters before them, as tutorials say to edit it."""
+    for each in (5, 9):  # numbers of a box, without and with its uncertainties
+        text = text.replace(f"filters={3 * (each + own)}", f"filters={3 * (each + wanted)}")
+    return text.replace(f"classes={own}", f"classes={wanted}")
+
+
+GAUSSIAN = CFG.replace("filters=21", "filters=33").replace("[yolo]", "[Gaussian_yolo]")
+IMPLICIT = published_cfgs.implicit_detector().text
+TWO_HEADS = (REPOSITORY / "cfg/yolov3-nano.cfg").read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "own", "heads"), [(CFG, 2, 1), (GAUSSIAN, 2, 1), (IMPLICIT, 80, 2), (TWO_HEADS, 80, 3)]
+)
+@pytest.mark.parametrize("wanted", [1, 3, 90])
+def test_a_cfg_edited_for_other_classes_takes_the_layers_before_its_heads(tmp_path, text, own, heads, wanted):
+    source = build_network_from_text(text, "published.cfg")
+    for parameter in source.parameters():
+        parameter.data.uniform_(0.1, 1)
+    save_darknet_weights(source, tmp_path / "a.weights", seen=7)
+    network = build_network_from_text(edited(text, own, wanted), "edited.cfg")
+    assert network.num_classes == wanted
+    before = network.head_convolution(0).conv.weight.clone()
+    report = load_darknet_weights(network, tmp_path / "a.weights")
+    assert (report.total - report.filled, len(report.skipped), report.classes) == (heads, heads, (own, wanted))
+    assert f"{own} in the file and {wanted} here" in str(report)
+    assert torch.equal(network.head_convolution(0).conv.weight, before)
+    for name, tensor in source.named_parameters():
+        if int(name.split(".")[1]) not in report.skipped:
+            assert torch.equal(network.get_parameter(name), tensor)
+
+
+def test_a_third_number_of_classes_is_found_as_well(write):
+    # The cfg says 2, the data have 5, the file is of a network for 9: 3 x 7 more filters of 1 + 4 numbers.
+    network = build_network_from_text(CFG, "small.cfg", num_classes=5)
+    report = load_darknet_weights(network, write(header() + numbers(265 + 3 * 7 * 5).tobytes()))
+    assert (report.classes, report.skipped, report.filled) == ((9, 5), (4,), 4)
+
+
+def test_where_no_number_of_classes_fits_both_sizes_are_named(network, write):
+    both = r"the file has 279 numbers, small.cfg with 2 classes has 265, and no other number of classes fits"
+    with pytest.raises(UserError, match=both):
+        load_darknet_weights(network, write(header() + numbers(279).tobytes()))
+
+
+@pytest.mark.parametrize(
+    ("version", "seen_bytes"), [((0, 0, 0), 8), ((0, 1, 0), 8), ((0, 2, 0), 4), ((0, 2, 5), 4), ((1, 0, 0), 4)]
+)
+@pytest.mark.parametrize("count", [265, 124, 280])  # all, a backbone of one layer, one class more
+def test_a_count_of_images_in_the_other_size_is_told_by_the_length(network, write, version, seen_bytes, count):
+    values = numbers(count)
+    content = struct.pack("<3i", *version) + (77).to_bytes(seen_bytes, "little") + values.tobytes()
+    report = load_darknet_weights(network, write(content))
+    assert (report.seen, report.version) == (77, version)
+    assert network.layers[0].bn.bias.tolist() == values[:4].tolist()
+    usual = {4: 8, 8: 4}[seen_bytes]
+    note = f"counts images in {seen_bytes} bytes, where version {version[0]}.{version[1]} has {usual}"
+    assert str(report).endswith(note)
+
+
+def test_the_count_of_an_untrained_network_is_told_as_well(network, write, tmp_path):
+    # The biases of its batch norms are 0, as the upper half of a count is.
+    save_darknet_weights(network, tmp_path / "usual.weights", seen=3)
+    content = (tmp_path / "usual.weights").read_bytes()
+    assert not any(content[16:36])
+    report = load_darknet_weights(network, write(content[:16] + content[20:]))
+    assert report.complete and report.seen == 3 and "in 4 bytes" in report.note
+
+
+def test_a_surplus_number_is_not_taken_for_a_longer_count(network, write):
+    with pytest.raises(UserError, match="1 numbers are left"):
+        load_darknet_weights(network, write(header((0, 1, 0)) + numbers(266).tobytes()))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -175,6 +251,7 @@ def test_a_bad_file_is_refused_with_its_layer(network, write, content, message):
         (130, np.nan, "layer 1 .* not finite"),
         (264, np.inf, "layer 4 .* not finite"),
         (13, -1e-3, "layer 0 .* negative variance"),
+        (13, -1e-5, "layer 0 .* negative variance"),
         (150, -2.0, "layer 2 .* negative variance"),
     ],
 )
@@ -221,9 +298,13 @@ def test_real_files_come_out_as_they_went_in(shared, tmp_path, name):
 
 SIZES = {"yolov3.cfg": 248_007_048, "yolov3-spp.cfg": 252_209_544, "yolov3-tiny.cfg": 35_434_956}
 SHIPPED = sorted(path.name for path in (REPOSITORY / "cfg").glob("*.cfg"))
+SMALL = ("-nano", "-tiny", "yolov5n", "yolov5s", "yolov2-voc")  # of the others there are 100 to 600 MB to write
 
 
-@pytest.mark.parametrize("name", SHIPPED)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if any(part in name for part in SMALL) else pytest.mark.slow) for name in SHIPPED],
+)
 def test_random_weights_of_every_shipped_cfg_round_trip(tmp_path, name):
     network = build_network(REPOSITORY / "cfg" / name)
     first, second = tmp_path / "a.weights", tmp_path / "b.weights"

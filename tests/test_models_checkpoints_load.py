@@ -64,6 +64,24 @@ def test_training_starts_from_weights_of_other_classes(tmp_path):
         load_network(path, num_classes=2)
 
 
+def test_what_is_not_tested_with_fresh_layers_names_both_numbers_of_classes(tmp_path):
+    network = random_network()
+    save_darknet_weights(network, tmp_path / "tiny.weights")
+    save_darknet_weights(network, tmp_path / "tiny.conv.1", upto=1)
+    (tmp_path / "tiny.cfg").write_text(CFG)
+    (tmp_path / "edited.cfg").write_text(CFG.replace("classes=3", "classes=7").replace("filters=24", "filters=36"))
+    words = r"fills 2 of the 3 layers of .*; made for 3 classes, and this network has 7: train it first"
+    for path, choice in (
+        (tmp_path / "tiny.weights", {"cfg": tmp_path / "edited.cfg"}),
+        (tmp_path / "tiny.weights", {"num_classes": 7}),
+        (save_run(tmp_path, network), {"num_classes": 7}),
+    ):
+        with pytest.raises(UserError, match=words):
+            load_network(path, **choice)
+    with pytest.raises(UserError, match=r"fills 1 of the 3 layers of .*; a backbone: train it first"):
+        load_network(tmp_path / "tiny.conv.1", tmp_path / "edited.cfg")
+
+
 @pytest.mark.parametrize(
     "change, words",
     [

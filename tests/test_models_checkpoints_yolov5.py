@@ -3,6 +3,7 @@
 import os
 import sys
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -65,10 +66,10 @@ class SPPF(nn.Module):
 
 
 class SPP(nn.Module):
-    def __init__(self, channels):
+    def __init__(self, channels, sizes):
         super().__init__()
         self.cv1, self.cv2 = Conv(channels, channels // 2), Conv(channels * 2, channels)
-        self.m = nn.ModuleList(nn.MaxPool2d(size, 1, size // 2) for size in (5, 9, 13))
+        self.m = nn.ModuleList(nn.MaxPool2d(size, 1, size // 2) for size in sizes)
 
     def forward(self, x):
         x = self.cv1(x)
@@ -89,34 +90,55 @@ class Concat(nn.Module):
         return torch.cat(inputs, 1)
 
 
+ANCHORS_P5 = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]
+ANCHORS_P6 = [[19, 27, 44, 40, 38, 94], [96, 68, 86, 152, 180, 137], [140, 301, 303, 264, 238, 542],
+              [436, 615, 739, 380, 925, 792]]  # fmt: skip
+
+
 class Detect(nn.Module):
     def __init__(self, channels, classes):
         super().__init__()
         self.m = nn.ModuleList(nn.Conv2d(c, 3 * (5 + classes), 1) for c in channels)
-        pixels = [[10, 13, 16, 30, 33, 23], [30, 61, 62, 45, 59, 119], [116, 90, 156, 198, 373, 326]]
-        self.stride = torch.tensor([8.0, 16.0, 32.0])
-        self.register_buffer("anchors", torch.tensor(pixels).float().view(3, 3, 2) / self.stride.view(3, 1, 1))
+        pixels = torch.tensor(ANCHORS_P6 if len(channels) == 4 else ANCHORS_P5).float()
+        self.stride = torch.tensor([8.0, 16.0, 32.0, 64.0][: len(channels)])
+        self.register_buffer("anchors", pixels.view(-1, 3, 2) / self.stride.view(-1, 1, 1))
 
     def forward(self, inputs):
         return [conv(x) for conv, x in zip(self.m, inputs, strict=True)]
 
 
 class Model(nn.Module):
-    """Releases 6 and 7, or with ``focus`` releases 4 and 5; ``width`` 16 is n, 32 is s."""
+    """Releases 6 and 7, or with ``focus`` releases 4 and 5; ``width`` 16 is n, 32 is s; with ``p6`` a fourth head."""
 
-    def __init__(self, width, depth=1, classes=80, focus=False):
+    def __init__(self, width, depth=1, classes=80, focus=False, p6=False):
         super().__init__()
         w, d = width, depth
-        stem = [Focus(w) if focus else Conv(3, w, 6, 2, 2), Conv(w, 2 * w, 3, 2), C3(2 * w, 2 * w, d)]
-        stem += [Conv(2 * w, 4 * w, 3, 2), C3(4 * w, 4 * w, d * 3 if focus else d * 2), Conv(4 * w, 8 * w, 3, 2)]
-        stem += [C3(8 * w, 8 * w, d * 3), Conv(8 * w, 16 * w, 3, 2)]
-        deep = [SPP(16 * w), C3(16 * w, 16 * w, d, False)] if focus else [C3(16 * w, 16 * w, d), SPPF(16 * w)]
-        up = [Conv(16 * w, 8 * w), nn.Upsample(None, 2), Concat(), C3(16 * w, 8 * w, d, False), Conv(8 * w, 4 * w)]
-        up += [nn.Upsample(None, 2), Concat(), C3(8 * w, 4 * w, d, False)]
-        down = [Conv(4 * w, 4 * w, 3, 2), Concat(), C3(8 * w, 8 * w, d, False), Conv(8 * w, 8 * w, 3, 2), Concat()]
-        down += [C3(16 * w, 16 * w, d, False), Detect((4 * w, 8 * w, 16 * w), classes)]
-        self.model = nn.Sequential(*stem, *deep, *up, *down)
-        sources = {12: [-1, 6], 16: [-1, 4], 19: [-1, 14], 22: [-1, 10], 24: [17, 20, 23]}
+        # The way down: strides 4, 8, 16 and, with p6, 32; then the last one.
+        modules, sources, ends, channels = [Focus(w) if focus else Conv(3, w, 6, 2, 2)], {}, [], [w]
+        for factor, blocks in [(2, 1), (4, 3 if focus else 2), (8, 3), (12, 1)][: 4 if p6 else 3]:
+            modules += [Conv(channels[-1], factor * w, 3, 2), C3(factor * w, factor * w, blocks * d)]
+            channels.append(factor * w)
+            ends.append(len(modules) - 1)
+        modules.append(Conv(channels[-1], 16 * w, 3, 2))
+        spp = SPP(16 * w, (3, 5, 7) if p6 else (5, 9, 13)) if focus else SPPF(16 * w)
+        modules += [spp, C3(16 * w, 16 * w, d, False)] if focus else [C3(16 * w, 16 * w, d), spp]
+        # Up to stride 8 ...
+        narrow, before = [], 16 * w
+        for end, width in zip(ends[:0:-1], channels[:1:-1], strict=True):
+            modules.append(Conv(before, width))
+            narrow.append(len(modules) - 1)
+            modules += [nn.Upsample(None, 2), Concat(), C3(2 * width, width, d, False)]
+            sources[len(modules) - 2] = [-1, end]
+            before = width
+        # ... and down again, with a head at each stride.
+        heads, of_heads = [len(modules) - 1], [*channels[2:], 16 * w]
+        for index, before, width in zip(narrow[::-1], of_heads, of_heads[1:], strict=False):
+            modules += [Conv(before, before, 3, 2), Concat(), C3(2 * before, width, d, False)]
+            sources[len(modules) - 2] = [-1, index]
+            heads.append(len(modules) - 1)
+        modules.append(Detect(of_heads, classes))
+        sources[len(modules) - 1] = heads
+        self.model = nn.Sequential(*modules)
         for index, module in enumerate(self.model):
             module.f = sources.get(index, -1)
         self.names = [f"class {index}" for index in range(classes)]
@@ -165,18 +187,31 @@ def flat(raw_maps):
     return [raw.permute(0, 1, 4, 2, 3).flatten(1, 2) for raw in raw_maps]
 
 
+SIZES = {"n": (16, 1), "s": (32, 1), "m": (48, 2), "l": (64, 3), "x": (80, 4)}  # width and depth
+OFFICIAL = [
+    f"yolov5{size}{p6}{focus}"
+    for size in SIZES
+    for p6 in ("", "6")
+    for focus in ("", "-focus")
+    if size + focus != "n-focus"
+]
+SMALL = ("n", "n6", "s", "s6", "s-focus", "s6-focus")
+
+
 @pytest.mark.parametrize(
-    ("cfg", "width", "focus"), [("yolov5n", 16, False), ("yolov5s", 32, False), ("yolov5s-focus", 32, True)]
+    "name",
+    [pytest.param(name, marks=() if name.removeprefix("yolov5") in SMALL else pytest.mark.slow) for name in OFFICIAL],
 )
-def test_a_checkpoint_computes_the_same_in_its_cfg(save, cfg, width, focus):
-    model = randomised(Model(width, focus=focus))
+def test_a_checkpoint_of_every_official_size_computes_the_same_in_its_cfg(save, name):
+    p6, focus = "6" in name, "focus" in name
+    model = randomised(Model(*SIZES[name[6]], focus=focus, p6=p6))
     path = save(model)
-    checkpoint = read_yolov5_checkpoint(path)
-    assert checkpoint.cfg_name == f"{cfg}.cfg"
-    network = build_network(REPOSITORY / "cfg" / f"{cfg}.cfg").eval()
-    report = load_yolov5_checkpoint(network, path)
+    loaded = load_network(path)  # finds the cfg
+    network, report = loaded.network.eval(), loaded.report
+    assert Path(network.cfg_path).name == f"{name}.cfg"
+    assert sum(p.numel() for p in network.parameters()) == sum(p.numel() for p in model.parameters())
     assert report.complete and report.total == sum(isinstance(module, nn.Conv2d) for module in model.modules())
-    images = torch.rand(2, 3, 64, 96)
+    images = torch.rand(2, 3, 64, 128)
     with torch.no_grad():
         for ours, theirs in zip(flat(network(images)), model(images), strict=True):
             assert (ours - theirs).abs().max() < 1e-5 * theirs.abs().max()
@@ -230,22 +265,30 @@ def test_other_classes_keep_their_own_last_convolutions(save):
     assert "another number of classes" in str(report)
 
 
+@pytest.mark.parametrize(("variance", "is_read"), [(-7e-44, True), (-9.9e-4, True), (-1e-3, False), (-1.0, False)])
+def test_a_variance_is_refused_where_its_epsilon_does_not_make_it_positive(save, variance, is_read):
+    model = Model(16)
+    model.model[3].bn.running_var[5] = variance
+    network = build_network(REPOSITORY / "cfg/yolov5n.cfg")
+    if is_read:
+        assert load_yolov5_checkpoint(network, save(model)).complete
+        with torch.no_grad():
+            assert all(torch.isfinite(raw).all() for raw in network.eval()(torch.rand(1, 3, 64, 64)))
+    else:
+        with pytest.raises(UserError, match=r"model.3 has a negative variance"):
+            load_yolov5_checkpoint(network, save(model))
+
+
 def changed(change):
     model = Model(16)
     change(model)
     return model
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (lambda: Model(48, 2), r"this is yolov5m; cfgs are shipped for yolov5n, yolov5s, yolov5s-focus"),
-        (lambda: Model(24), "none of the official sizes"),
-    ],
-)
-def test_sizes_without_a_cfg_are_named(save, model, message):
-    with pytest.raises(UserError, match=message):
-        _ = read_yolov5_checkpoint(save(model())).cfg_name
+@pytest.mark.parametrize("model", [lambda: Model(24), lambda: Model(32, 2), lambda: Model(16, focus=True)])
+def test_sizes_that_are_not_official_need_a_cfg(save, model):
+    with pytest.raises(UserError, match="none of the official sizes, whose cfgs are in cfg/"):
+        load_network(save(model()))
 
 
 def leaky(model):

@@ -78,13 +78,7 @@ ERRORS = [
     (NET + "[convolutional]\n[net]\n", "x.cfg:5: [net] only the first section may be [net]"),
     (NET + "[convolutionl]\n", "x.cfg:4: unknown section [convolutionl]; did you mean 'convolutional'?"),
     (NET + "[convolutional\n", "x.cfg:4: '[convolutional' is no section header"),
-    (NET + "[region]\n", "x.cfg:4: Darknet knows [region], this toolkit does not build it"),
-    (NET + "[convolutional]\nfilter=3\n", "x.cfg:5: [convolutional] has no key 'filter'; did you mean 'filters'?"),
-    (NET + "[maxpool]\nfilters=3\n", "x.cfg:5: [maxpool] has no key 'filters'"),
-    ("[net]\nwidht=64\nheight=32\n[avgpool]", "x.cfg:2: [net] has no key 'widht'; did you mean 'width'?"),
-    (NET + "[convolutional]\nfilters\n", "x.cfg:5: 'filters' is neither 'key = value' nor a [section]"),
-    (NET + "[convolutional]\n=3\n", "x.cfg:5: '=3' is neither"),
-    (NET + "[convolutional]\nfilters=\n", "x.cfg:5: [convolutional] filters=: expected a whole number"),
+    (NET + "[iseg]\n", "x.cfg:4: Darknet knows [iseg], this toolkit does not build it"),
     (NET + "[convolutional]\nfilters=1=2\n", "x.cfg:5: [convolutional] filters=1=2: expected a whole number"),
     (NET + "[convolutional]\nfilters=3.5\n", "x.cfg:5: [convolutional] filters=3.5: expected a whole number"),
     (NET + "[convolutional]\nfilters=many\n", "expected a whole number"),
@@ -97,11 +91,7 @@ ERRORS = [
     (NET + "[route]\nlayers=1,,2\n", "x.cfg:5: [route] layers=: expected a whole number"),
     (NET + "[yolo]\nanchors=1,x\n", "x.cfg:5: [yolo] anchors=x: expected a finite number"),
     (NET + "[convolutional]\nactivation=leeky\n", "activation=leeky is not known; did you mean 'leaky'?"),
-    (
-        NET + "[convolutional]\n\nxnor=1\n",
-        "x.cfg:6: [convolutional] xnor=1 is not supported (weights and inputs are bin",
-    ),
-    (NET + "[convolutional]\nshare_index=0\n", "x.cfg:5: [convolutional] share_index=0 is not supported"),
+    (NET + "[convolutional]\n\nsway=1\n", "x.cfg:6: [convolutional] sway=1 is not supported (deforms the kernels)"),
     (NET + "[shortcut]\nfrom=-1\nweights_type=per_pixel\n", "x.cfg:6: [shortcut] weights_type=per_pixel is not known"),
 ]
 
@@ -116,7 +106,53 @@ def test_errors_name_file_and_line(text, message):
 
 
 def test_neutral_value_of_a_refused_key_is_accepted():
-    assert parse(NET + "[convolutional]\nxnor=0\nflipped=0\n").sections[0]["xnor"] == 0
+    assert parse(NET + "[convolutional]\nsway=0\nflipped=0\n").sections[0]["sway"] == 0
+
+
+PASSED_OVER = [
+    ("[convolutional]\nfilter=3\n", "5: [convolutional] has no key 'filter'; without effect, in Darknet, too; did you "
+     "mean 'filters'?"),
+    ("[maxpool]\nfilters=3\n", "5: [maxpool] has no key 'filters'; without effect, in Darknet, too"),
+    ("[convolutional]\nfilters\n", "5: 'filters' is no 'key = value'; passed over, as Darknet does"),
+    ("[convolutional]\n=3\n", "5: '=3' is no 'key = value'; passed over, as Darknet does"),
+    ("[convolutional]\nfilters=\n", "5: 'filters=' is no 'key = value'; passed over, as Darknet does"),
+    ("decay=\n[avgpool]\n", "4: 'decay=' is no 'key = value'; passed over, as Darknet does"),
+    ("steps=16000d\n[avgpool]\n", "4: steps=16000d cannot be read; without effect here"),
+    ("[maxpool]\nx=1\n[avgpool]\n[maxpool]\nx=2\nx=3\n", "5: [maxpool] has no key 'x'; without effect, in Darknet, too "
+     "(and in 2 more lines)"),
+    ("[Avgpool]\n", "4: Darknet knows [avgpool] and no [Avgpool]; read as the former"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("text", "line"), PASSED_OVER)
+def test_what_darknet_passes_over_is_told_in_a_line(text, line):
+    config = parse(NET + text)
+    assert config.oddities == (f"x.cfg:{line}",)
+    assert config.notes[-1:] == config.oddities
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [("silu", "swish"), ("Leaky", "leaky"), ("hard_swish", "hard_swish"), ("Hard-Mish", "hard_mish"), ("MISH", "mish")],
+)
+def test_activations_that_darknet_does_not_know_are_read_and_told(written, read):
+    config = parse(NET + f"[shortcut]\nfrom=-1\nactivation={written}\n")
+    assert config.sections[0]["activation"] == read
+    line = f"x.cfg:6: Darknet does not know activation={written} and computes relu; here it is {read}"
+    assert config.oddities == (line,)
+
+
+def test_no_oddity_where_there_is_none():
+    text = "[convolutional]\nactivation=revleaky\n[Convolutional]\nactivation=swish\n".replace("[C", "[c")
+    assert parse(NET + text + "\x1a").oddities == parse(NET + text + "\0\0").oddities == ()
+
+
+def test_whole_numbers_may_have_a_fraction_of_zero():
+    config = parse("[net]\nwidth=64.0\nheight=3.2e1\n[avgpool]\n[route]\nlayers=-1.0, 0\n")
+    assert (config.net["width"], config.net["height"], config.sections[1]["layers"]) == (64, 32, (-1, 0))
+    assert isinstance(config.net["width"], int)
+    with pytest.raises(UserError, match=r"layers=-1\.5: expected a whole number"):
+        parse(NET + "[avgpool]\n[route]\nlayers=-1.5\n")
 
 
 def test_files_that_are_no_cfg(tmp_path):

@@ -55,14 +55,10 @@ ERRORS = [
     ),
     (NET + CONV + HEAD + YOLO.replace("0,1", "0,2"), "x.cfg:12: [yolo] mask=2 is not below num=2"),
     (
-        NET + CONV + HEAD + YOLO.replace("num=2", "num=3"),
+        NET + CONV + HEAD + YOLO.replace("num=2", "num=3").replace("0,1", "1,2"),
         "x.cfg:15: [yolo] num=3 needs 6 numbers in anchors, 4 are given",
     ),
     (NET + CONV + HEAD + YOLO.replace("6,7", "6,0"), "[yolo] anchors must be above 0"),
-    (
-        NET + CONV + HEAD + YOLO + "new_coords=1\n",
-        "stands before a [yolo] with new_coords=1 and so needs activation=logistic",
-    ),
     (
         NET.replace("64", "30") + CONV + CONV + "[upsample]\nstride=2\n[route]\nlayers=-1,0\n",
         "multiples of the largest",
@@ -76,7 +72,6 @@ ERRORS = [
     (NET + CONV.replace("stride=2", "stride_x=2") + HEAD + YOLO, "x.cfg:11: [yolo] lies on a grid of stride 2 x 1"),
     (NET + CONV + "[upsample]\nstride=4\n" + HEAD + YOLO, "[yolo] lies on a grid of stride 1/2 x 1/2"),
     (NET + CONV + CONV + "[avgpool]\n" + HEAD + YOLO, "stride 0"),
-    (SMALL.replace("width=64", "width=63"), "x.cfg:2: [net] width=63 is not a multiple of 2"),
     (
         NET + "[upsample]\nstride=64\n" * 2,
         "x.cfg:6: [upsample] an output of 262144 x 262144 x 3 is over the limit",
@@ -86,10 +81,6 @@ ERRORS = [
         "parameters in all; the limit is",
     ),
     (NET.replace("64", "16384") + CONV, "x.cfg:1: [net] an output of 16384 x 16384 x 3 is over the limit"),
-    (
-        SMALL + "[route]\nlayers=0\n" + HEAD.replace("14", "16") + YOLO.replace("classes=2", "classes=3"),
-        "disagree about",
-    ),
 ]
 
 
@@ -167,7 +158,7 @@ def test_strides_along_x_and_y():
 
 
 def test_every_section_with_keys_has_a_builder_and_what_joins_layers_has_the_key_that_names_them():
-    assert KINDS.keys() == SECTIONS.keys()
+    assert KINDS.keys() >= SECTIONS.keys()  # others have their keys in a file of their own
     naming = {kind.name for kind in KINDS.values() if {"from", "layers"} & kind.keys.keys()}
     without_input = {"implicit", "implicit_add", "implicit_mul"}  # vectors of their own, which others join
     assert naming | without_input == {kind.name for kind in joins.KINDS}

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from data.letterbox import RESIZES
-from models.detector import Detector, decode_predictions
+from models.detector import DecodedPredictions, Detector, decode_predictions
 from models.heads import Head
 from utils.structures import ImageMeta
 
@@ -144,6 +144,31 @@ def test_classes_are_selected_and_agnostic_keeps_fewer():
     torch.testing.assert_close(some.scores[: len(expected)], expected)
     (agnostic,) = Detector(StubNetwork(), confidence=0.01, iou=0.3, agnostic=True)(images, metas)
     assert len(agnostic) < len(everything)
+
+
+def test_nms_compares_original_pixels(monkeypatch):
+    # Two pairs of boxes of 20 x 20 pixels, 10 apart, IoU 1/3, in an image that is squeezed to a quarter of its width:
+    # what Darknet's penalty takes off grows for the pair one above the other and shrinks for the pair side by side.
+    boxes = torch.tensor([[0.0, 0, 20, 20], [0, 10, 20, 30], [40, 0, 60, 20], [50, 0, 70, 20]])
+    scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
+    squeezed = boxes * torch.tensor([0.25, 1, 0.25, 1])
+    decoded = DecodedPredictions(squeezed, scores.logit(), torch.full((4, 1), 20.0), torch.zeros(4, dtype=torch.int64))
+    monkeypatch.setattr("models.detector.decode_predictions", lambda *_: decoded)
+    detector = Detector(StubNetwork(), confidence=0.3, iou=0.13)
+    detector.nms_beta = 0.6
+    for meta, kept in ((ImageMeta(0, "", (80, 30), (0.25, 1.0)), 4), (ImageMeta(0, "", (80, 30)), 3)):
+        (found,) = detector.detect([], [meta])
+        assert len(found) == kept
+
+
+def test_images_may_lie_between_two_bytes():
+    detector = Detector(StubNetwork())
+    images, _ = images_and_frames(1)
+    for exact, given in zip(detector.raw_maps(images), detector.raw_maps(images.float()), strict=True):
+        assert torch.equal(exact, given)
+    between = images.float() + 0.4
+    torch.testing.assert_close(detector.raw_maps(between)[0], detector.network(between / 255)[0])
+    assert not torch.equal(detector.raw_maps(between)[0], detector.raw_maps(images)[0])
 
 
 def test_nothing_found_gives_empty_detections():

@@ -246,7 +246,7 @@ ACTIVATIONS = {  # Darknet's src/activations.h, for single numbers
     "relie": lambda x: x if x > 0 else 0.01 * x,
     "ramp": lambda x: x * (x > 0) + 0.1 * x,
     "leaky": lambda x: x if x > 0 else 0.1 * x,
-    "revleaky": lambda x: x if x > 0 else x / 0.1,
+    "revleaky": lambda x: x if x > 0 else 0.1 * x,
     "tanh": lambda x: 2 / (1 + math.exp(-2 * x)) - 1,
     "gelu": lambda x: 0.5 * x * (1 + math.tanh(0.797885 * x + 0.035677 * x**3)),
     "plse": lambda x: 0.01 * (x + 4) if x < -4 else 0.01 * (x - 4) + 1 if x > 4 else 0.125 * x + 0.5,

@@ -56,9 +56,15 @@ PUBLISHED = {  # trainable numbers and strides in cfg order, with 80 classes
     "yolov3": (61_949_149, [32, 16, 8]),
     "yolov3-spp": (62_998_749, [32, 16, 8]),
     "yolov3-tiny": (8_852_366, [32, 16]),
+    "yolov4": (64_363_101, [8, 16, 32]),
+    "yolov4-tiny": (6_056_606, [32, 16]),
+    "yolov4-csp": (52_921_437, [8, 16, 32]),
+    "yolov7": (36_928_413, [8, 16, 32]),
+    "yolov7-tiny": (6_227_101, [8, 16, 32]),
     "yolov5s": (7_235_389, [8, 16, 32]),
     "yolov5n": (1_872_157, [8, 16, 32]),
     "yolov5s-focus": (7_276_605, [8, 16, 32]),
+    "yolov5m-focus": (21_375_645, [8, 16, 32]),
 }
 
 
@@ -71,9 +77,26 @@ def test_parameters_and_strides_are_the_published_ones(name):
     assert (network.max_stride, network.num_classes) == (32, 80)
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("yolov5s", 7_225_885), ("yolov5n", 1_867_405)])
-def test_parameters_once_fused(name, parameters):
-    assert sum(p.numel() for p in build_network(CFG / f"{name}.cfg").fuse().parameters()) == parameters
+# As YOLOv5 prints them where it tests and detects, releases 6 and 7.
+FUSED = {
+    "yolov5n": 1_867_405, "yolov5s": 7_225_885, "yolov5m": 21_172_173, "yolov5l": 46_533_693, "yolov5x": 86_705_005,
+    "yolov5n6": 3_239_884, "yolov5s6": 12_612_508, "yolov5m6": 35_704_908, "yolov5l6": 76_726_332,
+    "yolov5x6": 140_730_220,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FUSED)
+def test_parameters_once_fused(name):
+    network = on_meta(CFG / f"{name}.cfg")
+    # Of the two numbers that a batch norm learns per channel, a bias of the convolution is left.
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert sum(p.numel() for p in network.parameters()) - sum(norm.num_features for norm in norms) == FUSED[name]
+    assert [head.stride for head in network.heads] == [8, 16, 32, 64][: 4 if "6" in name else 3]
+    assert network.input_wh == ((1280, 1280) if "6" in name else (640, 640))
+
+
+def test_fusing_leaves_as_many_parameters():
+    assert sum(p.numel() for p in build_network(CFG / "yolov5n.cfg").fuse().parameters()) == FUSED["yolov5n"]
 
 
 def test_masks_of_tiny_and_heads_of_yolov5():
@@ -113,11 +136,17 @@ def test_non_square_input_batch_and_fusion(name):
 
 
 @pytest.mark.parametrize(
-    ("make", "size"), [(published_cfgs.yolov4, 257_717_640), (published_cfgs.yolov4_tiny, 24_251_276)]
+    ("name", "size"),
+    [
+        ("yolov4", 257_717_640),
+        ("yolov4-tiny", 24_251_276),
+        ("yolov4-csp", 211_944_840),
+        ("yolov7", 147_898_248),
+        ("yolov7-tiny", 24_967_560),
+    ],
 )
-def test_published_weight_file_fits(make, size):
-    with torch.device("meta"):
-        network = build(make().text)
+def test_published_weight_file_fits(name, size):
+    network = on_meta(CFG / f"{name}.cfg")
     statistics = sum(b.numel() for name, b in network.named_buffers() if "running" in name)
     assert 20 + 4 * (statistics + sum(p.numel() for p in network.parameters())) == size
 
@@ -150,6 +179,24 @@ def test_yolov7_tiny_builds():
     assert shapes == [(8, 12), (4, 6), (2, 3)]
 
 
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("yolov4", published_cfgs.yolov4),
+        ("yolov4-tiny", published_cfgs.yolov4_tiny),
+        ("yolov7-tiny", published_cfgs.yolov7_tiny),
+    ],
+)
+def test_the_shipped_cfg_is_the_network_of_its_description(name, make):
+    shipped = on_meta(CFG / f"{name}.cfg")
+    with torch.device("meta"):
+        described = build(make().text)
+    assert (shipped.sources, str(shipped.layers)) == (described.sources, str(described.layers))
+    assert [(head.mask, head.scale_x_y, head.new_coords) for head in shipped.heads] == [
+        (head.mask, head.scale_x_y, head.new_coords) for head in described.heads
+    ]
+
+
 @pytest.mark.parametrize("make", [published_cfgs.everything, published_cfgs.implicit_detector])
 def test_every_parameter_gets_a_gradient(make):
     network = build(make().text)
@@ -163,8 +210,9 @@ def test_a_network_without_heads_gives_its_last_layer_and_is_no_detector():
     torch.testing.assert_close(output.sum(1), torch.ones(2, 1, 1))  # softmax
     with pytest.raises(UserError, match=r"x\.cfg: no \[yolo\] section"):
         require_heads(network)
-    with pytest.raises(UserError, match=r"x\.cfg:4: \[net\] channels=1"):
-        require_heads(build(SMALL.replace("[convolutional]", "channels=1\n[convolutional]", 1)))
+    require_heads(build(SMALL.replace("[convolutional]", "channels=1\n[convolutional]", 1)))  # grey images
+    with pytest.raises(UserError, match=r"x\.cfg:4: \[net\] channels=4: a detector needs 3"):
+        require_heads(build(SMALL.replace("[convolutional]", "channels=4\n[convolutional]", 1)))
 
 
 def test_layers_that_no_head_depends_on():
@@ -317,3 +365,20 @@ def test_command_prints_the_table_or_one_line():
     assert "3 classes; heads: stride 32" in good.stdout
     bad = run("yolov9.cfg")
     assert (bad.returncode, bad.stdout, bad.stderr.count("\n")) == (2, "", 1)
+
+
+def test_a_folder_of_cfgs_becomes_a_table(tmp_path, capsys, monkeypatch):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a/good.cfg").write_text(SMALL)
+    (tmp_path / "fixed.cfg").write_text("[net]\nwidth=9\nheight=8\n[connected]\noutput=3\n")
+    (tmp_path / "vector.cfg").write_text("[net]\ninputs=9\n[lstm]\noutput=3\n")
+    (tmp_path / "graph.cfg").write_text(SMALL + "[route]\nlayers=99\n")
+    (tmp_path / "text.cfg").write_text("[net]\nwidth=many\n")
+    monkeypatch.setattr("sys.argv", ["published_cfgs", str(tmp_path)])
+    published_cfgs.main()
+    good, fixed, graph, text, vector, total = capsys.readouterr().out.splitlines()
+    assert good == "forward  a/good.cfg: 1 heads, 2 classes"
+    assert fixed == "forward  fixed.cfg: no detector" and vector == "forward  vector.cfg: no detector"
+    assert graph.startswith("parsed   graph.cfg: ") and "layers=99 is not one of the layers" in graph
+    assert text.startswith("refused  text.cfg: ") and "width=many: expected a whole number" in text
+    assert total == "3 forward, 1 parsed, 1 refused"

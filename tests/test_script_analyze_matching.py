@@ -55,7 +55,11 @@ def test_without_weights_it_takes_the_newest_run_as_a_user_types_it(project):
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
     first = done.stdout.splitlines()[0]
-    assert "runs/train/exp/best.pt (tiny.cfg)" in first and "tiny.data" in first and "11 images at 96x96" in first
+    assert (
+        "runs/train/exp/best.pt (tiny.cfg)" in first
+        and "tiny.data" in first
+        and "11 images, letterbox to 96x96" in first
+    )
     for title in ("Strategies side by side", "Unmatched candidates that predict better", "Agreement of strategies",
                   "IoU and confidence", "Moments over objects", "Misassigned anchors", "Objects and NMS", "By class",
                   "By size", "By elongation", "By occlusion", "Training loss of single images"):  # fmt: skip
@@ -100,6 +104,16 @@ def test_the_loss_of_an_image_is_that_of_training(project, run, no_drawing):
         parts = loss(network(batch.images.float() / 255), batch.targets, batch.crowd).parts
         for name, value in parts.items():
             assert hard[batch.metas[0].image_id][name] == pytest.approx(value.item(), rel=1e-3, abs=1e-6)
+
+
+def test_darknets_loss_is_that_of_its_own_matching_only():
+    from analysis.matching.losses import loss_options_of
+    from models.loss import LossOptions
+
+    trained = {"loss": "darknet", "gains": "yolov3", "epochs": 3}
+    assert loss_options_of(trained, "darknet").loss == "darknet"
+    assert loss_options_of(trained, "atss") == LossOptions()
+    assert loss_options_of({"box": 2.0}, "darknet") == LossOptions(box=2.0)
 
 
 def test_batch_size_changes_nothing(project, run, no_drawing):
@@ -318,7 +332,7 @@ def test_darknet_weights_without_a_run(project, run, no_drawing):
     save_darknet_weights(random_network(), Path("foreign/net.weights"), seen=0)
     status, out, _ = run(*QUICK, "--weights", "foreign/net.weights", "--data", "tiny.data")
     assert status == 0 and "foreign/net.cfg" in out.splitlines()[0]
-    assert statistics()["img_size"] == 96
+    assert statistics()["img_size"] == [96, 64] and statistics()["resize"] == "stretch"
     status, _, err = run(*QUICK, "--weights", "foreign/net.weights")
     assert status == 2 and "does not say on which data it was trained" in err
 

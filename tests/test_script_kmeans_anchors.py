@@ -70,7 +70,7 @@ def test_image_size_scales_the_boxes(run, data):
 
 
 def test_several_image_sizes_are_taken_together(run, data):
-    assert run("--data", data, "--num", 6, "--method", "iou", "--img-size", 416, 832)[0] == 0
+    assert run("--data", data, "--num", 6, "--method", "iou", "--sides", 416, 832)[0] == 0
     statistics = document()["statistics"]
     assert statistics["boxes"] == 120
     expected = [(20, 10), (40, 20), (60, 60), (120, 120), (100, 200), (200, 400)]
@@ -144,6 +144,102 @@ def test_written_cfg_of_a_shipped_network_builds(run, data, cfg):
     assert all(line.startswith("anchors") for line in differing)
 
 
+def test_as_calc_anchors_images_are_stretched_and_classes_counted(run, tmp_path):
+    """Images of 200 x 100 and 100 x 200 at 416 x 256: a box of 50 x 50 has 104 x 128 in one, 208 x 64 in the other."""
+    boxes = [(1, 1, 50, 50)] * 3 + [(2, 2, 50, 50)] * 2 + [(1, 2, 25, 12.5)] + [(2, 1, 20, 100)]  # image, class, w, h
+    boxes += [(1, 1, 50 + step, 50) for step in (0.5, 1.0)]
+    rows = [
+        {"id": i, "image_id": image, "category_id": label, "bbox": [0, 0, w, h], "iscrowd": 0}
+        for i, (image, label, w, h) in enumerate(boxes, 1)
+    ]
+    images = [{"id": 1, "width": 200, "height": 100, "file_name": "a"}, {"id": 2, "width": 100, "height": 200,
+              "file_name": "b"}]  # fmt: skip
+    classes = [{"id": number, "name": f"class {number}"} for number in (1, 2, 3)]
+    path = tmp_path / "two.json"
+    path.write_text(json.dumps({"images": images, "annotations": rows, "categories": classes}))
+    given = ("--data", path, "--method", "iou", "--num", 4, "--width", 416, "--height", 256)
+    status, out, error = run(*given)
+    assert status == 0, error
+    found = document()["statistics"]
+    expected = [(52, 32), (104, 128), (208, 64), (83.2, 128)]
+    np.testing.assert_allclose(sorted(found["found"]["anchors"]), sorted(expected), atol=1.5)
+    assert found["counters_per_class"] == [6, 3, 0]  # the class without an object, too
+    line = "counters_per_class = 6, 3, 0"
+    assert line in out.splitlines() and "416x256" in out and "stretch" in out
+    assert Path("runs/analyze/kmeans-anchors/counters_per_class.txt").read_text() == line
+    of_input = {key: document()["data"][key] for key in ("img_size", "resize")}
+    assert of_input == {"img_size": [416, 256], "resize": "stretch"}
+
+
+# Of the cfg above: 5 anchors for its two heads of one grid are 3 and 2, with 6 filters each.
+@pytest.mark.parametrize(("num", "masks"), [(5, ("0,1,2", "3,4")), (4, ("0,1", "2,3")), (2, ("0", "1"))])
+@pytest.mark.parametrize("ending", ["\n", "\r\n"])
+def test_masks_and_filters_follow_the_number_of_anchors(run, data, tmp_path, num, masks, ending):
+    source = tmp_path / "mine.cfg"
+    source.write_bytes(CFG.replace("\n", ending).encode())
+    given = ("--data", data, "--cfg", source, "--img-size", 416, "--method", "kmeans", "--num", num)
+    status, _, error = run(*given, "--write", "new.cfg")
+    assert (status, error) == (0, "")
+    anchors = document()["statistics"]["found"]["anchors"]
+    numbers = ",  ".join(f"{w:.10g},{h:.10g}" for w, h in anchors)
+    expected = CFG.replace("1,2,  3,4,  5,6", numbers).replace("Anchors=1,2,3,4,5,6", f"Anchors={numbers}")
+    expected = expected.replace("num=3", f"num={num}").replace("mask = 1,2 ;", f"mask = {masks[0]} ;")
+    expected = expected.replace("mask=0,1\n", f"mask={masks[1]}\n")
+    for mask in masks:  # one head after the other
+        expected = expected.replace("filters=12", f"filters = {6 * (mask.count(',') + 1)}", 1)
+    expected = expected.replace("filters = ", "filters=")
+    assert Path("new.cfg").read_bytes().decode() == expected.replace("\n", ending)
+    network = build_network("new.cfg")  # with the filters as they are written
+    assert [len(head.anchors_wh) for head in network.heads] == [mask.count(",") + 1 for mask in masks]
+
+
+OTHER_NUMBERS = [  # cfg, anchors, and how many of them each head has, the coarsest first
+    ("yolov3-tiny.cfg", 5, (2, 3)),
+    ("yolov3.cfg", 10, (3, 3, 4)),
+    ("yolov2.cfg", 7, (7,)),
+    ("yolov5n.cfg", 6, (2, 2, 2)),
+]
+
+
+@pytest.mark.parametrize(("cfg", "num", "coarse_first"), OTHER_NUMBERS)
+def test_shipped_networks_with_another_number_of_anchors(run, data, cfg, num, coarse_first):
+    given = ("--data", data, "--cfg", cfg, "--method", "iou", "--restarts", 2, "--num", num, "--write", "new.cfg")
+    assert run(*given)[0] == 0
+    with torch.device("meta"):
+        before, network = build_network(REPOSITORY / "cfg" / cfg), build_network("new.cfg")
+    by_stride = sorted(zip(network.heads, network.head_layers, strict=True), key=lambda pair: -pair[0].stride)
+    assert tuple(len(head.anchors_wh) for head, _ in by_stride) == coarse_first
+    found = document()["statistics"]["found"]["anchors"]
+    largest_first = [anchor for head, _ in by_stride for anchor in reversed(head.anchors_wh)]
+    np.testing.assert_allclose(largest_first, found[::-1], atol=1e-6)
+    assert network.num_classes == before.num_classes  # that of the cfg, not of the data
+    assert sum(len(layer.state_dict()) for layer in network.layers) == sum(len(m.state_dict()) for m in before.layers)
+
+
+@pytest.mark.parametrize(("old", "new", "words"), [
+    ("filters=12  #", "groups=4\nfilters=12 #", "groups=4 must divide"),
+    ("[yolo]\nmask = 1,2", "[upsample]\nstride=1\n\n[yolo]\nmask = 1,2", "needs a [convolutional] before it"),
+])  # fmt: skip
+def test_filters_that_cannot_follow_are_told_before_the_search(run, data, tmp_path, old, new, words):
+    source = tmp_path / "mine.cfg"
+    source.write_text(CFG.replace(old, new, 1).replace("channels=3\n", "channels=3\n\n[convolutional]\nfilters=4\n"))
+    given = ("--data", data, "--cfg", source, "--img-size", 416, "--num", 5, "--write", "new.cfg")
+    status, out, error = run(*given)
+    assert (status, len(error.strip().splitlines())) == (2, 1) and words in error
+    assert "kmeans_anchors:" not in out and not Path("new.cfg").exists()
+
+
+def test_counters_of_the_classes_are_replaced_where_they_are_written_for_as_many(run, data, tmp_path):
+    source = tmp_path / "mine.cfg"
+    text = CFG.replace("mask = 1,2 ;", "counters_per_class = 7 # many\nmask = 1,2 ;")
+    head, classes = "mask=0,1\nAnchors=1,2,3,4,5,6\nclasses=", "counters_per_class = 4, 5\n"
+    source.write_text(text.replace(f"{head}1\n", f"{head}2\n{classes}"))  # of two classes; the data have one
+    given = ("--data", data, "--cfg", source, "--img-size", 416, "--method", "kmeans", "--write", "new.cfg")
+    assert run(*given)[0] == 0
+    assert "counters_per_class = 60 # many\n" in Path("new.cfg").read_text()
+    assert classes in Path("new.cfg").read_text()
+
+
 def test_heads_with_anchors_of_their_own_are_refused(run, data, tmp_path):
     source = tmp_path / "mine.cfg"
     source.write_text(CFG.replace("Anchors=1,2,3,4,5,6", "Anchors=1,2,3,4,5,7"))
@@ -172,7 +268,10 @@ def test_written_cfg_trains(run, data, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--num", 5, "--write", "new.cfg"), "leave out --num 5"),
+        (("--num", 1, "--write", "new.cfg"), "--num 1: each of the 3 heads of"),
+        (("--width", 416), "--width and --height belong together"),
+        (("--width", 416, "--height", 250), "250 is not a multiple of 32"),
+        (("--width", 416, "--height", 256, "--img-size", 416), "leave the others out"),
         (("--cfg", "yolov3.cfg", "--write", "boxes.json"), "boxes.json: exists already"),
         (("--num", 1000), "too few for 1000 anchors"),
         (("--method", "linear", "--num", 10), "no multiple of 3"),

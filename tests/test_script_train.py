@@ -186,6 +186,44 @@ def test_an_interrupted_run_resumes_bit_for_bit(project, how, optimizer):
     ).read_text()
 
 
+@pytest.mark.parametrize(
+    ("filters", "head"),
+    [
+        (21, "[region]\nanchors=1,1, 2,2, 4,4\nsoftmax=1\nbias_match=1\nrescore=1\nobject_scale=5"),
+        (33, "[Gaussian_yolo]\nmask=0,1,2\nanchors=8,8, 16,16, 32,32\niou_loss=giou"),
+    ],
+    ids=["region", "gaussian"],
+)
+def test_heads_with_a_loss_of_darknets_train_by_its_recipe_and_resume_bit_for_bit(project, filters, head):
+    start = TINY_CFG[: TINY_CFG.index("[yolo]")].replace("filters=21", f"filters={filters}")
+    (project / "tiny.cfg").write_text(f"{start}{head}\nnum=3\nclasses=2\n")
+    shared = (*BASIC, "--workers", "0", "--name")
+    done = train(project, *shared, "whole", "--epochs", "3")
+    assert "darknet.yaml, --match darknet --loss darknet -> " in done.stdout
+    # The state after two of three epochs, as an interruption leaves it.
+    state = "import torch, train; real = train.evaluate; count = []\n" + (
+        "def stop(*a):\n    count.append(1)\n    if len(count) == 3: raise KeyboardInterrupt\n    return real(*a)\n"
+        "train.evaluate = stop; train.run_command(train.main)"
+    )
+    arguments = [sys.executable, "-c", state, *shared, "cut", "--epochs", "3"]
+    subprocess.run(arguments, cwd=project, env={**environment(), "PYTHONPATH": str(ROOT)}, capture_output=True)
+    assert epochs_done(project / "runs/train/cut/last.pt") == 2
+    train(project, "--resume", "runs/train/cut/last.pt", "--workers", "0")
+    whole, cut = (torch.load(project / f"runs/train/{name}/last.pt", weights_only=True) for name in ("whole", "cut"))
+    assert all(torch.equal(whole["model"][key], cut["model"][key]) for key in whole["model"])
+    assert whole["history"] == cut["history"]
+
+
+def test_another_strategy_than_darknets_needs_the_usual_loss(project):
+    start = TINY_CFG[: TINY_CFG.index("[yolo]")]
+    (project / "tiny.cfg").write_text(f"{start}[region]\nanchors=1,1, 2,2, 4,4\nsoftmax=1\nnum=3\nclasses=2\n")
+    done = train(project, *BASIC, "--match", "atss", status=2)
+    assert done.stderr.splitlines()[-1].endswith(
+        "--loss darknet includes Darknet's matching: for --match atss add --loss alpha"
+    )
+    train(project, *BASIC, "--match", "atss", "--loss", "alpha", "--epochs", "1", "--workers", "0", "--notest")
+
+
 def test_two_runs_of_one_seed_are_equal_and_of_two_seeds_are_not(project):
     for name, seed in (("a", "1"), ("b", "1"), ("c", "2")):
         train(project, *BASIC, "--epochs", "1", "--workers", "0", "--notest", "--name", name, "--seed", seed)

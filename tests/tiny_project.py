@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from data.augment import AugmentOptions
-from data.letterbox import letterbox_images, letterbox_meta
+from data.letterbox import letterbox_meta, place_images
 from models.checkpoints.format import save_checkpoint
 from models.detector import Detector
 from models.network import build_network_from_text
@@ -80,7 +80,7 @@ def make_project(folder, num_images=7):
         path = folder / "images" / f"{number:03d}.png"
         cv2.imwrite(str(path), image)
         meta = letterbox_meta(0, "", (width, height), (96, 96))
-        (found,) = detector(letterbox_images([image[:, :, ::-1]], [meta], (96, 96)), [meta])
+        (found,) = detector(place_images([image[:, :, ::-1]], [meta], (96, 96)), [meta])
         lines = []
         for label, (x1, y1, x2, y2) in zip(found.labels.tolist(), found.boxes_xyxy.tolist(), strict=True):
             shift = generator.uniform(-2, 2)

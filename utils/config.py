@@ -23,7 +23,7 @@ from typing import Any, NoReturn
 from utils import distributed
 from utils.errors import UserError, suggestion
 from utils.foreign_names import SAME, SHORT, WITHOUT_EFFECT, address_of, answer_to, from_yolov5_recipe, our_file
-from utils.renamed import RENAMED, with_current_names
+from utils.renamed import RENAMED, record_of_run, with_current_names
 from utils.yaml_file import LARGEST_INTEGER, read_yaml
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -194,7 +194,8 @@ def read_recipe(path: Path, groups: Sequence[type]) -> dict[str, Any]:
     """
     values, lines = read_yaml(path)
     lines = {RENAMED.get(name, name): line for name, line in lines.items()}
-    values, note = from_yolov5_recipe(with_current_names(values))
+    is_record = "resume" in values  # config.yaml of a run, which has all options
+    values, note = from_yolov5_recipe(record_of_run(values) if is_record else with_current_names(values))
     if note:
         _say_once(f"{path}: {note}")
     by_name = {item.name: (item, group) for group in groups for item in fields(group)}

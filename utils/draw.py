@@ -111,7 +111,7 @@ def draw_predictions(path: str | Path, batch: Batch, found: Sequence[Detections]
 
 
 def _bgr_images(batch: Batch) -> list[np.ndarray]:
-    images = batch.images[:SHEET_IMAGES].permute(0, 2, 3, 1).flip(-1).cpu()  # B H W 3
+    images = batch.images[:SHEET_IMAGES].round().byte().permute(0, 2, 3, 1).flip(-1).cpu()  # B H W 3
     return list(np.ascontiguousarray(images.numpy()))
 
 

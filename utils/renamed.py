@@ -24,7 +24,27 @@ RENAMED_VALUES: dict[str, dict[Any, Any]] = {  # values of options, under the cu
     "optimizer": {True: "AdamW", False: "SGD"},
     "cache": {True: "ram", False: ""},
 }
-LISTS = {"freeze"}  # options that were one number
+LISTS = {"freeze": None, "img_size": 0}  # options that were one number -> the one that stood for none
+
+
+def record_of_run(values: Mapping[str, Any], cfg_side: int = 0) -> dict[str, Any]:
+    """Return all options of a run of ``train.py``, as it keeps them, under current names and with current meanings.
+
+    Before there were ``--resize`` and ``--test-size``, images were letterboxed into squares, and a second number of
+    ``img_size`` was the side for testing.
+
+    Args:
+        values: the options; none of a file that no run wrote.
+        cfg_side: the longer side that the cfg says, in pixels; 0 where it is not known.
+    """
+    current = with_current_names(values)
+    if current and "resize" not in current:
+        size = current.get("img_size", [])
+        if isinstance(size, (list, tuple)):
+            train_size = list(size[:1]) or [cfg_side] * bool(cfg_side)
+            current |= {"img_size": train_size, "test_size": list(size[1:])}
+        current["resize"] = "letterbox"
+    return current
 
 
 def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -35,5 +55,7 @@ def with_current_names(values: Mapping[str, Any]) -> dict[str, Any]:
         meanings = RENAMED_VALUES.get(name, {})
         if isinstance(value, (str, bool)):
             value = meanings.get(value, value)
-        current[name] = [value] if name in LISTS and not isinstance(value, (list, tuple)) else value
+        if name in LISTS and not isinstance(value, (list, tuple)):
+            value = [] if value == LISTS[name] else [value]
+        current[name] = value
     return current

@@ -30,9 +30,11 @@ class ImageMeta:
         offset = boxes_xyxy_net.new_tensor(self.offset_xy * 2)
         scale = boxes_xyxy_net.new_tensor(self.scale_xy * 2)
         boxes_xyxy = (boxes_xyxy_net - offset) / scale
-        if not clip:
-            return boxes_xyxy
-        return torch.minimum(boxes_xyxy.clamp(min=0), boxes_xyxy_net.new_tensor(self.original_wh * 2))
+        return self.clipped(boxes_xyxy) if clip else boxes_xyxy
+
+    def clipped(self, boxes_xyxy: Tensor) -> Tensor:
+        """Cut [N 4] corner boxes in original pixels off at the border of the image."""
+        return torch.minimum(boxes_xyxy.clamp(min=0), boxes_xyxy.new_tensor(self.original_wh * 2))
 
     def to_network(self, boxes_xyxy: Tensor) -> Tensor:
         """Map [N 4] corner boxes from original pixels to network pixels."""
@@ -64,7 +66,7 @@ class Targets:
 class Batch:
     """What the loader gives to training, testing and analysis."""
 
-    images: Tensor  # [B 3 H W] uint8, RGB
+    images: Tensor  # [B 3 H W] RGB, 0..255: uint8, or float32 where an image is stretched as it is
     targets: Targets  # the objects that are learned from
     crowd: Targets  # crowd regions: never learned from, optionally ignored by the objectness loss
     metas: tuple[ImageMeta, ...]  # one per image

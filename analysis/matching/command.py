@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from analysis.matching.pictures import ImagePictures, hard_tables, spread
 from analysis.matching.statistics import groups_of, statistics
 from analysis.matching.suppression import SuppressionRule
 from analysis.matching.tables import all_plots, all_tables, notes_of
-from analysis.mode import ANALYSES, Mode, Request, run_name
+from analysis.mode import ANALYSES, Mode, Request, run_name, side_or_sides
 from analysis.output.report import ReportOptions
 from analysis.output.result import Result, with_problems
 from analysis.strategies import READ_BY_MATCHING_STATS, StrategyOptions
@@ -26,12 +27,14 @@ from data.image_checks import ImageCheckOptions, bad_images
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings
 from data.splits import open_split, split_shown
+from engine.network_input import AUTO
 from engine.resolve import NAME_THE_DATA, Wanted, fit_classes, resolve
 from engine.run_folder import new_run_folder, read_config, save_config
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import LoadedNetwork
 from models.detector import Detector
 from models.loss import build_loss
+from models.network import require_trainable
 from utils import distributed
 from utils.config import build_options, flag, flat_dict
 from utils.devices import choose_device, describe_device, use_threads
@@ -44,13 +47,19 @@ HARD_LISTED = 1000  # hard examples in results.json; the CSV has all
 
 @dataclass(frozen=True)
 class Source:
-    """Network and data as the user named them; an empty string or 0 leaves the choice to the weights."""
+    """Network and data as the user named them; what is empty leaves the choice to the weights."""
 
     data: str
     split: str
     cfg: str
-    img_size: int  # side of the network input, pixels
+    img_size: tuple[int, ...]  # width and height of the network input or the side of a square, pixels
     val_fraction: float = 0.0  # held out of the training images
+    resize: str = AUTO
+
+    def wanted(self, weights: str) -> Wanted:
+        """Return the same for :func:`engine.resolve.resolve`; no weights are the newest run's."""
+        size, share = self.img_size, self.val_fraction
+        return Wanted(weights, self.cfg, self.data, size, val_fraction=share, resize=self.resize)
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ class MatchingInputs:
     annotations: Annotations
     data: str
     split: str  # "all" where the data are one set of images
-    img_size: int  # side of the network input, pixels
+    input_wh: tuple[int, int]  # of the network, pixels
     plan: MeasurementPlan
     max_bad: float = 0.0  # share of the images that may be left out because they cannot be read
 
@@ -90,8 +99,7 @@ def matching_stats(
         return None
     by = [name for name in options.by.split(",") if name]
     numbers = settings_of(inputs) | statistics(found, groups_of(inputs.annotations, found.objects, by))
-    net_hw = (inputs.img_size, inputs.img_size)
-    pictures = ImagePictures(inputs.annotations, inputs.plan, net_hw, found, folder)
+    pictures = ImagePictures(inputs.annotations, inputs.plan, inputs.input_wh[::-1], found, folder)
     hard = pictures.draw_hard(options.hard)
     pictures.draw_lost(options.draw_lost)
     tables = (*all_tables(numbers), *hard_tables(hard))
@@ -121,20 +129,22 @@ def open_everything(
     device = choose_device(options.device)
     use_threads()
     distributed.start(device)
-    side = (source.img_size,) if source.img_size else ()
-    found = resolve(Wanted(options.weights, source.cfg, source.data, side, val_fraction=source.val_fraction))
+    found = resolve(replace(source.wanted(options.weights), decode=options.decode))
+    require_trainable(found.loaded.network)  # matches are those of a training
     annotations = open_split(found.data, source.split, found.single_cls, val_fraction=found.val_fraction, checks=checks)
     if not len(annotations):
         raise UserError(f"{found.data}: the {source.split} split has no images")
     found = fit_classes(found, annotations, remedy=f"{NAME_THE_DATA}, or other weights with --weights")
-    loaded, trained, img_size = found.loaded, found.loaded.options, found.input_wh[0]
+    loaded, trained = found.loaded, found.loaded.options
     chosen = chosen_strategies(strategies, trained)
     kinds = strategies.match_iou or DEFAULT_KINDS
     rule = SuppressionRule(options.conf_thres, options.iou_thres)
     detector = Detector(loaded.network.to(device), confidence=rule.confidence, iou=rule.nms_iou)
     loss = None
     if options.hard:
-        loss = build_loss(loss_options_of(trained), next(iter(chosen.values())), detector.heads, img_size)
+        first = next(iter(chosen.values()))
+        side = math.sqrt(math.prod(found.input_wh))
+        loss = build_loss(loss_options_of(trained, first.match), first, detector.heads, side)
     candidates = strategies.candidates
     plan = MeasurementPlan(
         detector=detector,
@@ -145,6 +155,7 @@ def open_everything(
         min_q=options.min_q,
         suppression=rule,
         loss=loss,
+        resize=found.resize.kind,
     )
     inputs = MatchingInputs(
         weights=found.weights,
@@ -152,14 +163,14 @@ def open_everything(
         annotations=annotations,
         data=found.data,
         split=split_shown(found.data, source.split, found.val_fraction),
-        img_size=img_size,
+        input_wh=found.input_wh,
         plan=plan,
         max_bad=checks.max_bad,
     )
     if distributed.is_main():
         print(
             f"analyze: {found.weights} ({loaded.network.cfg_path}) on {found.data} "
-            f"({inputs.split}), {how_many(len(annotations), 'image')} at {img_size}x{img_size}, "
+            f"({inputs.split}), {how_many(len(annotations), 'image')}, {found.resize.to(found.input_wh)}, "
             f"--match {','.join(chosen)}, --match-iou {' '.join(kinds)} ({describe_device(device)})"
         )
     return inputs
@@ -192,9 +203,10 @@ def chosen_strategies(strategies: StrategyOptions, trained: Mapping[str, Any]) -
 
 
 def loader_settings(inputs: MatchingInputs, options: MatchingOptions) -> LoaderSettings:
-    """Return how the batches are made: square, so that every image has the same slots, and alike in every process."""
+    """Return how the batches are made: of one size, so that every image has the same slots, alike in every process."""
     return LoaderSettings(
-        image_hw=(inputs.img_size, inputs.img_size),
+        image_hw=inputs.input_wh[::-1],
+        resize=inputs.plan.resize,
         batch_size=options.batch_size,
         stride=inputs.loaded.network.max_stride,
         workers=options.workers,
@@ -207,7 +219,8 @@ def settings_of(inputs: MatchingInputs) -> dict[str, Any]:
     """Return what the statistics depend on besides network and data."""
     plan = inputs.plan
     return {
-        "img_size": inputs.img_size,
+        "img_size": side_or_sides(inputs.input_wh),
+        "resize": inputs.plan.resize,
         "candidates": plan.candidates,
         "score_candidates": plan.score_candidates,
         "min_q": plan.min_q,
@@ -271,7 +284,7 @@ def resumed_options(given: dict[str, Any]) -> dict[str, Any]:
 def run(request: Request) -> Result | None:
     """Measure a network's matches and predictions; under ``torchrun`` only the main process has the result."""
     asked, options = request.asked, request.options(MatchingOptions)
-    source = Source(asked.data, asked.split, asked.cfg, asked.img_size, asked.val_fraction)
+    source = Source(asked.data, asked.split, asked.cfg, asked.img_size, asked.val_fraction, asked.resize)
     checks = request.options(ImageCheckOptions)
     inputs = open_everything(source, options, request.options(StrategyOptions), checks)
     given = flat_dict(asked, options, checks, request.options(StrategyOptions), request.options(ReportOptions))
@@ -288,6 +301,6 @@ MODE = Mode(
     text="which slots match which objects, and how well a network's predictions fit",
     run=run,
     groups=(MatchingOptions, StrategyOptions, ImageCheckOptions),
-    reads=frozenset({"data", "split", "val_fraction", "cfg", "img_size", "report_images"}),
+    reads=frozenset({"data", "split", "val_fraction", "cfg", "img_size", "resize", "report_images"}),
     distributed=True,
 )

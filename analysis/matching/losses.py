@@ -16,11 +16,14 @@ from utils.structures import Targets
 PARTS = ("box", "obj", "cls")  # of the loss, in the order of the columns
 
 
-def loss_options_of(trained: Mapping[str, Any]) -> LossOptions:
-    """Return the loss options of the run that trained a network; for foreign weights, which have none, the defaults."""
+def loss_options_of(trained: Mapping[str, Any], match: str) -> LossOptions:
+    """Return the loss options of the run that trained a network; for foreign weights, which have none, the defaults.
+
+    Darknet's own loss goes with Darknet's matching alone: for another ``match`` the defaults stand in for it.
+    """
     known = {item.name for item in fields(LossOptions)}
     (options,) = build_options({name: value for name, value in trained.items() if name in known}, [LossOptions])
-    return options
+    return LossOptions() if options.loss == "darknet" and match != "darknet" else options
 
 
 def image_losses(loss: DetectionLoss, raw_maps: Sequence[Tensor], targets: Targets, crowd: Targets) -> Tensor:

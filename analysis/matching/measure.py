@@ -53,6 +53,7 @@ class MeasurementPlan:
     min_q: float  # of these, the slots whose prediction has at least this IoU
     suppression: SuppressionRule
     loss: DetectionLoss | None  # None: losses are not measured
+    resize: str = "letterbox"  # how images get into the network input, a key of data.letterbox.RESIZES
 
     def __post_init__(self) -> None:
         assert {self.candidates, self.score_candidates} <= set(CANDIDATES)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from models.darknet.scaled_decode import DECODES
 from utils.config import flag, option
 
 BREAKDOWNS = ("class", "size", "elongation", "occlusion", "matches")
@@ -14,6 +15,7 @@ class MatchingOptions:
     """What --matching-stats measures."""
 
     weights: str = option("", "checkpoint, Darknet .weights or official yolov5 .pt; default: the newest run's best.pt")
+    decode: str = option("cfg", "boxes as the cfg says, or as PyTorch_YOLOv4, ScaledYOLOv4 and yolor compute", DECODES)
     by: str = option(
         ",".join(BREAKDOWNS[:4]), f"what the statistics are broken down by: some of {','.join(BREAKDOWNS)}"
     )

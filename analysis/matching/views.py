@@ -76,7 +76,7 @@ def view_images(
     Raises:
         UserError: an image cannot be read.
     """
-    dataset = DetectionDataset(annotations)
+    dataset = DetectionDataset(annotations, plan.resize)
     views = []
     for index in indices:
         batch = dataset.plain_batch(BatchPlan((int(index),), net_hw))

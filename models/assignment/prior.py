@@ -13,7 +13,7 @@ from torch import Tensor
 from models.assignment.grid import constant
 from models.assignment.inputs import AssignmentInput, Pairs, marked
 from models.assignment.strategy import Strategy
-from models.heads import Head
+from models.heads import Head, RegionRule
 from utils.boxes import shape_iou
 
 # Subtracted from a centre to reach its own cell and its neighbours: own, left, up, right, down, as (x, y).
@@ -91,6 +91,9 @@ class Darknet:
     The rule of Darknet (src/yolo_layer.c), as YOLOv3 was published with it. The list is the section's ``anchors``, of
     which ``mask`` says which are the head's own. In a usual cfg all heads have the same list: then every target has
     one best anchor over all heads, and an anchor that no mask names trains nothing.
+
+    Of a ``[region]`` (src/region_layer.c) the anchors are the head's own. Without ``bias_match`` it compares not their
+    shapes but those of the boxes that the cell predicts; without predictions, the anchors after all.
     """
 
     iou_t: float | None = None  # None: each head's own iou_thresh from the cfg
@@ -108,9 +111,28 @@ class Darknet:
         iou = shape_ious(inputs)
         thresholds = [head.iou_thresh if self.iou_t is None else self.iou_t for head in heads for _ in head.anchors_wh]
         keep = numbers[:, None] == best[inputs.grid.head]  # K T
+        for index, head in enumerate(heads):
+            if isinstance(head.rule, RegionRule) and not head.rule.bias_match and inputs.raw_maps:
+                of_head = inputs.grid.head == index
+                keep[of_head] = _best_predicted_shape(inputs, of_head)
         if min(thresholds) < 1:
             keep |= iou > constant(tuple(thresholds), device)[:, None]
         return pairs_in_center_cell(inputs, keep, iou)
+
+
+def _best_predicted_shape(inputs: AssignmentInput, of_head: Tensor) -> Tensor:
+    """Return [anchors T] bool, True at the anchor of a head whose predicted shape fits best in the centre's cell.
+
+    Args:
+        inputs: the batch, with its raw maps.
+        of_head: [K] bool, the anchors of the head.
+    """
+    of_pair = of_head[:, None].expand(-1, len(inputs.targets))  # K T
+    pairs = pairs_in_center_cell(inputs, of_pair, torch.zeros_like(of_pair, dtype=torch.float32))
+    low, high = inputs.predicted_xyxy(pairs).split(2, dim=1)
+    truth_wh = inputs.boxes[pairs.target, 2:]
+    iou = shape_iou((high - low)[:, None], truth_wh[:, None]).flatten()  # of each pair
+    return _best_anchor(iou.view(-1, len(inputs.targets)))
 
 
 def _anchor_numbers(heads: tuple[Head, ...]) -> tuple[int, ...]:

@@ -62,7 +62,7 @@ def _class_cost(inputs: AssignmentInput, pairs: Pairs) -> Tensor:
 
     Computed in place: the raw numbers [P 1+C] are the largest tensor of the strategy.
     """
-    raw = torch.cat(inputs.raw_rows(pairs, slice(4, None))).float().sigmoid_()  # P 1+C
+    raw = torch.cat(inputs.raw_rows(pairs, slice(4, 5 + inputs.grid.heads[0].num_classes))).float().sigmoid_()  # P 1+C
     probability = raw[:, 1:].mul_(raw[:, :1]).sqrt_()  # P C
     of_label = probability.gather(1, inputs.targets.label[pairs.target][:, None]).squeeze(1)  # P
     # Sum log(1 − p) as if every class were absent, then exchange the term of the target's own class for log(p).

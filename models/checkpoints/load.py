@@ -22,6 +22,8 @@ from models.network import Network, build_network, build_network_from_text, requ
 from utils.config import REPOSITORY, find_file
 from utils.errors import UserError
 from utils.foreign_names import address_of
+from utils.renamed import record_of_run
+from utils.words import how_many
 
 
 @dataclass(frozen=True)
@@ -54,9 +56,15 @@ def load_network(weights: str | Path, cfg: str | Path = "", num_classes: int | N
     if not loaded.report.complete:
         raise UserError(
             f"{path}: fills {loaded.report.filled} of the {loaded.report.total} layers of {loaded.network.cfg_path}; "
-            "a backbone, or other classes than asked for: train it first (train.py --weights)"
+            f"{_why_incomplete(loaded.report)}: train it first (train.py --weights)"
         )
     return loaded
+
+
+def _why_incomplete(report: LoadReport) -> str:
+    if report.classes is None:
+        return "a backbone"
+    return f"made for {how_many(report.classes[0], 'class')}, and this network has {report.classes[1]}"
 
 
 def load_weights(network: Network, weights: str | Path) -> LoadReport:
@@ -85,6 +93,20 @@ def cfg_of_weights(weights: str | Path) -> str:
         check_network_content(checkpoint, path)
         return str(checkpoint["cfg_name"])
     return str(_cfg_for(path)) if kind == "darknet" else read_yolov5_checkpoint(path).cfg_name
+
+
+def decode_of_weights(weights: str | Path) -> str:
+    """Return the ``--decode`` that a checkpoint of ``train.py`` was trained with, or nothing for other weights.
+
+    Raises:
+        UserError: as :func:`load_network`.
+    """
+    path = find_weights(weights)
+    if _kind(path) != "ours":
+        return ""
+    checkpoint = read_checkpoint(path)
+    check_network_content(checkpoint, path)
+    return str(checkpoint["options"].get("decode", ""))
 
 
 def find_weights(name: str | Path) -> Path:
@@ -135,8 +157,8 @@ def _open_ours(path: Path, cfg: str, num_classes: int | None) -> LoadedNetwork:
         network = build_network(find_file(cfg, "cfg"), num_classes)
     else:
         network = build_network_from_text(checkpoint["cfg_text"], checkpoint["cfg_name"], num_classes)
-    report = load_state(network, _state_of(checkpoint), path, skip_heads=num_classes != len(names))
-    return LoadedNetwork(network, report, names, dict(checkpoint["options"]))
+    report = _loaded_state(network, checkpoint, path)
+    return LoadedNetwork(network, report, names, record_of_run(checkpoint["options"], max(network.input_wh)))
 
 
 def _open_darknet(path: Path, cfg: str, num_classes: int | None) -> LoadedNetwork:
@@ -166,9 +188,16 @@ def _state_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
 def _load_ours(network: Network, path: Path) -> LoadReport:
     checkpoint = read_checkpoint(path)
     check_network_content(checkpoint, path)
-    other_classes = len(checkpoint["names"]) != network.num_classes
-    report = load_state(network, _state_of(checkpoint), path, skip_heads=other_classes)
-    return replace(report, names=tuple(checkpoint["names"]))
+    return _loaded_state(network, checkpoint, path)
+
+
+def _loaded_state(network: Network, checkpoint: Mapping[str, Any], path: Path) -> LoadReport:
+    """Fill the network from a checkpoint of ours as :func:`load_state` does, its heads where it has their classes."""
+    names = tuple(checkpoint["names"])
+    report = load_state(network, _state_of(checkpoint), path, skip_heads=len(names) != network.num_classes)
+    classes = (len(names), network.num_classes) if report.skipped else None
+    resize = str(record_of_run(checkpoint["options"]).get("resize", ""))
+    return replace(report, names=names, classes=classes, resize=resize)
 
 
 def load_state(network: Network, state: Mapping[str, Tensor], path: Path, skip_heads: bool = False) -> LoadReport:

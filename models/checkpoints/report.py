@@ -16,6 +16,9 @@ class LoadReport:
     version: tuple[int, int, int] | None = None  # of the header; None where the format has none
     skipped: tuple[int, ...] = ()  # cfg layers left as they were because the file's have another number of classes
     names: tuple[str, ...] = ()  # of the file's classes; empty where it does not say
+    classes: tuple[int, int] | None = None  # how many the file and the network have, where layers are skipped for it
+    note: str = ""  # what was odd about the file, and how it was read
+    resize: str = ""  # "letterbox" or "stretch", as the training showed images; empty where the file does not say
 
     @property
     def complete(self) -> bool:
@@ -24,7 +27,10 @@ class LoadReport:
 
     def __str__(self) -> str:
         rest = "" if self.complete else f"; the other {self.total - self.filled} start fresh"
-        if self.skipped:
-            rest += f" (layers {', '.join(map(str, self.skipped))}: another number of classes)"
+        if self.classes:
+            of_file, here = self.classes
+            layers = ", ".join(map(str, self.skipped))
+            rest += f" (layers {layers}: another number of classes, {of_file} in the file and {here} here)"
+        note = f"; {self.note}" if self.note else ""
         header = f" (Darknet {'.'.join(map(str, self.version))}, {self.seen:,} images seen)" if self.version else ""
-        return f"{self.source}: {self.filled} of {self.total} layers with weights filled{header}{rest}"
+        return f"{self.source}: {self.filled} of {self.total} layers with weights filled{header}{rest}{note}"

@@ -21,11 +21,12 @@ from models.checkpoints.yolov5_modules import Node, children, concat, conv_setti
 from models.layers import Convolution, Pool
 from models.network import Network
 from utils.class_names import is_class_name
+from utils.config import REPOSITORY
 from utils.errors import UserError
 
 # Filters of the first convolution and bottlenecks of the first C3 tell the official sizes apart.
 SIZES = {(16, 1): "yolov5n", (32, 1): "yolov5s", (48, 2): "yolov5m", (64, 3): "yolov5l", (80, 4): "yolov5x"}
-SHIPPED = ("yolov5n", "yolov5s", "yolov5s-focus")
+WITH_STRIDE_64 = 4  # heads of the networks for images of 1280 pixels: yolov5n6, yolov5s6, ...
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Yolov5Checkpoint:
     names: tuple[str, ...]  # of the classes
     strides: tuple[int, ...]  # of the heads, in their order
     anchors_wh: tuple[tuple[tuple[float, float], ...], ...]  # per head, pixels of the network input
-    size_name: str  # "yolov5n", "yolov5s-focus", or "" where it is no official size
+    size_name: str  # "yolov5n", "yolov5s6-focus", or "" where it is no official size
     heads: tuple[Node, ...]  # the output of each, as a graph of what it is computed from
 
     @property
@@ -46,13 +47,12 @@ class Yolov5Checkpoint:
         Raises:
             UserError: there is none; says what was found.
         """
-        if self.size_name in SHIPPED:
-            return f"{self.size_name}.cfg"
-        found = f"this is {self.size_name}" if self.size_name else "this is none of the official sizes"
-        raise UserError(
-            f"{self.path}: {found}; cfgs are shipped for {', '.join(SHIPPED)}. Give a cfg of its width and depth with "
-            "--cfg, made from cfg/yolov5s.cfg"
-        )
+        if not self.size_name:
+            raise UserError(
+                f"{self.path}: this is none of the official sizes, whose cfgs are in cfg/. Give a cfg of its width and "
+                "depth with --cfg, made from cfg/yolov5s.cfg"
+            )
+        return f"{self.size_name}.cfg"
 
 
 def read_yolov5_checkpoint(path: str | Path) -> Yolov5Checkpoint:
@@ -77,7 +77,7 @@ def read_yolov5_checkpoint(path: str | Path) -> Yolov5Checkpoint:
         pixels = _numbers(detect.anchors) * torch.tensor(strides).view(-1, 1, 1)  # heads, anchors, 2; stored in cells
         anchors_wh = tuple(tuple((float(w), float(h)) for w, h in head) for head in pixels)
         names = _names(model.names)
-        size_name = _size_name(modules)
+        size_name = _size_name(modules, len(heads))
     except (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
         raise UserError(f"{path}: not a YOLOv5 detection model ({error!s:.80})") from error
     if len(strides) != len(heads) or len(anchors_wh) != len(heads):
@@ -109,7 +109,16 @@ def load_yolov5_checkpoint(network: Network, path: str | Path | Yolov5Checkpoint
         for tensors in ready:
             for target, source in tensors:
                 target.copy_(source)
-    return LoadReport(checkpoint.path, len(ready), len(layer_of), skipped=skipped, names=checkpoint.names)
+    classes = None if same_classes else (len(checkpoint.names), network.num_classes)
+    return LoadReport(
+        checkpoint.path,
+        len(ready),
+        len(layer_of),
+        skipped=skipped,
+        names=checkpoint.names,
+        classes=classes,
+        resize="letterbox",
+    )
 
 
 def _numbers(values: Any) -> Tensor:
@@ -127,13 +136,14 @@ def _names(names: Any) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _size_name(modules: list[Record]) -> str:
-    """Return the name of the official size, "-focus" behind it where the first module is a Focus; "" for another."""
+def _size_name(modules: list[Record], num_heads: int) -> str:
+    """Return the name of the official size, "" for another; behind it "6" with a fourth head, "-focus" with a Focus."""
     first = modules[0]
     focus = first.kind == "Focus"
     stem = first.conv.conv if focus else first.conv
-    name = SIZES.get((stem.out_channels, len(children(modules[2].m))), "")
-    return f"{name}-focus" if name and focus else name
+    size = SIZES.get((stem.out_channels, len(children(modules[2].m))), "")
+    name = size + ("6" if num_heads == WITH_STRIDE_64 else "") + ("-focus" if focus else "")
+    return name if (REPOSITORY / "cfg" / f"{name}.cfg").is_file() else ""
 
 
 def _check_heads(network: Network, checkpoint: Yolov5Checkpoint) -> None:
@@ -156,7 +166,7 @@ def _check_heads(network: Network, checkpoint: Yolov5Checkpoint) -> None:
 
 def _fitting(checkpoint: Yolov5Checkpoint) -> str:
     """Return for messages which shipped cfg would fit, if one does."""
-    return f"; its cfg is {checkpoint.size_name}.cfg" if checkpoint.size_name in SHIPPED else ""
+    return f"; its cfg is {checkpoint.size_name}.cfg" if checkpoint.size_name else ""
 
 
 def _overlay(network: Network, checkpoint: Yolov5Checkpoint, same_classes: bool) -> dict[Node, int]:

@@ -1,14 +1,15 @@
 """Darknet's ``.cfg`` dialect: text to ``[net]`` options and typed sections; every error names file and line.
 
 Read as Darknet reads it: white space means nothing, the first of two equal keys wins, ``#`` and ``;`` start a comment
-(in Darknet only at the start of a line; after a value they could not mean anything else).
+(in Darknet only at the start of a line; after a value they could not mean anything else), a key that no section of its
+kind has is unused, a line without a value is passed over. What is probably a mistake is told in a line each.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,14 @@ from models.darknet.kinds import KINDS
 from models.darknet.schema import (
     ACTIVATION_ALIASES,
     COMMON,
+    DARKNET_ACTIVATIONS,
     IGNORED,
     MATCHES_OTHERWISE,
     NET,
     REFUSED,
     SECTION_ALIASES,
     UNSUPPORTED_SECTIONS,
+    WITH_CAPITALS,
     Key,
 )
 from models.darknet.section import DarknetConfig, Section
@@ -30,6 +33,8 @@ from utils.errors import UserError, suggestion
 MAX_BYTES = 1_000_000  # the largest published cfg has about 60 kB
 MAX_SECTIONS = 2_000  # the largest published cfg has about 500
 MAX_LIST = 10_000  # values of one list
+
+_NO_TEXT = dict.fromkeys(map(ord, "\0\x1a"))  # the ends of a file under DOS, at the end of some published cfgs
 
 _Raw = tuple[str, int, dict[str, tuple[str, int]]]  # a section's kind, its line, and per key the text and the line
 
@@ -61,35 +66,58 @@ def parse_cfg_text(text: str, source: str) -> DarknetConfig:
     Raises:
         UserError: as :func:`parse_cfg`.
     """
-    doubles: list[str] = []
-    found = _read_lines(text, source, doubles)
+    oddities = Oddities(source)
+    found = _read_lines(text, source, oddities)
     if not found:
         raise UserError(f"{source}: no sections; a cfg file starts with [net]")
     if found[0][0] != "net":
         raise UserError(f"{source}:{found[0][1]}: the first section must be [net], not [{found[0][0]}]")
-    sections = [_typed(kind, index - 1, line, source, values) for index, (kind, line, values) in enumerate(found)]
+    sections = [
+        _typed(kind, index - 1, line, source, values, oddities) for index, (kind, line, values) in enumerate(found)
+    ]
     for section in sections[1:]:
         if section.kind == "net":
             raise section.error("only the first section may be [net]")
     if len(sections) == 1:
         raise sections[0].error("is the only section; a network needs layers")
-    return DarknetConfig(source, text, sections[0], tuple(sections[1:]), _notes(sections, doubles))
+    notes = (*_notes(sections), *oddities.lines())
+    return DarknetConfig(source, text, sections[0], tuple(sections[1:]), notes, oddities.lines())
 
 
-def _read_lines(text: str, source: str, doubles: list[str]) -> list[_Raw]:
-    """Return each section's kind, line and keys as text with their lines; add to ``doubles`` a note per second key."""
+class Oddities:
+    """What was passed over or read otherwise than Darknet reads it: a line for each thing, however often it occurs."""
+
+    def __init__(self, source: str):
+        self.source = source
+        self.found: dict[str, list[int]] = {}
+
+    def add(self, line: int, text: str) -> None:
+        """Note something about a line of the file."""
+        self.found.setdefault(text, []).append(line)
+
+    def lines(self) -> tuple[str, ...]:
+        """Return a line each, in the order of the file: the first place, what it is, and how many more there are."""
+        more = {text: f" (and in {len(lines) - 1} more lines)" * (len(lines) > 1) for text, lines in self.found.items()}
+        ordered = sorted(self.found, key=lambda text: self.found[text][0])
+        return tuple(f"{self.source}:{self.found[text][0]}: {text}{more[text]}" for text in ordered)
+
+
+def _read_lines(text: str, source: str, oddities: Oddities) -> list[_Raw]:
+    """Return each section's kind, line and keys as text with their lines; add what is passed over to ``oddities``."""
     found: list[_Raw] = []
     for number, raw in enumerate(text.removeprefix("\ufeff").split("\n"), start=1):
-        line = "".join(raw.split("#")[0].split(";")[0].split())
+        line = "".join(raw.translate(_NO_TEXT).split("#")[0].split(";")[0].split())
         place = f"{source}:{number}"
         if line.startswith("["):
             found.append((_kind(line, place), number, {}))
+            if line != line.lower() and line not in WITH_CAPITALS:
+                oddities.add(number, f"Darknet knows {line.lower()} and no {_short(line)}; read as the former")
             if len(found) > MAX_SECTIONS:
                 raise UserError(f"{place}: more than {MAX_SECTIONS} sections")
         elif line and not found:
             raise UserError(f"{place}: '{_short(line)}' stands before the first [section]")
         elif line:
-            _read_key(line, number, source, found[-1], doubles)
+            _read_key(line, number, found[-1], oddities)
     return found
 
 
@@ -111,26 +139,37 @@ def _kind(line: str, place: str) -> str:
     raise UserError(f"{place}: unknown section [{_short(name)}]{close}")
 
 
-def _read_key(line: str, number: int, source: str, section: _Raw, doubles: list[str]) -> None:
-    place = f"{source}:{number}"
+def _read_key(line: str, number: int, section: _Raw, oddities: Oddities) -> None:
     kind, _, values = section
-    name, equals, value = line.partition("=")
+    name, _, value = line.partition("=")
     name = name.lower()
-    if not equals or not name:
-        raise UserError(f"{place}: '{_short(line)}' is neither 'key = value' nor a [section]")
-    if name not in schema_of(kind):
-        raise UserError(f"{place}: [{kind}] has no key '{_short(name)}'{suggestion(name, schema_of(kind))}")
-    if name in values:  # Darknet's option_find returns the first
-        if values[name][0] != value:
-            doubles.append(f"{place}: the second '{name}' has no effect; the first, {values[name][0]}, counts")
-        return
-    values[name] = (value, number)
+    if not name or not value:
+        oddities.add(number, f"'{_short(line)}' is no 'key = value'; passed over, as Darknet does")
+    elif name not in schema_of(kind):
+        close = suggestion(name, schema_of(kind))
+        oddities.add(number, f"[{kind}] has no key '{_short(name)}'; without effect, in Darknet, too{close}")
+    elif name not in values:
+        values[name] = (value, number)
+    elif values[name][0] != value:  # Darknet's option_find returns the first
+        oddities.add(number, f"the second '{name}' has no effect; the first, {values[name][0]}, counts")
 
 
-def _typed(kind: str, index: int, line: int, source: str, values: dict[str, tuple[str, int]]) -> Section:
+def _typed(
+    kind: str, index: int, line: int, source: str, values: dict[str, tuple[str, int]], oddities: Oddities
+) -> Section:
     lines = {name: number for name, (_, number) in values.items()}
     blank = Section(kind, index, line, source, schema_of(kind), {}, lines)  # knows its lines, for messages
-    typed = {name: _value(blank, name, text) for name, (text, _) in values.items()}
+    typed = {}
+    for name, (text, number) in values.items():
+        try:
+            typed[name] = _value(blank, name, text)
+        except UserError:
+            if blank.keys[name].role != IGNORED:
+                raise
+            oddities.add(number, f"{name}={_short(text)} cannot be read; without effect here")
+            continue
+        if name in ("activation", "lstm_activation") and text not in DARKNET_ACTIVATIONS:
+            oddities.add(number, f"Darknet does not know {name}={text} and computes relu; here it is {typed[name]}")
     return dataclasses.replace(blank, written=typed)
 
 
@@ -143,7 +182,7 @@ def _value(section: Section, name: str, text: str) -> Any:
         if key.choices and value not in key.choices:
             close = suggestion(value, key.choices)
             raise section.error(f"{name}={_short(text)} is not known{close} (known: {', '.join(key.choices)})", name)
-        value = ACTIVATION_ALIASES.get(value, value) if name == "activation" else value
+        value = ACTIVATION_ALIASES.get(value, value) if key.choices else value
     elif key.kind in ("ints", "floats"):
         parts = text.removesuffix(",").split(",")
         if len(parts) > MAX_LIST:
@@ -161,7 +200,9 @@ def _number(section: Section, name: str, text: str, key: Key) -> int | float:
     try:
         value = int(text) if whole and len(text) < 20 else float(text)
     except ValueError:
-        value = math.nan
+        value = _float(text) if whole else math.nan
+    if whole and isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
+        value = int(value)  # 64.0, which C's atoi reads as 64
     if not math.isfinite(value) or (whole and not isinstance(value, int)):
         what = "a whole number" if whole else "a finite number"
         raise section.error(f"{name}={_short(text)}: expected {what}", name)
@@ -171,21 +212,41 @@ def _number(section: Section, name: str, text: str, key: Key) -> int | float:
     return value
 
 
-def _notes(sections: list[Section], doubles: list[str]) -> tuple[str, ...]:
-    """Return one line each on keys without effect, on keys that change Darknet's matching only, and on second keys."""
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def keys_without_effect(source: str, sections: Sequence[Section], used: Mapping[str, Collection[str]]) -> str:
+    """Return the line on the keys without effect here, or an empty one.
+
+    Args:
+        source: name of the cfg.
+        sections: of it, ``[net]`` among them.
+        used: by kind of section, keys that the caller knows what to do with.
+    """
     ignored: dict[str, list[str]] = {}
     for section in sections:
         keys = ignored.setdefault(section.kind, [])
-        keys += [name for name in section.written if section.keys[name].role == IGNORED and name not in keys]
+        known = (*used.get(section.kind, ()), *keys)
+        keys += [name for name in section.written if section.keys[name].role == IGNORED and name not in known]
     lines = [f"[{kind}] {', '.join(keys)}" for kind, keys in ignored.items() if keys]
-    without = (f"{sections[0].source}: without effect here: {'; '.join(lines)}",) if lines else ()
+    return f"{source}: without effect here: {'; '.join(lines)}" if lines else ""
+
+
+def _notes(sections: list[Section]) -> tuple[str, ...]:
+    """Return one line each on keys without effect here and on keys that change Darknet's matching only."""
+    line = keys_without_effect(sections[0].source, sections, {})
+    without = (line,) if line else ()
     otherwise = [
         f"{name}={section[name]}"
-        for section in sections if section.kind == "yolo"
+        for section in sections
         for name, neutral in MATCHES_OTHERWISE.items() if name in section.written and section[name] != neutral
     ]  # fmt: skip
     text = (
         f"{sections[0].source}: Darknet's own matching follows {', '.join(dict.fromkeys(otherwise))}; "
         "--match darknet uses IoU and no truth_thresh"
     )
-    return (*without, *([text] if otherwise else []), *doubles)
+    return (*without, *([text] if otherwise else []))

@@ -38,6 +38,11 @@ class MapShape:
     def __str__(self) -> str:
         return f"{self.cols} x {self.rows} x {self.channels}"
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers the output has."""
+        return self.channels * self.rows * self.cols
+
     def fits(self, other: MapShape) -> bool:
         """Whether the two maps lie on the same grid."""
         return self._grid == other._grid
@@ -69,6 +74,9 @@ class Layer:
     geometry: str = ""  # size and stride, for the table
     operations: int = 0  # for one image of the [net] size; a multiply-add counts twice, as in Darknet
     head: Head | None = None
+    note: str = ""  # one line on what is done otherwise than in Darknet
+    fixed_size: bool = False  # works for images of the [net] size only
+    no_training: str = ""  # why it detects and cannot be trained, empty where it can
 
     @property
     def parameters(self) -> int:
@@ -87,7 +95,7 @@ class SectionBuilder:
         self.built: list[Layer] = []
         self.parameters = 0
         net = config.net
-        self.image = MapShape(net["channels"], net["height"], net["width"])
+        self.image = _image(net)
         self.reserve(net, 0, self.image)
 
     def build(self) -> list[Layer]:
@@ -108,13 +116,14 @@ class SectionBuilder:
         """Refuse a section that reads the numbers of a head, which Darknet changes in place."""
         for index in sources:
             if index >= 0 and self.built[index].head:
-                raise section.error(f"reads layer {index}, a [yolo] head; put a [route] to an earlier layer before it")
+                head = f"a [{self.built[index].section.kind}] head"
+                raise section.error(f"reads layer {index}, {head}; put a [route] to an earlier layer before it")
 
     def reserve(self, section: Section, parameters: int, output: MapShape) -> None:
         """Count a layer's parameters and refuse sizes that no machine should be asked for."""
         if min(output.channels, output.rows, output.cols) < 1:
             raise section.error(f"leaves nothing: its output would be {output}")
-        if output.channels * output.rows * output.cols > MAX_MAP:
+        if output.numbers > MAX_MAP:
             raise section.error(f"an output of {output} is over the limit of {MAX_MAP:,} numbers for one image")
         self.parameters += parameters
         if self.parameters > MAX_PARAMETERS:
@@ -123,6 +132,17 @@ class SectionBuilder:
     def batch_norm(self, channels: int) -> nn.BatchNorm2d:
         """Return a batch norm with the network's settings."""
         return nn.BatchNorm2d(channels, eps=self.bn_eps, momentum=self.bn_momentum)
+
+
+def _image(net: Section) -> MapShape:
+    """Return the shape of an image; where only ``inputs`` is given, it is a vector of so many numbers."""
+    sides = net["height"], net["width"]
+    if sides == (None, None) and net["inputs"]:
+        return MapShape(net["inputs"], 1, 1, Fraction(0), Fraction(0))
+    for key, side in zip(("height", "width"), sides, strict=True):
+        if side is None:
+            raise net.error(f"needs '{key} = ...'")
+    return MapShape(net["channels"], *sides)
 
 
 def sources_of(section: Section) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from models.darknet.graph import Layer, MapShape, SectionBuilder, made, sources_
 from models.darknet.kind import SectionKind
 from models.darknet.schema import SECTIONS
 from models.darknet.section import Section
+from models.darknet.sections import own_activation
 from models.layers import Implicit, Product, Route, Shortcut, Sum
 
 
@@ -44,11 +45,11 @@ def _implicit(builder: SectionBuilder, section: Section, inputs: Sequence[MapSha
 
 
 def _shift_channels(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
-    return _with_vector(section, inputs, Sum(section["activation"]))
+    return _with_vector(section, inputs, Sum(own_activation(builder, section)))
 
 
 def _control_channels(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
-    return _with_vector(section, inputs, Product(section["activation"]))
+    return _with_vector(section, inputs, Product(own_activation(builder, section)))
 
 
 def _with_vector(section: Section, inputs: Sequence[MapShape], module: nn.Module) -> Layer:
@@ -64,14 +65,16 @@ def _numbers(section: Section) -> str:
 
 
 def _route(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
-    groups, group_id = section["groups"], section["group_id"]
+    half = section.kind == "route_lhalf"
+    groups, group_id = (2, 0) if half else (section["groups"], section["group_id"])
     if group_id >= groups:
         raise section.error(f"group_id={group_id} is not below groups={groups}", "group_id")
     for index, source in zip(sources_of(section), inputs, strict=True):
         if not source.fits(inputs[0]):
             raise section.error(f"joins maps of different sizes: {inputs[0].unlike(source, index)}", "layers")
         if source.channels % groups:
-            raise section.error(f"groups={groups} must divide layer {index}'s {source.channels} channels", "groups")
+            what = "halves" if half else f"groups={groups} must divide"
+            raise section.error(f"{what} layer {index}'s {source.channels} channels", "groups")
     output = replace(inputs[0], channels=sum(source.channels for source in inputs) // groups)
     builder.reserve(section, 0, output)
     numbers = " ".join(str(index) for index in sources_of(section))
@@ -106,6 +109,7 @@ KINDS = tuple(
         "implicit_add": _implicit,
         "implicit_mul": _implicit,
         "route": _route,
+        "route_lhalf": _route,
         "sam": _sam,
         "scale_channels": _scale_channels,
         "shift_channels": _shift_channels,

@@ -19,3 +19,4 @@ class SectionKind:
     name: str  # between the brackets
     keys: Mapping[str, Key]
     build: Builder
+    box_numbers: int = 0  # of a head: channels of each anchor besides those of the classes; 0: not such a head

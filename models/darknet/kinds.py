@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from models.darknet import joins, sections
+from models.darknet import gaussian_yolo, joins, recurrent, region, sections, vectors
 from models.darknet.kind import SectionKind
 
 KINDS: dict[str, SectionKind] = {
@@ -10,5 +10,9 @@ KINDS: dict[str, SectionKind] = {
     for kind in (
         *sections.KINDS,
         *joins.KINDS,
+        region.KIND,
+        gaussian_yolo.KIND,
+        *vectors.KINDS,
+        *recurrent.KINDS,
     )
 }

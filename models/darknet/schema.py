@@ -19,6 +19,7 @@ ACTIVATION_NAMES = (
     "hard_swish", "loggy", "relie", "ramp", "revleaky", "plse", "stair", "hardtan", "lhtan",
     "normalize_channels", "normalize_channels_softmax", "normalize_channels_softmax_maxval",
 )  # fmt: skip
+DARKNET_ACTIVATIONS = tuple(name for name in ACTIVATION_NAMES if name not in ("silu", "hard_swish"))
 ACTIVATION_ALIASES = {"silu": "swish", "hard-swish": "hard_swish", "hardswish": "hard_swish", "hard-mish": "hard_mish"}
 
 
@@ -79,9 +80,9 @@ COMMON = {
 }  # fmt: skip
 
 _NET_IGNORED_INTS = (
-    "batch subdivisions max_batches sgdr_cycle sgdr_mult time_steps track augment_speed sequential_subdivisions "
-    "try_fix_nan dynamic_minibatch optimized_memory adam inputs max_crop min_crop flip blur gaussian_noise mixup "
-    "cutmix mosaic mosaic_bound letter_box burn_in step contrastive contrastive_jit_flip contrastive_color "
+    "batch subdivisions max_batches sgdr_cycle sgdr_mult time_steps track augment_speed seen sequential_subdivisions "
+    "try_fix_nan dynamic_minibatch optimized_memory adam max_crop min_crop flip blur gaussian_noise mixup "
+    "cutmix mosaic mosaic_bound burn_in step contrastive contrastive_jit_flip contrastive_color "
     "unsupervised use_cuda_graph equidistant_point full_time_batches init_sequential_subdivisions weights_reject_freq"
 )
 _NET_IGNORED_FLOATS = (
@@ -94,6 +95,8 @@ LARGEST_SIDE = 16_384  # of a network's input, pixels
 
 NET = {
     "width": integer(None, 1, LARGEST_SIDE), "height": integer(None, 1, LARGEST_SIDE), "channels": integer(3, 1, 4_096),
+    "inputs": integer(None, 1, 1_000_000),  # in place of the three
+    "letter_box": Key("int"),  # how images get into the input; without it, and at 0, they are stretched
     "bn_eps": number(None, 0.0, 1.0),  # ours: batch norm's epsilon, 1e-5 as Darknet without it
     "bn_momentum": number(None, 0.0, 1.0),  # ours: weight of the new batch in the running statistics, 0.03 without it
     **{name: ignored("int") for name in _NET_IGNORED_INTS.split()},
@@ -107,11 +110,10 @@ CONVOLUTIONAL = {
     "pad": integer(0, 0, 255), "padding": integer(0, 0, 255), "dilation": SIDE, "groups": CHANNELS,
     "batch_normalize": integer(0, 0, 2), "cbn": FLAG, "activation": activation("logistic"),
     "antialiasing": integer(0, 0, 2),
-    "binary": refused("weights are binarised"), "xnor": refused("weights and inputs are binarised"),
+    "binary": FLAG, "xnor": FLAG, "share_index": LAYER,
     "sway": refused("deforms the kernels"), "rotate": refused("deforms the kernels"),
     "stretch": refused("deforms the kernels"), "stretch_sway": refused("deforms the kernels"),
-    "share_index": refused("shares the weights of another layer", default=None),
-    "coordconv": refused("adds coordinate channels"), "reverse": refused("transposes the convolution"),
+    "coordconv": ignored("int"), "reverse": refused("transposes the convolution"),
     "flipped": refused("flips the kernels while loading"),
     "bin_output": ignored("int"), "assisted_excitation": ignored(), "dot": ignored(), "angle": ignored(),
     "grad_centr": ignored("int"), "stream": ignored("int"), "wait_stream": ignored("int"),
@@ -153,6 +155,7 @@ SECTIONS: dict[str, dict[str, Key]] = {
     "upsample": {"stride": integer(2, 1, 64), "scale": number(1.0)},
     "route": {"layers": LAYERS, "groups": CHANNELS, "group_id": integer(0, 0, 65_535),
               "stream": ignored("int"), "wait_stream": ignored("int")},
+    "route_lhalf": {"layers": LAYERS},  # of Darknet's copies: the first half of the channels
     "shortcut": {"from": LAYERS, "activation": activation("linear"),
                  "weights_type": choice("none", "none", "per_feature", "per_layer", "per_channel"),
                  "weights_normalization": _SHORTCUT_NORMALIZATION, "weights_normalizion": _SHORTCUT_NORMALIZATION},
@@ -173,16 +176,19 @@ SECTIONS: dict[str, dict[str, Key]] = {
     "control_channels": {"from": LAYER, "activation": activation("linear")},
     "softmax": {"groups": CHANNELS, "temperature": number(1.0, 1e-6), "spatial": FLAG, "noloss": ignored("int"),
                 "tree": refused("a softmax over a word tree", "text", None)},
+    "contrastive": {name: ignored() for name in (
+        "classes", "temperature", "yolo_layer", "cls_normalizer", "max_delta", "contrastive_neg_max")},
     "cost": {"type": ignored("text"), "scale": ignored(), "ratio": ignored()},
     "silence": {},  # also [empty]: Darknet's place holder
 }  # fmt: skip
 
 SECTION_ALIASES = {
     "network": "net", "conv": "convolutional", "max": "maxpool", "avg": "avgpool", "local_avg": "local_avgpool",
-    "soft": "softmax", "empty": "silence",
+    "soft": "softmax", "empty": "silence", "conn": "connected",
 }  # fmt: skip
 
+WITH_CAPITALS = ("[Gaussian_yolo]",)
+
 UNSUPPORTED_SECTIONS = (
-    "region", "detection", "gaussian_yolo", "rnn", "gru", "lstm", "crnn", "conv_lstm", "history", "connected", "conn",
-    "local", "crop", "normalization", "lrn", "deconvolutional", "contrastive", "iseg", "logistic", "l2norm",
+    "history", "normalization", "lrn", "deconvolutional", "iseg", "logistic", "l2norm",
 )  # fmt: skip

@@ -50,4 +50,5 @@ class DarknetConfig:
     text: str
     net: Section
     sections: tuple[Section, ...]
-    notes: tuple[str, ...]  # one line each: what was read but has no effect here
+    notes: tuple[str, ...]  # one line each: what was read but has no effect here, and the oddities
+    oddities: tuple[str, ...] = ()  # one line each: what is probably a mistake, or is unknown to Darknet

@@ -7,18 +7,34 @@ layer. Geometry follows Darknet's ``src/parser.c`` and the files of the layers t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from fractions import Fraction
 
 from torch import nn
 
 from models.activations import build_activation
-from models.darknet.graph import Layer, MapShape, SectionBuilder, made, sources_of
+from models.darknet.graph import Layer, MapShape, SectionBuilder, made, referred, sources_of
 from models.darknet.kind import SectionKind
 from models.darknet.schema import SECTIONS
 from models.darknet.section import Section
+from models.exact_heads import CellHead
 from models.heads import Head
-from models.layers import Blur, Convolution, DropBlock, GlobalAverage, MaxDepth, Pool, Reorg, Softmax, Upsample, YoloMap
+from models.layers import (
+    BinaryConv2d,
+    Blur,
+    Convolution,
+    DropBlock,
+    GlobalAverage,
+    MaxDepth,
+    Pool,
+    Reorg,
+    Softmax,
+    Upsample,
+    XnorConv2d,
+    YoloMap,
+)
+
+LEAVE_LOGISTIC = ("convolutional", "shift_channels", "control_channels")  # kinds that leave one to the head
 
 
 def _strides(section: Section) -> tuple[int, int]:
@@ -52,13 +68,28 @@ def _convolutional(builder: SectionBuilder, section: Section, inputs: Sequence[M
     weights = filters * (source.channels // groups) * size * size
     builder.reserve(section, 0, unblurred)
     builder.reserve(section, weights + filters * (2 if normalised else 1), output)
-    activation = _own_activation(builder, section)
-    conv = nn.Conv2d(
+    activation = own_activation(builder, section)
+    kind = XnorConv2d if section["xnor"] else BinaryConv2d if section["binary"] else nn.Conv2d
+    conv = kind(
         source.channels, filters, size, own_strides[::-1], padding * dilation, dilation, groups, bias=not normalised
     )
-    module = Convolution(conv, builder.batch_norm(filters) if normalised else None, activation, blur)
-    operations = 2 * weights * rows * cols
-    return made(section, module, output, _geometry(size, strides, dilation), operations)
+    norm = builder.batch_norm(filters) if normalised else None
+    if section["share_index"] is not None:
+        norm = _share(builder, section, conv)
+    module = Convolution(conv, norm, activation, blur)
+    layer = made(section, module, output, _geometry(size, strides, dilation), 2 * weights * rows * cols)
+    return layer if kind is nn.Conv2d else replace(layer, no_training="binary weights are not trained here")
+
+
+def _share(builder: SectionBuilder, section: Section, conv: nn.Conv2d) -> nn.BatchNorm2d | None:
+    """Let a convolution use the weights of the layer that ``share_index`` names; return that layer's batch norm."""
+    (index,) = referred(section, "share_index")
+    other = builder.built[index].module
+    if not isinstance(other, Convolution) or other.conv.weight.shape != conv.weight.shape:
+        wanted = " x ".join(map(str, conv.weight.shape))
+        raise section.error(f"share_index: layer {index} has no weights of {wanted}", "share_index")
+    conv.weight, conv.bias = other.conv.weight, other.conv.bias
+    return other.bn
 
 
 def _blur(section: Section, channels: int) -> Blur | None:
@@ -73,14 +104,14 @@ def _blurred(shape: MapShape, blur: Blur | None, strides: tuple[int, int]) -> Ma
     return shape.scaled(blur.output_side(shape.rows, strides[1]), blur.output_side(shape.cols, strides[0]), *strides)
 
 
-def _own_activation(builder: SectionBuilder, section: Section) -> str:
+def own_activation(builder: SectionBuilder, section: Section) -> str:
     """Return the activation; the logistic before a new_coords head is left to the head, so that raw maps are logits."""
     following = builder.config.sections[section.index + 1 : section.index + 2]
     if not (following and following[0].kind == "yolo" and following[0]["new_coords"]):
         return section["activation"]
     if section["activation"] != "logistic":
-        raise section.error("stands before a [yolo] with new_coords=1 and so needs activation=logistic", "activation")
-    if section["antialiasing"]:
+        return section["activation"]  # the head reads probabilities
+    if section.written.get("antialiasing"):
         raise section.error("antialiasing after the logistic of a new_coords=1 head is not supported", "antialiasing")
     for other in builder.config.sections[section.index + 2 :]:
         if section.index in sources_of(other):
@@ -141,45 +172,77 @@ def _dropout(builder: SectionBuilder, section: Section, inputs: Sequence[MapShap
 
 def _yolo(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]) -> Layer:
     (source,) = inputs
-    head = _head(section, source)
-    wanted = head.num_anchors * (5 + head.num_classes)
+    head = anchor_head(section, source)
+    check_channels(builder, section, source, head)
+    module = YoloMap(head.num_anchors, head.num_classes)
+    layer = made(section, module, source, f"stride {head.stride}")
+    cell_wh = (builder.image.cols / source.cols, builder.image.rows / source.rows)
+    even = cell_wh == (head.stride, head.stride)
+    logits = not section["new_coords"] or _has_logistic(builder, section)
+    if even and logits:
+        return replace(layer, head=head)
+    if logits:
+        why = f"its cells have {cell_wh[0]:g} x {cell_wh[1]:g} pixels; make width and height multiples of {head.stride}"
+    else:
+        why = "to train with new_coords=1, write activation=logistic in the [convolutional] before it"
+    values = {field.name: getattr(head, field.name) for field in fields(head)}
+    exact = CellHead(**values, cell_wh=cell_wh, probabilities=not logits)
+    return replace(layer, head=exact, fixed_size=not even, no_training=why)
+
+
+def check_channels(builder: SectionBuilder, section: Section, source: MapShape, head: Head) -> None:
+    """Refuse a head that the channels before it do not fit."""
+    each = builder.kinds[section.kind].box_numbers
+    wanted = head.num_anchors * (each + head.num_classes)
     if source.channels != wanted:
         line = builder.built[-1].section.line if builder.built else 1
         raise section.error(
-            f"needs {head.num_anchors} anchors x (5 + {head.num_classes} classes) = {wanted} channels; "
+            f"needs {head.num_anchors} anchors x ({each} + {head.num_classes} classes) = {wanted} channels; "
             f"the layer before it (line {line}) gives {source.channels}: set filters={wanted} there"
         )
-    if section["new_coords"] and not _has_logistic(builder, section):
-        raise section.error("new_coords=1 needs a [convolutional] with activation=logistic before it", "new_coords")
-    module = YoloMap(head.num_anchors, head.num_classes)
-    return replace(made(section, module, source, f"stride {head.stride}"), head=head)
 
 
 def _has_logistic(builder: SectionBuilder, section: Section) -> bool:
+    """Whether the numbers are those of a logistic that was left to the head."""
+    if section.index == 0:
+        return False
     before = builder.config.sections[section.index - 1]
-    return section.index > 0 and before.kind == "convolutional"  # its activation was checked when it was built
+    return before.kind in LEAVE_LOGISTIC and before["activation"] == "logistic"
 
 
-def _head(section: Section, source: MapShape) -> Head:
-    """Return the head of a ``[yolo]`` section whose map lies on the grid of ``source``."""
+def check_even_cells(builder: SectionBuilder, section: Section, source: MapShape, head: Head) -> None:
+    """Refuse a grid that does not divide the image into cells of one whole stride."""
+    if (source.cols * head.stride, source.rows * head.stride) != (builder.image.cols, builder.image.rows):
+        raise section.error(f"needs cells of {head.stride} pixels; make width and height multiples of {head.stride}")
+
+
+def stride_of_head(section: Section, source: MapShape) -> int:
+    """Return the stride of a head's grid in pixels of the network input."""
     if source.stride_x != source.stride_y or source.stride_x < 1 or source.stride_x.denominator != 1:
         raise section.error(f"lies on a grid of stride {source.stride_x} x {source.stride_y}, not of one whole number")
+    return int(source.stride_x)
+
+
+def anchor_head(section: Section, source: MapShape) -> Head:
+    """Return the head of a section with the keys of ``[yolo]`` whose map lies on the grid of ``source``."""
+    stride = stride_of_head(section, source)
     numbers, total = section["anchors"], section["num"]
-    if numbers is None or len(numbers) < 2 * total:
-        given = 0 if numbers is None else len(numbers)
-        raise section.error(f"num={total} needs {2 * total} numbers in anchors, {given} are given", "anchors")
-    pairs = tuple(zip(numbers[0 : 2 * total : 2], numbers[1 : 2 * total : 2], strict=True))
-    if min(min(pair) for pair in pairs) <= 0:
-        raise section.error("anchors must be above 0", "anchors")
     mask = tuple(range(total)) if section["mask"] is None else section["mask"]
     if max(mask) >= total:
         raise section.error(f"mask={max(mask)} is not below num={total}", "mask")
+    given = 0 if numbers is None else len(numbers)
+    if given < 2 * max(mask) + 2:  # those that no mask names may be missing, as in Darknet
+        raise section.error(f"num={total} needs {2 * total} numbers in anchors, {given} are given", "anchors")
+    used = min(total, given // 2) * 2
+    pairs = tuple(zip(numbers[0:used:2], numbers[1:used:2], strict=True))
+    if min(min(pair) for pair in pairs) <= 0:
+        raise section.error("anchors must be above 0", "anchors")
     return Head(
         anchors_wh=tuple(pairs[index] for index in mask),
-        stride=int(source.stride_x),
+        stride=stride,
         num_classes=section["classes"],
         scale_x_y=section["scale_x_y"],
-        new_coords=bool(section["new_coords"]),
+        new_coords="new_coords" in section.keys and bool(section["new_coords"]),
         all_anchors_wh=pairs,
         mask=mask,
         ignore_thresh=section["ignore_thresh"],
@@ -237,11 +300,12 @@ def _reorg(builder: SectionBuilder, section: Section, inputs: Sequence[MapShape]
 
 
 KINDS = tuple(
-    SectionKind(name, SECTIONS[name], build)
+    SectionKind(name, SECTIONS[name], build, box_numbers=5 if name == "yolo" else 0)
     for name, build in {
         "activation": _activation,
         "avgpool": _avgpool,
         "batchnorm": _batchnorm,
+        "contrastive": _unchanged,
         "convolutional": _convolutional,
         "cost": _unchanged,
         "dropout": _dropout,

@@ -1,0 +1,186 @@
+"""How sure COCO's twelve numbers are: what they would be for other images of the same kind, drawn from these.
+
+An image that is drawn twice counts twice; what is matched in it does not change. So everything is matched once, and a
+resample is nothing but a weight per image, the same for all detectors that are compared (Efron, 1979; paired).
+
+Shape letters: R resamples, I images, K categories, T IoU thresholds (10), N detections, P right detections.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from evaluation.matches import DETECTION_LIMIT, CocoMatcher
+
+IOUS = np.linspace(0.5, 0.95, 10)
+AREA_RANGES = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))  # all, small, medium, large
+LIMITS = (1, 10, DETECTION_LIMIT)
+RECALLS = np.linspace(0, 1, 101)  # pycocotools' own, whose 0.7 is a little more than 7 / 10
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """What counts at one area and IoU, as places [N] of the detections that count there at any IoU."""
+
+    right: np.ndarray  # [P] places of the right ones
+    category: np.ndarray  # [P] of these
+    rank: np.ndarray  # [P] of these, in their image and category
+    ignored_image: np.ndarray  # [Q] int32: images of the few detections that count at another IoU only
+    ignored_before_right: np.ndarray  # [P] how many of them lie before each right one
+    ignored_before_category: np.ndarray  # [K] and before each category
+
+
+@dataclass(frozen=True)
+class _Area:
+    """The detections that count at any IoU, by category and then by falling score, and what is to be found."""
+
+    image: np.ndarray  # [N] int32
+    category_start: np.ndarray  # [K] place of the first detection of each category
+    objects: np.ndarray  # [I K]
+    curves: tuple[_Curve, ...]  # by IoU
+
+
+class ResampledNumbers:
+    """Gives the twelve numbers of one detector for any weights of the images.
+
+    Args:
+        truth: COCO's ground truth.
+        results: COCO's results, which name only images and categories of the ground truth.
+    """
+
+    def __init__(self, truth: dict, results: Sequence[dict]) -> None:
+        self.num_images, self.num_categories = len(truth["images"]), len(truth["categories"])
+        matcher = CocoMatcher(truth, results)
+        image, category = np.divmod(matcher.group, max(self.num_categories, 1))
+        truth_image, truth_category = np.divmod(matcher.truth_group, max(self.num_categories, 1))
+        # Ties between images as pycocotools has them: by image, the strongest first, then stable by score.
+        ids = np.array([one["id"] for one in truth["images"]])
+        place_of_image = np.argsort(np.argsort(ids))
+        order = np.lexsort((matcher.rank, place_of_image[image], -matcher.scores, category))
+        self.areas = [
+            self._area(matcher, order, image, category, (truth_image, truth_category), area_range)
+            for area_range in AREA_RANGES
+        ]
+
+    def _area(
+        self,
+        matcher: CocoMatcher,
+        order: np.ndarray,
+        image: np.ndarray,
+        category: np.ndarray,
+        of_truth: tuple[np.ndarray, np.ndarray],
+        area_range: tuple[float, float],
+    ) -> _Area:
+        """Match at every IoU, and keep what a resample needs."""
+        is_object = matcher.objects(area_range)
+        number = of_truth[0][is_object] * self.num_categories + of_truth[1][is_object]
+        objects = np.bincount(number, minlength=self.num_images * self.num_categories)
+        by_iou = [matcher.matches(float(iou), area_range) for iou in IOUS]
+        kept = order[~np.all([matches.ignored for matches in by_iou], axis=0)[order]]
+        categories = np.arange(self.num_categories)
+        start = np.searchsorted(category[kept], categories)
+        curves = []
+        for matches in by_iou:
+            right = np.flatnonzero(matches.correct[kept])
+            ignored = np.flatnonzero(matches.ignored[kept])
+            curves.append(
+                _Curve(
+                    right=right,
+                    category=category[kept[right]],
+                    rank=matcher.rank[kept[right]],
+                    ignored_image=image[kept[ignored]].astype(np.int32),
+                    ignored_before_right=np.searchsorted(ignored, right),
+                    ignored_before_category=np.searchsorted(ignored, start),
+                )
+            )
+        return _Area(
+            image=image[kept].astype(np.int32),
+            category_start=start,
+            objects=objects.reshape(self.num_images, self.num_categories),
+            curves=tuple(curves),
+        )
+
+    def numbers(self, weights: np.ndarray) -> np.ndarray:
+        """Return the twelve numbers, in the order of :data:`evaluation.coco.TWELVE`; NaN where nothing defines one.
+
+        Args:
+            weights: [I] int32, how often each image counts.
+        """
+        precisions, recalls = [], []
+        for area in self.areas:
+            objects = weights @ area.objects  # K
+            before = np.concatenate(([0], np.cumsum(weights[area.image])))  # N + 1: detections before each place
+            by_iou = [self._precision_and_recalls(area, curve, before, weights, objects) for curve in area.curves]
+            precisions.append(np.array([precision for precision, _ in by_iou]))
+            recalls.append(np.array([recall for _, recall in by_iou]))
+        everything = precisions[0]
+        ap = [_mean(everything), _mean(everything[0]), _mean(everything[5]), *map(_mean, precisions[1:])]
+        ar = [*(_mean(recalls[0][:, limit]) for limit in range(3)), *(_mean(one[:, 2]) for one in recalls[1:])]
+        return np.array(ap + ar)
+
+    def _precision_and_recalls(
+        self, area: _Area, curve: _Curve, before: np.ndarray, weights: np.ndarray, objects: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the average precision [K] and the recalls within each limit [3 K], NaN where there are no objects."""
+        weight = weights[area.image[curve.right]]  # P
+        ignored = np.concatenate(([0], np.cumsum(weights[curve.ignored_image])))
+        counted = before[curve.right + 1] - ignored[curve.ignored_before_right]  # P: up to each right one
+        counted_before = before[area.category_start] - ignored[curve.ignored_before_category]  # K
+        found = np.cumsum(weight)
+        first = np.searchsorted(curve.category, np.arange(self.num_categories))
+        found_before = np.concatenate(([0], found))[first]
+        right = found - found_before[curve.category]  # P: right ones of the category so far
+        precision = right / np.maximum(counted - counted_before[curve.category], 1)
+        # The highest precision at this recall or a higher one: a running maximum from the right within each category,
+        # each of which lies above those behind it.
+        lift = 2.0 * (self.num_categories - curve.category)
+        precision = np.maximum.accumulate((precision + lift)[::-1])[::-1] - lift
+        with np.errstate(invalid="ignore", divide="ignore"):
+            reached = _recalls_reached(right, objects[curve.category])
+            previous = np.where(right > weight, _recalls_reached(right - weight, objects[curve.category]), 0)
+            step = np.where(weight > 0, reached - previous, 0)
+            sums = np.bincount(curve.category, precision * step, self.num_categories)
+            average = np.where(objects > 0, sums / len(RECALLS), np.nan)
+            within = [
+                np.bincount(curve.category, weight * (curve.rank < limit), self.num_categories) for limit in LIMITS
+            ]
+            recalls = np.where(objects > 0, np.array(within) / objects, np.nan)
+        return average, recalls
+
+
+def _recalls_reached(right: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    """Return how many of the recalls 0, 0.01, … 1 so many right detections reach."""
+    return np.searchsorted(RECALLS, right / objects, side="right")
+
+
+def _mean(values: np.ndarray) -> float:
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else np.nan
+
+
+def resample(
+    detectors: Sequence[ResampledNumbers],
+    resamples: int,
+    seed: int,
+    report: Callable[[int], object] = lambda _: None,
+) -> np.ndarray:
+    """Return the twelve numbers [R C 12] of each detector C for the same resamples of the images.
+
+    Args:
+        detectors: of one data set.
+        resamples: how many.
+        seed: of the draws.
+        report: is called with 1 after each of them.
+    """
+    rng = np.random.default_rng(seed)
+    num_images = detectors[0].num_images
+    found = np.empty((resamples, len(detectors), 12))
+    for number in range(resamples):
+        drawn = rng.integers(num_images, size=num_images)
+        weights = np.bincount(drawn, minlength=num_images).astype(np.int32)
+        found[number] = [detector.numbers(weights) for detector in detectors]
+        report(1)
+    return found

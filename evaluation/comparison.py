@@ -1,0 +1,180 @@
+"""Detectors side by side: COCO's numbers of each, how sure they are, and how sure their differences."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from evaluation.bootstrap import ResampledNumbers, resample
+from utils.errors import UserError
+
+NAMES = {  # kind of IoU -> the numbers in the order in which pycocotools prints them
+    "bbox": ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
+    "segm": ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
+    "keypoints": ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"),
+}
+CONFIDENCE = 0.95
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One column: each number is the mean over the column's files, NaN where nothing defines it."""
+
+    name: str
+    runs: np.ndarray  # [S n] the numbers of each of its S files
+    interval: np.ndarray | None = None  # [n 2] over images; None: not asked for
+
+    @property
+    def numbers(self) -> np.ndarray:
+        """The mean over the files, [n]."""
+        return self.runs.mean(axis=0)
+
+    def spread(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the sample standard deviation over the files and half the width of their 95 % interval, [n] each.
+
+        None for a single file. The interval is Student's: t(0.975, S - 1) s / sqrt(S).
+        """
+        count = len(self.runs)
+        if count < 2:
+            return None
+        deviation = self.runs.std(axis=0, ddof=1)
+        return deviation, stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * deviation / np.sqrt(count)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """The second of two columns minus the first, over the same images."""
+
+    first: str
+    second: str
+    numbers: np.ndarray  # [n]
+    interval: np.ndarray  # [n 2]
+
+    def holds_zero(self) -> np.ndarray:
+        """Return [n] bool: the interval holds 0, or is undefined; these images cannot tell the two apart."""
+        return ~((self.interval[:, 0] > 0) | (self.interval[:, 1] < 0))
+
+
+def coco_numbers(truth: dict, results: Sequence[dict], kind: str) -> np.ndarray:
+    """Return the numbers of :data:`NAMES` [n] for boxes, masks or key points, NaN where nothing defines one.
+
+    Args:
+        truth: COCO's ground truth, whole: with masks or key points where these are evaluated.
+        results: COCO's results of this kind.
+        kind: a key of :data:`NAMES`.
+
+    Raises:
+        UserError: hotcoco cannot read the masks or key points.
+    """
+    from hotcoco import COCO, COCOeval
+
+    try:
+        index = COCO(truth)
+        evaluation = COCOeval(index, index.load_res([dict(result) for result in results]), kind)
+        evaluation.evaluate()
+        evaluation.accumulate()
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"the {kind} of the ground truth or the results cannot be read: {error!s:.200}") from error
+    arrays = evaluation.eval
+    assert arrays is not None  # it is None only before accumulate
+    return _summary(arrays["precision"], arrays["recall"], kind)
+
+
+def _summary(precision: np.ndarray, recall: np.ndarray, kind: str) -> np.ndarray:
+    """Return pycocotools' summary [n] of precision [T R K A D] and recall [T K A D]."""
+
+    def mean(values: np.ndarray) -> float:
+        defined = values[values > -1]
+        return float(defined.mean()) if len(defined) else np.nan
+
+    p, r = precision[..., -1], recall[..., -1]  # of the largest detection limit
+    if kind == "keypoints":  # areas: all, medium, large
+        return np.array([
+            mean(p[..., 0]), mean(p[0, ..., 0]), mean(p[5, ..., 0]), mean(p[..., 1]), mean(p[..., 2]),
+            mean(r[..., 0]), mean(r[0, ..., 0]), mean(r[5, ..., 0]), mean(r[..., 1]), mean(r[..., 2]),
+        ])  # fmt: skip
+    return np.array([
+        mean(p[..., 0]), mean(p[0, ..., 0]), mean(p[5, ..., 0]), *(mean(p[..., area]) for area in (1, 2, 3)),
+        *(mean(recall[..., 0, limit]) for limit in (0, 1, 2)), *(mean(r[..., area]) for area in (1, 2, 3)),
+    ])  # fmt: skip
+
+
+def with_intervals(
+    truth: dict,
+    columns: Sequence[tuple[Compared, Sequence[Sequence[dict]]]],
+    resamples: int,
+    seed: int = 0,
+    report: Callable[[int], object] = lambda _: None,
+) -> tuple[list[Compared], list[Difference]]:
+    """Return columns of boxes with the intervals of their numbers, and the difference of every two of them.
+
+    The intervals are percentiles of a paired bootstrap over images: every resample is the same for all columns.
+
+    Args:
+        truth: COCO's ground truth.
+        columns: each with the results of its files.
+        resamples: how many; 0: no intervals and no differences.
+        seed: of the resamples.
+        report: is called with 1 after each resample.
+    """
+    if not resamples:
+        return [column for column, _ in columns], []
+    detectors = [ResampledNumbers(truth, results) for _, of_files in columns for results in of_files]
+    drawn = resample(detectors, resamples, seed, report)  # R, files of all columns, n
+    ends = np.cumsum([len(of_files) for _, of_files in columns])
+    of_columns = [part.mean(axis=1) for part in np.split(drawn, ends[:-1], axis=1)]  # each R n
+    found = [
+        Compared(column.name, column.runs, _percentiles(values))
+        for (column, _), values in zip(columns, of_columns, strict=True)
+    ]
+    differences = [
+        Difference(
+            found[i].name,
+            found[j].name,
+            found[j].numbers - found[i].numbers,
+            _percentiles(of_columns[j] - of_columns[i]),
+        )
+        for i, j in combinations(range(len(found)), 2)
+    ]
+    return found, differences
+
+
+def _percentiles(values: np.ndarray) -> np.ndarray:
+    """Return the bounds [n 2] between which 95 % of the resampled values [R n] lie; NaN where fewer are defined."""
+    low, high = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
+    bounds = np.full((values.shape[1], 2), np.nan)
+    for number, column in enumerate(values.T):
+        defined = column[~np.isnan(column)]
+        if len(defined) >= CONFIDENCE * len(column):
+            bounds[number] = np.quantile(defined, (low, high))
+    return bounds
+
+
+def error_breakdown(truth: dict, results: Sequence[dict]) -> dict[str, Any]:
+    """Return TIDE's breakdown of the errors at IoU 0.5 and 0.1, and the calibration of the scores, by hotcoco.
+
+    Args:
+        truth: COCO's ground truth.
+        results: COCO's results.
+
+    Returns:
+        ``delta_ap50`` and ``counts`` by kind of error (arXiv 2008.08115), ``calibration_error`` 0..1 and its bins.
+    """
+    from hotcoco import COCO, COCOeval
+
+    index = COCO(truth)
+    evaluation = COCOeval(index, index.load_res([dict(result) for result in results]), "bbox")
+    evaluation.evaluate()
+    errors, calibration = evaluation.tide_errors(), evaluation.calibration()
+    return {
+        "delta_ap50": dict(errors["delta_ap"]),
+        "counts": dict(errors["counts"]),
+        "calibration_error": calibration["ece"],
+        "calibration_bins": [dict(one) for one in calibration["bins"]],
+    }

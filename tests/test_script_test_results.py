@@ -1,0 +1,114 @@
+"""test.py --results: files of any detector, side by side, without a network and beside one."""
+
+import csv
+import json
+
+import pytest
+
+from tests.tiny_project import load_script, make_project, run_script
+
+
+@pytest.fixture(scope="module")
+def script():
+    return load_script("test")
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+PUBLISHED = [  # of the COCO API: kind of IoU, results, ground truth, numbers
+    ("bbox", "instances_val2014_fakebbox100_results.json", "instances_val2014_100.json",
+     "0.505 0.697 0.573 0.586 0.519 0.501 0.387 0.594 0.595 0.640 0.566 0.564"),
+    ("segm", "instances_val2014_fakesegm100_results.json", "instances_val2014_100.json",
+     "0.320 0.562 0.299 0.387 0.310 0.327 0.268 0.415 0.417 0.469 0.377 0.381"),
+    ("keypoints", "keypoints_dt.json", "keypoints_gt.json",
+     "0.505 0.723 0.634 0.466 0.750 0.518 0.727 0.636 0.467 0.750"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("published", PUBLISHED)
+def test_the_published_numbers(shared, script, tmp_path, monkeypatch, capsys, published):
+    monkeypatch.chdir(tmp_path)
+    kind, results, truth, numbers = published
+    folder = shared / "data/cocoapi"
+    arguments = ("--results", folder / results, "--data", folder / truth, "--iou-type", kind, "--resamples", 20)
+    assert run_script(script, monkeypatch, *arguments) == 0
+    shown = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [words[1] for words in shown if words and words[0].startswith("A") and words[1][0] == "0"] == numbers.split()
+    run = tmp_path / "runs/test/exp"
+    (column,) = json.loads((run / "metrics.json").read_text())["columns"]
+    assert [f"{number:.3f}" for number in column["numbers"].values()] == numbers.split()
+    assert (column["interval_95"] is not None) == (kind == "bbox")
+    rows = list(csv.reader((run / "table.csv").open()))
+    assert [row[1][:5] for row in rows[1 : 1 + len(numbers.split())]] == numbers.split()
+    assert f"| AP | {numbers.split()[0]}" in (run / "table.md").read_text()
+
+
+def test_darknets_own_detections_side_by_side(shared, script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    files = [f"{name}={shared}/oracle/{file}_darknet_val128_results.json" for name, file in
+             (("small", "yolo-fastest-1.1"), ("large", "yolo-fastest-1.1-xl"))]  # fmt: skip
+    truth = shared / "data/coco/annotations/instances_val2017.json"
+    assert run_script(script, monkeypatch, "--results", *files, "--data", truth, "--resamples", 100) == 0
+    found = json.loads((tmp_path / "runs/test/exp/metrics.json").read_text())
+    small, large = found["columns"]
+    assert [round(one["numbers"]["AP"], 4) for one in (small, large)] == [0.1587, 0.2274]
+    assert [round(one["numbers"]["AP50"], 4) for one in (small, large)] == [0.3633, 0.4432]
+    (difference,) = found["differences"]
+    assert (difference["of"], difference["minus"]) == ("large", "small")
+    low, high = difference["interval_95"]["AP"]
+    assert 0.03 < low < difference["numbers"]["AP"] < high < 0.12
+    assert set(small["delta_ap50"]) >= {"Cls", "Loc", "Both", "Dupe", "Bkg", "Miss"}
+    assert "large - small" in capsys.readouterr().out
+
+
+def test_a_network_is_one_more_column_and_its_file_differs_by_nothing(project, script, monkeypatch, capsys):
+    assert run_script(script, monkeypatch, "--save-json", "--workers", 0) == 0
+    file = "runs/test/exp/detections.json"
+    weights = "runs/train/exp/best.pt"
+    arguments = ("--weights", weights, "--results", f"file={file}", "--workers", 0, "--resamples", 30, "--name", "both")
+    assert run_script(script, monkeypatch, *arguments) == 0
+    content = json.loads((project / "runs/test/both/metrics.json").read_text())
+    own, other = content["comparison"]["columns"]
+    assert (own["name"], other["name"]) == ("best", "file") and own["numbers"] == other["numbers"]
+    assert own["numbers"]["AP"] == content["ap"]
+    assert all(
+        bounds in ([0, 0], [None, None]) for bounds in content["comparison"]["differences"][0]["interval_95"].values()
+    )
+    assert (project / "runs/test/both/table.csv").is_file() and "file - best" in capsys.readouterr().out
+
+
+def test_runs_of_one_name_have_a_spread(project, script, monkeypatch, capsys):
+    assert run_script(script, monkeypatch, "--save-json", "--workers", 0) == 0
+    rows = json.loads((project / "runs/test/exp/detections.json").read_text())
+    for number in (2, 3):
+        (project / f"{number}.json").write_text(json.dumps(rows[::number]))
+    capsys.readouterr()
+    arguments = ("--results", "a=2.json", "a=3.json", "--data", "tiny.data", "--resamples", 0, "--name", "runs")
+    assert run_script(script, monkeypatch, *arguments) == 0
+    (column,) = json.loads((project / "runs/test/runs/metrics.json").read_text())["columns"]
+    each = [run["AP"] for run in column["runs"]]
+    assert column["files"] == 2 and column["numbers"]["AP"] == pytest.approx(sum(each) / 2)
+    assert column["over_runs"]["AP"]["std"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
+    assert "over 2 runs" in capsys.readouterr().out
+
+
+MISTAKES = [
+    (("--results", "no.json", "--data", "tiny.data"), "no.json: there is no such file"),
+    (("--results", "tiny.data"), "--results needs the ground truth: name it with --data"),
+    (("--results", "tiny.cfg", "--data", "tiny.data"), "tiny.cfg:2: is not JSON"),
+    (("--results", "empty.json", "--data", "tiny.data", "--iou-type", "segm"), "needs a COCO JSON"),
+    (("--results", "empty.json", "--data", "tiny.data", "--resamples", "-1"), "--resamples must not be negative"),
+    (("--iou-type", "segm"), "--iou-type segm is for --results"),
+]
+
+
+@pytest.mark.parametrize("arguments, words", MISTAKES)
+def test_mistakes_are_one_line(project, script, monkeypatch, capsys, arguments, words):
+    (project / "empty.json").write_text("[]")
+    assert run_script(script, monkeypatch, *arguments) == 2
+    assert words in capsys.readouterr().err.splitlines()[-1]
