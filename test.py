@@ -19,7 +19,7 @@ from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches
 from data.splits import open_split, split_shown
 from engine.evaluate import collect_results, without_unread
-from engine.evaluate_results import ResultsComparison, ResultsOptions, compare_results, print_tables
+from engine.evaluate_results import ResultsComparison, ResultsOptions, compare_results, ground_truth_of, print_tables
 from engine.network_input import refuse_size, resize_option, size_option
 from engine.resolve import Resolved, Wanted, fit_classes, resolve
 from engine.run_folder import new_run_folder, shared_run_folder
@@ -126,7 +126,7 @@ def main() -> None:
         metrics = evaluate_coco(ground_truth, results, options.evaluator)
         print_metrics(metrics, options.verbose, left_out)
         print_speed(detector.speed(), options)
-        compared = compare_with_files(files, options, results, folder)
+        compared = compare_with_files(files, options, dataset, results, folder)
         write_results(folder, options, metrics, detector.speed(), left_out, compared)
         if options.save_json:
             write_json_atomically(folder / "detections.json", results, indent=None)
@@ -169,7 +169,8 @@ def evaluate_files(options: EvaluationOptions, files: ResultsOptions) -> None:
         raise UserError("--results needs the ground truth: name it with --data")
     if not distributed.is_main():
         return
-    found = compare_results(files, options.data, SPLITS[options.task], options.val_fraction)
+    truth = ground_truth_of(options.data, SPLITS[options.task], options.val_fraction, files.iou_type)
+    found = compare_results(files, truth)
     folder = new_run_folder(options.project, options.name, options.exist_ok)
     print_tables(found, folder)
     write_json_atomically(folder / "metrics.json", {**found.to_dict(), "options": asdict(options) | asdict(files)})
@@ -177,13 +178,15 @@ def evaluate_files(options: EvaluationOptions, files: ResultsOptions) -> None:
 
 
 def compare_with_files(
-    files: ResultsOptions, options: EvaluationOptions, results: list[dict], folder: Path
+    files: ResultsOptions, options: EvaluationOptions, dataset: Annotations, results: list[dict], folder: Path
 ) -> ResultsComparison | None:
     """Compare what the network found with files of results; None where there are none."""
     if not files.results:
         return None
+    if files.iou_type != "bbox":
+        raise UserError(f"--iou-type {files.iou_type}: leave out --weights, for the networks here detect boxes")
     own = {Path(options.weights).stem: results}
-    compared = compare_results(files, options.data, SPLITS[options.task], options.val_fraction, own)
+    compared = compare_results(files, clean_ground_truth(dataset.to_coco()), own)
     print_tables(compared, folder)
     return compared
 

@@ -88,22 +88,19 @@ class ResultsComparison:
 
 
 def compare_results(
-    options: ResultsOptions, data: str, split: str, val_fraction: float = 0.0, own: dict[str, list[dict]] | None = None
+    options: ResultsOptions, truth: dict, own: dict[str, list[dict]] | None = None
 ) -> ResultsComparison:
     """Evaluate every file, and say how sure the numbers and their differences are.
 
     Args:
         options: which files, and what of them.
-        data: data set as the user named it.
-        split: "train", "valid" or "test".
-        val_fraction: share of the training images that is held out as "valid".
+        truth: COCO's ground truth, as :func:`ground_truth_of` reads it.
         own: results of a network of ours by the name of their column.
 
     Raises:
-        UserError: a file or the data set cannot be read, or they do not belong together.
+        UserError: a file cannot be read, or is not of this ground truth.
     """
     kind = options.iou_type
-    truth = _ground_truth(data, split, val_fraction, kind)
     of_columns = {
         column.name: [read_results(path, truth, kind) for path in column.paths]
         for column in columns_of(options.results)
@@ -122,8 +119,12 @@ def compare_results(
     return ResultsComparison(kind, len(truth["images"]), columns, differences, breakdowns)
 
 
-def _ground_truth(data: str, split: str, val_fraction: float, kind: str) -> dict:
-    """Return COCO's ground truth of a split; the whole file where masks or key points are evaluated."""
+def ground_truth_of(data: str, split: str, val_fraction: float, kind: str) -> dict:
+    """Return COCO's ground truth of a split; the whole file where masks or key points are evaluated.
+
+    Raises:
+        UserError: the data set cannot be read, or has no masks or key points.
+    """
     annotations = open_split(data, split, need_images=False, val_fraction=val_fraction)
     if kind == "bbox":
         return clean_ground_truth(annotations.to_coco())

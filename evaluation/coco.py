@@ -15,7 +15,7 @@ import io
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -23,6 +23,9 @@ from evaluation.operating_point import precision_recall_at_best_f1
 from evaluation.results import check_results, clean_ground_truth
 from utils.boxes import SIZE_NAMES
 from utils.errors import UserError
+
+if TYPE_CHECKING:
+    from hotcoco import COCOeval
 
 Numbers = tuple[float, ...]
 
@@ -140,7 +143,7 @@ def evaluate_coco(ground_truth: dict, results: Sequence[dict], backend: str = "a
     twelve = {}
     for key, is_precision, threshold, area, limit in TWELVE:
         values = (precision if is_precision else recall)[..., area, limit]
-        twelve[key] = _mean(values if threshold is None else values[threshold : threshold + 1])
+        twelve[key] = mean_of_defined(values if threshold is None else values[threshold : threshold + 1])
     ids = [category["id"] for category in truth["categories"]]
     index = {id_: number for number, id_ in enumerate(ids)}
     per_class = precision[:, :, np.searchsorted(sorted(ids), ids), 0, 2]  # T R K, K in the order of the categories
@@ -156,8 +159,8 @@ def evaluate_coco(ground_truth: dict, results: Sequence[dict], backend: str = "a
         num_images=len(truth["images"]),
         num_instances=len(objects),
         names=names,
-        class_ap=tuple(_mean(per_class[:, :, k]) for k in range(len(names))),
-        class_ap50=tuple(_mean(per_class[0, :, k]) for k in range(len(names))),
+        class_ap=tuple(mean_of_defined(per_class[:, :, k]) for k in range(len(names))),
+        class_ap50=tuple(mean_of_defined(per_class[0, :, k]) for k in range(len(names))),
         class_precision=operating_point.precision,
         class_recall=operating_point.recall,
         class_images=tuple(images.tolist()),
@@ -166,18 +169,25 @@ def evaluate_coco(ground_truth: dict, results: Sequence[dict], backend: str = "a
     )
 
 
-def _mean(values: np.ndarray) -> float:
+def mean_of_defined(values: np.ndarray) -> float:
     """Return pycocotools' mean: of the defined entries, -1 when there is none."""
     defined = values[values > -1]
     return float(np.mean(defined)) if len(defined) else -1.0
 
 
-def _run_hotcoco(truth: dict, results: list[dict]) -> tuple[np.ndarray, np.ndarray]:
+def run_hotcoco(truth: dict, results: Sequence[dict], kind: str = "bbox") -> COCOeval:
+    """Return hotcoco's evaluation of boxes, masks or key points, with every detection matched."""
     from hotcoco import COCO, COCOeval
 
     truth_index = COCO(truth)
-    evaluation = COCOeval(truth_index, truth_index.load_res(results), "bbox")
+    evaluation = COCOeval(truth_index, truth_index.load_res(list(results)), kind)
     evaluation.evaluate()
+    return evaluation
+
+
+def hotcoco_arrays(truth: dict, results: Sequence[dict], kind: str = "bbox") -> tuple[np.ndarray, np.ndarray]:
+    """Return hotcoco's precision [T R K A D] and recall [T K A D]."""
+    evaluation = run_hotcoco(truth, results, kind)
     evaluation.accumulate()
     arrays = evaluation.eval
     assert arrays is not None  # it is None only before accumulate
@@ -204,7 +214,7 @@ def _run_pycocotools(truth: dict, results: list[dict]) -> tuple[np.ndarray, np.n
 
 
 BACKENDS: dict[str, Callable[[dict, list[dict]], tuple[np.ndarray, np.ndarray]]] = {
-    "hotcoco": _run_hotcoco,
+    "hotcoco": hotcoco_arrays,
     "pycocotools": _run_pycocotools,
 }
 

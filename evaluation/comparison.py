@@ -11,15 +11,26 @@ import numpy as np
 from scipy import stats
 
 from evaluation.bootstrap import ResampledNumbers, resample
+from evaluation.coco import TWELVE, hotcoco_arrays, mean_of_defined, run_hotcoco
 from utils.errors import UserError
 
+TWELVE_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 NAMES = {  # kind of IoU -> the numbers in the order in which pycocotools prints them
-    "bbox": ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
-    "segm": ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"),
+    "bbox": TWELVE_NAMES,
+    "segm": TWELVE_NAMES,
     "keypoints": ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"),
 }
+# As evaluation.coco.TWELVE; of key points there is one detection limit, and no small objects.
+ROWS = {
+    "bbox": TWELVE,
+    "segm": TWELVE,
+    "keypoints": tuple(
+        ("", is_precision, threshold, area, 0)
+        for is_precision in (True, False)
+        for threshold, area in ((None, 0), (0, 0), (5, 0), (None, 1), (None, 2))
+    ),
+}
 CONFIDENCE = 0.95
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -72,37 +83,15 @@ def coco_numbers(truth: dict, results: Sequence[dict], kind: str) -> np.ndarray:
     Raises:
         UserError: hotcoco cannot read the masks or key points.
     """
-    from hotcoco import COCO, COCOeval
-
     try:
-        index = COCO(truth)
-        evaluation = COCOeval(index, index.load_res([dict(result) for result in results]), kind)
-        evaluation.evaluate()
-        evaluation.accumulate()
+        precision, recall = hotcoco_arrays(truth, results, kind)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"the {kind} of the ground truth or the results cannot be read: {error!s:.200}") from error
-    arrays = evaluation.eval
-    assert arrays is not None  # it is None only before accumulate
-    return _summary(arrays["precision"], arrays["recall"], kind)
-
-
-def _summary(precision: np.ndarray, recall: np.ndarray, kind: str) -> np.ndarray:
-    """Return pycocotools' summary [n] of precision [T R K A D] and recall [T K A D]."""
-
-    def mean(values: np.ndarray) -> float:
-        defined = values[values > -1]
-        return float(defined.mean()) if len(defined) else np.nan
-
-    p, r = precision[..., -1], recall[..., -1]  # of the largest detection limit
-    if kind == "keypoints":  # areas: all, medium, large
-        return np.array([
-            mean(p[..., 0]), mean(p[0, ..., 0]), mean(p[5, ..., 0]), mean(p[..., 1]), mean(p[..., 2]),
-            mean(r[..., 0]), mean(r[0, ..., 0]), mean(r[5, ..., 0]), mean(r[..., 1]), mean(r[..., 2]),
-        ])  # fmt: skip
-    return np.array([
-        mean(p[..., 0]), mean(p[0, ..., 0]), mean(p[5, ..., 0]), *(mean(p[..., area]) for area in (1, 2, 3)),
-        *(mean(recall[..., 0, limit]) for limit in (0, 1, 2)), *(mean(r[..., area]) for area in (1, 2, 3)),
-    ])  # fmt: skip
+    numbers = []
+    for _, is_precision, threshold, area, limit in ROWS[kind]:
+        values = (precision if is_precision else recall)[..., area, limit]
+        numbers.append(mean_of_defined(values if threshold is None else values[threshold]))
+    return np.array([np.nan if number < 0 else number for number in numbers])
 
 
 def with_intervals(
@@ -166,11 +155,7 @@ def error_breakdown(truth: dict, results: Sequence[dict]) -> dict[str, Any]:
     Returns:
         ``delta_ap50`` and ``counts`` by kind of error (arXiv 2008.08115), ``calibration_error`` 0..1 and its bins.
     """
-    from hotcoco import COCO, COCOeval
-
-    index = COCO(truth)
-    evaluation = COCOeval(index, index.load_res([dict(result) for result in results]), "bbox")
-    evaluation.evaluate()
+    evaluation = run_hotcoco(truth, results)
     errors, calibration = evaluation.tide_errors(), evaluation.calibration()
     return {
         "delta_ap50": dict(errors["delta_ap"]),

@@ -118,6 +118,8 @@ def read_yolo(path: str, pose_columns: int = 0) -> LabelRows:
     with open(path, encoding="utf-8-sig") as file:
         text = file.read()
     rows, lines, problems = parse_yolo_text(text, path, pose_columns)
+    if not problems and len(text.split()) == BOX_COLUMNS * len(rows):  # nothing but boxes
+        return _label_rows(rows, lines, problems)
     words = [line.split() for line in text.splitlines()]
     lengths = tuple(len(of_line) for of_line in words if len(of_line) > BOX_COLUMNS)
     set_aside = [problem for problem in problems if problem.kind in (NO_SIZE, OUTSIDE)]
