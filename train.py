@@ -19,7 +19,7 @@ import torch
 from data.augment import AugmentOptions
 from data.image_checks import ImageCheckOptions
 from data.labels.annotations import Annotations
-from data.loader import MULTI_SCALE, LoaderSettings, evaluation_batches, training_batches
+from data.loader import MULTI_SCALE, PAINTERS, LoaderSettings, evaluation_batches, training_batches
 from data.splits import open_training_splits
 from engine.ema import AveragedModel
 from engine.evaluate import evaluate
@@ -85,6 +85,7 @@ class TrainOptions:
     device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
     amp: bool = option(True, "mixed precision where it helps")
     workers: int = option(2, "processes that load images, per training process")
+    augment_on: str = option("workers", "where pictures are painted: device spares the cores for decoding", PAINTERS)
     project: str = option(TRAINING_RUNS, "folder of runs; test.py and detect.py look for the newest in runs/train only")
     name: str = option("exp", "the run is written to <project>/<name>")
     exist_ok: bool = option(False, "replace the run in <project>/<name> instead of writing to <name>2, <name>3, …")
@@ -317,6 +318,7 @@ def loader_settings(
         multi_scale=options.multi_scale,
         multi_scale_range=(options.multi_scale_range[0], options.multi_scale_range[1]),
         cache_images=options.cache == "ram",
+        paint_later=options.augment_on == "device",
     )
     return train, test
 
