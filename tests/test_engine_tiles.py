@@ -106,7 +106,7 @@ def test_pieces_of_what_no_view_shows_whole_are_kept():
         ]
 
     found = detect_in_tiles(blind_to_the_whole, image, TileOptions(tile=100, overlap=0.2), RULE)
-    # The tile from 75 to 175 shows the last 85 of 120 pixels, the first one shows 40 to 100: 25 of these 60 are covered.
+    # The tile from 75 shows the last 85 of 120 pixels, the first one shows 40 to 100: 25 of these 60 are covered.
     assert found_boxes(found) == [(0, 40, 10, 100, 30), (0, 75, 10, 160, 30)]
 
 
