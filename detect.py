@@ -60,7 +60,7 @@ class DetectOptions:
     max_det: int = option(300, "detections per image")
     classes: tuple[str, ...] = option((), "only these classes, by name or number")
     agnostic_nms: bool = option(False, "boxes of different classes suppress one another, too")
-    batch_size: int = option(1, "images, or frames of a video, that the network sees at once")
+    batch_size: int = option(1, "images, frames of a video or tiles that the network sees at once")
     track: bool = option(False, "give the objects of videos numbers that they keep from frame to frame")
     device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
     half: bool = option(False, "float16, on CUDA")
@@ -119,7 +119,7 @@ def main() -> None:
         print("--half means nothing on this device: computing in float32")
 
     looking = Looking(
-        detect=lambda pictures: detect_batch(detector, pictures, resolved, tiles),
+        detect=lambda pictures: detect_batch(detector, pictures, resolved, tiles, options.batch_size),
         writer=open_writer(folder, loaded.names, kept, tracks=options.track),
         window=PictureWindow(options.view_img),
         style=kept.style,
@@ -165,7 +165,7 @@ def choose_sources(source: str, resolved: Resolved, video: VideoOptions) -> tupl
 
 
 def detect_batch(
-    detector: Detector, pictures: Sequence[Picture], resolved: Resolved, tiles: TileOptions
+    detector: Detector, pictures: Sequence[Picture], resolved: Resolved, tiles: TileOptions, batch_size: int
 ) -> tuple[list[Detections], float]:
     """Return what is found in each picture, and the milliseconds of inference and NMS of one."""
     before = detector.seconds_inference + detector.seconds_nms
@@ -173,7 +173,7 @@ def detect_batch(
     if tiles.tile:
         rule = MergeRule(detector.iou, detector.max_detections, detector.agnostic, detector.nms_beta)
         look = partial(detect_images, detector, resolved)
-        found = [detect_in_tiles(look, image, tiles, rule) for image in images]
+        found = [detect_in_tiles(look, image, tiles, rule, batch_size) for image in images]
     else:
         found = detect_images(detector, resolved, images)
     seconds = detector.seconds_inference + detector.seconds_nms - before

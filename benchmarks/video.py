@@ -10,7 +10,6 @@ Run: ``python -m benchmarks.video`` or, quickly, ``python -m benchmarks.video --
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import tempfile
 import time
@@ -102,7 +101,7 @@ def decode_alone(path: Path) -> int:
 
 def detect_alone(detect: Detect, pictures: Sequence[Picture], options: VideoBenchmarkOptions) -> int:
     """Detect in pictures that are there already."""
-    frames = itertools.islice(itertools.cycle(pictures), options.frames)
+    frames = (pictures[number % len(pictures)] for number in range(options.frames))
     return sum(len(detect(batch)[0]) for batch in in_batches(frames, options.batch_size))
 
 

@@ -45,17 +45,21 @@ class ImageFiles:
         return len(self.paths)
 
     def __iter__(self) -> Iterator[Picture]:
-        read = computed_ahead(_read_image, self.paths, IMAGES_AHEAD, picture_bytes, DECODING_THREADS)
+        return self._images(IMAGES_AHEAD)
+
+    def batches(self, size: int) -> Generator[list[Picture], None, None]:
+        """Yield the images in lists of ``size``, the last one perhaps shorter."""
+        return in_batches(self._images(IMAGES_AHEAD + size), size)
+
+    def _images(self, depth: int) -> Generator[Picture, None, None]:
+        """Yield the images, of which ``depth`` are decoded ahead."""
+        read = computed_ahead(_read_image, self.paths, depth, picture_bytes, DECODING_THREADS)
         with closing(read):
             for picture in read:
                 if isinstance(picture, UserError):
                     self.problems.append(str(picture))
                 else:
                     yield picture
-
-    def batches(self, size: int) -> Generator[list[Picture], None, None]:
-        """Yield the images in lists of ``size``, the last one perhaps shorter."""
-        return in_batches(self, size)
 
 
 Source = ImageFiles | VideoFrames | LiveStreams

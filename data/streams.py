@@ -17,7 +17,7 @@ from utils.words import how_many
 
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0  # seconds before an attempt to reach a stream again; each wait is twice the last
 MOST_FRAMES = 8  # of a stream that may wait where every frame is wanted
-CLOSING_SECONDS = 2.0  # a thread that waits for a stalled stream longer than this is left behind
+CLOSING_SECONDS = 2.0  # threads that wait for a stalled stream longer than this are left behind
 
 
 class LiveStream:
@@ -29,6 +29,7 @@ class LiveStream:
         self.frames: deque[tuple[int, np.ndarray, float]] = deque()  # number, [h w 3] BGR, seconds when it arrived
         self.num_frames = 0  # that have arrived so far
         self.has_ended = False
+        self.error: Exception | None = None  # that has ended it
         self._length = announced_frames(capture)  # of a file that a server sends; 0 otherwise
         self._address = address
         self._capture: cv2.VideoCapture | None = capture
@@ -48,6 +49,8 @@ class LiveStream:
                     self._deliver(image, changed, stop)
                 elif not self._reach_again(changed, stop):
                     break
+        except Exception as error:  # whoever uses the frames raises it
+            self.error = error
         finally:
             if self._capture:
                 self._capture.release()
@@ -134,8 +137,12 @@ class LiveStreams:
             stop.set()
             with changed:
                 changed.notify_all()
+            deadline = time.monotonic() + CLOSING_SECONDS
             for thread in threads:
-                thread.join(CLOSING_SECONDS)
+                thread.join(max(0.0, deadline - time.monotonic()))
+        for one in self.videos:
+            if one.error:
+                raise one.error
         if not any(one.num_frames for one in self.videos):
             raise UserError(f"{self.videos[0].name}: opens, but gives no picture")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
@@ -70,8 +70,16 @@ class VideoFrames:
         return self._length
 
     def __iter__(self) -> Iterator[Picture]:
+        return self._frames(FRAMES_AHEAD)
+
+    def batches(self, size: int) -> Generator[list[Picture], None, None]:
+        """Yield the frames in lists of ``size``, the last one perhaps shorter."""
+        return in_batches(self._frames(FRAMES_AHEAD + size), size)
+
+    def _frames(self, depth: int) -> Generator[Picture, None, None]:
+        """Yield the frames, of which ``depth`` are decoded ahead."""
         numbers = itertools.count(0, self._stride)
-        frames = computed_ahead(self._read, numbers, FRAMES_AHEAD, lambda picture: picture_bytes(picture))
+        frames = computed_ahead(self._read, numbers, depth, picture_bytes)
         number = 0
         try:
             with closing(frames):
@@ -84,10 +92,6 @@ class VideoFrames:
             self._capture.release()
         if number == 0:
             raise UserError(f"{self.name}: opens, but gives no picture")
-
-    def batches(self, size: int) -> Generator[list[Picture], None, None]:
-        """Yield the frames in lists of ``size``, the last one perhaps shorter."""
-        return in_batches(self, size)
 
     def _read(self, number: int) -> Picture | None:
         """Return the frame of a number, None behind the last one; those between it and the one before are skipped."""
@@ -102,11 +106,11 @@ def picture_bytes(picture: object) -> int:
     return picture.image_bgr.nbytes if isinstance(picture, Picture) else 0
 
 
-def in_batches(pictures: Iterable[Picture], size: int) -> Generator[list[Picture], None, None]:
-    """Yield pictures in lists of ``size``, the last one perhaps shorter."""
-    rest = iter(pictures)
-    while batch := list(itertools.islice(rest, size)):
-        yield batch
+def in_batches(pictures: Generator[Picture, None, None], size: int) -> Generator[list[Picture], None, None]:
+    """Yield pictures in lists of ``size``, the last one perhaps shorter; closing this closes their generator."""
+    with closing(pictures):
+        while batch := list(itertools.islice(pictures, size)):
+            yield batch
 
 
 def open_capture(address: str | int, is_live: bool) -> cv2.VideoCapture | None:

@@ -16,7 +16,6 @@ from models.nms import non_max_suppression
 from utils.config import option
 from utils.structures import Detections
 
-VIEWS_AT_ONCE = 8
 CUT_PIXELS = 2.0  # a box that comes so near to a border of its tile inside the image is taken for cut
 MOST_COVERED = 0.5  # share of a cut box that may lie in another box of its class
 
@@ -81,6 +80,7 @@ def detect_in_tiles(
     image_bgr: np.ndarray,
     options: TileOptions,
     rule: MergeRule,
+    batch_size: int = 1,
 ) -> Detections:
     """Return what is found in an image [h w 3] as a whole and in its tiles, merged; on the CPU.
 
@@ -89,11 +89,12 @@ def detect_in_tiles(
         image_bgr: any size; one that fits into a tile is looked at once, as without tiles.
         options: size of the tiles.
         rule: how boxes suppress one another.
+        batch_size: views that are looked at together.
     """
     height, width = image_bgr.shape[:2]
     views = [View(0, 0, width, height), *tiles_of((width, height), options.tile, options.overlap)]
     found: list[Detections] = []
-    for part in (views[start : start + VIEWS_AT_ONCE] for start in range(0, len(views), VIEWS_AT_ONCE)):
+    for part in (views[start : start + batch_size] for start in range(0, len(views), batch_size)):
         images = [image_bgr[view.top : view.bottom, view.left : view.right] for view in part]
         found += [detections.cpu() for detections in detect(images)]
     return found[0] if len(views) == 1 else merge_views(found, views, (width, height), rule)

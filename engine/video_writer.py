@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import ExitStack
 from fractions import Fraction
 from functools import cache
@@ -18,6 +19,7 @@ from utils.files import atomic_path, printable, utf8_path
 H264_ENCODERS = ("libx264", "libopenh264")  # the first that this build of FFmpeg has
 X264_OPTIONS = {"preset": "veryfast", "crf": "23"}  # faster than most networks; a quality at which boxes stay sharp
 COPIED_SOUND = ("aac", "mp3")  # what browsers play in an mp4; other sound is encoded as AAC
+SOUND_RATE = 48_000  # of encoded sound; AAC does not know every rate
 LIVE_TICKS = 1000  # per second; frames of a live source come when they come
 
 
@@ -196,14 +198,21 @@ class Sound:
             self._give_up(error)
 
     def _begin(self, source: Any) -> None:
+        """Read the first packet, and only then promise the output a sound track."""
         track = source.streams.audio[0]
         if track.codec_context.name in COPIED_SOUND:
-            self._stream = self._output.add_stream_from_template(track)
             self._packets = (packet for packet in source.demux(track) if packet.dts is not None)
-        else:
-            self._stream = self._output.add_stream("aac", rate=track.codec_context.sample_rate)
-            self._packets = self._encoded(source.decode(track))
-        self._next = next(self._packets, None)
+            self._next = next(self._packets, None)
+            if self._next is not None:
+                self._stream = self._output.add_stream_from_template(track)
+            return
+        frames = source.decode(track)
+        first = next(frames, None)
+        if first is not None:
+            layout = "mono" if first.layout.nb_channels == 1 else "stereo"
+            self._stream = self._output.add_stream("aac", rate=SOUND_RATE, layout=layout)  # resampled by PyAV
+            self._packets = self._encoded(itertools.chain([first], frames))
+            self._next = next(self._packets, None)
 
     def _encoded(self, frames: Any) -> Any:
         """Yield packets of AAC."""

@@ -105,6 +105,15 @@ def test_a_stream_without_a_single_picture_is_an_error():
         values_of(LiveStreams([stream]))
 
 
+def test_an_exception_of_the_thread_is_raised_where_its_frames_are_used():
+    class Broken(Camera):
+        def read(self):
+            raise OSError(5, "Input/output error", "/dev/video0")
+
+    with pytest.raises(OSError, match="Input/output"):
+        values_of(LiveStreams([live(Broken([]))[0]]))
+
+
 def test_the_newest_frame_wins():
     """While the first frame is looked at, eight more arrive: the next one that is looked at is the last of them."""
     gate = threading.Semaphore(0)

@@ -78,6 +78,18 @@ def test_objects_wherever_they_lie_are_found_once():
     assert (found.scores.diff() <= 0).all()
 
 
+def test_views_in_batches_give_the_same():
+    sizes = []
+
+    def detect(images):
+        sizes.append(len(images))
+        return find_rectangles()(images)
+
+    image = scene((250, 200), [(0, 10, 10, 30, 25), (1, 70, 20, 95, 44)])
+    alone, together = (detect_in_tiles(detect, image, TileOptions(tile=100), RULE, size) for size in (1, 5))
+    assert torch.equal(alone.boxes_xyxy, together.boxes_xyxy) and sizes == [1] * 10 + [5, 5]
+
+
 def test_what_only_a_tile_can_see_is_found():
     """The whole image gives only large rectangles, as a network that shrinks it would; tiles find the small ones."""
     objects = [(0, 20, 20, 28, 28), (1, 180, 110, 188, 118), (2, 60, 50, 200, 90)]

@@ -32,19 +32,21 @@ def write(path, num_frames, fps=FPS, size_wh=(64, 48), sound_of=""):
             video.add(grey(20 * number % 256, size_wh))
 
 
-def make_film(av, path, sound_codec):
+def make_film(av, path, sound_codec, rate=SOUND_RATE, layout="mono"):
     """A video of three seconds with a tone."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("mpeg4", rate=FPS)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
-        sound = container.add_stream(sound_codec, rate=SOUND_RATE)
+        sound = container.add_stream(sound_codec, rate=rate, layout=layout)
         for number in range(SECONDS * FPS):
             container.mux(video.encode(av.VideoFrame.from_ndarray(grey(8 * number), format="bgr24")))
         container.mux(video.encode(None))
-        tone = (8000 * np.sin(np.arange(SECONDS * SOUND_RATE) * 2 * np.pi * 440 / SOUND_RATE)).astype(np.int16)
+        tone = (8000 * np.sin(np.arange(SECONDS * rate) * 2 * np.pi * 440 / rate)).astype(np.int16)
         for start in range(0, len(tone), 1024):
-            frame = av.AudioFrame.from_ndarray(tone[None, start : start + 1024], format="s16", layout="mono")
-            frame.sample_rate, frame.pts = SOUND_RATE, start
+            part = tone[start : start + 1024]
+            part = part.repeat(6 if layout == "5.1" else 1)[None]
+            frame = av.AudioFrame.from_ndarray(part, format="s16", layout=layout)
+            frame.sample_rate, frame.pts = rate, start
             container.mux(sound.encode(frame))
         container.mux(sound.encode(None))
 
@@ -87,15 +89,23 @@ def test_a_camera_that_changes_its_size(av, tmp_path):
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and capture.read()[1].shape == (48, 64, 3)
 
 
-@pytest.mark.parametrize("suffix, codec, kept", [(".mp4", "aac", "aac"), (".avi", "pcm_s16le", "aac")])
-def test_the_sound_of_the_source_goes_along(av, tmp_path, suffix, codec, kept):
+@pytest.mark.parametrize(
+    "suffix, codec, rate, layout",
+    [
+        (".mp4", "aac", SOUND_RATE, "mono"),  # copied
+        (".avi", "pcm_s16le", SOUND_RATE, "mono"),
+        (".avi", "pcm_s16le", 11_127, "mono"),  # a rate that AAC does not have
+        (".mkv", "pcm_s16le", 44_100, "5.1"),
+    ],
+)
+def test_the_sound_of_the_source_goes_along(av, tmp_path, suffix, codec, rate, layout):
     film = tmp_path / f"film{suffix}"
-    make_film(av, film, codec)
+    make_film(av, film, codec, rate, layout)
     for num_frames in (SECONDS * FPS, FPS):  # the whole of it, and interrupted after a second
         path = tmp_path / f"{num_frames}.mp4"
         write(path, num_frames, sound_of=str(film))
         name, seconds, loudness = sound_seconds(av, path)
-        assert name == kept and abs(seconds - num_frames / FPS) < 0.15 and loudness > 0.1
+        assert name == "aac" and abs(seconds - num_frames / FPS) < 0.15 and loudness > 0.1
         assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) == num_frames
 
 
