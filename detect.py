@@ -28,7 +28,7 @@ from engine.network_input import refuse_size, resize_option, size_option
 from engine.resolve import Resolved, Wanted, name_classes, resolve
 from engine.run_folder import new_run_folder
 from engine.tiles import MergeRule, TileOptions, detect_in_tiles
-from engine.tracking import Tracker
+from engine.tracking import tracker_maker
 from engine.window import PictureWindow
 from engine.writers import KeepOptions, open_writer
 from models.darknet.scaled_decode import DECODES
@@ -110,14 +110,13 @@ def main() -> None:
         agnostic=options.agnostic_nms,
         classes=class_numbers(options.classes, loaded.names),
     )
+    new_tracker = tracker_maker(options.conf_thres) if options.track else None
     folder = new_run_folder(options.project, options.name, options.exist_ok)
     print(
         f"detect: {resolved.weights} ({loaded.network.cfg_path}) on {shown}, {resolved.resize.to(resolved.input_wh)}, "
         f"confidence {options.conf_thres:g} -> {folder} ({describe_device(device)})"
     )
-    if options.half and device.type != "cuda":
-        print("--half means nothing on this device: computing in float32")
-
+    say_what_is_ignored(options, device, sources)
     looking = Looking(
         detect=lambda pictures: detect_batch(detector, pictures, resolved, tiles, options.batch_size),
         writer=open_writer(folder, loaded.names, kept, tracks=options.track),
@@ -125,15 +124,24 @@ def main() -> None:
         style=kept.style,
         batch_size=options.batch_size,
         coordinates=options.ext_output,
-        new_tracker=partial(Tracker, confidence=options.conf_thres) if options.track else None,
+        new_tracker=new_tracker,
     )
     writer = looking.writer
     with closing(writer):  # what was found is kept, whatever happens to the next picture
         look_at_all(sources, looking)
-    speed = detector.speed()
-    print(f"Speed: {speed.inference_ms:.1f}/{speed.nms_ms:.1f}/{speed.total_ms:.1f} ms inference/NMS/total per image")
-    print(f"{speed.images} pictures, {writer.num_detections} detections. {writer.written()}")
+    speed, views = detector.speed(), detector.images_seen / max(1, writer.num_pictures)  # several with --tile
+    inference, nms, total = (views * ms for ms in (speed.inference_ms, speed.nms_ms, speed.total_ms))
+    print(f"Speed: {inference:.1f}/{nms:.1f}/{total:.1f} ms inference/NMS/total per image")
+    print(f"{writer.num_pictures} pictures, {writer.num_detections} detections. {writer.written()}")
     refuse_unreadable(sources)
+
+
+def say_what_is_ignored(options: DetectOptions, device: torch.device, sources: Sequence[Source]) -> None:
+    """Print a line for each option that changes nothing here."""
+    if options.half and device.type != "cuda":
+        print("--half means nothing on this device: computing in float32")
+    if options.track and not all(source.videos for source in sources):
+        print("--track: images are not tracked, only videos and streams are")
 
 
 def class_numbers(wanted: Sequence[str], names: Sequence[str]) -> list[int]:

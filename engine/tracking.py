@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -53,6 +55,16 @@ class Tracker:
             # The library counts from 0, and says -1 where there is no track.
             track_ids[torch.from_numpy(tracked.data["index"])] = torch.from_numpy(tracked.tracker_id).long() + 1
         return replace(found, track_ids=track_ids)
+
+
+def tracker_maker(confidence: float) -> Callable[[float], Tracker]:
+    """Return a function that makes a tracker for a video of so many frames per second.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    _library()
+    return partial(Tracker, confidence=confidence)
 
 
 def _library() -> tuple[Any, Any]:

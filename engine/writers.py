@@ -70,6 +70,7 @@ class DetectionWriter:
     """Writes what the user wants of each picture: drawn images or frames, labels, crops, and files of many pictures.
 
     Attributes:
+        num_pictures: so far.
         num_detections: of all pictures so far, whether they are kept or not.
     """
 
@@ -103,7 +104,7 @@ class DetectionWriter:
         self.labels = labels
         self.scores = scores
         self.crops = crops
-        self.num_detections = 0
+        self.num_pictures = self.num_detections = 0
         self._files = [*files, CocoFile(folder, names)] if coco else list(files)
         self._picture_stems: set[str] = set()
         self._video_stems: set[str] = set()
@@ -134,6 +135,7 @@ class DetectionWriter:
             UserError: OpenCV cannot write videos here.
             OSError: the folder cannot be written.
         """
+        self.num_pictures += 1
         self.num_detections += len(found)
         stem = f"{video.path.stem}_{picture.frame}" if video else Path(picture.path).stem
         stem = free_stem(stem, self._picture_stems)

@@ -1,6 +1,7 @@
 """detect.py as a user types it: what it writes, draws, prints and refuses."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -366,3 +367,25 @@ def test_tracking_without_its_package_is_one_line(project, script, monkeypatch, 
     assert run_script(script, monkeypatch, "--source", "film.avi", "--track") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and "requirements-tracking.txt" in error
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals to send")
+def test_ctrl_c_in_a_long_video_leaves_a_file_that_plays(project):
+    write_video(project / "film.avi", num_frames=3000)
+    command = [sys.executable, "-u", str(REPOSITORY / "detect.py"), "--source", "film.avi", "--save-json", "--save-csv"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=project) as run:
+        for line in run.stdout:
+            if line.startswith("video 1/1 25/3000 "):
+                run.send_signal(signal.SIGINT)
+                break
+        rest, error = run.communicate(timeout=60)
+    assert run.returncode == 130 and error == "interrupted\n"
+    printed = 25 + sum(line.startswith("video 1/1 ") for line in rest.splitlines())
+    folder = project / "runs/detect/exp"
+    assert sorted(path.name for path in folder.iterdir()) == ["detections.csv", "detections.json", "film.mp4"]
+    drawn = cv2.VideoCapture(str(folder / "film.mp4"))
+    frames = 0
+    while drawn.read()[0]:
+        frames += 1
+    assert printed - 1 <= frames <= printed  # the signal may come between the line and the frame
+    assert {result["frame"] for result in json.loads((folder / "detections.json").read_text())} <= set(range(frames))
