@@ -195,17 +195,24 @@ def test_a_server_s_file_is_a_video_that_ends(monkeypatch):
 
 
 @contextmanager
-def mjpeg_server(port, values):
-    """Serve the grey values as a Motion JPEG stream on a port of this machine, as IP cameras do."""
+def mjpeg_server(port, values, stalls_after=None):
+    """Serve the grey values as a Motion JPEG stream on a port of this machine, as IP cameras do.
+
+    With ``stalls_after`` the first connection stays open after so many pictures, and nothing comes any more.
+    """
     stop = threading.Event()
+    connections = itertools.count()
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
             self.send_response(200)
             self.send_header("Content-Type", f"multipart/x-mixed-replace; boundary={BOUNDARY}")
             self.end_headers()
+            first = next(connections) == 0
             try:
-                for value in itertools.cycle(values):
+                for number, value in enumerate(itertools.cycle(values)):
+                    if first and number == stalls_after:
+                        stop.wait()
                     content = cv2.imencode(".jpg", np.full((48, 64, 3), value, np.uint8))[1].tobytes()
                     head = f"--{BOUNDARY}\r\nContent-Type: image/jpeg\r\nContent-Length: {len(content)}\r\n\r\n"
                     self.wfile.write(head.encode() + content + b"\r\n")
@@ -244,3 +251,17 @@ def test_a_server_that_is_stopped_and_started_again(capsys):
                 break
     out = capsys.readouterr().out
     assert out.count("has stopped sending") == 1 and out.count("is back after") == 1
+
+
+def test_a_server_that_stalls_is_reached_again(monkeypatch, capsys):
+    monkeypatch.setattr("data.video.STALL_MS", 500)
+    with mjpeg_server(0, [50], stalls_after=40) as port:
+        try:
+            (source,) = open_source(f"http://127.0.0.1:{port}/cam", VideoOptions(reconnect=1000))
+        except UserError:
+            pytest.skip("this OpenCV opens no streams")
+        with closing(source.batches(1)) as batches:
+            for _ in batches:
+                if source.videos[0].num_frames > 45:  # more than the first connection sends
+                    break
+    assert "has stopped sending" in capsys.readouterr().out
