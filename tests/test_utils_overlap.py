@@ -29,47 +29,20 @@ def test_results_come_in_order_though_later_ones_are_ready_sooner(threads):
     assert list(computed_ahead(call, [], 3, size_of)) == []
 
 
-def test_no_more_is_computed_than_may_wait(monkeypatch):
-    monkeypatch.setattr(overlap, "MOST_BYTES", 10)
+@pytest.mark.parametrize("most_bytes, may_wait", [(5, 1), (17, 2), (10**9, 4)])
+def test_no_more_is_begun_than_may_wait(monkeypatch, most_bytes, may_wait):
+    monkeypatch.setattr(overlap, "MOST_BYTES", most_bytes)
     begun = []
 
     def call(number):
         begun.append(number)
         return bytes(6)
 
-    with closing(computed_ahead(call, range(100), 50, size_of)) as results:
-        next(results)
-        # What was begun before the sizes were known may be finished, too: at most the depth.
-        assert len(begun) <= 51
-        for _ in range(20):
-            next(results)
-    monkeypatch.setattr(overlap, "MOST_BYTES", 10**9)
-    begun.clear()
     with closing(computed_ahead(call, range(100), 4, size_of)) as results:
-        for number in range(1, 20):
+        for used in range(1, 31):
             next(results)
-            assert len(begun) <= number + 4
-    assert len(begun) <= 23
-
-
-def test_finished_results_hold_back_the_next_ones(monkeypatch):
-    """Two of 6 bytes wait when 10 are allowed: the third is begun only after one is taken."""
-    monkeypatch.setattr(overlap, "MOST_BYTES", 10)
-    begun, go_on = [], threading.Semaphore(0)
-
-    def call(number):
-        begun.append(number)
-        go_on.acquire()
-        return bytes(6)
-
-    results = computed_ahead(call, range(10), 3, size_of)
-    for _ in range(3):
-        go_on.release()
-    next(results)  # 0 is used, 1 and 2 are computed, and 3 was begun while they were not finished, or waits
-    assert set(begun) <= {0, 1, 2, 3}
-    for _ in range(10):
-        go_on.release()
-    assert len(list(results)) == 9
+            assert len(begun) <= used + may_wait
+    assert begun == list(range(len(begun))) and 30 <= len(begun) <= 30 + may_wait
 
 
 def test_an_exception_of_the_thread_comes_where_its_result_would():

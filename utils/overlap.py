@@ -30,29 +30,25 @@ def computed_ahead(
         call: with one thread it is never called twice at a time.
         items: any number of them; they are taken as they are needed.
         depth: results at most that wait or are computed.
-        num_bytes: size of a result; none is begun while finished ones hold more than MOST_BYTES.
+        num_bytes: size of a result; so many may wait that results of the size of the last one fill MOST_BYTES.
         threads: how many compute at once.
     """
     waiting: deque[Future[Result]] = deque()
     rest = iter(items)
     pool = ThreadPoolExecutor(threads)
 
-    def held_bytes() -> int:
-        finished = (future for future in waiting if future.done() and not future.exception())
-        return sum(num_bytes(future.result()) for future in finished)
-
-    def begin_next() -> None:
-        while len(waiting) < depth and (not waiting or held_bytes() < MOST_BYTES):
+    def begin(allowed: int) -> None:
+        while len(waiting) < allowed:
             try:
                 waiting.append(pool.submit(call, next(rest)))
             except StopIteration:
                 return
 
     try:
-        begin_next()
+        begin(min(threads, depth))  # the first one tells how large they are
         while waiting:
             result = waiting.popleft().result()
-            begin_next()
+            begin(min(depth, max(1, MOST_BYTES // max(1, num_bytes(result)))))
             yield result
             del result  # the caller alone decides how long it is kept
     finally:
