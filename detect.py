@@ -6,7 +6,7 @@ Without arguments it takes the newest run's ``best.pt`` and the validation image
 
 from __future__ import annotations
 
-from utils.errors import UserError, run_command, suggestion  # first: for Ctrl-C during the imports below
+from utils.errors import UserError, run_command  # first: for Ctrl-C during the imports below
 
 # isort: split
 import os
@@ -18,18 +18,18 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
 
 from data.image_checks import ImageCheckOptions
-from data.letterbox import RESIZES, place_images, smallest_input
 from data.sources import ImageFiles, Picture, VideoFrames, open_source
 from data.splits import open_split
 from engine.network_input import refuse_size, resize_option, size_option
+from engine.predictor import Predictor
 from engine.resolve import Resolved, Wanted, name_classes, resolve
 from engine.run_folder import new_run_folder
 from engine.writers import DetectionWriter, Mp4Writer
 from models.darknet.scaled_decode import DECODES
 from models.detector import Detector
+from utils.class_names import class_numbers
 from utils.config import option, parse_options
 from utils.devices import choose_device, describe_device, use_threads
 from utils.draw import draw_detections
@@ -133,23 +133,6 @@ def main() -> None:
     refuse_unreadable(sources)
 
 
-def class_numbers(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Return the class indices that the user means by names or numbers.
-
-    Raises:
-        UserError: there is no such class.
-    """
-    numbers = []
-    for text in wanted:
-        if text in names:
-            numbers.append(list(names).index(text))
-        elif text.isdecimal() and len(text) < 10 and int(text) < len(names):
-            numbers.append(int(text))
-        else:
-            raise UserError(f"--classes {text}: not a class of this network{suggestion(text, names)}")
-    return numbers
-
-
 def choose_sources(source: str, resolved: Resolved) -> tuple[list[ImageFiles | VideoFrames], str]:
     """Return what to look at, and its name for the first line; without a source, validation images of the data set."""
     if source:
@@ -223,16 +206,9 @@ def video_writer(source: ImageFiles | VideoFrames, writer: DetectionWriter) -> A
 
 def detect_one(detector: Detector, picture: Picture, resolved: Resolved) -> tuple[Detections, float]:
     """Return what is found in one picture and the milliseconds of inference and NMS."""
-    height, width = picture.image_bgr.shape[:2]
-    network, resize = detector.network, resolved.resize.kind
-    net_hw = resolved.input_wh[::-1]
-    if resize == "letterbox" and not network.fixed_size:
-        net_hw = smallest_input(np.array([[width, height]]), net_hw, network.max_stride)
-    meta = RESIZES[resize](0, picture.path, (width, height), net_hw)
     before = detector.seconds_inference + detector.seconds_nms
-    images = place_images([picture.image_bgr], [meta], net_hw, resize).flip(1)  # B 3 H W, as RGB
-    (found,) = detector(images.contiguous(memory_format=torch.channels_last), [meta])
-    return found.cpu(), (detector.seconds_inference + detector.seconds_nms - before) * 1e3
+    (found,) = Predictor(detector, resolved).predict_batch([picture.image_bgr])
+    return found, (detector.seconds_inference + detector.seconds_nms - before) * 1e3
 
 
 def in_words(found: Detections, names: Sequence[str]) -> str:
