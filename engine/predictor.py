@@ -22,7 +22,7 @@ from engine.network_input import AUTO
 from engine.resolve import Resolved, Wanted, name_classes, resolve, with_names
 from models.darknet.scaled_decode import DECODES
 from models.detector import Detector
-from utils.class_names import class_numbers
+from utils.class_names import class_numbers, is_class_name
 from utils.devices import choose_device
 from utils.errors import UserError
 from utils.structures import Detections
@@ -40,7 +40,7 @@ def load(
     img_size: int | tuple[int, int] | None = None,
     resize: str = AUTO,
     decode: str = "cfg",
-    device: str = "",
+    device: str | int | torch.device = "",
     half: bool = False,
 ) -> Predictor:
     """Load a network for detection.
@@ -70,12 +70,17 @@ def load(
         raise UserError("img_size is width and height in pixels, or one number for a square")
     wanted = Wanted(os.fspath(weights), os.fspath(cfg), img_size=size, resize=resize, decode=decode)
     resolved = _named(resolve(wanted, needs_data=False), names)
-    network = resolved.loaded.network.to(choose_device(str(device)))
+    where = choose_device(str(device))
+    if half and where.type != "cuda":
+        print("half means nothing on this device: computing in float32")
+    network = resolved.loaded.network.to(where)
     return Predictor(Detector(network, CONFIDENCE, IOU, MAX_DETECTIONS, half=half), resolved)
 
 
 def _named(found: Resolved, names: str | os.PathLike[str] | Sequence[str]) -> Resolved:
     if not isinstance(names, (str, os.PathLike)):
+        if not all(map(is_class_name, names)):
+            raise UserError("names is a list of class names, or a file that has them")
         return with_names(found, tuple(names), "names")
     path = os.fspath(names)
     return name_classes(found, data=path) if Path(path).suffix in DATA_SUFFIXES else name_classes(found, path)
@@ -151,9 +156,9 @@ class Predictor:
         wanted = (classes,) if isinstance(classes, (str, int)) else classes
         numbers = None if wanted is None else class_numbers(wanted, self.names)
         detector = self.detector.looking_for(confidence, iou, max_detections, agnostic, numbers)
-        return self._results(Predictor(detector, self.resolved), open_pictures(images, color), batch_size)
+        return Predictor(detector, self.resolved)._results(open_pictures(images, color), batch_size)
 
-    def _results(self, predictor: Predictor, pictures: Iterator[Picture], batch_size: int) -> Iterator[ImageResult]:
+    def _results(self, pictures: Iterator[Picture], batch_size: int) -> Iterator[ImageResult]:
         problem: Exception | None = None
         while problem is None:
             batch: list[Picture] = []
@@ -162,7 +167,7 @@ class Predictor:
                     batch.append(picture)  # one by one: those before a problem are kept
             except Exception as error:  # of a file, or of the generator that gives the images
                 problem = error
-            found = predictor.predict_batch([picture.image_bgr for picture in batch])
+            found = self.predict_batch([picture.image_bgr for picture in batch])
             for picture, detections in zip(batch, found, strict=True):
                 yield ImageResult(detections, picture.image_bgr, self.names, picture.path, _frame(picture))
             if len(batch) < batch_size and problem is None:
