@@ -133,7 +133,7 @@ class Predictor:
         classes: str | int | Sequence[str | int] | None = None,
         agnostic: bool | None = None,
     ) -> Iterator[ImageResult]:
-        """Yield the result of each image, in order, while the loop asks for them; never more than a batch is read.
+        """Yield the result of each image, in order; images are read when the loop asks for results, batch by batch.
 
         Args:
             images: one image or any number of them: paths of images or videos, folders, globs, arrays [h w 3] uint8,

@@ -225,6 +225,23 @@ def test_names_of_weights_that_know_none(project):
     assert result.names[79] == "kind 79"
 
 
+def test_real_weights_of_darknet_have_names(shared):
+    detector = load(shared / "data/weights/yolo-fastest-1.1/yolo-fastest-1.1.weights", device="cpu")
+    (result,) = detector(shared / "data/coco/images/val2017/000000000285.jpg")
+    assert [result.names[label] for label in result.labels] == ["bear"]
+
+
+def test_a_gpu_finds_what_the_cpu_finds(project, device):
+    images = images_of_sizes((120, 80), (90, 130), (122, 80))
+    on_cpu = load(device="cpu")
+    for half in (False, True):
+        detector = load(device=device, half=half)
+        detector.warm_up()
+        for one, other in zip(on_cpu(images), detector(images, classes=[0, 1, 2]), strict=True):
+            assert other.boxes_xyxy.dtype == other.scores.dtype == np.float32
+            np.testing.assert_allclose(one.scores[:3], other.scores[:3], atol=0.03 if half else 1e-3)
+
+
 def test_names_in_another_order_decide_the_order_of_the_classes(project, capsys):
     (usual,) = load()("images/000.png")
     (turned,) = load(names=list(reversed(NAMES)))("images/000.png")
