@@ -6,6 +6,7 @@ from pathlib import Path
 dependencies = ["torch", "numpy", "cv2", "PIL", "yaml", "tqdm"]
 
 _FOLDER = Path(__file__).resolve().parent
+_PACKAGES = ("utils", "models", "data", "evaluation", "engine")  # of this folder, that the detector imports
 
 
 def _refuse_other_packages() -> None:
@@ -14,7 +15,7 @@ def _refuse_other_packages() -> None:
     Raises:
         ImportError: Python would take the program's own for ours.
     """
-    for name in ("utils", "models", "data", "evaluation", "engine"):
+    for name in _PACKAGES:
         module = sys.modules.get(name)
         if module is not None:
             places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]

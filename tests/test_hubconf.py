@@ -1,5 +1,6 @@
 """The detector through torch.hub, by a program that lies elsewhere and has packages of its own."""
 
+import ast
 import inspect
 import os
 import subprocess
@@ -9,6 +10,7 @@ import pytest
 
 import hubconf
 from models import load
+from tests.test_architecture import ALLOWED
 from tests.tiny_project import REPOSITORY, make_project
 
 PROGRAM = """
@@ -17,6 +19,7 @@ import torch
 {before}
 detector = torch.hub.load({folder!r}, "detector", source="local", weights="best.pt", device="cpu")
 print([path for path in sys.path if path == {folder!r}])
+print({{name for name in {packages} if name in sys.modules}})
 results = list(detector(["photo.png"] * 3, batch_size=2))
 results[0].save("drawn.png")
 print(len(results), len(results[0]) > 3, results[0].to_coco()[0]["file_name"], results[0].names)
@@ -34,7 +37,7 @@ def elsewhere(tmp_path):
 
 
 def run(folder, before=""):
-    text = PROGRAM.format(before=before, folder=str(REPOSITORY))
+    text = PROGRAM.format(before=before, folder=str(REPOSITORY), packages=sorted(ALLOWED))
     (folder / "program.py").write_text(text)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     command = [sys.executable, "program.py"]
@@ -44,12 +47,12 @@ def run(folder, before=""):
 def test_from_another_folder(elsewhere):
     """Files of the names of our packages that were not imported, and modules of other names, do no harm."""
     (elsewhere / "helpers.py").write_text("x = 1\n")
-    for name in ("utils", "models", "data", "engine", "evaluation"):
+    for name in hubconf._PACKAGES:
         (elsewhere / f"{name}.py").write_text("raise SystemExit('the wrong one')\n")
     done = run(elsewhere, "import helpers")
     assert done.returncode == 0, done.stderr
-    path, found = done.stdout.splitlines()
-    assert path == "[]"
+    path, packages, found = done.stdout.splitlines()
+    assert path == "[]" and ast.literal_eval(packages) == set(hubconf._PACKAGES)
     assert found == "3 True photo.png ('disc', 'Würfel', 'bar')"
     assert (elsewhere / "drawn.png").is_file()
 
