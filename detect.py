@@ -7,24 +7,22 @@ Without arguments it takes the newest run's ``best.pt`` and the validation image
 
 from __future__ import annotations
 
-from utils.errors import UserError, run_command, suggestion  # first: for Ctrl-C during the imports below
+from utils.errors import UserError, run_command  # first: for Ctrl-C during the imports below
 
 # isort: split
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 
-import numpy as np
 import torch
 
 from data.image_checks import ImageCheckOptions
-from data.letterbox import RESIZES, place_images, smallest_input
 from data.sources import ImageFiles, Source, open_source
 from data.splits import open_split
 from data.video import Picture, VideoOptions
 from engine.detect_loop import Looking, look_at_all
 from engine.network_input import refuse_size, resize_option, size_option
+from engine.predictor import Predictor
 from engine.resolve import Resolved, Wanted, name_classes, resolve
 from engine.run_folder import new_run_folder
 from engine.tiles import MergeRule, TileOptions, detect_in_tiles
@@ -33,6 +31,7 @@ from engine.window import PictureWindow
 from engine.writers import KeepOptions, open_writer
 from models.darknet.scaled_decode import DECODES
 from models.detector import Detector
+from utils.class_names import class_numbers
 from utils.config import option, parse_options
 from utils.devices import choose_device, describe_device, use_threads
 from utils.files import printable
@@ -144,23 +143,6 @@ def say_what_is_ignored(options: DetectOptions, device: torch.device, sources: S
         print("--track: images are not tracked, only videos and streams are")
 
 
-def class_numbers(wanted: Sequence[str], names: Sequence[str]) -> list[int]:
-    """Return the class indices that the user means by names or numbers.
-
-    Raises:
-        UserError: there is no such class.
-    """
-    numbers = []
-    for text in wanted:
-        if text in names:
-            numbers.append(list(names).index(text))
-        elif text.isdecimal() and len(text) < 10 and int(text) < len(names):
-            numbers.append(int(text))
-        else:
-            raise UserError(f"--classes {text}: not a class of this network{suggestion(text, names)}")
-    return numbers
-
-
 def choose_sources(source: str, resolved: Resolved, video: VideoOptions) -> tuple[list[Source], str]:
     """Return what to look at, and its name for the first line; without a source, validation images of the data set."""
     if source:
@@ -178,37 +160,14 @@ def detect_batch(
     """Return what is found in each picture, and the milliseconds of inference and NMS of one."""
     before = detector.seconds_inference + detector.seconds_nms
     images = [picture.image_bgr for picture in pictures]
+    look = Predictor(detector, resolved).predict_batch
     if tiles.tile:
         rule = MergeRule(detector.iou, detector.max_detections, detector.agnostic, detector.nms_beta)
-        look = partial(detect_images, detector, resolved)
         found = [detect_in_tiles(look, image, tiles, rule, batch_size) for image in images]
     else:
-        found = detect_images(detector, resolved, images)
+        found = look(images)
     seconds = detector.seconds_inference + detector.seconds_nms - before
     return found, seconds / len(pictures) * 1e3
-
-
-def detect_images(detector: Detector, resolved: Resolved, images_bgr: Sequence[np.ndarray]) -> list[Detections]:
-    """Return what is found in each image [h w 3], in its pixels, on the CPU.
-
-    Images that fit into a network input of the same size go through the network together, so that what is found in one
-    does not depend on the others.
-    """
-    network, resize = detector.network, resolved.resize.kind
-    inputs: dict[tuple[int, int], list[int]] = {}  # height and width -> images
-    for index, image in enumerate(images_bgr):
-        net_hw = resolved.input_wh[::-1]
-        if resize == "letterbox" and not network.fixed_size:
-            net_hw = smallest_input(np.array([image.shape[1::-1]]), net_hw, network.max_stride)
-        inputs.setdefault(net_hw, []).append(index)
-    found: dict[int, Detections] = {}
-    for net_hw, indices in inputs.items():
-        group = [images_bgr[index] for index in indices]
-        metas = [RESIZES[resize](0, "", image.shape[1::-1], net_hw) for image in group]
-        batch = place_images(group, metas, net_hw, resize).flip(1)  # B 3 H W, as RGB
-        results = detector(batch.contiguous(memory_format=torch.channels_last), metas)
-        found |= {index: result.cpu() for index, result in zip(indices, results, strict=True)}
-    return [found[index] for index in range(len(images_bgr))]
 
 
 def refuse_unreadable(sources: Sequence[Source]) -> None:

@@ -187,17 +187,31 @@ def name_classes(found: Resolved, names_file: str = "", data: str = "") -> Resol
             know its names.
 
     Raises:
-        UserError: the file or the data set has another number of names than the network has classes, and they are not
-            all names of its classes; or names at other places and unknown ones.
+        UserError: as :func:`with_names`; the file or the data set cannot be read.
+    """
+    if names_file:
+        return with_names(found, read_names(find_file(names_file, "names file")), names_file)
+    if data and (names := open_data(data).names):  # a folder has none
+        return with_names(found, names, data)
+    names = found.loaded.names
+    if not names and found.loaded.network.num_classes == COCO_CLASSES:
+        names = _coco_names()
+    return with_names(found, names, found.weights)
+
+
+def with_names(found: Resolved, names: tuple[str, ...], origin: str) -> Resolved:
+    """Return the network with these names of its classes, numbers where there are none.
+
+    Args:
+        found: the network.
+        names: of the classes. Where the weights know them in another order, they decide the order of the classes.
+        origin: of the names, for messages.
+
+    Raises:
+        UserError: there is another number of names than the network has classes, and they are not all names of its
+            classes; or names at other places and unknown ones.
     """
     count, known = found.loaded.network.num_classes, found.loaded.names
-    names, origin = known, found.weights
-    if names_file:
-        names, origin = read_names(find_file(names_file, "names file")), names_file
-    elif data and (of_data := open_data(data).names):  # a folder has none
-        names, origin = of_data, data
-    elif not names and count == COCO_CLASSES:
-        names = _coco_names()
     names = names or tuple(f"class {number}" for number in range(count))
     if len(names) == count and (are_numbers(known) or first_moved(names, known) is None):
         return replace(found, loaded=replace(found.loaded, names=names))  # the same classes, perhaps in other words

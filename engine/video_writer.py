@@ -8,7 +8,7 @@ from fractions import Fraction
 from functools import cache
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import cv2
 import numpy as np
@@ -143,9 +143,8 @@ class H264Encoder:
         self._av = av
         self._rate = Fraction(fps).limit_denominator(1001)  # 30000/1001 is NTSC's
         self._container = av.open(path, "w", format="mp4", options={"movflags": "faststart"})
-        self._stream: Any = self._container.add_stream(
-            codec, rate=self._rate, options=X264_OPTIONS if codec == "libx264" else {}
-        )
+        options = X264_OPTIONS if codec == "libx264" else {}
+        self._stream = cast(Any, self._container.add_stream(codec, rate=self._rate, options=options))
         self._stream.width, self._stream.height = (side + side % 2 for side in size_wh)
         self._stream.pix_fmt = "yuv420p"
         self._sound = Sound(sound_of, self._container) if sound_of else None

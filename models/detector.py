@@ -6,7 +6,9 @@ confidence.
 
 from __future__ import annotations
 
+import copy
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -50,7 +52,10 @@ class Speed:
 
 
 class Detector:
-    """Finds objects in batches of images; owns a fused copy of the network, so later training does not change it."""
+    """Finds objects in batches of images; owns a fused copy of the network, so later training does not change it.
+
+    Several threads may call one detector at the same time.
+    """
 
     def __init__(
         self,
@@ -86,8 +91,30 @@ class Detector:
         self.max_detections = max_detections
         self.agnostic = agnostic
         self.clip = clip
-        self.classes = torch.tensor(sorted(classes), device=self.device) if classes else None
+        self.classes = self._class_tensor(classes)
+        self._counting = threading.Lock()
         self.reset_speed()
+
+    def _class_tensor(self, classes: Sequence[int] | None) -> Tensor | None:
+        return torch.tensor(sorted(classes), device=self.device) if classes else None
+
+    def looking_for(
+        self,
+        confidence: float | None = None,
+        iou: float | None = None,
+        max_detections: int | None = None,
+        agnostic: bool | None = None,
+        classes: Sequence[int] | None = None,
+    ) -> Detector:
+        """Return a detector of the same network, not a copy of it, with other thresholds; None leaves one as it is."""
+        other = copy.copy(self)
+        other.confidence = self.confidence if confidence is None else confidence
+        other.iou = self.iou if iou is None else iou
+        other.max_detections = self.max_detections if max_detections is None else max_detections
+        other.agnostic = self.agnostic if agnostic is None else agnostic
+        other.classes = self.classes if classes is None else self._class_tensor(classes)
+        other.reset_speed()
+        return other
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, metas: Sequence[ImageMeta]) -> list[Detections]:
@@ -101,9 +128,11 @@ class Detector:
         raw_maps = self.raw_maps(images)
         middle = synchronised_time(self.device)
         found = self.detect(raw_maps, metas)
-        self.seconds_inference += middle - start
-        self.seconds_nms += synchronised_time(self.device) - middle
-        self.images_seen += len(images)
+        end = synchronised_time(self.device)
+        with self._counting:
+            self.seconds_inference += middle - start
+            self.seconds_nms += end - middle
+            self.images_seen += len(images)
         return found
 
     @torch.inference_mode()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from data.sources import Picture
+from data.video import Picture
 from engine import video_writer
 from engine.video_writer import Mp4Writer
 from engine.writers import DetectionWriter, free_stem, safe_stem
