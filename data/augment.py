@@ -18,7 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.letterbox import RESIZES
-from data.painting import Drawing, Layer, layer
+from data.painting import Drawing, PlacedImage, placed_image
 from utils.config import option
 
 # What the crop leaves of a box is still an object if all three hold; the thresholds are those of ultralytics/yolov5
@@ -134,7 +134,7 @@ def _picture(
     options: AugmentOptions,
     rng: np.random.Generator,
     resize: str,
-) -> tuple[list[Layer], Sample]:
+) -> tuple[list[PlacedImage], Sample]:
     """Lay out one mosaic or one single image; return its layers and objects."""
     if rng.random() < options.mosaic:
         members = [index, *_partners(index, pool, 3, rng)]
@@ -151,7 +151,7 @@ def _picture(
     motion = random_motion(options, canvas_hw, net_hw, rng)
     matrices = [motion @ place for place in places]  # original -> canvas -> network pixels
     layers = [
-        layer(source.pixels, source.original_wh, matrix, net_hw)
+        placed_image(source.pixels, source.original_wh, matrix, net_hw)
         for source, matrix in zip(sources, matrices, strict=True)
     ]
     return [one for one in layers if one is not None], _objects(sources, matrices, net_hw)

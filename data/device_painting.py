@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from data.letterbox import PADDING
-from data.painting import Drawing, Layer
+from data.painting import Drawing, PlacedImage
 from utils.structures import Batch
 
 UNITS = 32  # of a pixel, in which OpenCV counts where a pixel comes from
@@ -104,17 +104,17 @@ def unpainted(batch: Batch, drawings: Sequence[Drawing], net_hw: tuple[int, int]
     return UnpaintedBatch(**values, paints=Paints(*map(torch.from_numpy, arrays)))
 
 
-def source_coordinates(layer: Layer, net_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
+def source_coordinates(image: PlacedImage, net_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:
     """Return what each column [2 W] and each row [2 H] adds to x and y in the source, in 1/FINER of a pixel, int32.
 
-    The inverse of the layer's matrix, rounded as ``cv::warpAffine`` does (OpenCV 4, modules/imgproc/src/imgwarp.cpp).
+    The inverse of the image's matrix, rounded as ``cv::warpAffine`` does (OpenCV 4, modules/imgproc/src/imgwarp.cpp).
     """
-    (a, b, shift_x), (c, d, shift_y) = layer.warp.tolist()
+    (a, b, shift_x), (c, d, shift_y) = image.warp.tolist()
     determinant = a * d - b * c
     factor = 1 / determinant if determinant else 0.0
     inverse = np.array([[d * factor, -b * factor], [-c * factor, a * factor]])
     shift = -inverse @ (shift_x, shift_y)
-    left, top = layer.region[:2]
+    left, top = image.region[:2]
     cols, rows = np.arange(net_hw[1]) - left, np.arange(net_hw[0]) - top
     limit = np.iinfo(np.int32).max // 4  # a matrix that shrinks to nearly nothing
     of_col = np.rint(inverse[:, :1] * cols * FINER)

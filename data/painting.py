@@ -17,7 +17,7 @@ import numpy as np
 from data.letterbox import PADDING
 
 
-class Layer(NamedTuple):
+class PlacedImage(NamedTuple):
     """One source image in a picture."""
 
     pixels: np.ndarray  # [h w 3] uint8 BGR
@@ -31,8 +31,8 @@ class Layer(NamedTuple):
 class Drawing:
     """All that the pixels of one picture follow from."""
 
-    layers: list[Layer]  # a later one covers an earlier one
-    second: list[Layer] | None = None  # of the picture that is blended in
+    layers: list[PlacedImage]  # a later one covers an earlier one
+    second: list[PlacedImage] | None = None  # of the picture that is blended in
     share: float = 1.0  # of the first picture
     colours: np.ndarray | None = None  # [256 3] uint8: new hue, saturation and value of each old one, as OpenCV counts
 
@@ -46,9 +46,9 @@ class Drawing:
         recolour(out, self.colours)
 
 
-def layer(
+def placed_image(
     pixels: np.ndarray, original_wh: tuple[int, int], matrix: np.ndarray, net_hw: tuple[int, int]
-) -> Layer | None:
+) -> PlacedImage | None:
     """Return an image where a matrix (original -> network pixels) puts it; None where that is outside the picture.
 
     Where the matrix shrinks to less than half, the image is halved by area averaging first, so that nothing aliases.
@@ -72,10 +72,10 @@ def layer(
     # The region begins at (left, top).
     warp = matrix[:2].copy()
     warp[:, 2] += matrix[:2, :2] @ (0.5, 0.5) - 0.5 - (left, top)
-    return Layer(pixels, warp, (left, top, right, bottom))
+    return PlacedImage(pixels, warp, (left, top, right, bottom))
 
 
-def paint_layers(layers: list[Layer], out: np.ndarray) -> None:
+def paint_layers(layers: list[PlacedImage], out: np.ndarray) -> None:
     """Fill ``out`` [H W 3] with padding and the layers, BGR."""
     out[:] = PADDING
     for pixels, warp, (left, top, right, bottom) in layers:

@@ -18,7 +18,7 @@ from data.augment import (
     training_picture,
 )
 from data.letterbox import PADDING
-from data.painting import layer, paint_layers, recolour
+from data.painting import paint_layers, placed_image, recolour
 from tests.tiny_project import NO_AUGMENTATION
 
 COLOURS = np.array([(0, 0, 255), (0, 255, 0), (255, 0, 0), (0, 255, 255)], np.uint8)  # BGR
@@ -284,7 +284,7 @@ def test_a_strong_reduction_averages_instead_of_picking():
     # Noise of standard deviation 74; the mean of 3.75 x 3.75 pixels has 74 / 3.75 = 20, that of 2 x 2 has 37 or more.
     noise = np.random.default_rng(0).integers(0, 256, (120, 120, 3), dtype=np.uint8)
     out = np.zeros((32, 32, 3), np.uint8)
-    paint_layers([layer(noise, (120, 120), np.diag((32 / 120, 32 / 120, 1.0)), (32, 32))], out)
+    paint_layers([placed_image(noise, (120, 120), np.diag((32 / 120, 32 / 120, 1.0)), (32, 32))], out)
     assert 15 < out[1:-1, 1:-1].std() < 30
 
 
