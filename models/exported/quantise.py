@@ -6,18 +6,21 @@ boxes of hundreds of pixels do not fit into 256 steps.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from models.exported.metadata import ExportMetadata
 from models.exported.network import Runtime
 from models.exported.onnx_file import INPUT, OnnxRuntime, set_metadata
 from models.exported.openvino_folder import OpenVinoRuntime, read_model
 from models.exported.required import required
+from utils.boxes import box_iou
 
 SEARCHED_ON = 16  # images that the search calibrates and measures with
 BETTER = 0.9  # a part stays in float where that lowers the error to this share or less
@@ -49,13 +52,18 @@ def search(
     return kept, lines
 
 
-def mean_error(wanted: Sequence[np.ndarray], runtime: Runtime, images: Sequence[np.ndarray]) -> float:
-    """Return the mean absolute difference of the scores above 0.05 in either; 0 where there are none."""
+Outputs = Sequence[np.ndarray]  # boxes [B N 4] and scores [B N C]
+
+
+def mean_error(wanted: Sequence[Outputs], runtime: Runtime, images: Sequence[np.ndarray]) -> float:
+    """Return the mean of |score - score'| + (1 - IoU) over the slots whose best score is above 0.05 in either."""
     total = count = 0.0
-    for scores, batch in zip(wanted, images, strict=True):
-        found = runtime(batch)[1]
-        relevant = np.maximum(scores, found) > 0.05
-        total += float(np.abs(found - scores)[relevant].sum())
+    for (boxes, scores), batch in zip(wanted, images, strict=True):
+        found_boxes, found_scores = runtime(batch)
+        relevant = np.maximum(scores, found_scores).max(axis=2) > 0.05
+        of_scores = np.abs(found_scores - scores)[relevant].max(axis=1, initial=0.0)
+        first, second = torch.from_numpy(boxes[relevant]), torch.from_numpy(found_boxes[relevant])
+        total += float(of_scores.sum() + (1 - box_iou(first, second, elementwise=True)).sum())
         count += float(relevant.sum())
     return total / max(count, 1.0)
 
@@ -78,7 +86,8 @@ def quantise_onnx(float_path: Path, path: Path, images: Sequence[np.ndarray], me
         [(node.name, node.op_type, list(node.input), list(node.output)) for node in graph.node], "Conv"
     )
     few = images[:SEARCHED_ON]
-    wanted = [OnnxRuntime(float_path)(batch)[1] for batch in few]
+    reference = OnnxRuntime(float_path)
+    wanted = [reference(batch) for batch in few]
     with tempfile.TemporaryDirectory() as folder:
         prepared, trial = Path(folder) / "prepared.onnx", Path(folder) / "trial.onnx"
         _shape_inference(float_path, prepared)
@@ -141,6 +150,7 @@ def quantise_openvino(
         UserError: a package is missing.
     """
     nncf = required("nncf", "--format openvino-int8")
+    logging.getLogger("nncf").setLevel(logging.ERROR)  # it names every layer
     model = read_model(float_path)
     nodes = [
         (
@@ -154,7 +164,7 @@ def quantise_openvino(
     decoding, parts = split_nodes(nodes, "Convolution")
     few = images[:SEARCHED_ON]
     reference = OpenVinoRuntime(model, metadata)
-    wanted = [reference(batch)[1] for batch in few]
+    wanted = [reference(batch) for batch in few]
 
     def quantised(excluded: list[str], calibration: Sequence[np.ndarray]) -> Any:
         return nncf.quantize(
