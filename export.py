@@ -24,7 +24,7 @@ from models.darknet.scaled_decode import DECODES
 from models.exported.metadata import ExportMetadata
 from models.exported.network import ExportedNetwork
 from models.exported.onnx_file import OPSET
-from models.exported.onnx_nms import NmsOptions
+from models.exported.onnx_nms import GraphNms
 from utils.config import option, parse_options
 from utils.devices import use_threads
 from utils.files import write_json_atomically
@@ -127,7 +127,7 @@ def job_of(options: ExportOptions, resolved: Resolved) -> Job:
         single_cls=resolved.single_cls,
         val_fraction=resolved.val_fraction,
     )
-    nms = NmsOptions(options.conf_thres, options.iou_thres, options.max_det) if options.nms else None
+    nms = GraphNms(options.conf_thres, options.iou_thres, options.max_det) if options.nms else None
     if nms and metadata.nms_beta:
         print(f"--nms: ONNX's NMS compares plain IoU; {network.cfg_path} asks for one with distances, as test.py does")
     return Job(resolved, metadata, options.opset, nms, options.half, options.calibration_images)

@@ -24,11 +24,12 @@ Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # images [B 3 H W] 
 LIMIT = 1e-4  # of the difference of a float32 file
 LEAST_AGREEMENT = 0.8  # of a file of lower precision
 CONFIDENCE, IOU, SAME_IOU = 0.25, 0.6, 0.5  # of the detections that are compared, and when two are the same
+MOST = 100  # of them per image
 TIMED_RUNS = 10
 
 
 @dataclass(frozen=True)
-class Difference:
+class ExportDifference:
     """How far a file lies from its network, on all compared images."""
 
     boxes: float | None = None  # largest, relative to the box's largest coordinate where that is above a pixel
@@ -53,24 +54,33 @@ class Difference:
         return ", ".join(parts)
 
 
-def compare(reference: Run, file: Run, images: Sequence[np.ndarray], has_nms: bool = False) -> Difference:
+def compare(
+    reference: Run, file: Run, images: Sequence[np.ndarray], slots: bool = True, detections: bool = False
+) -> ExportDifference:
     """Run the network and a file on batches of images [B 3 H W] float32, 0..1.
 
-    With an NMS in the file only detections are compared, for its slots are others.
+    Args:
+        reference: the network.
+        file: the file.
+        images: the batches.
+        slots: compare boxes and scores slot by slot; a file with an NMS has other slots.
+        detections: compare what is left after an NMS, the strongest of each image.
     """
     boxes = scores = 0.0
     same = total = count = 0
     for batch in images:
         wanted, found = reference(batch), file(batch)
-        if not has_nms:
+        if slots:
             boxes = max(boxes, _relative(wanted[0], found[0]))
             scores = max(scores, float(np.abs(found[1] - wanted[1]).max()))
-        for expected, got in zip(_detections(*wanted), _detections(*found), strict=True):
+        for expected, got in zip(_detections(*wanted), _detections(*found), strict=True) if detections else ():
             same += _matched(expected, got) + _matched(got, expected)
             total += len(expected) + len(got)
             count += len(expected)
     agreement = same / total if total else None
-    return Difference(None, None, agreement, count) if has_nms else Difference(boxes, scores, agreement, count)
+    return (
+        ExportDifference(boxes, scores, agreement, count) if slots else ExportDifference(None, None, agreement, count)
+    )
 
 
 def _relative(wanted: np.ndarray, found: np.ndarray) -> float:
@@ -89,7 +99,7 @@ def _detections(boxes: np.ndarray, scores: np.ndarray) -> list[Detections]:
     for image_boxes, image_scores in zip(torch.from_numpy(boxes), torch.from_numpy(scores), strict=True):
         slot, label = (image_scores > CONFIDENCE).nonzero(as_tuple=True)
         candidates = Detections(image_boxes[slot], image_scores[slot, label], label)
-        kept = non_max_suppression(candidates.boxes_xyxy, candidates.scores, label, IOU)
+        kept = non_max_suppression(candidates.boxes_xyxy, candidates.scores, label, IOU, MOST)
         found.append(candidates.select(kept))
     return found
 

@@ -9,7 +9,7 @@ from models.activations import FUNCTIONS, MODULES
 from models.darknet.kinds import KINDS
 from models.exported.graph import DetectionGraph
 from models.exported.metadata import ExportMetadata
-from models.exported.onnx_nms import NmsOptions
+from models.exported.onnx_nms import GraphNms
 from models.network import build_network, build_network_from_text
 from models.nms import non_max_suppression
 from tests.tiny_project import REPOSITORY, random_network
@@ -125,7 +125,7 @@ def test_float16_weights_give_nearly_the_same(tmp_path):
 @pytest.mark.parametrize("limit", [300, 2])
 def test_the_nms_in_the_file_keeps_what_ours_keeps_class_by_class(tmp_path, limit):
     network = random_network()
-    nms = NmsOptions(confidence=0.1, iou=0.4, max_per_class=limit)
+    nms = GraphNms(confidence=0.1, iou=0.4, max_per_class=limit)
     write_onnx(DetectionGraph(network), metadata_of(network, True), tmp_path / "nms.onnx", nms=nms)
     images = torch.rand(2, 3, 64, 96)
     detections = open_onnx(tmp_path / "nms.onnx").runtime(images.numpy())[0]

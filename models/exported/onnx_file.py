@@ -16,7 +16,7 @@ import torch
 from models.exported.graph import DetectionGraph
 from models.exported.metadata import ExportMetadata, metadata_from_strings
 from models.exported.network import ExportedNetwork
-from models.exported.onnx_nms import NmsOptions, append_nms
+from models.exported.onnx_nms import GraphNms, append_nms
 from models.exported.required import required
 from utils.errors import UserError
 
@@ -25,7 +25,7 @@ INPUT, OUTPUTS = "images", ("boxes", "scores")
 
 
 def write_onnx(
-    graph: DetectionGraph, metadata: ExportMetadata, path: Path, opset: int = OPSET, nms: NmsOptions | None = None
+    graph: DetectionGraph, metadata: ExportMetadata, path: Path, opset: int = OPSET, nms: GraphNms | None = None
 ) -> None:
     """Write a graph as ONNX.
 

@@ -15,7 +15,7 @@ from models.exported.required import required
 
 
 @dataclass(frozen=True)
-class NmsOptions:
+class GraphNms:
     """What an NMS in the graph keeps."""
 
     confidence: float = 0.001
@@ -26,7 +26,7 @@ class NmsOptions:
         return f"iou {self.iou:g}, confidence {self.confidence:g}, at most {self.max_per_class} detections per class"
 
 
-def append_nms(model: Any, nms: NmsOptions) -> None:
+def append_nms(model: Any, nms: GraphNms) -> None:
     """Let a model return detections [K 7] float32, ordered by image: image, x1, y1, x2, y2, score and class.
 
     Every class of a slot is a detection of its own, as in COCO's evaluation. (ONNX writes corners as y, x; exchanging

@@ -23,7 +23,7 @@ from models.exported.required import required
 from utils.boxes import box_iou
 
 SEARCHED_ON = 16  # images that the search calibrates and measures with
-BETTER = 0.9  # a part stays in float where that lowers the error to this share or less
+BETTER = 0.97  # a part stays in float where that lowers the error to this share or less
 QUANTISED = ("Conv", "Mul", "Add", "Sigmoid", "Concat", "MaxPool", "Resize", "LeakyRelu")
 
 
