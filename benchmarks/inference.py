@@ -89,7 +89,7 @@ def exported(network: Network, size: int, batch: int, folder: Path) -> dict[str,
             lambda: write_openvino(read_model(source), about, folder / "float.xml"), open_openvino, "float.xml"),
         "OpenVINO int8": (openvino_int8, open_openvino, "int8.xml"),
     }  # fmt: skip
-    ways = {}
+    ways: dict[str, tuple[Detector, Forward]] = {}
     for name, (make, load, file) in makers.items():
         try:
             make()
