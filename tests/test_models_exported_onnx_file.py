@@ -93,7 +93,7 @@ def test_published_networks_at_three_sizes_and_batches(cfg, tmp_path):
     assert_same(network, tmp_path / "a.onnx", [(1, 3, 64, 64), (2, 3, 96, 160), (3, 3, 128, 64)], dynamic=True)
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_every_kind_of_section_and_activation(tmp_path, dynamic):
     network = shaken(build_network_from_text(every_section(), "every.cfg"))
     assert {section.kind for section in network.config.sections} == KINDS.keys() - OTHERS

@@ -172,3 +172,15 @@ def test_contradictions_are_refused(project, arguments, message, monkeypatch, ca
     monkeypatch.chdir(project)
     assert run_script(load_script("export"), monkeypatch, *arguments) == 2
     assert message in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("name", "package"), [("onnx-int8", "onnxruntime"), ("openvino-int8", "nncf")])
+def test_int8_is_smaller_and_finds_nearly_the_same(project, name, package, monkeypatch, capfd):
+    pytest.importorskip(package)
+    monkeypatch.chdir(project)
+    arguments = ("--format", name, "--img-size", "96", "64", "--data", "tiny.data", "--name", name)
+    assert run_script(load_script("export"), monkeypatch, *arguments) == 0
+    assert "last convolutions in float: error" in capfd.readouterr().out
+    (record,) = json.loads((project / "runs/export" / name / "export.json").read_text())["files"]
+    assert record["precision"] == "int8" and 0 < record["difference"]["scores"] < 0.5
+    assert record["difference"]["agreement"] >= 0.8 and record["difference"]["detections"] > 5
