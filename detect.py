@@ -46,7 +46,7 @@ class DetectOptions:
     """What to look at, with which network, and what to keep."""
 
     source: str = option("", "image, folder, glob, list, video, camera or stream; default: validation images")
-    weights: str = option("", "checkpoint, Darknet .weights or official yolov5 .pt; default: the newest run's best.pt")
+    weights: str = option("", "checkpoint, Darknet .weights, yolov5 .pt or exported; default: the newest run's best.pt")
     cfg: str = option("", "network, looked up here and in cfg/; default: the one that belongs to the weights")
     strict: bool = option(False, "refuse a cfg with keys, lines or names that Darknet does not know")
     decode: str = option("cfg", "boxes as the cfg says, or as PyTorch_YOLOv4, ScaledYOLOv4 and yolor compute", DECODES)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from utils.errors import UserError, run_command  # first: for Ctrl-C during the imports below
 
 # isort: split
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -23,6 +23,7 @@ from engine.evaluate_results import ResultsComparison, ResultsOptions, compare_r
 from engine.network_input import refuse_size, resize_option, size_option
 from engine.resolve import Resolved, Wanted, fit_classes, resolve
 from engine.run_folder import new_run_folder, shared_run_folder
+from engine.speed import SpeedOptions, percentiles_line, time_batches
 from evaluation.coco import BACKENDS, Metrics, evaluate_coco, has_objects
 from evaluation.results import clean_ground_truth
 from models.checkpoints.load import LoadedNetwork
@@ -45,7 +46,7 @@ PICTURED_BATCHES = 3  # that are drawn, the first ones
 class EvaluationOptions:
     """What to evaluate, on what, and how."""
 
-    weights: str = option("", "checkpoint, Darknet .weights or official yolov5 .pt; default: the newest run's best.pt")
+    weights: str = option("", "checkpoint, Darknet .weights, yolov5 .pt or exported; default: the newest run's best.pt")
     cfg: str = option("", "network, looked up here and in cfg/; default: the one that belongs to the weights")
     strict: bool = option(False, "refuse a cfg with keys, lines or names that Darknet does not know")
     decode: str = option("cfg", "boxes as the cfg says, or as PyTorch_YOLOv4, ScaledYOLOv4 and yolor compute", DECODES)
@@ -82,12 +83,12 @@ class EvaluationOptions:
 @distributed.joined()
 def main() -> None:
     """Evaluate one detector on one split; leave metrics.json and pictures in runs/test/<name>."""
-    groups = (EvaluationOptions, ImageCheckOptions, ResultsOptions)
-    options, checks, files = parse_options(__doc__.splitlines()[0], *groups)
+    groups = (EvaluationOptions, ImageCheckOptions, ResultsOptions, SpeedOptions)
+    options, checks, files, measured = parse_options(__doc__.splitlines()[0], *groups)
     if files.results and not options.weights:
         return evaluate_files(options, files)
     device = choose_device(options.device)
-    use_threads()
+    use_threads(measured.threads or None)
     distributed.start(device)
 
     resolved = resolve(wanted_by(options))
@@ -109,8 +110,10 @@ def main() -> None:
     announce(options, resolved, dataset, device)
     warm_up(detector, batches.plans()[0].net_hw if batches.plans() else options.img_size[::-1])
     if options.task == "speed":
-        time_batches(detector, batches)
+        milliseconds = time_batches(detector, batches)
         print_speed(detector.speed(), options)
+        if distributed.is_main() and milliseconds:
+            print(percentiles_line(milliseconds))
         distributed.stop()
         return
 
@@ -228,12 +231,6 @@ def warm_up(detector: Detector, net_hw: tuple[int, int]) -> None:
     """Run the network once, so that what it chooses and allocates the first time is not measured."""
     detector.raw_maps(torch.zeros(1, 3, *net_hw, dtype=torch.uint8))
     detector.reset_speed()
-
-
-def time_batches(detector: Detector, batches: Iterable[Batch]) -> None:
-    """Run the detector over all batches for its speed alone."""
-    for batch in batches:
-        detector(batch.images, batch.metas)
 
 
 class BatchPictures:

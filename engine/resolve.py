@@ -15,6 +15,7 @@ from engine.run_folder import find_newest_checkpoint
 from models.checkpoints.load import LoadedNetwork, load_network
 from models.checkpoints.report import LoadReport
 from models.darknet.scaled_decode import decode_warning
+from models.exported.network import ExportedNetwork
 from models.network import Network, decode_scaled, select_classes
 from utils import distributed
 from utils.class_names import are_numbers, first_moved, places_in, read_names
@@ -128,6 +129,8 @@ def as_decoded(network: Network) -> Network:
     Raises:
         UserError: as :func:`models.network.decode_scaled`.
     """
+    if isinstance(network, ExportedNetwork):
+        raise UserError("--decode scaled: that is decided where a network is exported: export.py --decode scaled")
     scaled = decode_scaled(network)
     if scaled.cfg_text == network.cfg_text:
         _note(f"--decode scaled changes nothing: {network.cfg_path} says new_coords=1 itself")
@@ -272,7 +275,10 @@ def _with_classes_of(
     what = f"{rest} of its {len(known)} classes are not in {origin}" if rest else f"numbers its classes unlike {origin}"
     without = "; these are left out" if rest else ""
     _note(f"{found.weights}: {what}; mapped by name{without}")
-    network = select_classes(found.loaded.network, classes)
+    network = found.loaded.network
+    network = (
+        network.with_classes(classes) if isinstance(network, ExportedNetwork) else select_classes(network, classes)
+    )
     return replace(found, loaded=replace(found.loaded, network=network, names=wanted))
 
 

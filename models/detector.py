@@ -80,7 +80,8 @@ class Detector:
             classes: class indices to look for, all when None or empty.
             clip: cut boxes off at the image's border; Darknet's own detections stick out.
         """
-        self.device = next(network.parameters()).device
+        # An exported network has no parameters: its runtime computes on the CPU.
+        self.device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
         self.dtype = torch.float16 if half and self.device.type == "cuda" else torch.float32
         fused = network.fuse().eval().requires_grad_(False)
         self.network = fused.to(self.device, self.dtype).to(memory_format=torch.channels_last)

@@ -26,7 +26,14 @@ INSIDE = {  # what a folder may import from its own package, besides itself
     },
     "analysis/output": set(),
     "models/assignment": {"models.heads", "models.raw_maps"},
-    "models/checkpoints": {"models.connected", "models.layers", "models.network", "models.recurrent"},
+    "models/checkpoints": {
+        "models.connected",
+        "models.exported.open_file",
+        "models.exported.required",
+        "models.layers",
+        "models.network",
+        "models.recurrent",
+    },
     "models/darknet": {
         "models.activations",
         "models.connected",
@@ -35,6 +42,14 @@ INSIDE = {  # what a folder may import from its own package, besides itself
         "models.heads",
         "models.layers",
         "models.recurrent",
+    },
+    "models/exported": {
+        "models.darknet.cfg",
+        "models.darknet.schema",
+        "models.exact_heads",
+        "models.heads",
+        "models.network",
+        "models.nms",
     },
     "data/labels": {"data.description", "data.image_files", "data.shapes"},
 }
