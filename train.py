@@ -182,7 +182,7 @@ def main() -> None:
     ground_truth = test_set.to_coco()
     schedule = Schedule(options.optimizer, options.train.epochs, len(train_batches), options.train.batches_per_step)
 
-    run = TrainingRun.start(options.train.project, options.as_dict(), train_set.names, network.cfg_text, state)
+    run = TrainingRun.start(options.train.project, options.as_dict(), (train_set, test_set), network.cfg_text, state)
     with run.interruptible():
         announce(run, options, network, resize, train_set, device, precision)
         if distributed.is_main() and not has_objects(ground_truth):
