@@ -136,7 +136,7 @@ def read_last(path):
     sys.argv = ["train.py", "--resume", str(path), "--device", "cpu"]
     options, checkpoint = train.choose_options()
     network, _ = train.new_network(options.train, tuple(checkpoint["names"]), checkpoint)
-    train.load_training_state(train.new_state(network, options), checkpoint, path)
+    train.load_training_state(train.new_state(network, options, Precision("float32")), checkpoint, path)
 
 
 def make_official(folder):
