@@ -132,6 +132,7 @@ def make_last(folder):
 def read_last(path):
     """Take from it what train.py --resume takes."""
     import train
+    from engine.precision import Precision
 
     sys.argv = ["train.py", "--resume", str(path), "--device", "cpu"]
     options, checkpoint = train.choose_options()
