@@ -33,7 +33,7 @@ from models.darknet.scaled_decode import DECODES
 from models.detector import Detector
 from utils.class_names import class_numbers
 from utils.config import option, parse_options
-from utils.devices import choose_device, describe_device, use_threads
+from utils.devices import choose_device, describe_device, half_is_ignored, use_threads
 from utils.files import printable
 from utils.structures import Detections
 
@@ -62,7 +62,7 @@ class DetectOptions:
     batch_size: int = option(1, "images, frames of a video or tiles that the network sees at once")
     track: bool = option(False, "give the objects of videos numbers that they keep from frame to frame")
     device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
-    half: bool = option(False, "float16, on CUDA")
+    half: bool = option(False, "float16 on CUDA, bfloat16 on a CPU that has it")
     ext_output: bool = option(False, "print the box of each detection, as Darknet's -ext_output")
     view_img: bool = option(False, "show the pictures in a window, where there is a display; q ends")
     project: str = option(RUNS, "folder of results")
@@ -137,8 +137,8 @@ def main() -> None:
 
 def say_what_is_ignored(options: DetectOptions, device: torch.device, sources: Sequence[Source]) -> None:
     """Print a line for each option that changes nothing here."""
-    if options.half and device.type != "cuda":
-        print("--half means nothing on this device: computing in float32")
+    if ignored := half_is_ignored(options.half, device):
+        print(ignored)
     if options.track and not all(source.videos for source in sources):
         print("--track: images are not tracked, only videos and streams are")
 

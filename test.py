@@ -31,7 +31,7 @@ from models.darknet.scaled_decode import DECODES
 from models.detector import Detector, Speed
 from utils import distributed
 from utils.config import option, parse_options
-from utils.devices import choose_device, describe_device, use_threads
+from utils.devices import choose_device, describe_device, half_is_ignored, use_threads
 from utils.draw import draw_predictions
 from utils.files import write_json_atomically
 from utils.structures import Batch, Detections
@@ -62,7 +62,7 @@ class EvaluationOptions:
     val_fraction: float = option(0.0, "share of the training images that is held out; default: the training's")
     single_cls: bool = option(False, "treat all objects and detections as one class")
     device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
-    half: bool = option(False, "float16, on CUDA")
+    half: bool = option(False, "float16 on CUDA, bfloat16 on a CPU that has it")
     rect: bool = option(True, "images of similar shape in batches as small as holds them; else all have the full size")
     resize: str = resize_option()
     clip: bool = option(True, "clip boxes to the image; those of Darknet reach over its border: --no-clip")
@@ -223,8 +223,8 @@ def announce(options: EvaluationOptions, resolved: Resolved, dataset: Annotation
             f"({split}), {how_many(len(dataset), 'image')}, {resolved.resize.to(resolved.input_wh)}{batches} "
             f"({describe_device(device)})"
         )
-        if options.half and device.type != "cuda":
-            print("--half means nothing on this device: computing in float32")
+        if ignored := half_is_ignored(options.half, device):
+            print(ignored)
 
 
 def warm_up(detector: Detector, net_hw: tuple[int, int]) -> None:

@@ -1,6 +1,6 @@
 """Milliseconds per image of every way to run a network: preprocessing, forward pass and NMS, in turns, in one process.
 
-Torch plain, fused, fused and channels-last as the detector runs it, under bfloat16 where the CPU has it; on a CPU also
+Torch plain, fused, fused and channels-last as the detector runs it, with --half where that is faster; on a CPU also
 the exported files, where their packages are installed. Weights are random, so the numbers are about time only.
 Run: ``python -m benchmarks.inference [--batch-size 1]``
 """
@@ -27,7 +27,7 @@ from models.exported.openvino_folder import open_openvino, read_model, write_ope
 from models.exported.quantise import quantise_onnx, quantise_openvino
 from models.network import Network, build_network
 from utils.config import find_file, option, parse_options
-from utils.devices import choose_device, describe_device, use_threads
+from utils.devices import choose_device, describe_device, half_type, use_threads
 from utils.errors import UserError, run_command
 
 CASES = (("yolov3-tiny.cfg", 416), ("yolov5n.cfg", 640), ("yolov5s.cfg", 640), ("yolov3-spp.cfg", 416))
@@ -58,13 +58,9 @@ def in_torch(network: Network) -> dict[str, tuple[Detector, Forward]]:
         "fused": (detector, lambda images: fused(images.contiguous().float() / 255)),
         "fused + channels-last": (detector, detector.raw_maps),
     }
-    if detector.device.type == "cpu" and torch.cpu.get_capabilities().get("avx512_bf16"):
-
-        def in_bfloat16(images: Tensor) -> list[Tensor]:
-            with torch.autocast("cpu", torch.bfloat16):
-                return [raw.float() for raw in detector.raw_maps(images)]
-
-        ways["bfloat16 autocast"] = (detector, in_bfloat16)
+    if half_type(detector.device) != torch.float32:
+        half = Detector(network, CONFIDENCE, half=True)
+        ways["--half"] = (half, half.raw_maps)
     return ways
 
 
@@ -74,7 +70,7 @@ def exported(network: Network, size: int, batch: int, folder: Path) -> dict[str,
         tuple(map(str, range(network.num_classes))), (size, size), tuple(head.stride for head in network.heads),
         network.max_stride, "benchmark.cfg", network.cfg_text, "", batch,
     )  # fmt: skip
-    int8 = replace(about, precision="int8")
+    int8, half = replace(about, precision="int8"), replace(about, precision="float16")
     noise = list(np.random.default_rng(0).random((8, batch, 3, size, size), dtype=np.float32))
     source = folder / "float.onnx"
 
@@ -87,6 +83,8 @@ def exported(network: Network, size: int, batch: int, folder: Path) -> dict[str,
             lambda: quantise_onnx(source, folder / "int8.onnx", noise, int8), open_onnx, "int8.onnx"),
         "OpenVINO": (
             lambda: write_openvino(read_model(source), about, folder / "float.xml"), open_openvino, "float.xml"),
+        "OpenVINO --half": (
+            lambda: write_openvino(read_model(source), half, folder / "half.xml"), open_openvino, "half.xml"),
         "OpenVINO int8": (openvino_int8, open_openvino, "int8.xml"),
     }  # fmt: skip
     ways: dict[str, tuple[Detector, Forward]] = {}

@@ -23,7 +23,7 @@ from engine.resolve import Resolved, Wanted, name_classes, resolve, with_names
 from models.darknet.scaled_decode import DECODES
 from models.detector import Detector
 from utils.class_names import class_numbers, is_class_name
-from utils.devices import choose_device
+from utils.devices import choose_device, half_is_ignored
 from utils.errors import UserError
 from utils.structures import Detections
 from utils.words import how_many
@@ -57,7 +57,7 @@ def load(
             else as the cfg says.
         decode: "cfg", or "scaled" for weights of PyTorch_YOLOv4, ScaledYOLOv4 and yolor.
         device: "cpu", or a CUDA device such as "0"; empty: CUDA if there is one.
-        half: compute in float16; ignored on the CPU.
+        half: compute in float16 on a GPU, in bfloat16 on a CPU that has it.
 
     Raises:
         UserError: one line that says what is wrong and what to do. Options have the names of the command line:
@@ -71,8 +71,8 @@ def load(
     wanted = Wanted(os.fspath(weights), os.fspath(cfg), img_size=size, resize=resize, decode=decode)
     resolved = _named(resolve(wanted, needs_data=False), names)
     where = choose_device(str(device))
-    if half and where.type != "cuda":
-        print("half means nothing on this device: computing in float32")
+    if ignored := half_is_ignored(half, where):
+        print(ignored)
     network = resolved.loaded.network.to(where)
     return Predictor(Detector(network, CONFIDENCE, IOU, MAX_DETECTIONS, half=half), resolved)
 

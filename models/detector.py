@@ -21,7 +21,7 @@ from models.heads import Head, decode_boxes, priors_wh, scoring_rows
 from models.network import Network
 from models.nms import LOGIT_SLACK, logit, non_max_suppression, select_candidates
 from utils.boxes import cxcywh_to_xyxy
-from utils.devices import synchronised_time
+from utils.devices import half_type, synchronised_time
 from utils.structures import Detections, ImageMeta
 
 MULTI_LABEL_BELOW = 0.1  # up to this confidence one box may carry several classes, as is usual in COCO evaluation
@@ -75,14 +75,15 @@ class Detector:
             confidence: minimum objectness x class probability of a detection.
             iou: NMS drops a box that overlaps a stronger one more than this.
             max_detections: per image.
-            half: compute in float16; ignored on the CPU, where it is slower.
+            half: compute in 16 bits where the device is faster with them: :func:`utils.devices.half_type`.
             agnostic: let boxes of different classes suppress one another.
             classes: class indices to look for, all when None or empty.
             clip: cut boxes off at the image's border; Darknet's own detections stick out.
         """
         # An exported network has no parameters: its runtime computes on the CPU.
-        self.device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
-        self.dtype = torch.float16 if half and self.device.type == "cuda" else torch.float32
+        parameter = next(network.parameters(), None)
+        self.device = torch.device("cpu") if parameter is None else parameter.device
+        self.dtype = half_type(self.device) if half and parameter is not None else torch.float32
         fused = network.fuse().eval().requires_grad_(False)
         self.network = fused.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         self.heads = tuple(network.heads)
@@ -140,8 +141,9 @@ class Detector:
     def raw_maps(self, images: Tensor) -> list[Tensor]:
         """Return the network's raw maps [B A H W 5+C], one per head, of images [B 3 H W], 0..255."""
         images = images.to(self.device, non_blocking=True)
-        # Floats are divided before they become float16, in which 200.3 would be 200.25.
-        dtype = images.dtype if images.is_floating_point() else self.dtype
+        # Divided as float32 where the type has too few bits for 200.3 (float16), or for 201 and 202 (bfloat16).
+        is_exact = self.dtype == torch.float16 and not images.is_floating_point()
+        dtype = self.dtype if is_exact else torch.float32
         images = images.to(dtype=dtype, memory_format=torch.channels_last) / 255
         return self.network(images.to(self.dtype))
 

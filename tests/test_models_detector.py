@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from data.letterbox import RESIZES
+from models import detector as detector_module
 from models.detector import DecodedPredictions, Detector, decode_predictions
 from models.heads import Head
 from utils.structures import ImageMeta
@@ -208,7 +209,7 @@ def test_broken_weights_give_no_detections_instead_of_nan():
 def test_owns_a_copy_and_measures_time():
     images, metas = images_and_frames()
     network = StubNetwork()
-    detector = Detector(network, confidence=0.01, half=True)  # half has no effect on the CPU
+    detector = Detector(network, confidence=0.01)
     before = detector(images, metas)[0].scores
     network.layers[0].weight.data.zero_()
     assert torch.equal(detector(images, metas)[0].scores, before)
@@ -216,6 +217,18 @@ def test_owns_a_copy_and_measures_time():
     assert speed.images == 6 and 0 < speed.inference_ms < speed.total_ms == speed.inference_ms + speed.nms_ms
     detector.reset_speed()
     assert detector.speed().images == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_half_on_a_cpu_is_bfloat16_where_the_cpu_has_it(monkeypatch, dtype):
+    monkeypatch.setattr(detector_module, "half_type", lambda _device: dtype)
+    images, metas = images_and_frames()
+    exact = Detector(StubNetwork(), confidence=0.05)(images, metas)
+    detector = Detector(StubNetwork(), confidence=0.05, half=True)
+    assert detector.raw_maps(images)[0].dtype == dtype
+    for a, b in zip(exact, detector(images, metas), strict=True):
+        torch.testing.assert_close(a.scores[:5], b.scores[:5], rtol=0.03, atol=1e-3)
+        assert torch.equal(a.scores, b.scores) == (dtype == torch.float32)
 
 
 @pytest.mark.gpu

@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from utils.devices import amp_dtype, choose_device, describe_device, synchronised_time, use_threads
+from utils.devices import (
+    amp_dtype,
+    choose_device,
+    describe_device,
+    half_is_ignored,
+    half_type,
+    synchronised_time,
+    use_threads,
+)
 from utils.errors import UserError
 
 
@@ -92,3 +100,17 @@ def test_processes_share_the_cores(monkeypatch):
     finally:
         torch.set_num_threads(before)
     assert "cpu" in describe_device(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "dtype"),
+    [({}, torch.float32), ({"avx512_bf16": False, "amx_bf16": False}, torch.float32),
+     ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16)],
+)  # fmt: skip
+def test_sixteen_bits_of_a_cpu(monkeypatch, capabilities, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    cpu = torch.device("cpu")
+    assert half_type(cpu) == dtype
+    assert ("--half means nothing" in half_is_ignored(True, cpu)) == (dtype == torch.float32)
+    assert half_is_ignored(False, cpu) == ""
+    assert half_type(torch.device("cuda")) == torch.float16

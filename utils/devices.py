@@ -81,6 +81,24 @@ def amp_dtype(device: torch.device) -> torch.dtype | None:
     return torch.float16 if major >= 7 and "GTX 16" not in torch.cuda.get_device_name(device) else None
 
 
+def half_type(device: torch.device) -> torch.dtype:
+    """Return the type that ``--half`` computes in, float32 where none of 16 bits is faster.
+
+    A GPU takes float16; a CPU bfloat16 where it has instructions for it, without which torch emulates it.
+    """
+    if device.type == "cuda":
+        return torch.float16
+    has = torch.cpu.get_capabilities()
+    return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
+
+
+def half_is_ignored(half: bool, device: torch.device) -> str:
+    """Return the line that says so where ``--half`` changes nothing on a device, else nothing."""
+    if not half or half_type(device) != torch.float32:
+        return ""
+    return "--half means nothing on this device, which has no fast 16-bit numbers: computing in float32"
+
+
 def use_threads(count: int | None = None) -> None:
     """Set the threads of torch and OpenCV in this process.
 
