@@ -24,12 +24,15 @@ from data.image_checks import ImageCheckOptions
 from data.letterbox import RESIZES, place_images, smallest_input
 from data.sources import ImageFiles, Picture, VideoFrames, open_source
 from data.splits import open_split
+from engine.evaluate import dropped_line
 from engine.network_input import refuse_size, resize_option, size_option
 from engine.resolve import Resolved, Wanted, name_classes, resolve
 from engine.run_folder import new_run_folder
 from engine.writers import DetectionWriter, Mp4Writer
 from models.darknet.scaled_decode import DECODES
 from models.detector import Detector
+from models.nms_variants import NmsOptions
+from models.views import ViewOptions, build_detector
 from utils.config import option, parse_options
 from utils.devices import choose_device, describe_device, use_threads
 from utils.draw import draw_detections
@@ -58,7 +61,6 @@ class DetectOptions:
     iou_thres: float = option(0.45, "NMS drops a box that overlaps a stronger one of its class by a higher IoU")
     max_det: int = option(300, "detections per image")
     classes: tuple[str, ...] = option((), "only these classes, by name or number")
-    agnostic_nms: bool = option(False, "boxes of different classes suppress one another, too")
     device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
     half: bool = option(False, "float16, on CUDA")
     save_txt: bool = option(False, "write labels/*.txt in YOLO's format")
@@ -80,7 +82,7 @@ class DetectOptions:
 
 def main() -> None:
     """Detect in every picture of the source; leave drawn pictures, labels and JSON in runs/detect/<name>."""
-    (options,) = parse_options(__doc__.splitlines()[0], DetectOptions)
+    options, nms, views = parse_options(__doc__.splitlines()[0], DetectOptions, NmsOptions, ViewOptions)
     device = choose_device(options.device)
     use_threads()
 
@@ -96,13 +98,14 @@ def main() -> None:
     resolved = name_classes(resolve(wanted, needs_data=False), options.names, options.data)
     loaded = resolved.loaded
     sources, shown = choose_sources(options.source, resolved)
-    detector = Detector(
+    detector = build_detector(
         loaded.network.to(device),
+        nms,
+        views,
         confidence=options.conf_thres,
         iou=options.iou_thres,
         max_detections=options.max_det,
         half=options.half,
-        agnostic=options.agnostic_nms,
         classes=class_numbers(options.classes, loaded.names),
     )
     folder = new_run_folder(options.project, options.name, options.exist_ok)
@@ -130,6 +133,8 @@ def main() -> None:
     speed = detector.speed()
     print(f"Speed: {speed.inference_ms:.1f}/{speed.nms_ms:.1f}/{speed.total_ms:.1f} ms inference/NMS/total per image")
     print(f"{speed.images} pictures, {writer.num_detections} detections. {writer.written()}")
+    if line := dropped_line(detector.dropped, options.max_det, speed.images):
+        print(line)
     refuse_unreadable(sources)
 
 

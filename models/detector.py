@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -17,12 +17,15 @@ from torch.nn import functional
 from models.exact_heads import DecodingHead
 from models.heads import Head, decode_boxes, priors_wh, scoring_rows
 from models.network import Network
-from models.nms import LOGIT_SLACK, logit, non_max_suppression, select_candidates
+from models.nms import LOGIT_SLACK, logit, select_candidates
+from models.nms_variants import NMS_KINDS, NmsOptions, NmsRule
 from utils.boxes import cxcywh_to_xyxy
 from utils.devices import synchronised_time
 from utils.structures import Detections, ImageMeta
 
 MULTI_LABEL_BELOW = 0.1  # up to this confidence one box may carry several classes, as is usual in COCO evaluation
+COUNTED = 1000  # detections of an image above the limit that are counted; to count all may take minutes
+Look = tuple[list[Tensor], Sequence[ImageMeta]]  # the raw maps of a batch, and where its images lie in the input
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,18 @@ class Speed:
         return self.inference_ms + self.nms_ms
 
 
+@dataclass(frozen=True)
+class Dropped:
+    """What the limit of detections per image has cut off."""
+
+    images: int = 0  # that have more detections than the limit
+    detections: int = 0  # those that were dropped
+    is_least: bool = False  # whether there were more: an image counts with at most ``COUNTED``
+
+    def __add__(self, other: Dropped) -> Dropped:
+        return Dropped(self.images + other.images, self.detections + other.detections, self.is_least or other.is_least)
+
+
 class Detector:
     """Finds objects in batches of images; owns a fused copy of the network, so later training does not change it."""
 
@@ -59,7 +74,7 @@ class Detector:
         iou: float = 0.6,
         max_detections: int = 300,
         half: bool = False,
-        agnostic: bool = False,
+        nms: NmsOptions | None = None,
         classes: Sequence[int] | None = None,
         clip: bool = True,
     ) -> None:
@@ -71,7 +86,7 @@ class Detector:
             iou: NMS drops a box that overlaps a stronger one more than this.
             max_detections: per image.
             half: compute in float16; ignored on the CPU, where it is slower.
-            agnostic: let boxes of different classes suppress one another.
+            nms: which kind of suppression; None: greedy within each class, as the cfg asks for.
             classes: class indices to look for, all when None or empty.
             clip: cut boxes off at the image's border; Darknet's own detections stick out.
         """
@@ -84,7 +99,8 @@ class Detector:
         self.iou = iou
         self.nms_beta = self.heads[-1].nms_beta  # Darknet, too, takes the last section's
         self.max_detections = max_detections
-        self.agnostic = agnostic
+        self.nms = nms or NmsOptions()
+        self.counts_dropped = False  # whether ``dropped`` counts what is above ``max_detections``, off the clock
         self.clip = clip
         self.classes = torch.tensor(sorted(classes), device=self.device) if classes else None
         self.reset_speed()
@@ -98,13 +114,20 @@ class Detector:
             metas: where each image lies in the network input.
         """
         start = synchronised_time(self.device)
-        raw_maps = self.raw_maps(images)
+        looks = self.look(images, metas)
         middle = synchronised_time(self.device)
-        found = self.detect(raw_maps, metas)
+        candidates = [_joined(of_image) for of_image in zip(*(self.candidates(*look) for look in looks), strict=True)]
+        found = [self.suppress(of_image, self.max_detections) for of_image in candidates]
         self.seconds_inference += middle - start
         self.seconds_nms += synchronised_time(self.device) - middle
         self.images_seen += len(images)
-        return found
+        if self.counts_dropped:
+            self._count_dropped(candidates, found)
+        return [self._clipped(of_image, meta) for of_image, meta in zip(found, metas, strict=True)]
+
+    def look(self, images: Tensor, metas: Sequence[ImageMeta]) -> list[Look]:
+        """Return what the network says of a batch: here of one view, the images as they are."""
+        return [(self.raw_maps(images), metas)]
 
     @torch.inference_mode()
     def raw_maps(self, images: Tensor) -> list[Tensor]:
@@ -118,6 +141,11 @@ class Detector:
     @torch.inference_mode()
     def detect(self, raw_maps: Sequence[Tensor], metas: Sequence[ImageMeta]) -> list[Detections]:
         """Turn raw maps [B A H W 5+C] into detections: the second half of calling the detector."""
+        found = (self.suppress(of_image, self.max_detections) for of_image in self.candidates(raw_maps, metas))
+        return [self._clipped(of_image, meta) for of_image, meta in zip(found, metas, strict=True)]
+
+    def candidates(self, raw_maps: Sequence[Tensor], metas: Sequence[ImageMeta]) -> list[Detections]:
+        """Return of each image all boxes whose score passes, in original pixels, not clipped and in no order."""
         decoded = decode_predictions(raw_maps, self.heads, self.confidence)
         multi_label = self.confidence <= MULTI_LABEL_BELOW
         slot, label, score = select_candidates(decoded.objectness, decoded.class_logits, self.confidence, multi_label)
@@ -126,27 +154,47 @@ class Detector:
             slot, label, score = slot[wanted], label[wanted], score[wanted]
         # The candidates are ordered by image, so that counts are enough to split them.
         per_image = torch.bincount(decoded.image[slot], minlength=len(metas)).tolist()
-        found = []
         parts = zip(slot.split(per_image), label.split(per_image), score.split(per_image), metas, strict=True)
-        for slot_per_image, labels, scores, meta in parts:
-            # In original pixels, as Darknet: a stretch changes how far centres lie apart in units of a diagonal.
-            boxes = meta.to_original(decoded.boxes_xyxy_net[slot_per_image], clip=False)
-            kept = non_max_suppression(
-                boxes, scores, labels, self.iou, self.max_detections, self.agnostic, self.nms_beta
-            )
-            boxes = meta.clipped(boxes[kept]) if self.clip else boxes[kept]
-            found.append(Detections(boxes, scores[kept], labels[kept]))
-        return found
+        # In original pixels, as Darknet: a stretch changes how far centres lie apart in units of a diagonal.
+        return [
+            Detections(meta.to_original(decoded.boxes_xyxy_net[slots], clip=False), scores, labels)
+            for slots, labels, scores, meta in parts
+        ]
+
+    def suppress(self, candidates: Detections, limit: int) -> Detections:
+        """Return what NMS leaves of the candidates of one image, the strongest first, at most ``limit``."""
+        options = self.nms
+        rule = NmsRule(self.iou, limit, self.confidence, options.agnostic_nms, options.nms_sigma, self.nms_beta)
+        return NMS_KINDS[options.nms](candidates, rule)
+
+    def _clipped(self, found: Detections, meta: ImageMeta) -> Detections:
+        return replace(found, boxes_xyxy=meta.clipped(found.boxes_xyxy)) if self.clip else found
+
+    def _count_dropped(self, candidates: Sequence[Detections], found: Sequence[Detections]) -> None:
+        """Count the detections that there would be above the limit."""
+        for of_image, kept in zip(candidates, found, strict=True):
+            if len(kept) == self.max_detections < len(of_image):
+                above = len(self.suppress(of_image, self.max_detections + COUNTED)) - self.max_detections
+                self.dropped += Dropped(int(above > 0), above, above == COUNTED)
 
     def reset_speed(self) -> None:
-        """Forget the times measured so far, after a warm-up for instance."""
+        """Forget what was measured and counted so far, after a warm-up for instance."""
         self.seconds_inference = self.seconds_nms = 0.0
         self.images_seen = 0
+        self.dropped = Dropped()
 
     def speed(self) -> Speed:
         """Return the mean time per image since the last reset."""
         count = max(1, self.images_seen)
         return Speed(self.seconds_inference / count * 1e3, self.seconds_nms / count * 1e3, self.images_seen)
+
+
+def _joined(parts: Sequence[Detections]) -> Detections:
+    """Return the candidates of all views of one image."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = zip(*((part.boxes_xyxy, part.scores, part.labels) for part in parts), strict=True)
+    return Detections(*(torch.cat(column) for column in columns))
 
 
 def decode_predictions(raw_maps: Sequence[Tensor], heads: Sequence[Head], confidence: float) -> DecodedPredictions:
