@@ -8,7 +8,7 @@ from __future__ import annotations
 from utils.errors import UserError, run_command  # first: for Ctrl-C during the imports below
 
 # isort: split
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from engine.evaluate_results import ResultsComparison, ResultsOptions, compare_r
 from engine.network_input import refuse_size, resize_option, size_option
 from engine.resolve import Resolved, Wanted, fit_classes, resolve
 from engine.run_folder import new_run_folder, shared_run_folder
+from engine.speed import SpeedOptions, percentiles_line, time_batches
 from engine.study import StudyOptions, checked_study, run_study, study_sizes, write_study
 from evaluation.coco import BACKENDS, Metrics, evaluate_coco, has_objects
 from evaluation.results import clean_ground_truth
@@ -41,13 +42,13 @@ from utils.structures import Batch, Detections
 from utils.words import how_many
 
 RUNS = "runs/test"
-SPLITS = {
+SPLITS = {  # --task -> the key of the .data file
     "val": "valid",
     "test": "test",
     "train": "train",
     "speed": "valid",
     "study": "valid",
-}  # --task -> the key of the .data file
+}
 PICTURED_BATCHES = 3  # that are drawn, the first ones
 
 
@@ -55,7 +56,7 @@ PICTURED_BATCHES = 3  # that are drawn, the first ones
 class EvaluationOptions:
     """What to evaluate, on what, and how."""
 
-    weights: str = option("", "checkpoint, Darknet .weights or official yolov5 .pt; default: the newest run's best.pt")
+    weights: str = option("", "checkpoint, Darknet .weights, yolov5 .pt or exported; default: the newest run's best.pt")
     cfg: str = option("", "network, looked up here and in cfg/; default: the one that belongs to the weights")
     strict: bool = option(False, "refuse a cfg with keys, lines or names that Darknet does not know")
     decode: str = option("cfg", "boxes as the cfg says, or as PyTorch_YOLOv4, ScaledYOLOv4 and yolor compute", DECODES)
@@ -92,13 +93,13 @@ class EvaluationOptions:
 @distributed.joined()
 def main() -> None:
     """Evaluate one detector on one split; leave metrics.json and pictures in runs/test/<name>."""
-    groups = (EvaluationOptions, ImageCheckOptions, ResultsOptions, NmsOptions, ViewOptions, StudyOptions)
-    options, checks, files, nms, views, study = parse_options(__doc__.splitlines()[0], *groups)
+    groups = (EvaluationOptions, ImageCheckOptions, ResultsOptions, NmsOptions, ViewOptions, SpeedOptions, StudyOptions)
+    options, checks, files, nms, views, measured, study = parse_options(__doc__.splitlines()[0], *groups)
     beside = checked_study(study, options.task == "study", options.img_size)
     if files.results and not options.weights:
         return evaluate_files(options, files)
     device = choose_device(options.device)
-    use_threads()
+    use_threads(measured.threads or None)
     distributed.start(device)
 
     resolved = resolve(wanted_by(options))
@@ -122,12 +123,13 @@ def main() -> None:
         name, sizes = Path(options.weights).name, study_sizes(study, loaded.network)
         folder = shared_run_folder(options.project, options.name, options.exist_ok)
         rows = run_study(name, detector, sizes, dataset, settings, options.single_cls)
-        write_study(
-            folder, rows, beside, {"device": describe_device(device), "options": flat_dict(options, nms, views)}
-        )
+        recorded = {"device": describe_device(device), "options": flat_dict(options, nms, views)}
+        write_study(folder, rows, beside, recorded)
     elif options.task == "speed":
-        time_batches(detector, warmed_up(detector, dataset, settings))
+        milliseconds = time_batches(detector, warmed_up(detector, dataset, settings))
         print_speed(detector.speed(), options)
+        if distributed.is_main() and milliseconds:
+            print(percentiles_line(milliseconds))
     else:
         batches = warmed_up(detector, dataset, settings)
         folder = shared_run_folder(options.project, options.name, options.exist_ok)
@@ -262,12 +264,6 @@ def announce(options: EvaluationOptions, resolved: Resolved, dataset: Annotation
         )
         if options.half and device.type != "cuda":
             print("--half means nothing on this device: computing in float32")
-
-
-def time_batches(detector: Detector, batches: Iterable[Batch]) -> None:
-    """Run the detector over all batches for its speed alone."""
-    for batch in batches:
-        detector(batch.images, batch.metas)
 
 
 class BatchPictures:

@@ -19,12 +19,13 @@ import torch
 from data.augment import AugmentOptions
 from data.image_checks import ImageCheckOptions
 from data.labels.annotations import Annotations
-from data.loader import MULTI_SCALE, LoaderSettings, evaluation_batches, training_batches
+from data.loader import MULTI_SCALE, PAINTERS, LoaderSettings, evaluation_batches, training_batches
 from data.splits import open_training_splits
 from engine.ema import AveragedModel
 from engine.evaluate import evaluate
 from engine.network_input import Resize, choose_resize, input_size, refuse_size, resize_option, size_option
 from engine.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
+from engine.precision import PRECISIONS, Precision, choose_precision
 from engine.recipes import FROM_CFG, as_many_epochs, default_recipe, notes_of_recipe, values_of_cfg
 from engine.resolve import as_decoded, start_with_classes, tell_oddities, warn_of_decode
 from engine.resumed_run import NEWEST, options_to_resume, other_length
@@ -49,7 +50,7 @@ from models.network import (
 )
 from utils import distributed
 from utils.config import build_options, find_file, flat_dict, found_name, option, parse_flags, read_recipe
-from utils.devices import amp_dtype, choose_device, describe_device, use_threads
+from utils.devices import choose_device, describe_device, use_threads
 from utils.seeding import seed_epoch, seed_everything
 
 
@@ -84,7 +85,11 @@ class TrainOptions:
     freeze: tuple[int, ...] = option((0,), "keep the first N layers of the cfg as they are; of several numbers: these")
     device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
     amp: bool = option(True, "mixed precision where it helps")
+    precision: str = option(
+        "", "type of --amp; default: float16 on a GPU, on a CPU bfloat16 where it is faster", PRECISIONS
+    )
     workers: int = option(2, "processes that load images, per training process")
+    augment_on: str = option("workers", "where pictures are painted: device spares the cores for decoding", PAINTERS)
     project: str = option(TRAINING_RUNS, "folder of runs; test.py and detect.py look for the newest in runs/train only")
     name: str = option("exp", "the run is written to <project>/<name>")
     exist_ok: bool = option(False, "replace the run in <project>/<name> instead of writing to <name>2, <name>3, …")
@@ -162,10 +167,11 @@ def main() -> None:
 
     network, resize = new_network(options.train, train_set.names, checkpoint)
     network = network.to(device).to(memory_format=torch.channels_last)
-    options = replace(options, train=replace(options.train, resize=resize.kind))
     input_wh = input_size(options.train.img_size, network)
+    precision = choose_precision(options.train.precision, options.train.amp, network, input_wh, device)
+    options = replace(options, train=replace(options.train, resize=resize.kind, precision=precision.name))
     loss_function = build_loss(options.loss, options.assignment, network.heads, math.sqrt(math.prod(input_wh)))
-    state = new_state(network, options)
+    state = new_state(network, options, precision)
     if checkpoint:
         load_training_state(state, checkpoint, options.train.resume)
 
@@ -175,11 +181,10 @@ def main() -> None:
     test_batches = evaluation_batches(test_set, test_settings)
     ground_truth = test_set.to_coco()
     schedule = Schedule(options.optimizer, options.train.epochs, len(train_batches), options.train.batches_per_step)
-    precision = amp_dtype(device) if options.train.amp else None
 
-    run = TrainingRun.start(options.train.project, options.as_dict(), train_set.names, network.cfg_text, state)
+    run = TrainingRun.start(options.train.project, options.as_dict(), (train_set, test_set), network.cfg_text, state)
     with run.interruptible():
-        announce(run, options, network, resize, train_set, device)
+        announce(run, options, network, resize, train_set, device, precision)
         if distributed.is_main() and not has_objects(ground_truth):
             print(f"{options.train.data} (valid): not a single object to find; best.pt goes by the training loss")
         wrapped = wrap_for_processes(network, device)
@@ -189,7 +194,7 @@ def main() -> None:
             loss_function.images_seen = state.epoch * len(train_set)
             with EpochBar(run, state.epoch, len(train_batches)) as bar:
                 losses, counts = train_one_epoch(
-                    state, wrapped, train_batches, loss_function, schedule, precision, bar.update
+                    state, wrapped, train_batches, loss_function, schedule, precision.dtype, bar.update
                 )
             state.epoch += 1
             metrics = None
@@ -283,12 +288,11 @@ def new_network(
     return network, resize
 
 
-def new_state(network: Network, options: TrainGroups) -> TrainState[Network]:
+def new_state(network: Network, options: TrainGroups, precision: Precision) -> TrainState[Network]:
     """Return the state before the first epoch: weights, their average, optimizer and loss scale."""
-    train = options.train
-    optimizer = build_optimizer(network, options.optimizer, train.batch_size * train.batches_per_step)
+    optimizer = build_optimizer(network, options.optimizer, options.train.batch_size * options.train.batches_per_step)
     device = next(network.parameters()).device
-    scaler = torch.amp.GradScaler(device.type, enabled=train.amp and amp_dtype(device) == torch.float16)
+    scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scale)
     return TrainState(network, AveragedModel(network), optimizer, scaler)
 
 
@@ -317,6 +321,7 @@ def loader_settings(
         multi_scale=options.multi_scale,
         multi_scale_range=(options.multi_scale_range[0], options.multi_scale_range[1]),
         cache_images=options.cache == "ram",
+        paint_later=options.augment_on == "device",
     )
     return train, test
 
@@ -328,6 +333,7 @@ def announce(
     resize: Resize,
     train_set: Annotations,
     device: torch.device,
+    precision: Precision,
 ) -> None:
     """Say in one line what was chosen, and draw how the training labels are distributed."""
     if not distributed.is_main():
@@ -338,7 +344,7 @@ def announce(
     images = resize.to(*(input_size(size, network) for size in (train.img_size, train.test_size or train.img_size)))
     print(
         f"train: {train.cfg} ({parameters:,} parameters) on {train.data}, {images}, {how_many(train.epochs, 'epoch')}, "
-        f"recipe {train.hyp}, {rule} -> {run.folder} ({describe_device(device)})"
+        f"recipe {train.hyp}, {rule} -> {run.folder} ({describe_device(device)}, {precision})"
     )
     objects = train_set.select_boxes(~train_set.crowd)
     image_wh = objects.image_wh[objects.box_image]

@@ -75,9 +75,14 @@ def peak_mib(function: Callable[[], Any], device: torch.device) -> float:
         return (torch.cuda.max_memory_allocated(device) - allocated) / 2**20
     ctypes.CDLL(None).malloc_trim(0)  # give freed memory back, or the next call would reuse it unseen
     Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = _status_mib("VmRSS")
+    before = resident_mib()
     function()
     return max(0.0, _status_mib("VmHWM") - before)
+
+
+def resident_mib() -> float:
+    """Return the memory of this process that is in use now, in MiB; Linux only."""
+    return _status_mib("VmRSS")
 
 
 def _status_mib(key: str) -> float:

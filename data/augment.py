@@ -1,7 +1,8 @@
 """Training pictures: mosaic, scale, rotation, shift, shear, flips, mixup and colour, all drawn from one generator.
 
 The geometry of a picture is composed into one matrix per source image, so that each image is resampled once, straight
-into the network input; the same matrix moves the boxes. Nothing is random but what the given generator draws.
+into the network input; the same matrix moves the boxes. Nothing is random but what the given generator draws. The
+result is a drawing, painted in :mod:`data.painting` or, a whole batch at once, in :mod:`data.device_painting`.
 
 Shape letters: H W pixels of the network input, h w those of a source image, K objects. A matrix [3 3] maps columns
 (x, y, 1) in continuous coordinates: pixel ``i`` covers ``[i, i + 1)``.
@@ -14,10 +15,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 
-from data.letterbox import PADDING, RESIZES
+from data.letterbox import RESIZES
+from data.painting import Drawing, PlacedImage, placed_image
 from utils.config import option
 
 # What the crop leaves of a box is still an object if all three hold; the thresholds are those of ultralytics/yolov5
@@ -80,39 +81,38 @@ class Sample(NamedTuple):
     crowd: np.ndarray  # [K] bool
 
 
-def training_sample(
+def training_picture(
     index: int,
     pool: np.ndarray,
     load: Callable[[int], SourceImage],
-    out: np.ndarray,
+    net_hw: tuple[int, int],
     options: AugmentOptions,
     rng: np.random.Generator,
     resize: str = "letterbox",
-) -> Sample:
+) -> tuple[Drawing, Sample]:
     """Make one training picture.
 
     Args:
         index: the image that the picture shows, alone or beside its partners.
         pool: indices of the images that mosaic and mixup may take their partners from.
         load: gives an annotated image by its index.
-        out: [H W 3] uint8, filled with the picture, RGB.
+        net_hw: size of the picture.
         options: the range of each change and the probabilities.
         rng: the only source of randomness.
         resize: key of :data:`data.letterbox.RESIZES`.
 
     Returns:
-        The objects of the picture; those of both pictures after mixup, which counts each in full.
+        What is to be painted, and the objects of the picture; those of both pictures after mixup, which counts each in
+        full.
     """
-    sample = _picture(index, pool, load, out, options, rng, resize)
+    layers, sample = _picture(index, pool, load, net_hw, options, rng, resize)
+    second, share = None, 1.0
     if rng.random() < options.mixup:
-        other = np.empty_like(out)
         (partner,) = _partners(index, pool, 1, rng)
-        second = _picture(partner, pool, load, other, options, rng, resize)
+        second, other = _picture(partner, pool, load, net_hw, options, rng, resize)
         share = rng.beta(MIXUP_BETA, MIXUP_BETA)
-        cv2.addWeighted(out, share, other, 1 - share, 0, dst=out)
-        sample = Sample(*(np.concatenate(pair) for pair in zip(sample, second, strict=True)))
-    shift_colours(out, options, rng)
-    return sample
+        sample = Sample(*(np.concatenate(pair) for pair in zip(sample, other, strict=True)))
+    return Drawing(layers, second, share, random_colours(options, rng)), sample
 
 
 def _partners(index: int, pool: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
@@ -130,13 +130,12 @@ def _picture(
     index: int,
     pool: np.ndarray,
     load: Callable[[int], SourceImage],
-    out: np.ndarray,
+    net_hw: tuple[int, int],
     options: AugmentOptions,
     rng: np.random.Generator,
     resize: str,
-) -> Sample:
-    """Paint one mosaic or one single image, BGR; return its objects."""
-    net_hw = out.shape[:2]
+) -> tuple[list[PlacedImage], Sample]:
+    """Lay out one mosaic or one single image; return its layers and objects."""
     if rng.random() < options.mosaic:
         members = [index, *_partners(index, pool, 3, rng)]
         sources = [load(member) for member in members]
@@ -151,10 +150,11 @@ def _picture(
     # One motion for the whole canvas: the images of a mosaic move together.
     motion = random_motion(options, canvas_hw, net_hw, rng)
     matrices = [motion @ place for place in places]  # original -> canvas -> network pixels
-    out[:] = PADDING
-    for source, matrix in zip(sources, matrices, strict=True):
-        paint(source.pixels, source.original_wh, matrix, out)
-    return _objects(sources, matrices, net_hw)
+    layers = [
+        placed_image(source.pixels, source.original_wh, matrix, net_hw)
+        for source, matrix in zip(sources, matrices, strict=True)
+    ]
+    return [one for one in layers if one is not None], _objects(sources, matrices, net_hw)
 
 
 def crop_sides(source: SourceImage, shares: np.ndarray) -> SourceImage:
@@ -243,36 +243,6 @@ def random_motion(
     return flip @ shift @ shear @ rotation @ to_center
 
 
-def paint(pixels: np.ndarray, original_wh: tuple[int, int], matrix: np.ndarray, out: np.ndarray) -> None:
-    """Draw an image into ``out`` [H W 3] where the matrix (original -> network pixels) puts it; leave the rest.
-
-    Where the matrix shrinks to less than half, the image is halved by area averaging first, so that nothing aliases.
-    """
-    # The determinant is the factor on areas, its root that on lengths. ``pixels`` may be smaller than the original.
-    zoom = math.sqrt(abs(np.linalg.det(matrix[:2, :2])))
-    while zoom * original_wh[0] / pixels.shape[1] < 0.5 and min(pixels.shape[:2]) >= 2:
-        pixels = cv2.resize(pixels, (pixels.shape[1] // 2, pixels.shape[0] // 2), interpolation=cv2.INTER_AREA)
-    height, width = pixels.shape[:2]
-    to_original = np.diag((original_wh[0] / width, original_wh[1] / height, 1.0))
-    matrix = matrix @ to_original  # from the pixels as decoded
-
-    # Only the upright region [left, right) x [top, bottom) around the moved corners [2 4] is touched; the tolerance
-    # keeps rounding from adding a row of pixels to it.
-    corners = matrix[:2] @ np.array([[0, width, width, 0], [0, 0, height, height], [1, 1, 1, 1]], dtype=np.float64)
-    left, top = np.maximum(np.floor(corners.min(axis=1) + 1e-6), 0).astype(int)
-    right, bottom = np.minimum(np.ceil(corners.max(axis=1) - 1e-6), (out.shape[1], out.shape[0])).astype(int)
-    if right <= left or bottom <= top:
-        return
-    # OpenCV's coordinate of a pixel is that of its centre: half a pixel less than ours, in the image as in the region.
-    # The region begins at (left, top).
-    warp = matrix[:2].copy()
-    warp[:, 2] += matrix[:2, :2] @ (0.5, 0.5) - 0.5 - (left, top)
-    region = out[top:bottom, left:right]
-    size = (int(right - left), int(bottom - top))
-    # A transparent border leaves the pixels of the region that the image does not cover as they are.
-    cv2.warpAffine(pixels, warp, size, dst=region, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_TRANSPARENT)
-
-
 def _objects(sources: list[SourceImage], matrices: list[np.ndarray], net_hw: tuple[int, int]) -> Sample:
     """Move the boxes of all source images with their pixels and keep those that are still objects."""
     counts = [len(source.labels) for source in sources]
@@ -310,8 +280,11 @@ def still_objects(before_xyxy: np.ndarray, after_xyxy: np.ndarray) -> np.ndarray
     return (after > MIN_SIDE).all(axis=1) & (share > MIN_AREA_LEFT) & (aspect < MAX_ASPECT)
 
 
-def shift_colours(image_bgr: np.ndarray, options: AugmentOptions, rng: np.random.Generator) -> None:
-    """Change hue, saturation and brightness of a uint8 BGR picture [H W 3] in place and leave it as RGB."""
+def random_colours(options: AugmentOptions, rng: np.random.Generator) -> np.ndarray | None:
+    """Return a table [256 3] uint8 with the new hue, saturation and value of each old one; None: nothing changes.
+
+    OpenCV counts a uint8 hue in 180 steps around the circle.
+    """
     gains = np.array((options.hsv_h, options.hsv_s, options.hsv_v))
     factors = rng.uniform(-1, 1, 3) * gains + 1
     turn = 0.0
@@ -320,14 +293,10 @@ def shift_colours(image_bgr: np.ndarray, options: AugmentOptions, rng: np.random
         turn = rng.uniform(-options.hue, options.hue) * 180
         factors[1:] *= [_up_or_down(largest, rng) for largest in (options.saturation, options.exposure)]
     if not gains.any() and not as_darknet:
-        cv2.cvtColor(image_bgr, cv2.COLOR_BGR2RGB, dst=image_bgr)
-        return
-    # One table [256 3] for the three channels; OpenCV counts a uint8 hue in 180 steps around the circle.
+        return None
     levels = np.arange(256, dtype=np.float64)
     table = np.stack(((levels * factors[0] + turn) % 180, *np.clip(levels * factors[1:, None], 0, 255)), axis=-1)
-    hsv = cv2.cvtColor(image_bgr, cv2.COLOR_BGR2HSV)
-    cv2.LUT(hsv, table.astype(np.uint8)[None], dst=hsv)
-    cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB, dst=image_bgr)
+    return table.astype(np.uint8)
 
 
 def _up_or_down(largest: float, rng: np.random.Generator) -> float:

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from data.augment import AugmentOptions, Sample, SourceImage, training_sample
+from data.augment import AugmentOptions, Sample, SourceImage, training_picture
+from data.device_painting import unpainted
 from data.image_files import read_image
 from data.labels.annotations import Annotations
 from data.letterbox import PIXEL_TYPES, RESIZES, images_to_tensor, place_image
@@ -72,6 +73,7 @@ class DetectionDataset(Dataset):
         self.seed = seed
         self.largest_side = largest_side
         self.leave_out = leave_out
+        self.paint_later = False  # training pictures are painted on the device, by data.device_painting
         self.cached: list[np.ndarray | None] | None = None  # all images, with --cache-images; None: unreadable
         self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
         self._recent_bytes = 0
@@ -86,10 +88,9 @@ class DetectionDataset(Dataset):
             return Failure(str(error))
 
     def training_batch(self, plan: BatchPlan, augment: AugmentOptions) -> Batch:
-        """Make an augmented batch."""
-        images = np.empty((len(plan.indices), *plan.net_hw, 3), dtype=np.uint8)
+        """Make an augmented batch; with ``paint_later``, one that is painted on the device to which it is moved."""
         pool = np.array(plan.pool or plan.indices)
-        samples, metas = [], []
+        drawings, samples, metas = [], [], []
         unread: dict[int, str] = {}
         shown: dict[int, int] = {}  # an image -> itself, or the image that takes its place
 
@@ -98,12 +99,20 @@ class DetectionDataset(Dataset):
                 shown[index] = self.readable(index, pool, unread)
             return self.source(shown[index])
 
-        for index, out in zip(plan.indices, images, strict=True):
+        for index in plan.indices:
             rng = np.random.default_rng((self.seed, plan.epoch, index))
-            samples.append(training_sample(index, pool, source, out, augment, rng, self.resize))
+            drawing, sample = training_picture(index, pool, source, plan.net_hw, augment, rng, self.resize)
+            drawings.append(drawing)
+            samples.append(sample)
             # No letterbox describes an augmented picture: its meta names the image and has the picture's own size.
             metas.append(ImageMeta(*self._identity(shown[index]), (plan.net_hw[1], plan.net_hw[0])))
-        return _batch(images, samples, metas, unread)
+        if self.paint_later:
+            batch = _batch(np.empty((len(drawings), 0, 0, 3), np.uint8), samples, metas, unread, plan.net_hw)
+            return unpainted(batch, drawings, plan.net_hw)
+        images = np.empty((len(drawings), *plan.net_hw, 3), dtype=np.uint8)
+        for drawing, out in zip(drawings, images, strict=True):
+            drawing.paint(out)
+        return _batch(images, samples, metas, unread, plan.net_hw)
 
     def plain_batch(self, plan: BatchPlan) -> Batch:
         """Make a batch of letterboxed (or stretched) images as they are."""
@@ -127,7 +136,7 @@ class DetectionDataset(Dataset):
             boxes = boxes * (meta.scale_xy * 2) + (meta.offset_xy * 2)
             samples.append(Sample(boxes, source.labels, source.crowd))
             metas.append(meta)
-        return _batch(images[: len(samples)], samples, metas, unread)
+        return _batch(images[: len(samples)], samples, metas, unread, plan.net_hw)
 
     def readable(self, index: int, pool: np.ndarray, unread: dict[int, str]) -> int:
         """Return the image itself or, where it cannot be read, the next one of the pool that can.
@@ -213,9 +222,14 @@ class DetectionDataset(Dataset):
         return int(self.annotations.image_ids[index]), self.annotations.image_paths[index]
 
 
-def _batch(images: np.ndarray, samples: Sequence[Sample], metas: Sequence[ImageMeta], unread: dict[int, str]) -> Batch:
+def _batch(
+    images: np.ndarray,
+    samples: Sequence[Sample],
+    metas: Sequence[ImageMeta],
+    unread: dict[int, str],
+    net_hw: tuple[int, int],
+) -> Batch:
     """Return the batch of B pictures [B H W 3], objects and crowd regions apart."""
-    net_hw = images.shape[1:3]
     objects = _targets(samples, net_hw, lambda sample: ~sample.crowd)
     crowd = _targets(samples, net_hw, lambda sample: sample.crowd)
     return Batch(images_to_tensor(images), objects, crowd, tuple(metas), unread)

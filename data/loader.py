@@ -39,6 +39,7 @@ from utils.structures import Batch
 BLOCK = 64  # images that share their mosaics
 FORKS = sys.platform == "linux"  # a forked process shares the memory of its parent
 MOST_WORKERS = 1024
+PAINTERS = ("workers", "device")  # where the pixels of training pictures are computed
 MULTI_SCALE = (0.67, 1.5)  # the range of sizes relative to the nominal one, as in ultralytics/yolov3 v8
 # The fourth number of a generator's seed keeps it apart from those of the pictures, whose seeds have three.
 SHUFFLE, SIZES = 1, 2
@@ -62,6 +63,7 @@ class LoaderSettings:
     world_size: int = 1  # how many there are
     pin_memory: bool = False  # for CUDA
     cache_images: bool = False  # decode all images once, into memory (training)
+    paint_later: bool = False  # training pictures are painted on the device to which a batch is moved
     max_bad: float = 0.0  # share of the images that may be left out because they cannot be read; 0: none
 
     def __post_init__(self) -> None:
@@ -194,6 +196,7 @@ def training_batches(annotations: Annotations, settings: LoaderSettings, augment
     dataset = DetectionDataset(
         annotations, settings.resize, augment, settings.seed, largest, leave_out=settings.max_bad > 0
     )
+    dataset.paint_later = settings.paint_later
     if settings.cache_images:
         cache_images(dataset)
     return Batches(dataset, lambda epoch: training_plans(annotations.image_wh, settings, epoch), settings)

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import glob
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import cv2
-import numpy as np
 
 from data.image_files import (
     IMAGE_SUFFIXES,
@@ -20,24 +18,17 @@ from data.image_files import (
     list_files,
     upright,
 )
+from data.streams import LiveStream, LiveStreams
+from data.video import Picture, VideoFrames, VideoOptions, announced_frames, in_batches, open_capture, picture_bytes
 from utils.errors import UserError
-from utils.files import MAX_LIST_BYTES, printable, read_text, utf8_path
+from utils.files import MAX_LIST_BYTES, printable, read_text
+from utils.overlap import computed_ahead
 
 STREAM_SCHEMES = ("rtsp://", "rtmp://", "http://", "https://", "tcp://", "udp://")
 
 
-@dataclass(frozen=True)
-class Picture:
-    """One image or one frame of a video."""
-
-    image_bgr: np.ndarray  # [h w 3] uint8, upright; of a large picture the memory may not hold another copy
-    path: str  # the file, or the camera or stream as the user named it
-    frame: int  # number of the frame from 0; 0 for an image
-
-    @property
-    def image_rgb(self) -> np.ndarray:
-        """The same pixels as RGB, not copied."""
-        return self.image_bgr[..., ::-1]
+DECODING_THREADS = 2
+IMAGES_AHEAD = 4  # that are decoded before they are used
 
 
 @dataclass
@@ -48,74 +39,115 @@ class ImageFiles:
     problems: list[str] = field(default_factory=list)  # a line each, filled while iterating
     is_video = False
     is_live = False
-    fps = 0.0
+    videos = ()  # what is written as a video each
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __iter__(self) -> Iterator[Picture]:
-        for path in self.paths:
-            try:
-                orientation = image_header(path).orientation
-                image = upright(decode_image(path), orientation)
-            except UserError as error:
-                self.problems.append(str(error))
-                continue
-            yield Picture(image, path, 0)
+        return self._images(IMAGES_AHEAD)
+
+    def batches(self, size: int) -> Generator[list[Picture], None, None]:
+        """Yield the images in lists of ``size``, the last one perhaps shorter."""
+        return in_batches(self._images(IMAGES_AHEAD + size), size)
+
+    def _images(self, depth: int) -> Generator[Picture, None, None]:
+        """Yield the images, of which ``depth`` are decoded ahead."""
+        read = computed_ahead(_read_image, self.paths, depth, picture_bytes, DECODING_THREADS)
+        with closing(read):
+            for picture in read:
+                if isinstance(picture, UserError):
+                    self.problems.append(str(picture))
+                else:
+                    yield picture
 
 
-class VideoFrames:
-    """The frames of a video file, a camera or a stream; a live one ends when it stops sending."""
-
-    is_video = True
-
-    def __init__(self, name: str, capture: cv2.VideoCapture, is_live: bool) -> None:
-        self.name = name
-        self.is_live = is_live
-        self.fps = _sensible_fps(capture.get(cv2.CAP_PROP_FPS))
-        self._length = 0 if is_live else max(int(capture.get(cv2.CAP_PROP_FRAME_COUNT)), 0)
-        self._capture = capture
-
-    def __len__(self) -> int:
-        """Return the number of frames that the file announces, 0 where it does not or the source is live."""
-        return self._length
-
-    def __iter__(self) -> Iterator[Picture]:
-        number = 0
-        try:
-            while True:
-                arrived, image = self._capture.read()
-                if not arrived:
-                    break
-                yield Picture(image, self.name, number)
-                number += 1
-        finally:
-            self._capture.release()
-        if number == 0:
-            raise UserError(f"{self.name}: opens, but gives no picture")
+Source = ImageFiles | VideoFrames | LiveStreams
 
 
-def open_source(text: str) -> list[ImageFiles | VideoFrames]:
+def open_source(text: str, options: VideoOptions | None = None) -> list[Source]:
     """Open what ``--source`` names: a path, a glob, a camera number or a URL.
 
     Returns:
-        The images as one source, if there are any, then each video as one of its own.
+        The images as one source, if there are any, then each video as one of its own; cameras and streams as one.
 
     Raises:
         UserError: it does not exist, holds no image or video, or cannot be opened.
     """
-    if text.isdecimal() and len(text) < 6:  # more digits are no camera, but may be a file
-        return [_open_video(int(text), f"camera {text}", is_live=True)]
-    if text.lower().startswith(STREAM_SCHEMES):
-        return [_open_video(text, text, is_live=not text.lower().endswith(tuple(VIDEO_SUFFIXES)))]
+    options = options or VideoOptions()
+    if _is_stream(text):
+        return [_open_streams([text], options)]
+    path = Path(os.path.expanduser(text))
+    if path.suffix.lower() == ".txt" and path.is_file() and (streams := _listed_streams(path)):
+        return [_open_streams(streams, options)]
     paths = _files(text)
     images = tuple(path for path in paths if Path(path).suffix.lower() in IMAGE_SUFFIXES)
     videos = [path for path in paths if Path(path).suffix.lower() in VIDEO_SUFFIXES]
     if not images and not videos:
         known = " ".join(sorted(IMAGE_SUFFIXES | VIDEO_SUFFIXES))
         raise UserError(f"{text}: no image or video there (known: {known})")
-    opened: list[ImageFiles | VideoFrames] = [_open_video(path, path, is_live=False) for path in videos]
+    opened: list[Source] = [_open_video(path, options) for path in videos]
     return [ImageFiles(images), *opened] if images else opened
+
+
+def _is_stream(text: str) -> bool:
+    """Whether a text names a camera, by its number, or a stream; more than five digits are no camera."""
+    return (text.isdecimal() and len(text) < 6) or text.lower().startswith(STREAM_SCHEMES)
+
+
+def _listed_streams(path: Path) -> list[str]:
+    """Return the cameras and streams of a list, one a line and ``#`` before a comment; none of a list of files.
+
+    The first line decides which of both it is.
+
+    Raises:
+        UserError: a stream comes first, but not all others are streams.
+    """
+    lines = enumerate(read_text(path, MAX_LIST_BYTES, keep_bytes=True).splitlines(), start=1)
+    named = [(number, line.strip()) for number, line in lines if line.strip() and not line.startswith("#")]
+    if not named or not _is_stream(named[0][1]):
+        return []
+    for number, line in named:
+        if not _is_stream(line):
+            raise UserError(f"{path}:{number}: '{line:.60}' is no camera's number and no URL, as the first line is")
+    return [line for _, line in named]
+
+
+def _open_streams(texts: list[str], options: VideoOptions) -> Source:
+    """Open cameras and streams together; a single file that a server sends is a video that ends.
+
+    Raises:
+        UserError: names the first that cannot be opened.
+    """
+    opened = []
+    for text in texts:
+        is_camera = text.isdecimal()
+        is_live = is_camera or not text.lower().endswith(tuple(VIDEO_SUFFIXES))
+        name = f"camera {text}" if is_camera else text
+        address = int(text) if is_camera else text
+        capture = open_capture(address, is_live)
+        if capture is None:
+            raise UserError(f"{name}: cannot be opened as a {'camera or stream' if is_live else 'video'}")
+        is_file = not is_live or (text.lower().startswith("http") and announced_frames(capture))
+        if is_file and len(texts) == 1:
+            return VideoFrames(name, capture, options)
+        opened.append(LiveStream(address, name, capture, options))
+    return LiveStreams(opened)
+
+
+def _open_video(path: str, options: VideoOptions) -> VideoFrames:
+    capture = open_capture(path, is_live=False)
+    if capture is None:
+        raise UserError(f"{path}: cannot be opened as a video")
+    return VideoFrames(path, capture, options)
+
+
+def _read_image(path: str) -> Picture | UserError:
+    try:
+        orientation = image_header(path).orientation
+        return Picture(upright(decode_image(path), orientation), path, 0)
+    except UserError as error:
+        return error
 
 
 def _files(text: str) -> list[str]:
@@ -152,25 +184,3 @@ def _glob(pattern: Path) -> Iterator[str]:
 def _beside(list_path: Path, line: str) -> str:
     """Return a line of an image list as a path: from the working directory, else from the list's folder."""
     return line if Path(line).exists() else str(list_path.parent / line)
-
-
-def _open_video(address: str | int, name: str, is_live: bool) -> VideoFrames:
-    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # the error below says it in one line
-    set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel  # OpenCV 4.8 has the first
-    level = set_log_level(0)
-    if isinstance(address, int):
-        capture = cv2.VideoCapture(address)
-    else:
-        with utf8_path(address) as readable:
-            capture = cv2.VideoCapture(readable)
-    set_log_level(level)
-    if not capture.isOpened():
-        raise UserError(f"{name}: cannot be opened as a {'camera or stream' if is_live else 'video'}")
-    if is_live:
-        capture.set(cv2.CAP_PROP_BUFFERSIZE, 1)  # the newest picture, not one of seconds ago
-    return VideoFrames(name, capture, is_live)
-
-
-def _sensible_fps(fps: float) -> float:
-    """Return frames per second; 30 where the source says nothing usable."""
-    return float(fps) if np.isfinite(fps) and 0 < fps < 1000 else 30.0

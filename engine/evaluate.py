@@ -70,14 +70,14 @@ def dropped_by_limit(detector: Detector) -> Dropped:
     return sum(distributed.gather(detector.dropped) or (), Dropped())
 
 
-def dropped_line(dropped: Dropped, max_detections: int, num_images: int) -> str:
+def dropped_line(dropped: Dropped, max_detections: int, num_images: int, noun: str = "image") -> str:
     """Return the line that says what the limit has dropped; "" where it dropped nothing."""
     if not dropped.images:
         return ""
     least = "at least " if dropped.is_least else ""
     return (
         f"--max-det {max_detections} dropped {least}{how_many(dropped.detections, 'weaker detection')} "
-        f"in {dropped.images:,} of {how_many(num_images, 'image')}"
+        f"in {dropped.images:,} of {how_many(num_images, noun)}"
     )
 
 

@@ -15,6 +15,7 @@ from engine.run_folder import find_newest_checkpoint
 from models.checkpoints.load import LoadedNetwork, load_network
 from models.checkpoints.report import LoadReport
 from models.darknet.scaled_decode import decode_warning
+from models.exported.network import ExportedNetwork
 from models.network import Network, decode_scaled, select_classes
 from utils import distributed
 from utils.class_names import are_numbers, first_moved, places_in, read_names
@@ -128,6 +129,8 @@ def as_decoded(network: Network) -> Network:
     Raises:
         UserError: as :func:`models.network.decode_scaled`.
     """
+    if isinstance(network, ExportedNetwork):
+        raise UserError("--decode scaled: that is decided where a network is exported: export.py --decode scaled")
     scaled = decode_scaled(network)
     if scaled.cfg_text == network.cfg_text:
         _note(f"--decode scaled changes nothing: {network.cfg_path} says new_coords=1 itself")
@@ -187,17 +190,31 @@ def name_classes(found: Resolved, names_file: str = "", data: str = "") -> Resol
             know its names.
 
     Raises:
-        UserError: the file or the data set has another number of names than the network has classes, and they are not
-            all names of its classes; or names at other places and unknown ones.
+        UserError: as :func:`with_names`; the file or the data set cannot be read.
+    """
+    if names_file:
+        return with_names(found, read_names(find_file(names_file, "names file")), names_file)
+    if data and (names := open_data(data).names):  # a folder has none
+        return with_names(found, names, data)
+    names = found.loaded.names
+    if not names and found.loaded.network.num_classes == COCO_CLASSES:
+        names = _coco_names()
+    return with_names(found, names, found.weights)
+
+
+def with_names(found: Resolved, names: tuple[str, ...], origin: str) -> Resolved:
+    """Return the network with these names of its classes, numbers where there are none.
+
+    Args:
+        found: the network.
+        names: of the classes. Where the weights know them in another order, they decide the order of the classes.
+        origin: of the names, for messages.
+
+    Raises:
+        UserError: there is another number of names than the network has classes, and they are not all names of its
+            classes; or names at other places and unknown ones.
     """
     count, known = found.loaded.network.num_classes, found.loaded.names
-    names, origin = known, found.weights
-    if names_file:
-        names, origin = read_names(find_file(names_file, "names file")), names_file
-    elif data and (of_data := open_data(data).names):  # a folder has none
-        names, origin = of_data, data
-    elif not names and count == COCO_CLASSES:
-        names = _coco_names()
     names = names or tuple(f"class {number}" for number in range(count))
     if len(names) == count and (are_numbers(known) or first_moved(names, known) is None):
         return replace(found, loaded=replace(found.loaded, names=names))  # the same classes, perhaps in other words
@@ -258,7 +275,10 @@ def _with_classes_of(
     what = f"{rest} of its {len(known)} classes are not in {origin}" if rest else f"numbers its classes unlike {origin}"
     without = "; these are left out" if rest else ""
     _note(f"{found.weights}: {what}; mapped by name{without}")
-    network = select_classes(found.loaded.network, classes)
+    network = found.loaded.network
+    network = (
+        network.with_classes(classes) if isinstance(network, ExportedNetwork) else select_classes(network, classes)
+    )
     return replace(found, loaded=replace(found.loaded, network=network, names=wanted))
 
 

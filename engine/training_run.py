@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from data.labels.annotations import Annotations
+from engine.provenance import CODE_DIFF, RECORD, record_start
 from engine.run_folder import (
     BAR_FORMAT,
     TensorBoardLog,
@@ -53,15 +55,29 @@ class TrainingRun:
 
     @classmethod
     def start(
-        cls, parent: str, options: dict[str, Any], names: Sequence[str], cfg_text: str, state: TrainState
+        cls,
+        parent: str,
+        options: dict[str, Any],
+        splits: tuple[Annotations, Annotations],
+        cfg_text: str,
+        state: TrainState,
     ) -> TrainingRun:
-        """Make the folder of a new run, or go on in that of the run that is resumed."""
+        """Make the folder of a new run, or go on in that of the run that is resumed.
+
+        Args:
+            parent: the folder of runs.
+            options: flat, as in ``config.yaml``.
+            splits: the images to learn from, and those to validate on.
+            cfg_text: of the network.
+            state: of the training.
+        """
+        learned, validated = splits
         if options["resume"]:
             folder = Path(options["resume"]).resolve().parent
         else:
             folder = shared_run_folder(parent, options["name"], options["exist_ok"])
         # Neither is of use in a recipe: config.yaml as --hyp must start a run of its own.
-        run = cls(folder, {**options, "resume": "", "exist_ok": False}, tuple(names), cfg_text)
+        run = cls(folder, {**options, "resume": "", "exist_ok": False}, learned.names, cfg_text)
         if distributed.is_main():
             if options["resume"]:
                 (folder / "results.png").unlink(missing_ok=True)  # it says that a run has finished
@@ -69,6 +85,7 @@ class TrainingRun:
                 run.remove_previous()
             remove_unfinished(folder.glob(".*"))
             save_config(folder, run.options)
+            record_start(folder, {"train": learned, "valid": validated}, next(state.model.parameters()).device)
             run.tensorboard = TensorBoardLog(folder, purge_after=state.epoch)
             if not options["resume"] and not options["nosave"]:
                 run.save(state, "last.pt")  # so that a run that is interrupted in its first epoch can be resumed, too
@@ -194,6 +211,8 @@ WRITTEN = {
     "epoch*.pt": "weights of every so many epochs (--save-period)",
     "results.*": "every number of every epoch, and its curves",
     "config.yaml": "all options, as a recipe for --hyp",
+    RECORD: "command, commit, packages, machine and data of each start",
+    CODE_DIFF: "how the code differed from its commit",
     "labels.png": "the training labels",
     "train_batch*.jpg": "what the network was shown",
     "val_batch*.jpg": "truth and predictions",

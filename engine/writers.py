@@ -1,87 +1,76 @@
-"""What detect.py leaves behind: drawn images, a drawn video for each video, YOLO label files, COCO results.
+"""What detect.py leaves behind: drawn images, a drawn video for each video, YOLO label files, crops, files of results.
 
 No file that a run has written is overwritten by a later one of the same run: two pictures of one name get two files.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 
-import cv2
 import numpy as np
 
-from data.labels.annotations import category_ids_for
-from data.letterbox import letterbox_meta
-from data.sources import Picture
-from evaluation.results import coco_results
-from utils.draw import write_image
-from utils.errors import UserError
-from utils.files import atomic_path, printable, utf8_path, write_json_atomically, write_text_atomically
+from data.video import Picture
+from engine.result_files import SAVE_AS, CocoFile, CsvFile, Found, MotFiles, ResultFile, in_file_name
+from engine.video_writer import Mp4Writer
+from utils.config import option
+from utils.draw import DrawStyle, write_image
+from utils.files import write_text_atomically
 from utils.structures import Detections
 from utils.words import how_many
 
 WRITABLE = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")  # others are written as .jpg
 
 
-class Mp4Writer:
-    """One mp4 video, a context manager: opened with its first picture, whole or absent on the disk.
+@dataclass(frozen=True)
+class KeepOptions:
+    """What is kept of each picture."""
 
-    A block that ends well gives the file its name, a block that raises removes it; without a picture there is no file.
-    """
+    save_txt: bool = option(False, "write labels/*.txt in YOLO's format")
+    save_conf: bool = option(False, "with the score as sixth number of each line of --save-txt")
+    save_json: bool = option(False, "write detections.json, COCO results with the file's name")
+    save_csv: bool = option(False, "write detections.csv, a line per detection")
+    save_as: tuple[str, ...] = option((), "write result.json of Darknet, results/*.txt of PASCAL VOC", tuple(SAVE_AS))
+    save_crop: bool = option(False, "write crops/<class>/*.jpg, each detection cut out")
+    nosave: bool = option(False, "draw nothing")
+    line_width: int = option(0, "width of the drawn boxes in pixels; 0 is one that suits the picture")
+    hide_labels: bool = option(False, "draw boxes without text")
+    hide_conf: bool = option(False, "draw boxes with the class, without the score")
 
-    def __init__(self, path: Path, fps: float) -> None:
-        """Prepare to write; nothing is touched yet.
+    def __post_init__(self) -> None:
+        if not 0 <= self.line_width <= 100:
+            raise ValueError("--line-width must lie between 0 and 100")
 
-        Args:
-            path: of the video, with the suffix ``.mp4``; its folder is made where it is missing.
-            fps: pictures per second, above 0.
-        """
-        self.path = path
-        self.fps = fps
-        self._stack = ExitStack()
-        self._writer: cv2.VideoWriter | None = None
+    @property
+    def style(self) -> DrawStyle:
+        """How detections are drawn."""
+        return DrawStyle(self.line_width, labels=not self.hide_labels, scores=not self.hide_conf)
 
-    def __enter__(self) -> Mp4Writer:
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._stack.__exit__(kind, value, trace)
-
-    def add(self, image_bgr: np.ndarray) -> None:
-        """Append a picture.
-
-        Args:
-            image_bgr: [h w 3] uint8; all pictures of a video have the size of the first.
-
-        Raises:
-            UserError: OpenCV has no encoder here.
-        """
-        if self._writer is None:
-            self._writer = self._open(image_bgr.shape[:2])
-        self._writer.write(image_bgr)
-
-    def _open(self, image_hw: tuple[int, int]) -> cv2.VideoWriter:
-        path = self._stack.enter_context(atomic_path(self.path))
-        height, width = image_hw
-        named = self._stack.enter_context(utf8_path(path))
-        writer = cv2.VideoWriter(named, cv2.VideoWriter.fourcc(*"mp4v"), self.fps, (width, height))
-        self._stack.callback(writer.release)  # before the file gets its name
-        if not writer.isOpened():
-            raise UserError(
-                f"{self.path}: this OpenCV cannot write mp4 videos; use --nosave with --save-txt or --save-json"
-            )
-        return writer
+def open_writer(folder: Path, names: Sequence[str], options: KeepOptions, tracks: bool = False) -> DetectionWriter:
+    """Return a writer of all that the options ask for; with ``tracks``, of MOT's text for each video, too."""
+    files: list[ResultFile] = [SAVE_AS[kind](folder, names) for kind in options.save_as]
+    files += [CsvFile(folder, names)] if options.save_csv else []
+    files += [MotFiles(folder)] if tracks else []
+    return DetectionWriter(
+        folder,
+        names,
+        pictures=not options.nosave,
+        labels=options.save_txt,
+        scores=options.save_conf,
+        coco=options.save_json,
+        crops=options.save_crop,
+        files=files,
+    )
 
 
 class DetectionWriter:
-    """Writes what the user wants of each picture: drawn images or frames, YOLO label files, COCO results.
+    """Writes what the user wants of each picture: drawn images or frames, labels, crops, and files of many pictures.
 
     Attributes:
+        num_pictures: so far.
         num_detections: of all pictures so far, whether they are kept or not.
     """
 
@@ -94,6 +83,8 @@ class DetectionWriter:
         labels: bool = False,
         scores: bool = False,
         coco: bool = False,
+        crops: bool = False,
+        files: Sequence[ResultFile] = (),
     ) -> None:
         """Prepare to write; nothing is touched yet.
 
@@ -104,18 +95,20 @@ class DetectionWriter:
             labels: write ``labels/<name>.txt``, one line ``class x y w h`` per detection, relative to the image.
             scores: with the score as sixth number of these lines.
             coco: write ``detections.json``, COCO results with the file's name, when the writer is closed.
+            crops: write ``crops/<class>/<name>.jpg``, each detection cut out.
+            files: to which each picture is added, and which are closed with the writer.
         """
         self.folder = folder
         self.names = names
         self.pictures = pictures
         self.labels = labels
         self.scores = scores
-        self.coco = coco
-        self.num_detections = 0
-        self._category_ids = category_ids_for(names)
-        self._results: list[dict] = []
+        self.crops = crops
+        self.num_pictures = self.num_detections = 0
+        self._files = [*files, CocoFile(folder, names)] if coco else list(files)
         self._picture_stems: set[str] = set()
         self._video_stems: set[str] = set()
+        self._crop_stems: set[str] = set()
 
     def video_path(self, name: str) -> Path:
         """Return a path for the drawn video of a source, each time another one.
@@ -124,6 +117,10 @@ class DetectionWriter:
             name: a file, a camera or a stream's URL.
         """
         return self.folder / f"{free_stem(safe_stem(name), self._video_stems)}.mp4"
+
+    def video(self, name: str, fps: float) -> Mp4Writer:
+        """Return what takes the drawn frames of a source, with its sound if it is a file."""
+        return Mp4Writer(self.video_path(name), fps, name if Path(name).is_file() else "")
 
     def write(self, picture: Picture, found: Detections, drawn: np.ndarray | None, video: Mp4Writer | None) -> None:
         """Keep one picture's detections.
@@ -138,24 +135,37 @@ class DetectionWriter:
             UserError: OpenCV cannot write videos here.
             OSError: the folder cannot be written.
         """
+        self.num_pictures += 1
         self.num_detections += len(found)
         stem = f"{video.path.stem}_{picture.frame}" if video else Path(picture.path).stem
         stem = free_stem(stem, self._picture_stems)
         if self.pictures and drawn is not None:
             if video:
-                video.add(drawn)
+                video.add(drawn, picture.seconds)
             else:
                 suffix = Path(picture.path).suffix
                 write_image(self.folder / f"{stem}{suffix if suffix.lower() in WRITABLE else '.jpg'}", drawn)
         if self.labels:
             write_text_atomically(self.folder / "labels" / f"{stem}.txt", self._label_lines(picture, found))
-        if self.coco:
-            self._results += self._coco_results(picture, found, is_video=video is not None)
+        for file in self._files:
+            file.add(Found(picture, found, stem, video.path.stem if video else ""))
+
+    def write_crops(self, picture: Picture, found: Detections, video: Mp4Writer | None) -> None:
+        """Cut each detection out of a picture on which nothing is drawn yet, by its box rounded out to whole pixels."""
+        height, width = picture.image_bgr.shape[:2]
+        stem = f"{video.path.stem}_{picture.frame}" if video else Path(picture.path).stem
+        for label, (x1, y1, x2, y2) in zip(found.labels.tolist(), found.boxes_xyxy.tolist(), strict=True):
+            left, top = max(0, math.floor(x1)), max(0, math.floor(y1))
+            right, bottom = min(width, math.ceil(x2)), min(height, math.ceil(y2))
+            if left < right and top < bottom:
+                folder = self.folder / "crops" / in_file_name(self.names[label])
+                name = free_stem(str(folder / stem), self._crop_stems)
+                write_image(f"{name}.jpg", picture.image_bgr[top:bottom, left:right])
 
     def close(self) -> None:
         """Write what is written once for all pictures."""
-        if self.coco:
-            write_json_atomically(self.folder / "detections.json", self._results, indent=None)
+        for file in self._files:
+            file.close()
 
     def written(self) -> str:
         """Return how many files lie where, as a sentence for the user."""
@@ -174,20 +184,6 @@ class DetectionWriter:
                 values.append(score)
             lines.append(f"{label} " + " ".join(f"{value:.6f}" for value in values) + "\n")
         return "".join(lines)
-
-    def _coco_results(self, picture: Picture, found: Detections, is_video: bool) -> list[dict]:
-        """Return COCO results with the file's name; an image whose name is a number has that as id, as in COCO."""
-        path = Path(picture.path)
-        height, width = picture.image_bgr.shape[:2]
-        meta = letterbox_meta(0, picture.path, (width, height), (height, width))  # its id is replaced below
-        results = coco_results(found, meta, self._category_ids)
-        for result in results:
-            is_number = path.stem.isdecimal() and not is_video
-            result["image_id"] = int(path.stem) if is_number else printable(path.stem)
-            result["file_name"] = printable(path.name)
-            if is_video:
-                result["frame"] = picture.frame
-        return results
 
 
 def free_stem(wanted: str, taken: set[str]) -> str:

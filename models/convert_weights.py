@@ -26,6 +26,7 @@ from models.checkpoints.darknet_weights import VERSION, save_darknet_weights
 from models.checkpoints.format import save_checkpoint
 from models.checkpoints.load import LoadedNetwork, load_network
 from models.darknet.cfg import parse_cfg_text
+from models.exported.network import ExportedNetwork
 from models.layers import running_statistics
 from models.network import DARKNET_BN_EPS, Network
 from utils.class_names import read_names
@@ -50,6 +51,8 @@ def main() -> None:
     )
     options = parser.parse_args()
     loaded = load_network(options.source, options.cfg)
+    if isinstance(loaded.network, ExportedNetwork):
+        raise UserError(f"{options.source}: is exported and cannot be converted; name the weights that were exported")
     print(loaded.report)
     target = Path(options.target)
     if target.suffix == ".pt":

@@ -6,7 +6,9 @@ confidence.
 
 from __future__ import annotations
 
+import copy
 import math
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -18,7 +20,7 @@ from models.exact_heads import DecodingHead
 from models.heads import Head, decode_boxes, priors_wh, scoring_rows
 from models.network import Network
 from models.nms import LOGIT_SLACK, logit, select_candidates
-from models.nms_variants import NMS_KINDS, NmsOptions, NmsRule
+from models.nms_variants import NmsOptions, NmsRule, suppress
 from utils.boxes import cxcywh_to_xyxy
 from utils.devices import synchronised_time
 from utils.structures import Detections, ImageMeta
@@ -65,7 +67,10 @@ class Dropped:
 
 
 class Detector:
-    """Finds objects in batches of images; owns a fused copy of the network, so later training does not change it."""
+    """Finds objects in batches of images; owns a fused copy of the network, so later training does not change it.
+
+    Several threads may call one detector at the same time.
+    """
 
     def __init__(
         self,
@@ -90,7 +95,8 @@ class Detector:
             classes: class indices to look for, all when None or empty.
             clip: cut boxes off at the image's border; Darknet's own detections stick out.
         """
-        self.device = next(network.parameters()).device
+        # An exported network has no parameters: its runtime computes on the CPU.
+        self.device = next((tensor.device for tensor in network.parameters()), torch.device("cpu"))
         self.dtype = torch.float16 if half and self.device.type == "cuda" else torch.float32
         fused = network.fuse().eval().requires_grad_(False)
         self.network = fused.to(self.device, self.dtype).to(memory_format=torch.channels_last)
@@ -102,8 +108,33 @@ class Detector:
         self.nms = nms or NmsOptions()
         self.counts_dropped = False  # whether ``dropped`` counts what is above ``max_detections``, off the clock
         self.clip = clip
-        self.classes = torch.tensor(sorted(classes), device=self.device) if classes else None
+        self.classes = self._class_tensor(classes)
+        self._counting = threading.Lock()
         self.reset_speed()
+
+    def _class_tensor(self, classes: Sequence[int] | None) -> Tensor | None:
+        return torch.tensor(sorted(classes), device=self.device) if classes else None
+
+    def looking_for(
+        self,
+        confidence: float | None = None,
+        iou: float | None = None,
+        max_detections: int | None = None,
+        agnostic: bool | None = None,
+        classes: Sequence[int] | None = None,
+        nms: NmsOptions | None = None,
+    ) -> Detector:
+        """Return a detector of the same network, not a copy of it, with other thresholds; None leaves one as it is."""
+        other = copy.copy(self)
+        other.confidence = self.confidence if confidence is None else confidence
+        other.iou = self.iou if iou is None else iou
+        other.max_detections = self.max_detections if max_detections is None else max_detections
+        other.nms = self.nms if nms is None else nms
+        if agnostic is not None:
+            other.nms = replace(other.nms, agnostic_nms=agnostic)
+        other.classes = self.classes if classes is None else self._class_tensor(classes)
+        other.reset_speed()
+        return other
 
     @torch.inference_mode()
     def __call__(self, images: Tensor, metas: Sequence[ImageMeta]) -> list[Detections]:
@@ -117,12 +148,14 @@ class Detector:
         looks = self.look(images, metas)
         middle = synchronised_time(self.device)
         candidates = [_joined(of_image) for of_image in zip(*(self.candidates(*look) for look in looks), strict=True)]
-        found = [self.suppress(of_image, self.max_detections) for of_image in candidates]
-        self.seconds_inference += middle - start
-        self.seconds_nms += synchronised_time(self.device) - middle
-        self.images_seen += len(images)
-        if self.counts_dropped:
-            self._count_dropped(candidates, found)
+        found = [suppress(of_image, self.nms_rule) for of_image in candidates]
+        end = synchronised_time(self.device)
+        dropped = self._count_dropped(candidates, found) if self.counts_dropped else Dropped()
+        with self._counting:
+            self.seconds_inference += middle - start
+            self.seconds_nms += end - middle
+            self.images_seen += len(images)
+            self.dropped += dropped
         return [self._clipped(of_image, meta) for of_image, meta in zip(found, metas, strict=True)]
 
     def look(self, images: Tensor, metas: Sequence[ImageMeta]) -> list[Look]:
@@ -141,7 +174,7 @@ class Detector:
     @torch.inference_mode()
     def detect(self, raw_maps: Sequence[Tensor], metas: Sequence[ImageMeta]) -> list[Detections]:
         """Turn raw maps [B A H W 5+C] into detections: the second half of calling the detector."""
-        found = (self.suppress(of_image, self.max_detections) for of_image in self.candidates(raw_maps, metas))
+        found = (suppress(of_image, self.nms_rule) for of_image in self.candidates(raw_maps, metas))
         return [self._clipped(of_image, meta) for of_image, meta in zip(found, metas, strict=True)]
 
     def candidates(self, raw_maps: Sequence[Tensor], metas: Sequence[ImageMeta]) -> list[Detections]:
@@ -161,21 +194,30 @@ class Detector:
             for slots, labels, scores, meta in parts
         ]
 
-    def suppress(self, candidates: Detections, limit: int) -> Detections:
-        """Return what NMS leaves of the candidates of one image, the strongest first, at most ``limit``."""
-        options = self.nms
-        rule = NmsRule(self.iou, limit, self.confidence, options.agnostic_nms, options.nms_sigma, self.nms_beta)
-        return NMS_KINDS[options.nms](candidates, rule)
+    @property
+    def nms_rule(self) -> NmsRule:
+        """How boxes suppress one another."""
+        return NmsRule(
+            self.iou,
+            self.max_detections,
+            self.nms.nms,
+            self.nms.agnostic_nms,
+            confidence=self.confidence,
+            sigma=self.nms.nms_sigma,
+            cfg_beta=self.nms_beta,
+        )
 
     def _clipped(self, found: Detections, meta: ImageMeta) -> Detections:
         return replace(found, boxes_xyxy=meta.clipped(found.boxes_xyxy)) if self.clip else found
 
-    def _count_dropped(self, candidates: Sequence[Detections], found: Sequence[Detections]) -> None:
-        """Count the detections that there would be above the limit."""
+    def _count_dropped(self, candidates: Sequence[Detections], found: Sequence[Detections]) -> Dropped:
+        """Return how many detections there would be above the limit."""
+        rule, dropped = replace(self.nms_rule, max_detections=self.max_detections + COUNTED), Dropped()
         for of_image, kept in zip(candidates, found, strict=True):
             if len(kept) == self.max_detections < len(of_image):
-                above = len(self.suppress(of_image, self.max_detections + COUNTED)) - self.max_detections
-                self.dropped += Dropped(int(above > 0), above, above == COUNTED)
+                above = len(suppress(of_image, rule)) - self.max_detections
+                dropped += Dropped(int(above > 0), above, above == COUNTED)
+        return dropped
 
     def reset_speed(self) -> None:
         """Forget what was measured and counted so far, after a warm-up for instance."""

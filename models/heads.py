@@ -10,8 +10,10 @@ Shape letters: B images, A anchors per cell, H W grid rows and columns, C classe
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -80,15 +82,27 @@ class Head:
         return slice(5, 5 + self.num_classes)
 
 
-@lru_cache(maxsize=256)
-@torch.inference_mode(False)  # a constant first made by an evaluation must still be usable where gradients are taken
+def kept(make: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Keep the constants that a function makes, so that decoding moves no data to a GPU."""
+    # A constant first made by an evaluation must still be usable where gradients are taken.
+    cached = lru_cache(maxsize=256)(torch.inference_mode(False)(make))
+
+    @wraps(make)
+    def get(*arguments: Any) -> Tensor:
+        # In a graph that is being exported numbers and tensors are symbols, which have no place in a cache.
+        traced = torch.compiler.is_exporting() or torch.jit.is_tracing()
+        return make(*arguments) if traced else cached(*arguments)
+
+    return get
+
+
+@kept
 def priors_wh(head: Head, device: torch.device) -> Tensor:
-    """Return the head's anchors in grid units, [A 2] float32; kept per device so that decoding moves no data."""
+    """Return the head's anchors in grid units, [A 2] float32."""
     return torch.tensor(head.anchors_wh, dtype=torch.float32, device=device) / head.stride
 
 
-@lru_cache(maxsize=64)
-@torch.inference_mode(False)
+@kept
 def cell_grid(rows: int, cols: int, device: torch.device) -> Tensor:
     """Return the (column, row) of every cell, [H W 2] float32."""
     y, x = torch.meshgrid(torch.arange(rows, device=device), torch.arange(cols, device=device), indexing="ij")

@@ -26,14 +26,20 @@ LARGEST_COORDINATE = 1e30  # of a box that is averaged: infinity times a weight 
 
 @dataclass(frozen=True)
 class NmsRule:
-    """What the kinds of suppression go by."""
+    """How boxes suppress one another."""
 
     iou_threshold: float  # overlap above it is too much
-    max_detections: int | None = None  # per image
-    confidence: float = 0.0  # soft kinds drop what sinks to this score
+    max_detections: int | None = None  # per image; None: all
+    kind: str = "cfg"  # a key of NMS_KINDS
     agnostic: bool = False  # whether boxes of different classes suppress one another
+    confidence: float = 0.0  # soft kinds drop what sinks to this score
     sigma: float = 0.5  # of soft-gaussian
     cfg_beta: float | None = None  # what the cfg asks for, see models/nms.py; None: plain IoU
+
+
+def suppress(candidates: Detections, rule: NmsRule) -> Detections:
+    """Return what is left of the candidates of one image, the strongest first."""
+    return NMS_KINDS[rule.kind](candidates, rule)
 
 
 def greedy(candidates: Detections, rule: NmsRule, beta: float | None = None) -> Detections:
@@ -115,6 +121,7 @@ NMS_KINDS: dict[str, Callable[[Detections, NmsRule], Detections]] = {
     "soft-gaussian": partial(soft, decay=gaussian_decay),
     "merge": merge,
 }
+LOWERING = ("soft-linear", "soft-gaussian")  # the kinds that lower scores, so that a second pass lowers them twice
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def test_every_command_helps_and_does_nothing_else(command, tmp_path, monkeypatc
 def test_the_commands_are_known():
     of_users = {command for command in COMMANDS if Path(command).parts[0] not in ("benchmarks", "docs")}
     assert of_users == {
-        "train.py", "test.py", "detect.py", "analyze.py", "kmeans_anchors.py", "models/network.py",
+        "train.py", "test.py", "detect.py", "export.py", "analyze.py", "kmeans_anchors.py", "models/network.py",
         "models/convert_weights.py", "data/coco_convert.py", "data/download_coco.py", "data/shapes.py",
     }  # fmt: skip
 

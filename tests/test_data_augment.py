@@ -12,13 +12,13 @@ from data.augment import (
     crop_sides,
     mosaic_places,
     move_boxes,
-    paint,
+    random_colours,
     random_motion,
-    shift_colours,
     still_objects,
-    training_sample,
+    training_picture,
 )
 from data.letterbox import PADDING
+from data.painting import paint_layers, placed_image, recolour
 from tests.tiny_project import NO_AUGMENTATION
 
 COLOURS = np.array([(0, 0, 255), (0, 255, 0), (255, 0, 0), (0, 255, 255)], np.uint8)  # BGR
@@ -34,6 +34,17 @@ def source(index: int, width: int = 160, height: int = 120, reduce: int = 1) -> 
     return SourceImage(
         pixels, (width, height), np.array([box], dtype=np.float64), np.array([index]), np.array([index == 3])
     )
+
+
+def training_sample(index, pool, load, out, options, rng, resize="letterbox"):
+    """Paint a training picture into ``out`` and return its objects."""
+    drawing, sample = training_picture(index, pool, load, out.shape[:2], options, rng, resize)
+    drawing.paint(out)
+    return sample
+
+
+def shift_colours(image_bgr, options, rng):
+    recolour(image_bgr, random_colours(options, rng))
 
 
 def find(image_rgb: np.ndarray, label: int) -> np.ndarray | None:
@@ -273,7 +284,7 @@ def test_a_strong_reduction_averages_instead_of_picking():
     # Noise of standard deviation 74; the mean of 3.75 x 3.75 pixels has 74 / 3.75 = 20, that of 2 x 2 has 37 or more.
     noise = np.random.default_rng(0).integers(0, 256, (120, 120, 3), dtype=np.uint8)
     out = np.zeros((32, 32, 3), np.uint8)
-    paint(noise, (120, 120), np.diag((32 / 120, 32 / 120, 1.0)), out)
+    paint_layers([placed_image(noise, (120, 120), np.diag((32 / 120, 32 / 120, 1.0)), (32, 32))], out)
     assert 15 < out[1:-1, 1:-1].std() < 30
 
 

@@ -30,6 +30,8 @@ WORKS = [
     "detect --weights yolov5s.pt --source 'images/*.png' --imgsz 96 --iou-thres 0.45 --classes 0 2 --agnostic-nms",
     "detect --weights yolov5s.pt --source images/000.png --img 96 --save-txt --save-conf --nosave --max-det 10",
     "detect --weights yolov5s.pt --source images --img 96 --project mine --name d --exist-ok --data coco128 --half",
+    "detect --weights yolov5s.pt --source images --img 96 --line-thickness 1 --hide-labels --hide-conf --vid-stride 2",
+    "detect --weights yolov5s.pt --source images --img 96 --save-crop --save-csv --batch 4 --stream-buffer",
 ]
 ANSWERED = [
     ("train --img 640 --batch 16 --data coco128.yaml --weights yolov5l.pt", "github.com/ultralytics/yolov5/releases"),
@@ -55,10 +57,9 @@ ANSWERED = [
     ("test --weights yolov5s.pt --task study", "invalid choice"),
     ("test --weights yolov5s.pt --data coco128 --save-txt", "detect.py --save-txt"),
     ("test --weights yolov3.weights --data coco128", "pjreddie.com"),
-    ("detect --weights yolov5s.pt --source images --save-crop", "--save-json"),
-    ("detect --weights yolov5s.pt --source images --line-thickness 1 --hide-labels", "--save-txt"),
+    ("detect --weights yolov5s.pt --source images --save-frames", "one video"),
+    ("detect --weights yolov5s.pt --source images --show-boxes", "--nosave"),
     ("detect --weights yolov5s.pt --source images --dnn", "OpenCV"),
-    ("detect --weights yolov5s.pt --source images --vid-stride 2", "every frame"),
     ("detect --weights yolov5x6.pt --source 0", "github.com/ultralytics/yolov5/releases"),
 ]
 

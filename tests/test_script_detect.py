@@ -1,6 +1,7 @@
 """detect.py as a user types it: what it writes, draws, prints and refuses."""
 
 import json
+import signal
 import subprocess
 import sys
 
@@ -107,7 +108,7 @@ def test_video_is_drawn_frame_by_frame(project, script, monkeypatch, capsys):
 
 def interrupt_at(number, script, monkeypatch):
     """Raise KeyboardInterrupt, as Ctrl-C does, at the picture of this number, from 1."""
-    real, seen = script.detect_one, []
+    real, seen = script.detect_batch, []
 
     def interrupted(*arguments):
         seen.append(1)
@@ -115,7 +116,7 @@ def interrupt_at(number, script, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments)
 
-    monkeypatch.setattr(script, "detect_one", interrupted)
+    monkeypatch.setattr(script, "detect_batch", interrupted)
 
 
 def test_interrupt_keeps_the_video_so_far(project, script, monkeypatch):
@@ -201,3 +202,190 @@ def test_a_folder_that_cannot_be_written(project, script, monkeypatch, capsys):
     (project / "runs/detect").write_text("a file where a folder is needed")
     assert run_script(script, monkeypatch, "--source", "images") == 2
     assert "cannot write here" in capsys.readouterr().err
+
+
+def lines_and_files(project, capsys, name):
+    """The printed lines without their times, and the content of every file of a run."""
+    lines = [line.split("Done.")[0] for line in capsys.readouterr().out.splitlines() if "Done." in line]
+    folder = project / "runs/detect" / name
+    return lines, {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("size", [2, 3, 16])
+def test_a_batch_finds_what_single_images_give(project, script, monkeypatch, capsys, size):
+    (project / "images/004.png").write_bytes(b"no picture")
+    arguments = ("--source", "images", "--save-txt", "--conf-thres", 0.2)
+    assert run_script(script, monkeypatch, *arguments) == 2
+    lines, files = lines_and_files(project, capsys, "exp")
+    assert run_script(script, monkeypatch, *arguments, "--batch-size", size) == 2
+    batched_lines, batched_files = lines_and_files(project, capsys, "exp2")
+    assert lines == batched_lines and len(lines) == 6 and files.keys() == batched_files.keys()
+    for path in files:
+        if path.suffix == ".txt":
+            rows, batched = (np.fromstring(text, sep=" ") for text in (files[path], batched_files[path]))
+            np.testing.assert_allclose(rows, batched, atol=2e-5)
+
+
+def test_frames_of_a_video_in_batches(project, script, monkeypatch, capsys):
+    write_video(project / "film.avi")
+    seen = []
+    real = script.detect_batch
+    monkeypatch.setattr(
+        script, "detect_batch", lambda d, pictures, *a: seen.append(len(pictures)) or real(d, pictures, *a)
+    )
+    assert run_script(script, monkeypatch, "--source", "film.avi", "--batch-size", 3) == 0
+    assert seen == [3, 2]
+    assert [f"video 1/1 {n}/5" in line for n, line in enumerate(lines_and_files(project, capsys, "exp")[0], 1)] == [
+        True
+    ] * 5
+    drawn = cv2.VideoCapture(str(project / "runs/detect/exp/film.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 5
+
+
+def test_a_picture_that_cannot_be_written_ends_the_run_with_its_line(project, script, monkeypatch, capsys):
+    def refuse(path, image):
+        if "003" in str(path):
+            raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("engine.writers.write_image", refuse)
+    assert run_script(script, monkeypatch, "--source", "images", "--save-json", "--conf-thres", 0.2) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "003.png" in error and "No space left" in error
+    results = json.loads((project / "runs/detect/exp/detections.json").read_text())
+    assert {0, 1, 2} <= {result["image_id"] for result in results} <= {0, 1, 2, 4, 5, 6}
+
+
+def test_every_nth_frame(project, script, monkeypatch, capsys):
+    write_video(project / "film.avi", num_frames=8)
+    assert run_script(script, monkeypatch, "--source", "film.avi", "--save-txt", "--vid-stride", 3) == 0
+    assert "video 1/1 3/3 film.avi" in capsys.readouterr().out
+    folder = project / "runs/detect/exp"
+    assert {path.stem for path in (folder / "labels").iterdir()} == {"film_0", "film_3", "film_6"}
+    drawn = cv2.VideoCapture(str(folder / "film.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and abs(drawn.get(cv2.CAP_PROP_FPS) - 4 / 3) < 0.01
+
+
+def test_coordinates_and_files_of_all_kinds_tell_the_same(project, script, monkeypatch, capsys):
+    kinds = ("--save-json", "--save-csv", "--save-crop", "--save-as", "darknet-json", "voc", "--ext-output")
+    assert run_script(script, monkeypatch, "--source", "images", "--conf-thres", 0.2, "--nosave", *kinds) == 0
+    folder = project / "runs/detect/exp"
+    results = json.loads((folder / "detections.json").read_text())
+    printed = [line for line in capsys.readouterr().out.splitlines() if "left_x:" in line]
+    darknet = json.loads((folder / "result.json").read_text())
+    voc = [line for path in (folder / "results").iterdir() for line in path.read_text().splitlines()]
+    table = (folder / "detections.csv").read_text().splitlines()
+    crops = list(folder.glob("crops/*/*.jpg"))
+    counts = {len(results), len(printed), sum(len(image["objects"]) for image in darknet), len(voc), len(table) - 1}
+    assert counts == {len(results)} and results
+    assert 0 < len(crops) <= len(results)
+    assert {path.name for path in (folder / "results").iterdir()} == {f"comp4_det_test_{name}.txt" for name in NAMES}
+
+
+class Camera:
+    """A capture of grey pictures."""
+
+    def __init__(self, num_frames):
+        self.images = iter([np.full((48, 64, 3), 5 * n, np.uint8) for n in range(num_frames)])
+
+    def read(self):
+        image = next(self.images, None)
+        return image is not None, image
+
+    def get(self, what):
+        return 10.0 if what == cv2.CAP_PROP_FPS else 0
+
+    def release(self):
+        pass
+
+
+def test_two_streams_of_a_list_make_two_videos_that_play(project, script, monkeypatch, capsys):
+    monkeypatch.setattr("data.sources.open_capture", lambda address, is_live: Camera(4))
+    (project / "streams.txt").write_text("0\nrtsp://host/door\n")
+    arguments = ("--source", "streams.txt", "--every-frame", "--reconnect", 0, "--save-json", "--conf-thres", 0.1)
+    assert run_script(script, monkeypatch, *arguments) == 0
+    lines = [line.split(":")[0] for line in capsys.readouterr().out.splitlines() if "Done." in line]
+    for number, name in ((1, "camera 0"), (2, "rtsp")):
+        assert [line for line in lines if line.startswith(f"video {number}/2")] == [
+            f"video {number}/2 {n} {name}" for n in range(1, 5)
+        ]
+    folder = project / "runs/detect/exp"
+    assert sorted(path.name for path in folder.glob("*.mp4")) == ["camera_0.mp4", "host_door.mp4"]
+    for path in folder.glob("*.mp4"):
+        assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) == 4
+    files = {result["file_name"] for result in json.loads((folder / "detections.json").read_text())}
+    assert files <= {"camera 0", "door"}
+
+
+def test_ctrl_c_ends_a_camera_and_its_video_plays(project, script, monkeypatch):
+    monkeypatch.setattr("data.sources.open_capture", lambda address, is_live: Camera(50))
+    interrupt_at(4, script, monkeypatch)
+    assert run_script(script, monkeypatch, "--source", "0", "--every-frame") == 0
+    drawn = cv2.VideoCapture(str(project / "runs/detect/exp/camera_0.mp4"))
+    assert drawn.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and drawn.read()[0]
+
+
+def test_tiles_change_nothing_where_an_image_fits_into_one(project, script, monkeypatch, capsys):
+    arguments = ("--source", "images", "--save-json", "--nosave", "--conf-thres", 0.2)
+    assert run_script(script, monkeypatch, *arguments) == 0
+    assert run_script(script, monkeypatch, *arguments, "--tile", 130) == 0
+    assert run_script(script, monkeypatch, *arguments, "--tile", 64, "--overlap", 0.25) == 0
+    whole, one_tile, tiles = (
+        json.loads((project / f"runs/detect/{name}/detections.json").read_text()) for name in ("exp", "exp2", "exp3")
+    )
+    assert whole == one_tile and tiles != whole
+    assert all(min(x, y) >= 0 and max(x + w, y + h) <= 130 for x, y, w, h in (one["bbox"] for one in tiles))
+
+
+def test_tracks_stand_in_json_csv_and_mot(project, script, monkeypatch):
+    pytest.importorskip("trackers")
+    write_video(project / "film.avi", num_frames=1)
+    capture = cv2.VideoCapture(str(project / "film.avi"))
+    image = capture.read()[1]
+    writer = cv2.VideoWriter(str(project / "still.avi"), cv2.VideoWriter.fourcc(*"MJPG"), 4.0, (64, 48))
+    for _ in range(5):  # the same picture: every object stays where it is
+        writer.write(image)
+    writer.release()
+    kinds = ("--track", "--save-json", "--save-csv", "--conf-thres", 0.3)
+    assert run_script(script, monkeypatch, "--source", "still.avi", *kinds) == 0
+    folder = project / "runs/detect/exp"
+    results = json.loads((folder / "detections.json").read_text())
+    tracked = [result for result in results if result["track_id"] is not None]
+    assert tracked and {result["frame"] for result in tracked} == {1, 2, 3, 4}
+    rows = np.loadtxt(folder / "still.txt", delimiter=",", ndmin=2)
+    assert rows.shape == (len(tracked), 10)
+    for row, result in zip(rows, tracked, strict=True):
+        x, y, width, height = result["bbox"]
+        expected = [result["frame"] + 1, result["track_id"], x + 1, y + 1, width, height, result["score"], -1, -1, -1]
+        np.testing.assert_allclose(row, expected, atol=0.006)
+    ids = [line.rsplit(",", 1)[1] for line in (folder / "detections.csv").read_text().splitlines()[1:]]
+    assert ids == [str(result["track_id"] or "") for result in results]
+
+
+def test_tracking_without_its_package_is_one_line(project, script, monkeypatch, capsys):
+    write_video(project / "film.avi")
+    monkeypatch.setitem(sys.modules, "trackers", None)
+    assert run_script(script, monkeypatch, "--source", "film.avi", "--track") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "requirements-tracking.txt" in error
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals to send")
+def test_ctrl_c_in_a_long_video_leaves_a_file_that_plays(project):
+    write_video(project / "film.avi", num_frames=3000)
+    command = [sys.executable, "-u", str(REPOSITORY / "detect.py"), "--source", "film.avi", "--save-json", "--save-csv"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=project) as run:
+        for line in run.stdout:
+            if line.startswith("video 1/1 25/3000 "):
+                run.send_signal(signal.SIGINT)
+                break
+        rest, error = run.communicate(timeout=60)
+    assert run.returncode == 130 and error == "interrupted\n"
+    printed = 25 + sum(line.startswith("video 1/1 ") for line in rest.splitlines())
+    folder = project / "runs/detect/exp"
+    assert sorted(path.name for path in folder.iterdir()) == ["detections.csv", "detections.json", "film.mp4"]
+    drawn = cv2.VideoCapture(str(folder / "film.mp4"))
+    frames = 0
+    while drawn.read()[0]:
+        frames += 1
+    assert printed - 1 <= frames <= printed  # the signal may come between the line and the frame
+    assert {result["frame"] for result in json.loads((folder / "detections.json").read_text())} <= set(range(frames))

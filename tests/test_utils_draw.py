@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from utils.draw import class_color, draw_batch, draw_box, draw_detections, draw_predictions, write_image
+from utils.draw import DrawStyle, class_color, draw_batch, draw_box, draw_detections, draw_predictions, write_image
 from utils.structures import Batch, Detections, ImageMeta, Targets
 
 
@@ -94,3 +94,27 @@ def test_an_unwritable_image_is_an_error(tmp_path):
     with pytest.raises(OSError, match="cannot write"):
         write_image(tmp_path / "picture.nonsense", grey())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_text_of_a_box():
+    for style, text in (
+        (DrawStyle(), "#7 dog 0.88"),
+        (DrawStyle(scores=False), "#7 dog"),
+        (DrawStyle(labels=False), ""),
+    ):
+        assert style.text("dog", 0.876, track_id=7) == text
+    assert DrawStyle().text("dog", 0.876) == "dog 0.88"
+
+
+def test_line_width_and_hidden_text():
+    found = Detections(torch.tensor([[20.0, 20, 80, 70]]), torch.tensor([0.5]), torch.tensor([0]))
+    drawn = []
+    for width in (1, 3, 7):
+        image = np.zeros((100, 120, 3), np.uint8)
+        draw_detections(image, found, ["dog"], DrawStyle(width, labels=False))
+        drawn.append(image[45, :60].any(axis=1).sum())  # the left edge, in the middle of the box
+        assert not image[:15].any()  # no plate above the box
+    assert drawn[0] == 1 and 3 <= drawn[1] < drawn[2]  # OpenCV's lines of 3 pixels are 5 wide
+    image = np.zeros((100, 120, 3), np.uint8)
+    draw_detections(image, found, ["dog"])
+    assert image[:20].any()

@@ -11,7 +11,14 @@ import pytest
 from analysis.matching.blocks import read_blocks
 from engine.run_folder import new_run_folder
 from utils.errors import UserError
-from utils.files import atomic_path, read_text, remove_unfinished, write_json_atomically, write_text_atomically
+from utils.files import (
+    GrowingFile,
+    atomic_path,
+    read_text,
+    remove_unfinished,
+    write_json_atomically,
+    write_text_atomically,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -105,3 +112,15 @@ def test_a_new_run_removes_what_killed_runs_left(tmp_path):
 def test_letters_that_utf8_does_not_have_are_written_all_the_same(tmp_path, text, written):
     write_text_atomically(tmp_path / "a.txt", text)
     assert (tmp_path / "a.txt").read_text(encoding="utf-8") == written
+
+
+def test_a_growing_file_has_its_name_when_it_is_closed(tmp_path):
+    file = GrowingFile(tmp_path / "new" / "a.txt")
+    file.close()
+    assert list(tmp_path.iterdir()) == []
+    file = GrowingFile(tmp_path / "new" / "a.txt")
+    file.add("één, ")
+    file.add("\udcff")
+    assert not file.path.exists()
+    file.close()
+    assert file.path.read_text(encoding="utf-8") == "één, \\udcff" and list(file.path.parent.iterdir()) == [file.path]

@@ -20,7 +20,7 @@ from utils.foreign_names import ANSWERS, FILES, SAME, SHORT, WITHOUT_EFFECT
 SCRIPTS = {
     "train": train.GROUPS,
     "test": (script_test.EvaluationOptions,),
-    "detect": (detect.DetectOptions,),
+    "detect": detect.GROUPS,
     "analyze": analyze.GROUPS,
     "kmeans_anchors": (kmeans_anchors.KmeansOptions, kmeans_anchors.AnchorFitOptions),
 }
@@ -70,7 +70,7 @@ def test_a_flag_without_effect_is_noted_once(script, name, capfd):
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.parametrize("name", ANSWERS)
 def test_what_is_not_here_gets_its_answer_in_one_line(script, name):
-    if name in OPTIONS[script]:
+    if name in {other for option in OPTIONS[script] for other in (option, *SAME.get(option, ()))}:
         return
     for argv in ([flag(name)], [flag(name), "3"], [f"--{name}=3"]):
         with pytest.raises(UserError) as error:

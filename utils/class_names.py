@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from utils.errors import UserError
+from utils.errors import UserError, suggestion
 from utils.files import read_text
 
 MAX_CLASSES = 100_000  # ImageNet's largest set has 21,841
@@ -71,6 +71,23 @@ def first_moved(names: Sequence[str], others: Sequence[str]) -> int | None:
 def are_numbers(names: Sequence[str]) -> bool:
     """Whether the names are but the index of each class, as "0" and "class 0" are where nobody named the classes."""
     return all(_plain(name) in (str(index), f"class{index}") for index, name in enumerate(names))
+
+
+def class_numbers(wanted: Sequence[str | int], names: Sequence[str]) -> list[int]:
+    """Return the class indices that the user means by names or numbers.
+
+    Raises:
+        UserError: there is no such class.
+    """
+    numbers = []
+    for text in map(str, wanted):
+        if text in names:
+            numbers.append(list(names).index(text))
+        elif text.isdecimal() and len(text) < 10 and int(text) < len(names):
+            numbers.append(int(text))
+        else:
+            raise UserError(f"--classes {text}: not a class of this network{suggestion(text, names)}")
+    return numbers
 
 
 def _plain(name: str) -> str:

@@ -73,7 +73,7 @@ def amp_dtype(device: torch.device) -> torch.dtype | None:
 
     That is float16 on GPUs with tensor cores: of the two 16-bit types it is the one whose 11 bits still tell
     neighbouring pixels apart; it needs loss scaling. There is none on the GTX 16xx, which have no tensor cores and
-    produce NaN, and none on a CPU, which without AMX emulates bfloat16, four times slower than float32.
+    produce NaN. Whether bfloat16 is fast on a CPU has to be tried (:mod:`engine.precision`).
     """
     if device.type != "cuda":
         return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 import colorsys
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -28,6 +29,20 @@ CROWD_COLOR: Color = (160, 160, 160)
 BORDER: Color = (255, 255, 255)
 
 
+@dataclass(frozen=True)
+class DrawStyle:
+    """How detections are drawn."""
+
+    line_width: int = 0  # pixels; 0 for what suits the image
+    labels: bool = True  # with text: class and score, and the number of the track where there is one
+    scores: bool = True  # with the score in the text
+
+    def text(self, name: str, score: float, track_id: int = 0) -> str:
+        """Return what is written above a box; a track of number 0 is none."""
+        words = [f"#{track_id}"] * (track_id > 0) + [name] + [f"{score:.2f}"] * self.scores
+        return " ".join(words) if self.labels else ""
+
+
 @lru_cache(maxsize=4096)
 def class_color(label: int) -> Color:
     """Return the colour of a class: neighbouring numbers differ in hue, and every other one is darker."""
@@ -46,22 +61,27 @@ def line_width(height: int, width: int) -> int:
     return max(1, round((height + width) / 2 * 0.003))
 
 
-def draw_detections(image: np.ndarray, detections: Detections, names: Sequence[str]) -> None:
+def draw_detections(
+    image: np.ndarray, detections: Detections, names: Sequence[str], style: DrawStyle | None = None
+) -> None:
     """Draw boxes, class names and scores into an image, in place; the strongest comes last, on top."""
+    style = style or DrawStyle()
     boxes = detections.boxes_xyxy.tolist()
     scores = detections.scores.tolist()
     labels = detections.labels.tolist()
-    for box, score, label in reversed(list(zip(boxes, scores, labels, strict=True))):
-        draw_box(image, box, f"{class_name(label, names)} {score:.2f}", class_color(label))
+    tracks = [0] * len(labels) if detections.track_ids is None else detections.track_ids.tolist()
+    for box, score, label, track in reversed(list(zip(boxes, scores, labels, tracks, strict=True))):
+        text = style.text(class_name(label, names), score, track)
+        draw_box(image, box, text, class_color(label), style.line_width)
 
 
-def draw_box(image: np.ndarray, box_xyxy: Sequence[float], text: str, color: Color) -> None:
-    """Draw one box and its text into an image, in place.
+def draw_box(image: np.ndarray, box_xyxy: Sequence[float], text: str, color: Color, thickness: int = 0) -> None:
+    """Draw one box and its text into an image, in place; a thickness of 0 is one that suits the image.
 
     The text stands on a plate of the box's colour above the box, or inside it where there is no room above.
     """
     height, width = image.shape[:2]
-    thickness = line_width(height, width)
+    thickness = thickness or line_width(height, width)
     # Corners far outside of the image overflow OpenCV's integers; moved to just outside, the edge stays out of sight.
     left, top, right, bottom = (
         round(min(max(value, -thickness), max(height, width) + thickness)) for value in box_xyxy

@@ -17,7 +17,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from utils.errors import UserError
 
@@ -112,6 +112,27 @@ def write_text_atomically(path: str | Path, text: str) -> None:
     """
     with atomic_path(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+class GrowingFile:
+    """A UTF-8 text file that is written piece by piece, and that has its name only when it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        """Prepare to write; there is no file before the first :meth:`add`."""
+        self.path = path
+        self._stack = contextlib.ExitStack()
+        self._file: IO[str] | None = None
+
+    def add(self, text: str) -> None:
+        """Append text; letters that UTF-8 does not have are written as in :func:`write_text_atomically`."""
+        if self._file is None:
+            temporary = self._stack.enter_context(atomic_path(self.path))
+            self._file = self._stack.enter_context(temporary.open("w", encoding="utf-8", errors="backslashreplace"))
+        self._file.write(text)
+
+    def close(self) -> None:
+        """Give the file its name, if anything was written."""
+        self._stack.close()
 
 
 def write_json_atomically(path: str | Path, value: Any, indent: int | None = 1) -> None:

@@ -14,8 +14,10 @@ from typing import Any
 SAME = {  # option -> its other names
     "batch_size": ("batch", "total_batch_size"),
     "conf_thres": ("conf",),
+    "every_frame": ("stream_buffer",),
     "img_size": ("img", "imgsz"),
     "iou_thres": ("iou", "nms_thres"),
+    "line_width": ("line_thickness",),
     "notest": ("noval",),
     "task": ("split",),
     "view_img": ("show",),
@@ -35,9 +37,7 @@ WITHOUT_EFFECT = {  # accepted with this note; each may have a value
     "noplots": "curves and pictures are drawn all the same",
     "plots": "curves and pictures are always drawn",
 }
-NO_DRAWING_OPTIONS = (
-    "boxes are drawn with name and score, in a width that fits the picture; --save-txt keeps the numbers"
-)
+DRAWING = "drawing has detect.py --line-width, --hide-labels, --hide-conf and --nosave"
 NO_LOGGING_SERVICE = "nothing is sent anywhere; results.csv and the TensorBoard events are in the folder of the run"
 IN_ANALYSES = "analyses are written to runs/analyze/<name>; choose a --name"
 NO_SEGMENTS = "boxes only: there are no masks and no poses here"
@@ -62,11 +62,11 @@ ANSWERS = {  # what is not here -> what to use instead
     "fourcc": "videos are written as mp4",
     "fraction": "name a list of the images to train on in the data set (--data)",
     "half": "float16 is for test.py and detect.py; train.py has mixed precision where it helps, and --no-amp",
-    "hide_conf": NO_DRAWING_OPTIONS,
-    "hide_labels": NO_DRAWING_OPTIONS,
+    "hide_conf": DRAWING,
+    "hide_labels": DRAWING,
     "image_weights": "each image is shown once in an epoch; list it twice in the image list to show it twice",
-    "line_thickness": NO_DRAWING_OPTIONS,
-    "line_width": NO_DRAWING_OPTIONS,
+    "line_thickness": DRAWING,
+    "line_width": DRAWING,
     "log_artifacts": NO_LOGGING_SERVICE,
     "log_imgs": NO_LOGGING_SERVICE,
     "logdir": "use --project: runs are written to <project>/<name>",
@@ -81,24 +81,24 @@ ANSWERS = {  # what is not here -> what to use instead
     "quad": "batches are made of single pictures; --multi-scale trains at other sizes",
     "resume_evolve": "options are not searched for; start a run per recipe (--hyp)",
     "retina_masks": NO_SEGMENTS,
-    "save_crop": "--save-txt and --save-json write the boxes to cut out",
-    "save_csv": "--save-json writes all detections into one file, --save-txt one file per image",
+    "save_crop": "detect.py --save-crop cuts detections out",
+    "save_csv": "detect.py --save-csv writes a line per detection",
     "save_format": "--save-txt writes relative centre and size; --save-json left, top, width and height in pixels",
     "save_frames": "drawn frames are kept as one video",
     "save_hybrid": "detect.py --save-txt writes detections as labels",
     "save_json": "test.py --save-json and detect.py --save-json write detections",
     "save_txt": "detect.py --save-txt writes detections as labels, test.py --save-json as COCO results",
     "save_conf": "detect.py --save-txt --save-conf writes detections as labels with their scores",
-    "show_boxes": NO_DRAWING_OPTIONS,
-    "show_conf": NO_DRAWING_OPTIONS,
-    "show_labels": NO_DRAWING_OPTIONS,
+    "show_boxes": DRAWING,
+    "show_conf": DRAWING,
+    "show_labels": DRAWING,
     "source": "detect.py --source looks at pictures; test.py evaluates a labelled data set (--data)",
-    "stream_buffer": "every frame of a stream is looked at in its turn",
+    "stream_buffer": "detect.py --every-frame looks at each frame of a stream",
     "sync_bn": "each process has batch statistics of its own; a larger --batch-size per GPU has the same aim",
     "time": "use --epochs; an interrupted run goes on with --resume",
     "update": "a file of weights is read as it is; best.pt holds nothing that is only needed to train on",
     "upload_dataset": NO_LOGGING_SERVICE,
-    "vid_stride": "every frame of a video is looked at",
+    "vid_stride": "detect.py --vid-stride leaves out frames of videos",
     "visualize": "analyze.py --matching-stats --report shows what a network predicts, image by image",
 }
 FILES = {"coco.yaml": "coco2017.data", "hyp.scratch-low.yaml": "yolov5.yaml"}  # theirs -> ours of the same content

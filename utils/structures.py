@@ -125,14 +125,17 @@ class Detections:
     boxes_xyxy: Tensor  # [N 4] original pixels
     scores: Tensor  # [N] objectness x class probability, 0..1
     labels: Tensor  # [N] int64 class index
+    track_ids: Tensor | None = None  # [N] int64, 0 where an object has no track yet; None where nothing is tracked
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def select(self, index: Tensor) -> Detections:
         """Return the detections at ``index``, a [N] bool mask or an index tensor."""
-        return Detections(self.boxes_xyxy[index], self.scores[index], self.labels[index])
+        track_ids = None if self.track_ids is None else self.track_ids[index]
+        return Detections(self.boxes_xyxy[index], self.scores[index], self.labels[index], track_ids)
 
     def cpu(self) -> Detections:
         """Return the same detections on the CPU."""
-        return Detections(self.boxes_xyxy.cpu(), self.scores.cpu(), self.labels.cpu())
+        track_ids = None if self.track_ids is None else self.track_ids.cpu()
+        return Detections(self.boxes_xyxy.cpu(), self.scores.cpu(), self.labels.cpu(), track_ids)

@@ -1,6 +1,7 @@
 """Networks from files of weights, which are told apart by their content.
 
-Read are the checkpoints of this toolkit, Darknet ``.weights`` and official ultralytics/yolov5 ``.pt``.
+Read are the checkpoints of this toolkit, also as safetensors, Darknet ``.weights``, official ultralytics/yolov5 ``.pt``
+and the exported files of ``export.py``.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 from models.checkpoints.darknet_weights import is_darknet_weights, load_darknet_weights
 from models.checkpoints.format import FORMAT, check_network_content, read_checkpoint
 from models.checkpoints.report import LoadReport
+from models.checkpoints.safetensors_file import is_safetensors, read_safetensors
 from models.checkpoints.tensor_checks import has_bad_variance, why_unusable
 from models.checkpoints.yolov5 import load_yolov5_checkpoint, read_yolov5_checkpoint
+from models.exported.open_file import exported_kind, open_exported
 from models.network import Network, build_network, build_network_from_text, require_heads
 from utils.config import REPOSITORY, find_file
 from utils.errors import UserError
@@ -40,8 +43,8 @@ def load_network(weights: str | Path, cfg: str | Path = "", num_classes: int | N
     """Build the network that belongs to a file of weights and fill it completely.
 
     Args:
-        weights: a checkpoint of ``train.py`` (its averaged weights are used), Darknet ``.weights`` or an official
-            yolov5 ``.pt``; looked up as given, then in ``weights/``.
+        weights: a checkpoint of ``train.py`` (its averaged weights are used), Darknet ``.weights``, an official
+            yolov5 ``.pt`` or what ``export.py`` wrote; looked up as given, then in ``weights/``.
         cfg: the network. Our checkpoints hold their own; for foreign weights, when empty, the cfg of the same name
             beside the file or in ``cfg/``.
         num_classes: adapt the heads; None for what the checkpoint or the cfg says.
@@ -88,10 +91,10 @@ def cfg_of_weights(weights: str | Path) -> str:
     """
     path = find_weights(weights)
     kind = _kind(path)
+    if kind == "exported":
+        raise UserError(f"{path}: {_NOT_TRAINED}")
     if kind == "ours":
-        checkpoint = read_checkpoint(path)
-        check_network_content(checkpoint, path)
-        return str(checkpoint["cfg_name"])
+        return str(_read_ours(path)["cfg_name"])
     return str(_cfg_for(path)) if kind == "darknet" else read_yolov5_checkpoint(path).cfg_name
 
 
@@ -104,19 +107,17 @@ def decode_of_weights(weights: str | Path) -> str:
     path = find_weights(weights)
     if _kind(path) != "ours":
         return ""
-    checkpoint = read_checkpoint(path)
-    check_network_content(checkpoint, path)
-    return str(checkpoint["options"].get("decode", ""))
+    return str(_read_ours(path)["options"].get("decode", ""))
 
 
 def find_weights(name: str | Path) -> Path:
-    """Return the path of a file of weights: as given, else in ``weights/`` here or in the repository.
+    """Return the path of weights, a file or OpenVINO's folder: as given, else in ``weights/`` here or of this project.
 
     Raises:
         UserError: there is no such file.
     """
     for root in (Path(), Path("weights"), REPOSITORY / "weights"):
-        if (root / name).is_file():
+        if (root / name).is_file() or ((root / name).is_dir() and exported_kind(root / name)):
             return root / name
     where = address_of(name) or "; train.py writes runs/train/<name>/best.pt"
     raise UserError(f"weights '{name}' do not exist here or in weights/{where}")
@@ -124,8 +125,12 @@ def find_weights(name: str | Path) -> Path:
 
 def _kind(path: Path) -> str:
     """Return which loader reads a file, a key of ``OPENERS``, by its first bytes and what an archive holds."""
+    if exported_kind(path):
+        return "exported"
     with open(path, "rb") as file:
-        start = file.read(4)
+        start = file.read(9)
+    if is_safetensors(start):
+        return "ours"
     if start.startswith(b"PK"):
         return "ours" if _is_ours(path) else "yolov5"  # its reader runs nothing and names what it refuses
     if start.startswith(b"\x80"):  # a bare pickle, as torch wrote before 1.6
@@ -148,9 +153,19 @@ def _is_ours(path: Path) -> bool:
     return False
 
 
-def _open_ours(path: Path, cfg: str, num_classes: int | None) -> LoadedNetwork:
+def _read_ours(path: Path) -> dict[str, Any]:
+    """Return the dict of a checkpoint, or of one as safetensors, from which its network can be rebuilt."""
+    with open(path, "rb") as file:
+        start = file.read(9)
+    if is_safetensors(start):
+        return read_safetensors(path)
     checkpoint = read_checkpoint(path)
     check_network_content(checkpoint, path)
+    return checkpoint
+
+
+def _open_ours(path: Path, cfg: str, num_classes: int | None) -> LoadedNetwork:
+    checkpoint = _read_ours(path)
     names = tuple(checkpoint["names"])
     num_classes = num_classes or len(names)
     if cfg:
@@ -185,10 +200,22 @@ def _state_of(checkpoint: Mapping[str, Any]) -> Mapping[str, Tensor]:
     return checkpoint["ema"] if "ema" in checkpoint else checkpoint["model"]
 
 
+def _open_exported(path: Path, cfg: str, num_classes: int | None) -> LoadedNetwork:
+    if cfg:
+        raise UserError(f"{path}: is exported and holds its network; leave out --cfg")
+    network = open_exported(path)
+    if num_classes not in (None, network.num_classes):
+        raise UserError(f"{path}: is exported with {how_many(network.num_classes, 'class')}, not {num_classes}")
+    report = LoadReport(str(path), 0, 0, resize=network.metadata.resize)
+    return LoadedNetwork(network, report, network.metadata.names, network.metadata.options)
+
+
+def _load_exported(network: Network, path: Path) -> LoadReport:
+    raise UserError(f"{path}: {_NOT_TRAINED}")
+
+
 def _load_ours(network: Network, path: Path) -> LoadReport:
-    checkpoint = read_checkpoint(path)
-    check_network_content(checkpoint, path)
-    return _loaded_state(network, checkpoint, path)
+    return _loaded_state(network, _read_ours(path), path)
 
 
 def _loaded_state(network: Network, checkpoint: Mapping[str, Any], path: Path) -> LoadReport:
@@ -266,5 +293,8 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "one number"
 
 
-OPENERS = {"ours": _open_ours, "darknet": _open_darknet, "yolov5": _open_yolov5}
-LOADERS = {"ours": _load_ours, "darknet": load_darknet_weights, "yolov5": load_yolov5_checkpoint}
+_NOT_TRAINED = "is exported and cannot be trained; name the weights that were exported"
+OPENERS = {"exported": _open_exported, "ours": _open_ours, "darknet": _open_darknet, "yolov5": _open_yolov5}
+LOADERS = {
+    "exported": _load_exported, "ours": _load_ours, "darknet": load_darknet_weights, "yolov5": load_yolov5_checkpoint,
+}  # fmt: skip

@@ -1,0 +1,134 @@
+"""An exported file against the network that it was made of: how far the outputs lie apart, and how fast it is.
+
+Shape letters: B images, N slots of all heads, C classes, K detections, H W pixels of the network input.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.exported.metadata import ExportMetadata
+from models.nms import non_max_suppression
+from utils.boxes import box_iou
+from utils.structures import Detections
+
+Run = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]  # images [B 3 H W] -> boxes [B N 4], scores [B N C]
+
+LIMIT = 1e-4  # of the difference of a float32 file
+LEAST_AGREEMENT = 0.8  # of a file of lower precision
+CONFIDENCE, IOU, SAME_IOU = 0.25, 0.6, 0.5  # of the detections that are compared, and when two are the same
+MOST = 100  # of them per image
+TIMED_RUNS = 10
+
+
+@dataclass(frozen=True)
+class ExportDifference:
+    """How far a file lies from its network, on all compared images."""
+
+    boxes: float | None = None  # largest, relative to the box's largest coordinate where that is above a pixel
+    scores: float | None = None  # largest
+    agreement: float | None = None  # share of the detections of either that the other has, too; None without any
+    detections: int = 0  # of the network, compared so
+
+    def problem(self, precision: str) -> str:
+        """Return in words why the file cannot be used, nothing where it can."""
+        if precision == "float32" and self.boxes is not None and not max(self.boxes, self.scores or 0) <= LIMIT:
+            return f"differs from the network: boxes by {self.boxes:.1e}, scores by {self.scores:.1e}"
+        if self.agreement is not None and not self.agreement >= LEAST_AGREEMENT:
+            return f"only {self.agreement:.0%} of the detections agree with the network's"
+        return ""
+
+    def __str__(self) -> str:
+        parts = []
+        if self.boxes is not None and self.scores is not None:
+            parts.append(f"largest difference {self.boxes:.1e} (boxes, relative), {self.scores:.1e} (scores)")
+        if self.agreement is not None:
+            parts.append(f"{self.agreement:.1%} of {self.detections} detections agree")
+        return ", ".join(parts)
+
+
+def compare(
+    reference: Run, file: Run, images: Sequence[np.ndarray], slots: bool = True, detections: bool = False
+) -> ExportDifference:
+    """Run the network and a file on batches of images [B 3 H W] float32, 0..1.
+
+    Args:
+        reference: the network.
+        file: the file.
+        images: the batches.
+        slots: compare boxes and scores slot by slot; a file with an NMS has other slots.
+        detections: compare what is left after an NMS, the strongest of each image.
+    """
+    boxes = scores = 0.0
+    same = total = count = 0
+    for batch in images:
+        wanted, found = reference(batch), file(batch)
+        if slots:
+            boxes = max(boxes, _relative(wanted[0], found[0]))
+            scores = max(scores, float(np.abs(found[1] - wanted[1]).max()))
+        for expected, got in zip(_detections(*wanted), _detections(*found), strict=True) if detections else ():
+            same += _matched(expected, got) + _matched(got, expected)
+            total += len(expected) + len(got)
+            count += len(expected)
+    agreement = same / total if total else None
+    return (
+        ExportDifference(boxes, scores, agreement, count) if slots else ExportDifference(None, None, agreement, count)
+    )
+
+
+def _relative(wanted: np.ndarray, found: np.ndarray) -> float:
+    """Return the largest difference of boxes [... 4] relative to each box's largest coordinate, at least a pixel.
+
+    A size that both compute as infinite is the same.
+    """
+    with np.errstate(invalid="ignore"):
+        difference = np.where(wanted == found, 0.0, np.abs(found.astype(np.float64) - wanted))
+    return float((difference.max(axis=-1) / np.abs(wanted).max(axis=-1).clip(min=1)).max())
+
+
+def _detections(boxes: np.ndarray, scores: np.ndarray) -> list[Detections]:
+    """Return the detections of each image of a batch, boxes in network pixels."""
+    found = []
+    for image_boxes, image_scores in zip(torch.from_numpy(boxes), torch.from_numpy(scores), strict=True):
+        slot, label = (image_scores > CONFIDENCE).nonzero(as_tuple=True)
+        candidates = Detections(image_boxes[slot], image_scores[slot, label], label)
+        kept = non_max_suppression(candidates.boxes_xyxy, candidates.scores, label, IOU, MOST)
+        found.append(candidates.select(kept))
+    return found
+
+
+def _matched(first: Detections, second: Detections) -> int:
+    """Return how many detections of the first there are in the second, too."""
+    if not len(first) or not len(second):
+        return 0
+    overlaps: Tensor = box_iou(first.boxes_xyxy, second.boxes_xyxy) > SAME_IOU
+    return int((overlaps & (first.labels[:, None] == second.labels)).any(dim=1).sum())
+
+
+def sample_images(metadata: ExportMetadata, real: Sequence[np.ndarray] = ()) -> list[np.ndarray]:
+    """Return batches to compare on: noise in several sizes and numbers where they are free, and the real images."""
+    generator = np.random.default_rng(0)
+    width, height = metadata.input_wh
+    step = metadata.max_stride if metadata.dynamic else 0
+    sizes = [(height, width), (height + step, width), (height, width + 2 * step)][: 3 if metadata.dynamic else 1]
+    counts = [metadata.batch_size or number for number in (1, 2, 3)][: 1 if metadata.batch_size else 3]
+    shapes = [(counts[number % len(counts)], 3, *sizes[number % len(sizes)]) for number in range(3)]
+    return [generator.random(shape, dtype=np.float32) for shape in dict.fromkeys(shapes)] + list(real)
+
+
+def seconds_per_image(runs: Sequence[Run], image: np.ndarray) -> list[float]:
+    """Return the median seconds of each on the same batch [B 3 H W], per image; they take turns."""
+    seconds: list[list[float]] = [[] for _ in runs]
+    for number in range(TIMED_RUNS + 1):  # the first warms up
+        for run, times in zip(runs, seconds, strict=True):
+            start = time.perf_counter()
+            run(image)
+            times += [time.perf_counter() - start] if number else []
+    return [statistics.median(times) / len(image) for times in seconds]

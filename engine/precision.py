@@ -1,0 +1,98 @@
+"""In which floating-point type a training computes its forward pass: what ``--amp`` means on this machine."""
+
+from __future__ import annotations
+
+import copy
+import time
+from dataclasses import dataclass
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from models.network import Network
+from utils import distributed
+from utils.devices import amp_dtype
+
+TYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}  # None: no mixed precision
+PRECISIONS = ("", *TYPES)  # "": choose
+# Below so many operations per image, 16 bits do not pay on a CPU, and the time of a step is too short to say so.
+LEAST_OPERATIONS = 1e9
+LEAST_GAIN = 1.1
+IMAGES, ROUNDS = 2, 2  # that are tried
+
+
+@dataclass(frozen=True)
+class Precision:
+    """A key of TYPES, and why it was chosen; "" where there was no choice."""
+
+    name: str
+    reason: str = ""
+
+    def __str__(self) -> str:
+        return self.name + (f": {self.reason}" if self.reason else "")
+
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """The type of mixed precision, None for float32 throughout."""
+        return TYPES[self.name]
+
+    @property
+    def needs_scale(self) -> bool:
+        """Whether gradients would vanish without a scaled loss: float16 has too small an exponent."""
+        return self.name == "float16"
+
+
+def choose_precision(
+    named: str, mixed: bool, network: Network, input_wh: tuple[int, int], device: torch.device
+) -> Precision:
+    """Choose the type of the forward pass, the same in every process.
+
+    A GPU has what is fast there (:func:`utils.devices.amp_dtype`). Of CPUs some compute bfloat16 natively (AVX512-BF16,
+    AMX) and others emulate it, several times slower than float32; so it is tried, on a copy of the network.
+
+    Args:
+        named: the user's choice, or that of the run that is resumed; "": none.
+        mixed: whether mixed precision is wanted at all.
+        network: on its device.
+        input_wh: of the network, pixels.
+        device: of the training.
+    """
+    if not mixed:
+        return Precision("float32")
+    if named and not (named == "float16" and device.type == "cpu"):  # a run of a GPU that goes on without one
+        return Precision(named)
+    if device.type != "cpu":
+        fast = amp_dtype(device)
+        return Precision(next(name for name, dtype in TYPES.items() if dtype == fast))
+    return distributed.broadcast(_try_bfloat16(network, input_wh) if distributed.is_main() else None)
+
+
+def _try_bfloat16(network: Network, input_wh: tuple[int, int]) -> Precision:
+    """Take some steps with and without bfloat16."""
+    trial = copy.deepcopy(network).train()
+    images = torch.rand(IMAGES, 3, *input_wh[::-1], generator=torch.Generator().manual_seed(0))
+    images = images.contiguous(memory_format=torch.channels_last)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        trial(images[:1].contiguous(memory_format=torch.channels_last))
+    if counter.get_total_flops() < LEAST_OPERATIONS:
+        return Precision("float32")
+    best: dict[str, float] = {}
+    for turn in range(1 + ROUNDS):
+        for name in ("float32", "bfloat16"):
+            seconds = _seconds_of_step(trial, images, TYPES[name])
+            if turn:  # the first warms up
+                best[name] = min(seconds, best.get(name, seconds))
+    gain = best["float32"] / best["bfloat16"]
+    if gain < LEAST_GAIN:
+        return Precision("float32", f"bfloat16 is {gain:.2f} times as fast on this CPU")
+    return Precision("bfloat16", f"{gain:.2f} times as fast as float32 on this CPU; --no-amp computes in float32")
+
+
+def _seconds_of_step(network: Network, images: torch.Tensor, dtype: torch.dtype | None) -> float:
+    """Return how long a forward and a backward pass take."""
+    start = time.perf_counter()
+    with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+        raw_maps = network(images)
+    sum(raw.float().square().mean() for raw in raw_maps).backward()
+    network.zero_grad(set_to_none=True)
+    return time.perf_counter() - start
