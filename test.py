@@ -95,7 +95,8 @@ def main() -> None:
     """Evaluate one detector on one split; leave metrics.json and pictures in runs/test/<name>."""
     groups = (EvaluationOptions, ImageCheckOptions, ResultsOptions, NmsOptions, ViewOptions, SpeedOptions, StudyOptions)
     options, checks, files, nms, views, measured, study = parse_options(__doc__.splitlines()[0], *groups)
-    beside = checked_study(study, options.task == "study", options.img_size)
+    unused = {"--img-size": options.img_size, "--results": files.results, "--save-json": options.save_json}
+    beside = checked_study(study, options.task == "study", unused)
     if files.results and not options.weights:
         return evaluate_files(options, files)
     device = choose_device(options.device)
@@ -122,7 +123,7 @@ def main() -> None:
     if options.task == "study":
         name, sizes = Path(options.weights).name, study_sizes(study, loaded.network)
         folder = shared_run_folder(options.project, options.name, options.exist_ok)
-        rows = run_study(name, detector, sizes, dataset, settings, options.single_cls)
+        rows = run_study(name, detector, sizes, dataset, settings, options.single_cls, options.evaluator)
         recorded = {"device": describe_device(device), "options": flat_dict(options, nms, views)}
         write_study(folder, rows, beside, recorded)
     elif options.task == "speed":

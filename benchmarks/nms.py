@@ -80,7 +80,7 @@ def candidates_of(boxes: Tensor, objectness: Tensor, classes: Tensor, options: N
 
 def times_of_kinds(candidates: Detections, device: torch.device, options: NmsTimingOptions) -> str:
     """Return the milliseconds of each kind of suppression, and how many detections it leaves."""
-    rule = NmsRule(options.iou, MAX_DETECTIONS, options.confidence)
+    rule = NmsRule(options.iou, MAX_DETECTIONS, confidence=options.confidence)
     kinds = {name: partial(suppress, candidates, rule) for name, suppress in NMS_KINDS.items() if name != "cfg"}
     seconds = seconds_alternating(kinds, device, options.repeats)
     return "; ".join(

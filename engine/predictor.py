@@ -22,7 +22,7 @@ from engine.network_input import AUTO
 from engine.resolve import Resolved, Wanted, name_classes, resolve, with_names
 from models.darknet.scaled_decode import DECODES
 from models.detector import Detector
-from models.nms_variants import NMS_KINDS, NmsOptions
+from models.nms_variants import SIGMA, NmsOptions
 from utils.class_names import class_numbers, is_class_name
 from utils.devices import choose_device
 from utils.errors import UserError
@@ -107,7 +107,7 @@ class Predictor:
             f"{found.resize.to(found.input_wh)}, {str(self.detector.dtype).removeprefix('torch.')} on {self.device}>"
         )
 
-    def with_nms(self, kind: str, sigma: float = 0.5, agnostic: bool = False) -> Predictor:
+    def with_nms(self, kind: str, sigma: float = SIGMA, agnostic: bool = False) -> Predictor:
         """Return a detector of the same network, not a copy of it, in which boxes suppress one another in another way.
 
         Args:
@@ -116,11 +116,13 @@ class Predictor:
             agnostic: let boxes of different classes suppress one another.
 
         Raises:
-            UserError: there is no such kind, or sigma is not above 0.
+            UserError: there is no such kind, or it takes no such sigma.
         """
-        if kind not in NMS_KINDS or not sigma > 0:
-            raise UserError(f"kind is one of {', '.join(NMS_KINDS)}, and sigma above 0")
-        return Predictor(self.detector.looking_for(nms=NmsOptions(kind, sigma, agnostic)), self.resolved)
+        try:
+            nms = NmsOptions(kind, sigma, agnostic)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        return Predictor(self.detector.looking_for(nms=nms), self.resolved)
 
     @property
     def names(self) -> tuple[str, ...]:

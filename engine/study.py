@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -64,22 +64,23 @@ def study_sizes(options: StudyOptions, network: Network) -> tuple[int, ...]:
     return tuple(sorted(set(sizes)))
 
 
-def checked_study(options: StudyOptions, is_study: bool, img_size: Sequence[int]) -> list[StudyRow]:
-    """Return the rows of the other networks; refuse options of a study without one, and the other way round.
+def checked_study(options: StudyOptions, is_study: bool, others: Mapping[str, object]) -> dict[str, list[StudyRow]]:
+    """Return the studies beside which this one is drawn, by file; refuse options that do not go together.
 
     Args:
         options: of the command line.
         is_study: whether it asks for a study.
-        img_size: ``--img-size``, empty where it is not given.
+        others: options that a study has no use for, by their names on the command line; empty where they are not given.
 
     Raises:
         UserError: names the option, or the file.
     """
     if not is_study and (options.study_sizes or options.study_beside):
         raise UserError("--study-sizes and --study-beside are for --task study")
-    if is_study and img_size:
-        raise UserError("--img-size: --task study evaluates several sizes, give them with --study-sizes")
-    return [row for path in options.study_beside for row in read_study(path)]
+    unused = [name for name, given in others.items() if is_study and given]
+    if unused:
+        raise UserError(f"{unused[0]} is not for --task study, which evaluates one network at each of --study-sizes")
+    return {path: read_study(path) for path in options.study_beside}
 
 
 def run_study(
@@ -89,6 +90,7 @@ def run_study(
     dataset: Annotations,
     settings: LoaderSettings,
     single_class: bool = False,
+    evaluator: str = "auto",
 ) -> list[StudyRow]:
     """Evaluate at every size, and print a line for each; the rows are those of the main process.
 
@@ -99,6 +101,7 @@ def run_study(
         dataset: what to look at.
         settings: how batches are made, at any size.
         single_class: as in :func:`engine.evaluate.collect_results`.
+        evaluator: a backend of :mod:`evaluation.coco`.
     """
     rows = []
     ground_truth = clean_ground_truth(dataset.to_coco())
@@ -109,7 +112,7 @@ def run_study(
         results = collect_results(detector, batches, ground_truth, single_class)
         truth, results = without_unread(ground_truth, results, batches)
         if distributed.is_main():
-            metrics, speed = evaluate_coco(truth, results).to_dict(), detector.speed()
+            metrics, speed = evaluate_coco(truth, results, evaluator).to_dict(), detector.speed()
             times = (speed.inference_ms, speed.nms_ms, speed.total_ms)
             rows.append(StudyRow(name, size, metrics["ap"], metrics["ap50"], *times))
             scores = ("-" if score is None else f"{score:.4f}" for score in (rows[-1].ap, rows[-1].ap50))
@@ -117,8 +120,17 @@ def run_study(
     return rows
 
 
-def write_study(folder: Path, rows: Sequence[StudyRow], beside: Sequence[StudyRow], settings: dict[str, Any]) -> None:
-    """Write, in the main process, study.csv and study.json of the rows, and study.png with those ``beside``, too."""
+def write_study(
+    folder: Path, rows: Sequence[StudyRow], beside: Mapping[str, Sequence[StudyRow]], settings: dict[str, Any]
+) -> None:
+    """Write, in the main process, study.csv and study.json of the rows, and study.png with those ``beside``, too.
+
+    Args:
+        folder: of the run.
+        rows: one per size.
+        beside: rows of other studies, by their files.
+        settings: what study.json says besides.
+    """
     if not distributed.is_main():
         return
     names = [field.name for field in fields(StudyRow)]
@@ -129,7 +141,7 @@ def write_study(folder: Path, rows: Sequence[StudyRow], beside: Sequence[StudyRo
     write_text_atomically(folder / "study.csv", stream.getvalue())
     write_json_atomically(folder / "study.json", {"rows": [asdict(row) for row in rows], **settings})
     with atomic_path(folder / "study.png") as temporary:
-        _figure([*rows, *beside]).savefig(temporary, dpi=120)
+        _figure(_lines(rows, beside)).savefig(temporary, dpi=120)
     print(f"Written to {folder}: study.csv, study.json, study.png")
 
 
@@ -156,17 +168,31 @@ def read_study(path: str) -> list[StudyRow]:
     return rows
 
 
-def _figure(rows: Sequence[StudyRow]) -> Any:
+def _lines(
+    rows: Sequence[StudyRow], beside: Mapping[str, Sequence[StudyRow]]
+) -> dict[str, list[tuple[float, float, int]]]:
+    """Return the points (milliseconds, AP, size) of each line of the figure; its label may name the file, too."""
+    lines: dict[str, list[tuple[float, float, int]]] = {}
+    for path, study in [("", rows), *beside.items()]:
+        taken = set(lines)
+        for row in study:
+            label = f"{row.network} ({path})" if row.network in taken else row.network
+            if row.ap is not None:
+                lines.setdefault(label, []).append((row.total_ms, row.ap, row.size))
+    return lines
+
+
+def _figure(lines: Mapping[str, Sequence[tuple[float, float, int]]]) -> Any:
     """Draw AP over milliseconds, a line per network, each point with its size."""
     figure = new_figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    for name in dict.fromkeys(row.network for row in rows):
-        points = [(row.total_ms, row.ap, row.size) for row in rows if row.network == name and row.ap is not None]
-        axes.plot([time for time, _, _ in points], [ap for _, ap, _ in points], marker=".", label=name)
+    for label, points in lines.items():
+        axes.plot([time for time, _, _ in points], [ap for _, ap, _ in points], marker=".", label=label)
         for time, ap, size in points:
             axes.annotate(str(size), (time, ap), (3, -9), textcoords="offset points", fontsize=7)
     axes.set_xlabel("ms per image (inference and NMS)")
     axes.set_ylabel("AP")
     axes.grid(alpha=0.3)
-    axes.legend(loc="lower right")
+    if lines:  # a network without any AP has no line
+        axes.legend(loc="lower right")
     return figure

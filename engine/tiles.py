@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.nms_variants import LOWERING, NMS_KINDS, NmsRule, suppress
+from models.nms_variants import LOWERING, NmsRule, suppress
 from utils.config import option
 from utils.errors import UserError
 from utils.structures import Detections
@@ -35,10 +35,7 @@ class TileOptions:
             UserError: names both options.
         """
         if self.tile and kind in LOWERING:
-            others = ", ".join(name for name in NMS_KINDS if name not in LOWERING)
-            raise UserError(
-                f"--nms {kind} would lower scores in each tile and again over all; with --tile give {others}"
-            )
+            raise UserError(f"--nms {kind} would lower scores in each tile and once more over all; leave out --tile")
 
     def __post_init__(self) -> None:
         if self.tile and self.tile < 32:
@@ -108,10 +105,10 @@ def merge_views(
 ) -> Detections:
     """Merge what was found in views of one image, in pixels of the view, into detections of the image.
 
-    Whole boxes suppress one another as in a single view, by the same kind of NMS over all views. A cut box is one that reaches a border of
-    its view which is not the image's. The strongest first, it is kept only if no kept box of its class covers more than
-    MOST_COVERED of it: so it goes where another view shows the object whole, and stays where none does. Pieces of an
-    object that no view shows whole are not joined.
+    Whole boxes suppress one another as in a single view: NMS of the same kind over all views. A cut box is one that
+    reaches a border of its view which is not the image's. The strongest first, it is kept only if no kept box of its
+    class covers more than MOST_COVERED of it: so it goes where another view shows the object whole, and stays where
+    none does. Pieces of an object that no view shows whole are not joined.
     """
     boxes, cut = [], []
     for one, view in zip(found, views, strict=True):

@@ -21,6 +21,7 @@ from utils.boxes import box_iou
 from utils.config import option
 from utils.structures import Detections
 
+SIGMA = 0.5  # the default of Soft-NMS's authors
 LARGEST_COORDINATE = 1e30  # of a box that is averaged: infinity times a weight of 0 would be no number
 
 
@@ -33,7 +34,7 @@ class NmsRule:
     kind: str = "cfg"  # a key of NMS_KINDS
     agnostic: bool = False  # whether boxes of different classes suppress one another
     confidence: float = 0.0  # soft kinds drop what sinks to this score
-    sigma: float = 0.5  # of soft-gaussian
+    sigma: float = SIGMA  # of soft-gaussian
     cfg_beta: float | None = None  # what the cfg asks for, see models/nms.py; None: plain IoU
 
 
@@ -129,12 +130,16 @@ class NmsOptions:
     """Non-maximum suppression: what becomes of boxes that overlap."""
 
     nms: str = option("cfg", "what becomes of boxes that overlap; cfg: greedy, as the cfg asks for", tuple(NMS_KINDS))
-    nms_sigma: float = option(0.5, "--nms soft-gaussian multiplies a score by exp(-IoU^2 / sigma)")
+    nms_sigma: float = option(SIGMA, "--nms soft-gaussian multiplies a score by exp(-IoU^2 / sigma)")
     agnostic_nms: bool = option(False, "boxes of different classes suppress one another, too")
 
     def __post_init__(self) -> None:
-        if self.nms_sigma <= 0:
+        if self.nms not in NMS_KINDS:
+            raise ValueError(f"--nms is one of {', '.join(NMS_KINDS)}, not '{self.nms}'")
+        if not self.nms_sigma > 0:
             raise ValueError(f"--nms-sigma must be above 0, not {self.nms_sigma:g}")
+        if self.nms_sigma != SIGMA and self.nms != "soft-gaussian":
+            raise ValueError(f"--nms-sigma is for --nms soft-gaussian, not for {self.nms}")
 
 
 def _greedy_index(candidates: Detections, rule: NmsRule, beta: float | None = None) -> Tensor:
@@ -153,9 +158,9 @@ def _greedy_index(candidates: Detections, rule: NmsRule, beta: float | None = No
 def _iou_with(box: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Return the IoU of a box [4] with others, given as rows x1, y1, x2, y2 [4 M]; 0 where nothing defines it."""
     x1, y1, x2, y2 = others
-    width = np.minimum(box[2], x2) - np.maximum(box[0], x1)
-    height = np.minimum(box[3], y2) - np.maximum(box[1], y1)
-    intersection = width.clip(min=0) * height.clip(min=0)
-    union = (box[2] - box[0]) * (box[3] - box[1]) + (x2 - x1) * (y2 - y1) - intersection
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        width = np.minimum(box[2], x2) - np.maximum(box[0], x1)
+        height = np.minimum(box[3], y2) - np.maximum(box[1], y1)
+        intersection = width.clip(min=0) * height.clip(min=0)
+        union = (box[2] - box[0]) * (box[3] - box[1]) + (x2 - x1) * (y2 - y1) - intersection
         return np.nan_to_num(intersection / union, nan=0.0)

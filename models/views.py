@@ -43,7 +43,7 @@ class ViewOptions:
 
 
 @dataclass(frozen=True)
-class View:
+class InputView:
     """One way to look at a network input."""
 
     scale: float = 1.0
@@ -84,7 +84,7 @@ class MirroredMeta(ImageMeta):
 class AugmentedDetector(Detector):
     """A detector that looks at each image in several views and suppresses boxes across all of them."""
 
-    def __init__(self, network: Network, views: Sequence[View], **settings: Any) -> None:
+    def __init__(self, network: Network, views: Sequence[InputView], **settings: Any) -> None:
         """As :class:`Detector`, whose other arguments are the settings.
 
         Raises:
@@ -116,7 +116,7 @@ def build_detector(network: Network, nms: NmsOptions, views: ViewOptions, **sett
         UserError: as :class:`AugmentedDetector`.
     """
     if views.augment:
-        chosen = [View(scale, number % 2 == 1) for number, scale in enumerate(views.augment_scales)]
+        chosen = [InputView(scale, number % 2 == 1) for number, scale in enumerate(views.augment_scales)]
         detector: Detector = AugmentedDetector(network, chosen, nms=nms, **settings)
     else:
         detector = Detector(network, nms=nms, **settings)
