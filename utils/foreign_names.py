@@ -44,7 +44,7 @@ NO_SEGMENTS = "boxes only: there are no masks and no poses here"
 ANSWERS = {  # what is not here -> what to use instead
     "artifact_alias": NO_LOGGING_SERVICE,
     "agnostic_nms": "test.py and detect.py have it; for an evaluation without classes: test.py --single-cls",
-    "augment": "test.py and detect.py look at each image several times; the augmentations of train.py are --hsv-h, --mixup, …",
+    "augment": "test.py and detect.py have it; train.py paints each image anew: --hsv-h, --mixup, …",
     "auto_augment": "the augmentations are those of --help, such as --hsv-h, --degrees and --mixup",
     "bbox_interval": NO_LOGGING_SERVICE,
     "bucket": "nothing is downloaded or sent; --data names files on the disk",
