@@ -56,6 +56,7 @@ def as_cfg(candidates: Detections, rule: NmsRule) -> Detections:
 def merge(candidates: Detections, rule: NmsRule) -> Detections:
     """Greedy; then each kept box becomes the mean of all candidates that overlap it too much, weighted by their scores.
 
+    The box voting of arXiv 1505.01749.
     ``box = sum(s_j b_j) / sum(s_j)`` over itself and every candidate j of its class with IoU above the threshold,
     whichever kept box has dropped it; the score stays that of the strongest.
     """
