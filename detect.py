@@ -21,16 +21,19 @@ from data.sources import ImageFiles, Source, open_source
 from data.splits import open_split
 from data.video import Picture, VideoOptions
 from engine.detect_loop import Looking, look_at_all
+from engine.evaluate import dropped_line
 from engine.network_input import refuse_size, resize_option, size_option
 from engine.predictor import Predictor
 from engine.resolve import Resolved, Wanted, name_classes, resolve
 from engine.run_folder import new_run_folder
-from engine.tiles import MergeRule, TileOptions, detect_in_tiles
+from engine.tiles import TileOptions, detect_in_tiles
 from engine.tracking import tracker_maker
 from engine.window import PictureWindow
 from engine.writers import KeepOptions, open_writer
 from models.darknet.scaled_decode import DECODES
 from models.detector import Detector
+from models.nms_variants import NmsOptions
+from models.views import ViewOptions, build_detector
 from utils.class_names import class_numbers
 from utils.config import option, parse_options
 from utils.devices import choose_device, describe_device, half_is_ignored, use_threads
@@ -58,7 +61,6 @@ class DetectOptions:
     iou_thres: float = option(0.45, "NMS drops a box that overlaps a stronger one of its class by a higher IoU")
     max_det: int = option(300, "detections per image")
     classes: tuple[str, ...] = option((), "only these classes, by name or number")
-    agnostic_nms: bool = option(False, "boxes of different classes suppress one another, too")
     batch_size: int = option(1, "images, frames of a video or tiles that the network sees at once")
     track: bool = option(False, "give the objects of videos numbers that they keep from frame to frame")
     device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
@@ -79,12 +81,13 @@ class DetectOptions:
         refuse_size(self.img_size, "--img-size")
 
 
-GROUPS = (DetectOptions, VideoOptions, TileOptions, KeepOptions)
+GROUPS = (DetectOptions, NmsOptions, ViewOptions, VideoOptions, TileOptions, KeepOptions)
 
 
 def main() -> None:
     """Detect in every picture of the source; leave drawn pictures, labels and JSON in runs/detect/<name>."""
-    options, video, tiles, kept = parse_options(__doc__.splitlines()[0], *GROUPS)
+    options, nms, views, video, tiles, kept = parse_options(__doc__.splitlines()[0], *GROUPS)
+    tiles.check_nms(nms.nms)
     device = choose_device(options.device)
     use_threads()
 
@@ -100,13 +103,14 @@ def main() -> None:
     resolved = name_classes(resolve(wanted, needs_data=False), options.names, options.data)
     loaded = resolved.loaded
     sources, shown = choose_sources(options.source, resolved, video)
-    detector = Detector(
+    detector = build_detector(
         loaded.network.to(device),
+        nms,
+        views,
         confidence=options.conf_thres,
         iou=options.iou_thres,
         max_detections=options.max_det,
         half=options.half,
-        agnostic=options.agnostic_nms,
         classes=class_numbers(options.classes, loaded.names),
     )
     new_tracker = tracker_maker(options.conf_thres) if options.track else None
@@ -128,10 +132,12 @@ def main() -> None:
     writer = looking.writer
     with closing(writer):  # what was found is kept, whatever happens to the next picture
         look_at_all(sources, looking)
-    speed, views = detector.speed(), detector.images_seen / max(1, writer.num_pictures)  # several with --tile
-    inference, nms, total = (views * ms for ms in (speed.inference_ms, speed.nms_ms, speed.total_ms))
-    print(f"Speed: {inference:.1f}/{nms:.1f}/{total:.1f} ms inference/NMS/total per image")
+    speed, times = detector.speed(), detector.images_seen / max(1, writer.num_pictures)  # several with --tile
+    milliseconds = "/".join(f"{times * ms:.1f}" for ms in (speed.inference_ms, speed.nms_ms, speed.total_ms))
+    print(f"Speed: {milliseconds} ms inference/NMS/total per image")
     print(f"{writer.num_pictures} pictures, {writer.num_detections} detections. {writer.written()}")
+    if line := dropped_line(detector.dropped, options.max_det, speed.images, "view" if tiles.tile else "picture"):
+        print(line)
     refuse_unreadable(sources)
 
 
@@ -162,8 +168,7 @@ def detect_batch(
     images = [picture.image_bgr for picture in pictures]
     look = Predictor(detector, resolved).predict_batch
     if tiles.tile:
-        rule = MergeRule(detector.iou, detector.max_detections, detector.agnostic, detector.nms_beta)
-        found = [detect_in_tiles(look, image, tiles, rule, batch_size) for image in images]
+        found = [detect_in_tiles(look, image, tiles, detector.nms_rule, batch_size) for image in images]
     else:
         found = look(images)
     seconds = detector.seconds_inference + detector.seconds_nms - before

@@ -11,26 +11,30 @@ from utils.errors import UserError, run_command  # first: for Ctrl-C during the 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from data.image_checks import ImageCheckOptions, bad_images
 from data.labels.annotations import Annotations
-from data.loader import LoaderSettings, evaluation_batches
+from data.loader import Batches, LoaderSettings
 from data.splits import open_split, split_shown
-from engine.evaluate import collect_results, without_unread
+from engine.evaluate import collect_results, dropped_by_limit, dropped_line, warmed_up, without_unread
 from engine.evaluate_results import ResultsComparison, ResultsOptions, compare_results, ground_truth_of, print_tables
 from engine.network_input import refuse_size, resize_option, size_option
 from engine.resolve import Resolved, Wanted, fit_classes, resolve
 from engine.run_folder import new_run_folder, shared_run_folder
 from engine.speed import SpeedOptions, percentiles_line, time_batches
+from engine.study import StudyOptions, checked_study, run_study, study_sizes, write_study
 from evaluation.coco import BACKENDS, Metrics, evaluate_coco, has_objects
 from evaluation.results import clean_ground_truth
 from models.checkpoints.load import LoadedNetwork
 from models.darknet.scaled_decode import DECODES
-from models.detector import Detector, Speed
+from models.detector import Detector, Dropped, Speed
+from models.nms_variants import NmsOptions
+from models.views import ViewOptions, build_detector
 from utils import distributed
-from utils.config import option, parse_options
+from utils.config import flat_dict, option, parse_options
 from utils.devices import choose_device, describe_device, half_is_ignored, use_threads
 from utils.draw import draw_predictions
 from utils.files import write_json_atomically
@@ -38,7 +42,13 @@ from utils.structures import Batch, Detections
 from utils.words import how_many
 
 RUNS = "runs/test"
-SPLITS = {"val": "valid", "test": "test", "train": "train", "speed": "valid"}  # --task -> the key of the .data file
+SPLITS = {  # --task -> the key of the .data file
+    "val": "valid",
+    "test": "test",
+    "train": "train",
+    "speed": "valid",
+    "study": "valid",
+}
 PICTURED_BATCHES = 3  # that are drawn, the first ones
 
 
@@ -51,8 +61,8 @@ class EvaluationOptions:
     strict: bool = option(False, "refuse a cfg with keys, lines or names that Darknet does not know")
     decode: str = option("cfg", "boxes as the cfg says, or as PyTorch_YOLOv4, ScaledYOLOv4 and yolor compute", DECODES)
     data: str = option("", "data set, looked up here and in cfg/; default: the one of the training")
-    task: str = option("val", "which split, or the time per image only", tuple(SPLITS))
-    batch_size: int = option(16, "images per batch, over all processes")
+    task: str = option("val", "which split; or the time per image only, or several sizes", tuple(SPLITS))
+    batch_size: int = option(16, "images per batch, in each process")
     img_size: tuple[int, ...] = size_option("that of the training, else the cfg's")
     conf_thres: float = option(0.001, "minimum objectness x class probability of a detection")
     iou_thres: float = option(0.6, "NMS drops a box that overlaps a stronger one of its class by a higher IoU")
@@ -83,8 +93,10 @@ class EvaluationOptions:
 @distributed.joined()
 def main() -> None:
     """Evaluate one detector on one split; leave metrics.json and pictures in runs/test/<name>."""
-    groups = (EvaluationOptions, ImageCheckOptions, ResultsOptions, SpeedOptions)
-    options, checks, files, measured = parse_options(__doc__.splitlines()[0], *groups)
+    groups = (EvaluationOptions, ImageCheckOptions, ResultsOptions, NmsOptions, ViewOptions, SpeedOptions, StudyOptions)
+    options, checks, files, nms, views, measured, study = parse_options(__doc__.splitlines()[0], *groups)
+    unused = {"--img-size": options.img_size, "--results": files.results, "--save-json": options.save_json}
+    beside = checked_study(study, options.task == "study", unused)
     if files.results and not options.weights:
         return evaluate_files(options, files)
     device = choose_device(options.device)
@@ -105,37 +117,62 @@ def main() -> None:
     split = SPLITS[options.task]
     dataset = open_split(resolved.data, split, resolved.single_cls, val_fraction=resolved.val_fraction, checks=checks)
     loaded = fit_classes(resolved, dataset).loaded
-    batches = evaluation_batches(dataset, loader_settings(options, checks, loaded, device))
-    detector = build_detector(options, loaded, device)
+    detector = make_detector(options, nms, views, loaded, device)
     announce(options, resolved, dataset, device)
-    warm_up(detector, batches.plans()[0].net_hw if batches.plans() else options.img_size[::-1])
-    if options.task == "speed":
-        milliseconds = time_batches(detector, batches)
+    settings = loader_settings(options, checks, loaded, device)
+    if options.task == "study":
+        name, sizes = Path(options.weights).name, study_sizes(study, loaded.network)
+        folder = shared_run_folder(options.project, options.name, options.exist_ok)
+        rows = run_study(name, detector, sizes, dataset, settings, options.single_cls, options.evaluator)
+        recorded = {"device": describe_device(device), "options": flat_dict(options, nms, views)}
+        write_study(folder, rows, beside, recorded)
+    elif options.task == "speed":
+        milliseconds = time_batches(detector, warmed_up(detector, dataset, settings))
         print_speed(detector.speed(), options)
         if distributed.is_main() and milliseconds:
             print(percentiles_line(milliseconds))
-        distributed.stop()
-        return
+    else:
+        batches = warmed_up(detector, dataset, settings)
+        folder = shared_run_folder(options.project, options.name, options.exist_ok)
+        pictures = BatchPictures(folder, loaded.names or dataset.names)
+        evaluate_split(options, flat_dict(options, nms, views), files, dataset, detector, batches, pictures)
+    distributed.stop()
 
-    folder = shared_run_folder(options.project, options.name, options.exist_ok)
+
+def evaluate_split(
+    options: EvaluationOptions,
+    recorded: dict[str, Any],
+    files: ResultsOptions,
+    dataset: Annotations,
+    detector: Detector,
+    batches: Batches,
+    pictures: BatchPictures,
+) -> None:
+    """Detect in all images and evaluate; print and write the numbers, with the options as they are ``recorded``."""
+    folder = pictures.folder
     ground_truth = clean_ground_truth(dataset.to_coco())
     if distributed.is_main() and not has_objects(ground_truth):
-        print(f"{options.data} ({split}): not a single object in {how_many(len(dataset), 'image')}; AP is undefined")
-    pictures = BatchPictures(folder, loaded.names or dataset.names)
+        where = f"{options.data} ({SPLITS[options.task]})"
+        print(f"{where}: not a single object in {how_many(len(dataset), 'image')}; AP is undefined")
     results = collect_results(detector, batches, ground_truth, options.single_cls, pictures.draw)
     ground_truth, results = without_unread(ground_truth, results, batches)
-    if distributed.is_main():
-        left_out = len(bad_images(dataset)) + len(dataset) - len(ground_truth["images"])
-        metrics = evaluate_coco(ground_truth, results, options.evaluator)
-        print_metrics(metrics, options.verbose, left_out)
-        print_speed(detector.speed(), options)
-        compared = compare_with_files(files, options, dataset, results, folder)
-        write_results(folder, options, metrics, detector.speed(), left_out, compared)
-        if options.save_json:
-            write_json_atomically(folder / "detections.json", results, indent=None)
-            write_json_atomically(folder / "ground_truth.json", ground_truth, indent=None)
-        print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
-    distributed.stop()
+    dropped = dropped_by_limit(detector)
+    if not distributed.is_main():
+        return
+    left_out = len(bad_images(dataset)) + len(dataset) - len(ground_truth["images"])
+    metrics = evaluate_coco(ground_truth, results, options.evaluator)
+    print_metrics(metrics, options.verbose, left_out)
+    if line := dropped_line(dropped, options.max_det, len(ground_truth["images"])):
+        print(line)
+    speed = detector.speed()
+    print_speed(speed, options)
+    compared = compare_with_files(files, options, dataset, results, folder)
+    write_json_atomically(folder / "metrics.json", contents(metrics, left_out, dropped, recorded, compared))
+    write_json_atomically(folder / "speed.json", {**asdict(speed), "total_ms": speed.total_ms})
+    if options.save_json:
+        write_json_atomically(folder / "detections.json", results, indent=None)
+        write_json_atomically(folder / "ground_truth.json", ground_truth, indent=None)
+    print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
 def wanted_by(options: EvaluationOptions) -> Wanted:
@@ -153,15 +190,18 @@ def wanted_by(options: EvaluationOptions) -> Wanted:
     )
 
 
-def build_detector(options: EvaluationOptions, loaded: LoadedNetwork, device: torch.device) -> Detector:
+def make_detector(
+    options: EvaluationOptions, nms: NmsOptions, views: ViewOptions, loaded: LoadedNetwork, device: torch.device
+) -> Detector:
     """Return the network with its thresholds on its device."""
-    return Detector(
+    return build_detector(
         loaded.network.to(device),
+        replace(nms, agnostic_nms=nms.agnostic_nms or options.single_cls),
+        views,
         confidence=options.conf_thres,
         iou=options.iou_thres,
         max_detections=options.max_det,
         half=options.half,
-        agnostic=options.single_cls,
         clip=options.clip,
     )
 
@@ -201,7 +241,7 @@ def loader_settings(
     width, height = options.img_size
     return LoaderSettings(
         image_hw=(height, width),
-        batch_size=max(1, options.batch_size // distributed.world_size()),
+        batch_size=options.batch_size,  # and not a share of it: the batches of one process, dealt out
         stride=1 if loaded.network.fixed_size else loaded.network.max_stride,
         rect=options.rect,
         resize=options.resize,
@@ -225,12 +265,6 @@ def announce(options: EvaluationOptions, resolved: Resolved, dataset: Annotation
         )
         if ignored := half_is_ignored(options.half, device):
             print(ignored)
-
-
-def warm_up(detector: Detector, net_hw: tuple[int, int]) -> None:
-    """Run the network once, so that what it chooses and allocates the first time is not measured."""
-    detector.raw_maps(torch.zeros(1, 3, *net_hw, dtype=torch.uint8))
-    detector.reset_speed()
 
 
 class BatchPictures:
@@ -290,24 +324,17 @@ def print_speed(speed: Speed, options: EvaluationOptions) -> None:
         print(f"Speed: {times} ms inference/NMS/total per {size} image at batch-size {options.batch_size}")
 
 
-def write_results(
-    folder: Path,
-    options: EvaluationOptions,
-    metrics: Metrics,
-    speed: Speed,
-    left_out: int,
-    compared: ResultsComparison | None,
-) -> None:
-    """Write metrics.json: all numbers, how many images were left out, times, other columns, and the options."""
+def contents(
+    metrics: Metrics, left_out: int, dropped: Dropped, options: dict[str, Any], compared: ResultsComparison | None
+) -> dict[str, Any]:
+    """Return what metrics.json holds: all numbers, what was left out, other columns, the options; and no times."""
     content = {
         **metrics.to_dict(),
         "images_left_out": left_out,
-        "speed": {**asdict(speed), "total_ms": speed.total_ms},
-        "options": {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()},
+        "max_det_dropped": asdict(dropped),
+        "options": options,
     }
-    if compared is not None:
-        content["comparison"] = compared.to_dict()
-    write_json_atomically(folder / "metrics.json", content)
+    return content if compared is None else content | {"comparison": compared.to_dict()}
 
 
 if __name__ == "__main__":

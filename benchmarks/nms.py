@@ -2,7 +2,8 @@
 
 The usual way (sigmoid of everything, at most 30,000 candidates, then NMS) is timed with cv2.dnn.NMSBoxesBatched, which
 is compiled, and with a plain numpy loop. The slots are those of YOLOv3 at 416 and YOLOv5 at 640 pixels; "trained" has
-few confident ones around objects, "untrained" has tens of thousands everywhere.
+few confident ones around objects, "untrained" has tens of thousands everywhere. A second line per case has the other
+kinds of suppression that ``--nms`` offers, from the candidates on, in alternation.
 Run: ``python -m benchmarks.nms [--confidence 0.001] [--repeats 9]``
 """
 
@@ -11,17 +12,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from statistics import median
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.harness import time_ms
+from benchmarks.harness import seconds_alternating, time_ms
 from models.nms import LOGIT_SLACK, logit, non_max_suppression, select_candidates
+from models.nms_variants import NMS_KINDS, NmsRule
 from utils.config import option, parse_options
 from utils.devices import choose_device, describe_device, use_threads
 from utils.errors import run_command
+from utils.structures import Detections
 
 CLASSES, MAX_DETECTIONS, MOST_CANDIDATES = 80, 300, 30_000
 CASES = {  # slots, objects, mean objectness logit away from objects
@@ -33,7 +37,7 @@ CASES = {  # slots, objects, mean objectness logit away from objects
 
 
 @dataclass(frozen=True)
-class NmsOptions:
+class NmsTimingOptions:
     """What to time."""
 
     confidence: float = option(0.001, "minimum score; above 0.1 a box has one class only")
@@ -58,17 +62,35 @@ def slots(num_slots: int, num_objects: int, background: float) -> tuple[Tensor, 
     return torch.cat((centers - sizes / 2, centers + sizes / 2), dim=1), objectness, classes
 
 
-def ours(boxes: Tensor, objectness: Tensor, classes: Tensor, options: NmsOptions) -> np.ndarray:
-    """Return the detections [N 6] of models/nms.py; like the detector, look at the objectness first."""
+def ours(boxes: Tensor, objectness: Tensor, classes: Tensor, options: NmsTimingOptions) -> np.ndarray:
+    """Return the detections [N 6] of models/nms.py."""
+    found = candidates_of(boxes, objectness, classes, options)
+    kept = non_max_suppression(found.boxes_xyxy, found.scores, found.labels, options.iou, MAX_DETECTIONS)
+    found = found.select(kept)
+    return torch.cat((found.boxes_xyxy, found.scores[:, None], found.labels[:, None].float()), dim=1).cpu().numpy()
+
+
+def candidates_of(boxes: Tensor, objectness: Tensor, classes: Tensor, options: NmsTimingOptions) -> Detections:
+    """Return the candidates of the slots; like the detector, look at the objectness first."""
     passing = (objectness > logit(options.confidence) - LOGIT_SLACK).nonzero().flatten()
     multi_label = options.confidence <= 0.1
     slot, label, score = select_candidates(objectness[passing], classes[passing], options.confidence, multi_label)
-    candidates = boxes[passing[slot]]
-    kept = non_max_suppression(candidates, score, label, options.iou, MAX_DETECTIONS)
-    return torch.cat((candidates[kept], score[kept, None], label[kept, None].float()), dim=1).cpu().numpy()
+    return Detections(boxes[passing[slot]], score, label)
 
 
-def usual(suppress: Callable, boxes: Tensor, objectness: Tensor, classes: Tensor, options: NmsOptions) -> np.ndarray:
+def times_of_kinds(candidates: Detections, device: torch.device, options: NmsTimingOptions) -> str:
+    """Return the milliseconds of each kind of suppression, and how many detections it leaves."""
+    rule = NmsRule(options.iou, MAX_DETECTIONS, confidence=options.confidence)
+    kinds = {name: partial(suppress, candidates, rule) for name, suppress in NMS_KINDS.items() if name != "cfg"}
+    seconds = seconds_alternating(kinds, device, options.repeats)
+    return "; ".join(
+        f"{name} {median(seconds[name]) * 1e3:.1f} ms ({len(suppress())})" for name, suppress in kinds.items()
+    )
+
+
+def usual(
+    suppress: Callable, boxes: Tensor, objectness: Tensor, classes: Tensor, options: NmsTimingOptions
+) -> np.ndarray:
     """Return the detections [N 6] of the usual way with an NMS ``suppress(boxes, scores, labels, iou)``."""
     product = objectness.sigmoid()[:, None] * classes.sigmoid()
     if options.confidence <= 0.1:
@@ -112,7 +134,7 @@ RIVALS: dict[str, Callable] = {"OpenCV": opencv, "numpy loop": plain_loop}
 
 def main() -> None:
     """Print a line per case."""
-    (options,) = parse_options(__doc__.splitlines()[0], NmsOptions)
+    (options,) = parse_options(__doc__.splitlines()[0], NmsTimingOptions)
     device = choose_device(options.device)
     use_threads()
     print(
@@ -132,6 +154,8 @@ def main() -> None:
             ratio = theirs.median_ms / own.median_ms
             line += f"; {rival} {theirs.median_ms:.0f} ms ({ratio:.1f} x{'' if is_same else ', other results'})"
         print(line, flush=True)
+        candidates = candidates_of(boxes, objectness, classes, options)
+        print(f"  {len(candidates):,} candidates: {times_of_kinds(candidates, device, options)}", flush=True)
 
 
 if __name__ == "__main__":

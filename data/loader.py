@@ -86,7 +86,7 @@ class Batches:
         self.dataset = dataset
         self.unread: dict[int, str] = {}  # index of an image that could not be read so far -> the reason
         self._plans = _PlanSampler(plans)
-        self._settings = settings
+        self.settings = settings
         if settings.pin_memory:
             threading.excepthook = report_thread
         self._loader = self._new_loader()
@@ -96,15 +96,13 @@ class Batches:
             self.dataset,
             batch_size=None,
             sampler=self._plans,
-            num_workers=self._settings.workers,
-            persistent_workers=self._settings.workers > 0,
-            pin_memory=self._settings.pin_memory,
+            num_workers=self.settings.workers,
+            persistent_workers=self.settings.workers > 0,
+            pin_memory=self.settings.pin_memory,
             collate_fn=_as_it_is,
             worker_init_fn=start_worker,
             # Forked processes share the cached images; any other way of starting them would copy all of them.
-            multiprocessing_context="fork"
-            if self._settings.cache_images and self._settings.workers and FORKS
-            else None,
+            multiprocessing_context="fork" if self.settings.cache_images and self.settings.workers and FORKS else None,
             generator=torch.Generator(),  # of its own, or every iteration would draw from the global one
         )
 
@@ -173,8 +171,8 @@ class Batches:
                 continue
             self.unread[index] = reason
             bad = before + len(self.unread)
-            if too_many(bad, total, self._settings.max_bad):
-                allowed = f"--max-bad {self._settings.max_bad:g} allows no more"
+            if too_many(bad, total, self.settings.max_bad):
+                allowed = f"--max-bad {self.settings.max_bad:g} allows no more"
                 return UserError(f"{reason}; {bad} of {total} images cannot be used, {allowed}")
             tqdm.write(f"WARNING: {printable(reason)}; left out ({bad} of {total} images so far)")
         return None

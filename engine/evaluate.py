@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+import torch
 from tqdm import tqdm
 
-from data.loader import Batches
+from data.image_checks import bad_images, too_many
+from data.labels.annotations import Annotations
+from data.loader import Batches, LoaderSettings, evaluation_batches
 from engine.run_folder import BAR_FORMAT
 from evaluation.coco import Metrics, evaluate_coco
 from evaluation.results import coco_results
-from models.detector import Detector
+from models.detector import Detector, Dropped
 from utils import distributed
-from utils.structures import Batch, Detections
+from utils.errors import UserError
+from utils.structures import Batch, Detections, ImageMeta
+from utils.words import how_many
 
 OnBatch = Callable[[Batch, Sequence[Detections]], None]
 
@@ -41,6 +46,8 @@ def without_unread(ground_truth: dict, results: list[dict], batches: Iterable[Ba
     """Return ground truth and results without the images that could not be read; every process must call it."""
     mine = batches.unread_image_ids() if isinstance(batches, Batches) else set()
     unread = set().union(*(distributed.gather(mine) or ()))
+    if isinstance(batches, Batches) and distributed.world_size() > 1:
+        _refuse_too_many(batches, len(unread))
     if not unread:
         return ground_truth, results
     kept = {
@@ -48,6 +55,39 @@ def without_unread(ground_truth: dict, results: list[dict], batches: Iterable[Ba
         "annotations": [one for one in ground_truth["annotations"] if one["image_id"] not in unread],
     }
     return ground_truth | kept, [result for result in results if result["image_id"] not in unread]
+
+
+def _refuse_too_many(batches: Batches, unread: int) -> None:
+    """Refuse, as a single process does on its way, images that could not be read by all processes together."""
+    annotations, allowed = batches.dataset.annotations, batches.settings.max_bad
+    bad, total = len(bad_images(annotations)) + unread, len(annotations) + len(bad_images(annotations))
+    if distributed.broadcast(too_many(bad, total, allowed)):
+        raise UserError(f"{bad} of {total} images cannot be used, --max-bad {allowed:g} allows no more")
+
+
+def dropped_by_limit(detector: Detector) -> Dropped:
+    """Return what the limit of detections per image has dropped in all processes; every process must call it."""
+    return sum(distributed.gather(detector.dropped) or (), Dropped())
+
+
+def dropped_line(dropped: Dropped, max_detections: int, num_images: int, noun: str = "image") -> str:
+    """Return the line that says what the limit has dropped; "" where it dropped nothing."""
+    if not dropped.images:
+        return ""
+    least = "at least " if dropped.is_least else ""
+    return (
+        f"--max-det {max_detections} dropped {least}{how_many(dropped.detections, 'weaker detection')} "
+        f"in {dropped.images:,} of {how_many(num_images, noun)}"
+    )
+
+
+def warmed_up(detector: Detector, dataset: Annotations, settings: LoaderSettings) -> Batches:
+    """Return the batches, after one image: what is chosen and allocated the first time is not measured."""
+    batches = evaluation_batches(dataset, settings)
+    height, width = batches.plans()[0].net_hw if batches.plans() else settings.image_hw
+    detector.look(torch.zeros(1, 3, height, width, dtype=torch.uint8), [ImageMeta(0, "", (width, height))])
+    detector.reset_speed()
+    return batches
 
 
 def collect_results(

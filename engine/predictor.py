@@ -22,6 +22,7 @@ from engine.network_input import AUTO
 from engine.resolve import Resolved, Wanted, name_classes, resolve, with_names
 from models.darknet.scaled_decode import DECODES
 from models.detector import Detector
+from models.nms_variants import SIGMA, NmsOptions
 from utils.class_names import class_numbers, is_class_name
 from utils.devices import choose_device, half_is_ignored
 from utils.errors import UserError
@@ -105,6 +106,23 @@ class Predictor:
             f"<detector {found.weights} ({self.detector.network.cfg_path}): {how_many(len(self.names), 'class')}, "
             f"{found.resize.to(found.input_wh)}, {str(self.detector.dtype).removeprefix('torch.')} on {self.device}>"
         )
+
+    def with_nms(self, kind: str, sigma: float = SIGMA, agnostic: bool = False) -> Predictor:
+        """Return a detector of the same network, not a copy of it, in which boxes suppress one another in another way.
+
+        Args:
+            kind: as ``--nms`` of detect.py: "cfg", "greedy", "diou", "soft-linear", "soft-gaussian" or "merge".
+            sigma: of "soft-gaussian", which multiplies a score by exp(-IoU^2 / sigma).
+            agnostic: let boxes of different classes suppress one another.
+
+        Raises:
+            UserError: there is no such kind, or it takes no such sigma.
+        """
+        try:
+            nms = NmsOptions(kind, sigma, agnostic)
+        except ValueError as error:
+            raise UserError(str(error)) from None
+        return Predictor(self.detector.looking_for(nms=nms), self.resolved)
 
     @property
     def names(self) -> tuple[str, ...]:

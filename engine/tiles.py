@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.nms import non_max_suppression
+from models.nms_variants import LOWERING, NmsRule, suppress
 from utils.config import option
+from utils.errors import UserError
 from utils.structures import Detections
 
 CUT_PIXELS = 2.0  # a box that comes so near to a border of its tile inside the image is taken for cut
@@ -27,21 +28,20 @@ class TileOptions:
     tile: int = option(0, "side of square tiles in pixels, in which larger images are looked at besides the whole")
     overlap: float = option(0.2, "share of its side by which a tile overlaps the next one at least")
 
+    def check_nms(self, kind: str) -> None:
+        """Refuse tiles together with a kind of suppression that cannot be applied to its own results.
+
+        Raises:
+            UserError: names both options.
+        """
+        if self.tile and kind in LOWERING:
+            raise UserError(f"--nms {kind} would lower scores in each tile and once more over all; leave out --tile")
+
     def __post_init__(self) -> None:
         if self.tile and self.tile < 32:
             raise ValueError("--tile must be at least 32 pixels; 0 looks at whole images only")
         if not 0 <= self.overlap <= 0.9:
             raise ValueError("--overlap must lie between 0 and 0.9")
-
-
-@dataclass(frozen=True)
-class MergeRule:
-    """How boxes suppress one another; as :class:`models.detector.Detector` has it."""
-
-    iou: float
-    max_detections: int
-    agnostic: bool = False
-    beta: float | None = None
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def detect_in_tiles(
     detect: Callable[[Sequence[np.ndarray]], list[Detections]],
     image_bgr: np.ndarray,
     options: TileOptions,
-    rule: MergeRule,
+    rule: NmsRule,
     batch_size: int = 1,
 ) -> Detections:
     """Return what is found in an image [h w 3] as a whole and in its tiles, merged; on the CPU.
@@ -101,14 +101,14 @@ def detect_in_tiles(
 
 
 def merge_views(
-    found: Sequence[Detections], views: Sequence[View], image_wh: tuple[int, int], rule: MergeRule
+    found: Sequence[Detections], views: Sequence[View], image_wh: tuple[int, int], rule: NmsRule
 ) -> Detections:
     """Merge what was found in views of one image, in pixels of the view, into detections of the image.
 
-    Whole boxes suppress one another as in a single view: NMS over all views. A cut box is one that reaches a border of
-    its view which is not the image's. The strongest first, it is kept only if no kept box of its class covers more than
-    MOST_COVERED of it: so it goes where another view shows the object whole, and stays where none does. Pieces of an
-    object that no view shows whole are not joined.
+    Whole boxes suppress one another as in a single view: NMS of the same kind over all views. A cut box is one that
+    reaches a border of its view which is not the image's. The strongest first, it is kept only if no kept box of its
+    class covers more than MOST_COVERED of it: so it goes where another view shows the object whole, and stays where
+    none does. Pieces of an object that no view shows whole are not joined.
     """
     boxes, cut = [], []
     for one, view in zip(found, views, strict=True):
@@ -120,10 +120,7 @@ def merge_views(
     )
     is_cut = torch.cat(cut)
     whole, pieces = every.select(~is_cut), every.select(is_cut)
-    kept = non_max_suppression(
-        whole.boxes_xyxy, whole.scores, whole.labels, rule.iou, rule.max_detections, rule.agnostic, rule.beta
-    )
-    merged = whole.select(kept)
+    merged = suppress(whole, rule)
     for index in pieces.scores.argsort(descending=True, stable=True).tolist():
         piece = pieces.select(torch.tensor([index]))
         same_class = (

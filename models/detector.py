@@ -10,7 +10,7 @@ import copy
 import math
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,12 +19,15 @@ from torch.nn import functional
 from models.exact_heads import DecodingHead
 from models.heads import Head, decode_boxes, priors_wh, scoring_rows
 from models.network import Network
-from models.nms import LOGIT_SLACK, logit, non_max_suppression, select_candidates
+from models.nms import LOGIT_SLACK, logit, select_candidates
+from models.nms_variants import NmsOptions, NmsRule, suppress
 from utils.boxes import cxcywh_to_xyxy
 from utils.devices import half_type, synchronised_time
 from utils.structures import Detections, ImageMeta
 
 MULTI_LABEL_BELOW = 0.1  # up to this confidence one box may carry several classes, as is usual in COCO evaluation
+COUNTED = 1000  # detections of an image above the limit that are counted; to count all may take minutes
+Look = tuple[list[Tensor], Sequence[ImageMeta]]  # the raw maps of a batch, and where its images lie in the input
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,18 @@ class Speed:
         return self.inference_ms + self.nms_ms
 
 
+@dataclass(frozen=True)
+class Dropped:
+    """What the limit of detections per image has cut off."""
+
+    images: int = 0  # that have more detections than the limit
+    detections: int = 0  # those that were dropped
+    is_least: bool = False  # whether there were more: an image counts with at most ``COUNTED``
+
+    def __add__(self, other: Dropped) -> Dropped:
+        return Dropped(self.images + other.images, self.detections + other.detections, self.is_least or other.is_least)
+
+
 class Detector:
     """Finds objects in batches of images; owns a fused copy of the network, so later training does not change it.
 
@@ -64,7 +79,7 @@ class Detector:
         iou: float = 0.6,
         max_detections: int = 300,
         half: bool = False,
-        agnostic: bool = False,
+        nms: NmsOptions | None = None,
         classes: Sequence[int] | None = None,
         clip: bool = True,
     ) -> None:
@@ -76,7 +91,7 @@ class Detector:
             iou: NMS drops a box that overlaps a stronger one more than this.
             max_detections: per image.
             half: compute in 16 bits where the device is faster with them: :func:`utils.devices.half_type`.
-            agnostic: let boxes of different classes suppress one another.
+            nms: which kind of suppression; None: greedy within each class, as the cfg asks for.
             classes: class indices to look for, all when None or empty.
             clip: cut boxes off at the image's border; Darknet's own detections stick out.
         """
@@ -91,7 +106,8 @@ class Detector:
         self.iou = iou
         self.nms_beta = self.heads[-1].nms_beta  # Darknet, too, takes the last section's
         self.max_detections = max_detections
-        self.agnostic = agnostic
+        self.nms = nms or NmsOptions()
+        self.counts_dropped = False  # whether ``dropped`` counts what is above ``max_detections``, off the clock
         self.clip = clip
         self.classes = self._class_tensor(classes)
         self._counting = threading.Lock()
@@ -107,13 +123,16 @@ class Detector:
         max_detections: int | None = None,
         agnostic: bool | None = None,
         classes: Sequence[int] | None = None,
+        nms: NmsOptions | None = None,
     ) -> Detector:
         """Return a detector of the same network, not a copy of it, with other thresholds; None leaves one as it is."""
         other = copy.copy(self)
         other.confidence = self.confidence if confidence is None else confidence
         other.iou = self.iou if iou is None else iou
         other.max_detections = self.max_detections if max_detections is None else max_detections
-        other.agnostic = self.agnostic if agnostic is None else agnostic
+        other.nms = self.nms if nms is None else nms
+        if agnostic is not None:
+            other.nms = replace(other.nms, agnostic_nms=agnostic)
         other.classes = self.classes if classes is None else self._class_tensor(classes)
         other.reset_speed()
         return other
@@ -127,15 +146,22 @@ class Detector:
             metas: where each image lies in the network input.
         """
         start = synchronised_time(self.device)
-        raw_maps = self.raw_maps(images)
+        looks = self.look(images, metas)
         middle = synchronised_time(self.device)
-        found = self.detect(raw_maps, metas)
+        candidates = [_joined(of_image) for of_image in zip(*(self.candidates(*look) for look in looks), strict=True)]
+        found = [suppress(of_image, self.nms_rule) for of_image in candidates]
         end = synchronised_time(self.device)
+        dropped = self._count_dropped(candidates, found) if self.counts_dropped else Dropped()
         with self._counting:
             self.seconds_inference += middle - start
             self.seconds_nms += end - middle
             self.images_seen += len(images)
-        return found
+            self.dropped += dropped
+        return [self._clipped(of_image, meta) for of_image, meta in zip(found, metas, strict=True)]
+
+    def look(self, images: Tensor, metas: Sequence[ImageMeta]) -> list[Look]:
+        """Return what the network says of a batch: here of one view, the images as they are."""
+        return [(self.raw_maps(images), metas)]
 
     @torch.inference_mode()
     def raw_maps(self, images: Tensor) -> list[Tensor]:
@@ -150,6 +176,11 @@ class Detector:
     @torch.inference_mode()
     def detect(self, raw_maps: Sequence[Tensor], metas: Sequence[ImageMeta]) -> list[Detections]:
         """Turn raw maps [B A H W 5+C] into detections: the second half of calling the detector."""
+        found = (suppress(of_image, self.nms_rule) for of_image in self.candidates(raw_maps, metas))
+        return [self._clipped(of_image, meta) for of_image, meta in zip(found, metas, strict=True)]
+
+    def candidates(self, raw_maps: Sequence[Tensor], metas: Sequence[ImageMeta]) -> list[Detections]:
+        """Return of each image all boxes whose score passes, in original pixels, not clipped and in no order."""
         decoded = decode_predictions(raw_maps, self.heads, self.confidence)
         multi_label = self.confidence <= MULTI_LABEL_BELOW
         slot, label, score = select_candidates(decoded.objectness, decoded.class_logits, self.confidence, multi_label)
@@ -158,27 +189,56 @@ class Detector:
             slot, label, score = slot[wanted], label[wanted], score[wanted]
         # The candidates are ordered by image, so that counts are enough to split them.
         per_image = torch.bincount(decoded.image[slot], minlength=len(metas)).tolist()
-        found = []
         parts = zip(slot.split(per_image), label.split(per_image), score.split(per_image), metas, strict=True)
-        for slot_per_image, labels, scores, meta in parts:
-            # In original pixels, as Darknet: a stretch changes how far centres lie apart in units of a diagonal.
-            boxes = meta.to_original(decoded.boxes_xyxy_net[slot_per_image], clip=False)
-            kept = non_max_suppression(
-                boxes, scores, labels, self.iou, self.max_detections, self.agnostic, self.nms_beta
-            )
-            boxes = meta.clipped(boxes[kept]) if self.clip else boxes[kept]
-            found.append(Detections(boxes, scores[kept], labels[kept]))
-        return found
+        # In original pixels, as Darknet: a stretch changes how far centres lie apart in units of a diagonal.
+        return [
+            Detections(meta.to_original(decoded.boxes_xyxy_net[slots], clip=False), scores, labels)
+            for slots, labels, scores, meta in parts
+        ]
+
+    @property
+    def nms_rule(self) -> NmsRule:
+        """How boxes suppress one another."""
+        return NmsRule(
+            self.iou,
+            self.max_detections,
+            self.nms.nms,
+            self.nms.agnostic_nms,
+            confidence=self.confidence,
+            sigma=self.nms.nms_sigma,
+            cfg_beta=self.nms_beta,
+        )
+
+    def _clipped(self, found: Detections, meta: ImageMeta) -> Detections:
+        return replace(found, boxes_xyxy=meta.clipped(found.boxes_xyxy)) if self.clip else found
+
+    def _count_dropped(self, candidates: Sequence[Detections], found: Sequence[Detections]) -> Dropped:
+        """Return how many detections there would be above the limit."""
+        rule, dropped = replace(self.nms_rule, max_detections=self.max_detections + COUNTED), Dropped()
+        for of_image, kept in zip(candidates, found, strict=True):
+            if len(kept) == self.max_detections < len(of_image):
+                above = len(suppress(of_image, rule)) - self.max_detections
+                dropped += Dropped(int(above > 0), above, above == COUNTED)
+        return dropped
 
     def reset_speed(self) -> None:
-        """Forget the times measured so far, after a warm-up for instance."""
+        """Forget what was measured and counted so far, after a warm-up for instance."""
         self.seconds_inference = self.seconds_nms = 0.0
         self.images_seen = 0
+        self.dropped = Dropped()
 
     def speed(self) -> Speed:
         """Return the mean time per image since the last reset."""
         count = max(1, self.images_seen)
         return Speed(self.seconds_inference / count * 1e3, self.seconds_nms / count * 1e3, self.images_seen)
+
+
+def _joined(parts: Sequence[Detections]) -> Detections:
+    """Return the candidates of all views of one image."""
+    if len(parts) == 1:
+        return parts[0]
+    columns = zip(*((part.boxes_xyxy, part.scores, part.labels) for part in parts), strict=True)
+    return Detections(*(torch.cat(column) for column in columns))
 
 
 def decode_predictions(raw_maps: Sequence[Tensor], heads: Sequence[Head], confidence: float) -> DecodedPredictions:

@@ -15,6 +15,7 @@ from engine.predictor import load
 from models.checkpoints.darknet_weights import save_darknet_weights
 from models.detector import Detector
 from models.network import build_network_from_text
+from models.nms_variants import NmsOptions
 from tests.tiny_project import CFG, NAMES, make_project, random_network
 from utils.errors import UserError
 from utils.structures import ImageMeta
@@ -294,3 +295,20 @@ def test_models_hands_it_out_and_nothing_else(project):
     assert "weights" in inspect.signature(models.load).parameters
     with pytest.raises(AttributeError, match="no attribute 'loda'"):
         models.loda  # noqa: B018
+
+
+def test_another_kind_of_suppression_of_the_same_network(project):
+    detector = load()
+    images = images_of_sizes((120, 80), (90, 130))
+    linear = detector.with_nms("soft-linear")
+    assert linear.detector.network is detector.detector.network and detector.detector.nms == NmsOptions()
+    for result in linear(images, confidence=0.2, iou=0.4, agnostic=True):
+        assert result.scores.min() > 0.2
+    numbers = [
+        [len(result) for result in one(images, confidence=0.1, iou=0.2)]
+        for one in (detector, detector.with_nms("cfg"), linear)
+    ]
+    assert numbers[0] == numbers[1] != numbers[2]
+    for arguments in (("soft",), ("soft-gaussian", 0.0), ("greedy", 0.3)):
+        with pytest.raises(UserError, match="--nms"):
+            detector.with_nms(*arguments)

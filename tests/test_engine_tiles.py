@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 import torch
 
-from engine.tiles import MergeRule, TileOptions, View, detect_in_tiles, merge_views, tiles_of
+from engine.tiles import TileOptions, View, detect_in_tiles, merge_views, tiles_of
 from models.nms import non_max_suppression
+from models.nms_variants import NmsRule
+from utils.errors import UserError
 from utils.structures import Detections
 
-RULE = MergeRule(iou=0.45, max_detections=300)
+RULE = NmsRule(iou_threshold=0.45, max_detections=300)
 GREY = 40  # of the background; an object of class c has the value 100 + 50 c
 
 
@@ -127,7 +129,7 @@ def test_a_piece_does_not_hide_a_neighbour_of_another_class():
     whole = Detections(torch.tensor([[50.0, 10, 150, 90]]), torch.tensor([0.5]), torch.tensor([0]))
     cut = Detections(torch.tensor([[50.0, 10, 100, 90]]), torch.tensor([0.9]), torch.tensor([1]))
     assert len(merge_views([whole, cut], views, (200, 100), RULE)) == 2
-    agnostic = merge_views([whole, cut], views, (200, 100), MergeRule(0.45, 300, agnostic=True))
+    agnostic = merge_views([whole, cut], views, (200, 100), NmsRule(0.45, 300, agnostic=True))
     assert agnostic.labels.tolist() == [0]
 
 
@@ -161,5 +163,27 @@ def test_whole_boxes_of_several_views_are_those_of_one_nms():
     scores, labels = (torch.cat([getattr(one, name) for one in results]) for name in ("scores", "labels"))
     kept = non_max_suppression(boxes, scores, labels, 0.45)
     assert torch.equal(merged.boxes_xyxy, boxes[kept]) and torch.equal(merged.scores, scores[kept])
-    few = merge_views(results, views, (400, 300), MergeRule(0.45, 5))
+    few = merge_views(results, views, (400, 300), NmsRule(0.45, 5))
     assert torch.equal(few.scores, scores[kept][:5])
+
+
+@pytest.mark.parametrize("kind", ["diou", "merge"])
+def test_whole_boxes_of_several_views_are_suppressed_as_in_one(kind):
+    views = [View(0, 0, 200, 100), View(50, 0, 200, 100)]
+    boxes = torch.tensor([[80.0, 20, 120, 60]]), torch.tensor([[40.0, 20, 80, 60]])  # 10 apart in the image
+    found = [
+        Detections(box, torch.tensor([score]), torch.tensor([0])) for box, score in zip(boxes, (0.6, 0.3), strict=True)
+    ]
+    merged = merge_views(found, views, (200, 100), NmsRule(0.58, 300, kind))
+    # IoU 30 / 50; centres 10 apart, the box around both is 50 x 40: less 100 / 4100.
+    if kind == "diou":
+        assert merged.scores.tolist() == pytest.approx([0.6, 0.3])
+    else:
+        assert merged.boxes_xyxy.tolist() == [pytest.approx([80 + 10 / 3, 20, 120 + 10 / 3, 60])]
+
+
+def test_kinds_that_lower_scores_are_refused():
+    TileOptions(tile=64).check_nms("merge")
+    TileOptions().check_nms("soft-gaussian")
+    with pytest.raises(UserError, match=r"--nms soft-gaussian .* leave out --tile"):
+        TileOptions(tile=64).check_nms("soft-gaussian")

@@ -11,6 +11,7 @@ from data.letterbox import RESIZES
 from models import detector as detector_module
 from models.detector import DecodedPredictions, Detector, decode_predictions
 from models.heads import Head
+from models.nms_variants import NmsOptions
 from utils.structures import ImageMeta
 
 HEADS = (
@@ -143,7 +144,7 @@ def test_classes_are_selected_and_agnostic_keeps_fewer():
     assert set(everything.labels.tolist()) == {0, 1, 2} and set(some.labels.tolist()) == {0, 2}
     expected = everything.scores[everything.labels != 1]
     torch.testing.assert_close(some.scores[: len(expected)], expected)
-    (agnostic,) = Detector(StubNetwork(), confidence=0.01, iou=0.3, agnostic=True)(images, metas)
+    (agnostic,) = Detector(StubNetwork(), confidence=0.01, iou=0.3, nms=NmsOptions(agnostic_nms=True))(images, metas)
     assert len(agnostic) < len(everything)
 
 

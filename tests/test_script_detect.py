@@ -4,11 +4,13 @@ import json
 import signal
 import subprocess
 import sys
+from collections import Counter
 
 import cv2
 import numpy as np
 import pytest
 
+from models.nms_variants import NMS_KINDS
 from tests.tiny_project import NAMES, REPOSITORY, load_script, make_project, run_script
 
 
@@ -81,6 +83,33 @@ def test_agnostic_suppresses_more(project, script, monkeypatch):
         len(json.loads((project / f"runs/detect/{name}/detections.json").read_text())) for name in ("exp", "exp2")
     )
     assert 0 < together < each
+
+
+def test_kinds_of_suppression_and_views(project, script, monkeypatch, capsys):
+    arguments = ("--source", "images", "--nosave", "--save-json", "--iou-thres", 0.3, "--conf-thres", 0.2)
+    found = []
+    for flags in ((), *(("--nms", kind) for kind in NMS_KINDS), ("--augment", "--augment-scales", 1, 1)):
+        assert run_script(script, monkeypatch, *arguments, *flags, "--exist-ok") == 0
+        found.append(json.loads((project / "runs/detect/exp/detections.json").read_text()))
+    plain, cfg, greedy, diou, soft_linear, soft_gaussian, merge, views = found
+    assert plain == cfg == greedy
+    assert all(other != plain for other in (diou, soft_linear, soft_gaussian, merge, views))
+    assert [one["score"] for one in merge] == [one["score"] for one in plain]
+    assert "--max-det" not in capsys.readouterr().out
+    assert run_script(script, monkeypatch, *arguments, "--nms", "soft-linear", "--tile", 64) == 2
+    assert "--nms soft-linear would lower scores in each tile" in capsys.readouterr().err
+
+
+def test_what_the_limit_drops_is_said_once(project, script, monkeypatch, capsys):
+    arguments = ("--source", "images", "--nosave", "--save-json", "--conf-thres", 0.2, "--exist-ok")
+    assert run_script(script, monkeypatch, *arguments) == 0
+    found = json.loads((project / "runs/detect/exp/detections.json").read_text())
+    counts = Counter(one["image_id"] for one in found)
+    above = [count - 2 for count in counts.values() if count > 2]
+    capsys.readouterr()
+    assert run_script(script, monkeypatch, *arguments, "--max-det", 2) == 0
+    line = f"--max-det 2 dropped {sum(above):,} weaker detections in {len(above)} of 7 pictures"
+    assert above and capsys.readouterr().out.count(line) == 1
 
 
 def write_video(path, num_frames=5, size=(64, 48)):

@@ -43,8 +43,8 @@ IN_ANALYSES = "analyses are written to runs/analyze/<name>; choose a --name"
 NO_SEGMENTS = "boxes only: there are no masks and no poses here"
 ANSWERS = {  # what is not here -> what to use instead
     "artifact_alias": NO_LOGGING_SERVICE,
-    "agnostic_nms": "detect.py --agnostic-nms; for an evaluation without classes: test.py --single-cls",
-    "augment": "each image is looked at once, as it is; --img-size says how large",
+    "agnostic_nms": "test.py and detect.py have it; for an evaluation without classes: test.py --single-cls",
+    "augment": "test.py and detect.py have it; train.py paints each image anew: --hsv-h, --mixup, …",
     "auto_augment": "the augmentations are those of --help, such as --hsv-h, --degrees and --mixup",
     "bbox_interval": NO_LOGGING_SERVICE,
     "bucket": "nothing is downloaded or sent; --data names files on the disk",
