@@ -149,9 +149,10 @@ def test_infinite_boxes_and_boxes_without_area_are_kept_as_they_are(kind):
         (0.8, 0, 3, 3, 3, 3),
         (0.7, 0, 1e30, 1e30, 1e38, 1e38),
         (0.6, 0, 1, 1, 5, 5),
+        (1e-4, 0, 300, 300, 310, 310),
     )
     found = suppress(strange, NmsRule(0.5, 10, kind))
-    assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6])
+    assert found.scores.tolist() == pytest.approx([0.9, 0.8, 0.7, 0.6, 1e-4])
     assert not found.boxes_xyxy.isnan().any()
 
 

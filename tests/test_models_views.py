@@ -55,7 +55,7 @@ EXPECTED = ([(16 - 4) * 2, (24 - 8) * 2, (56 - 4) * 2, (72 - 8) * 2], [40, 8, 60
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
-@pytest.mark.parametrize("scale, wh", [(1.0, (128, 96)), (0.5, (64, 64)), (1.5, (192, 160))])
+@pytest.mark.parametrize("scale, wh", [(1.0, (128, 96)), (0.5, (64, 64)), (0.875, (128, 96)), (1.5, (192, 160))])
 def test_every_view_gives_the_box_in_original_pixels(scale, wh, mirrored):
     network = BrightRectangle()
     images, metas = scene()
