@@ -55,6 +55,7 @@ class ResultsComparison:
     columns: list[Compared]
     differences: list[Difference]
     breakdowns: dict[str, dict[str, Any]]  # of boxes, by column
+    results: dict[str, list[dict]]  # of the first file of each column
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for ``metrics.json``: None where nothing defines a number."""
@@ -115,7 +116,8 @@ def compare_results(
     breakdowns = (
         {name: error_breakdown(truth, files[0]) for name, files in of_columns.items()} if kind == "bbox" else {}
     )
-    return ResultsComparison(kind, len(truth["images"]), columns, differences, breakdowns)
+    first = {name: files[0] for name, files in of_columns.items()}
+    return ResultsComparison(kind, len(truth["images"]), columns, differences, breakdowns, first)
 
 
 def ground_truth_of(data: str, split: str, val_fraction: float, kind: str) -> dict:
