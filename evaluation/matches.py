@@ -23,6 +23,7 @@ class DetectionMatches:
 
     correct: np.ndarray  # [N] bool, matched to an object
     ignored: np.ndarray  # [N] bool, neither right nor wrong: matched to what is no object here, or beyond the limit
+    annotation: np.ndarray  # [N] that it is matched to, -1: to none
 
 
 class CocoMatcher:
@@ -73,14 +74,15 @@ class CocoMatcher:
         low, high = area_range
         is_object = self.objects(area_range)
         correct = np.zeros(len(self.order), dtype=bool)
-        is_matched = np.zeros(len(self.order), dtype=bool)
+        matched = np.full(len(self.order), -1)
         annotation, place, overlaps = (column[self.pairs[2] >= iou] for column in self.pairs)
         # By place; of one detection objects first, then the highest overlap, then the later annotation.
         preference = np.lexsort((-annotation, -overlaps, ~is_object[annotation], place))
         annotation, place = annotation[preference], place[preference]
         taken = taken_in_turn(place, annotation, self.crowd)
-        is_matched[self.order[place[taken]]] = True
-        correct[self.order[place[taken]]] = is_object[annotation[taken]]
+        matched[self.order[place[taken]]] = annotation[taken]
+        is_matched = matched >= 0
+        correct[is_matched] = is_object[matched[is_matched]]
         other_area = (self.areas < low) | (self.areas > high)
         ignored = (is_matched & ~correct) | (~is_matched & other_area) | (self.rank >= DETECTION_LIMIT)
-        return DetectionMatches(correct, ignored)
+        return DetectionMatches(correct, ignored, matched)

@@ -24,7 +24,7 @@ from evaluation.pairs import columns, overlap, pairs_in_groups
 
 
 @dataclass(frozen=True)
-class Counts:
+class PointCounts:
     """How many detections are right and wrong; what nothing defines is None."""
 
     true_positives: int
@@ -80,13 +80,13 @@ class WorkingPoint:
     iou: float
     points: int  # of recall that the average precision is over; 0: the area under the curve
     names: tuple[str, ...]  # of the classes; the tuples below have the same order
-    of_class: tuple[Counts, ...]
+    of_class: tuple[PointCounts, ...]
     ap: tuple[float | None, ...]  # None: no object of the class
 
     @property
-    def of_all(self) -> Counts:
+    def of_all(self) -> PointCounts:
         """The sums over the classes."""
-        return Counts(
+        return PointCounts(
             sum(one.true_positives for one in self.of_class),
             sum(one.false_positives for one in self.of_class),
             sum(one.false_negatives for one in self.of_class),
@@ -164,7 +164,7 @@ def working_point(truth: dict, results: Sequence[dict], confidence: float, iou: 
         above = scores[counted] > confidence
         right = int((correct & above).sum())
         iou_sum = float(ious[correct & above].sum())
-        counts.append(Counts(right, int(above.sum()) - right, objects - right, iou_sum))
+        counts.append(PointCounts(right, int(above.sum()) - right, objects - right, iou_sum))
         in_order = correct[np.argsort(-scores[counted], kind="stable")]
         average_precisions.append(average_precision(in_order, objects, points) if objects else None)
     names = tuple(str(category["name"]) for category in truth["categories"])
