@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -34,19 +35,36 @@ def confidence_plots(columns: Mapping[str, Curves]) -> dict[str, Figure]:
     figures = {}
     for stem, word, key in (("F1_curve", "F1", "f1"), ("P_curve", "precision", "precision"),
                             ("R_curve", "recall", "recall")):  # fmt: skip
-        lines = {
-            name: (one.by_confidence.confidences, getattr(one.by_confidence, key)) for name, one in columns.items()
-        }
-        x = next(iter(lines.values()))[0]
-        figure, axes = _curves(
-            columns, lines, lambda mean, x=x: f"{mean.max():.3f} at {x[mean.argmax()]:.3f}", "confidence", word
-        )
+        curves = {name: one.by_confidence for name, one in columns.items()}
+        lines = {name: (one.confidences, getattr(one, key)) for name, one in curves.items()}
+        confidences = next(iter(curves.values())).confidences  # the same for all
+        figure, axes = _curves(columns, lines, partial(_highest, confidences), "confidence", word)
         axes.set_title(f"{word[0].upper()}{word[1:]} and confidence at IoU 0.5", fontsize=10)
         figures[stem] = figure
     return figures
 
 
-def _curves(columns, lines, label_of, x_label: str, y_label: str) -> tuple[Figure, Axes]:
+def _highest(confidences: np.ndarray, mean: np.ndarray) -> str:
+    """Return the highest value of a mean [S] and the confidence [S] where it is."""
+    return f"{mean.max():.3f} at {confidences[mean.argmax()]:.3f}"
+
+
+def _curves(
+    columns: Mapping[str, Curves],
+    lines: Mapping[str, tuple[np.ndarray, np.ndarray]],
+    label_of: Callable[[np.ndarray], str],
+    x_label: str,
+    y_label: str,
+) -> tuple[Figure, Axes]:
+    """Draw lines y [K S] over x [S]: each class and the mean of one detector, the means of several.
+
+    Args:
+        columns: the detectors.
+        lines: by the same names.
+        label_of: what is said of a mean [S].
+        x_label: of the plot.
+        y_label: of the plot.
+    """
     figure = new_figure(figsize=(9, 6), layout="constrained")
     axes = figure.subplots()
     if len(columns) == 1:
@@ -94,15 +112,16 @@ def confusion_plot(matrix: np.ndarray, names: Sequence[str], title: str) -> Figu
     image = axes.imshow(
         shown, cmap="Blues", norm="linear" if is_share else "log", vmin=0 if is_share else 1, vmax=highest
     )
-    figure.colorbar(image, ax=axes, shrink=0.8, format="{x:g}")
+    figure.colorbar(image, ax=axes, shrink=0.8, format="{x:g}").minorticks_off()
     if count <= LABELLED_CLASSES + 1:
         labels = [*names, BACKGROUND]
         axes.set_xticks(range(count), labels, rotation=90, fontsize=8 if count <= NUMBERED_CLASSES else 6)
         axes.set_yticks(range(count), labels, fontsize=8 if count <= NUMBERED_CLASSES else 6)
     if count <= NUMBERED_CLASSES + 1:
+        is_dark = np.asarray(image.norm(shown)) > 0.6
         for row, column in zip(*np.nonzero(np.isfinite(shown)), strict=True):
             value = shown[row, column]
-            color = "white" if value > (0.6 if is_share else 0.3) * highest else "black"
+            color = "white" if is_dark[row, column] else "black"
             text = f"{value:.2f}" if is_share else f"{value:.0f}"
             axes.text(column, row, text, ha="center", va="center", fontsize=7, color=color)
     axes.set_xlabel("predicted")

@@ -77,9 +77,16 @@ def test_equals_what_tidecv_gave(seed):
 
 
 @settings(deadline=None, max_examples=60)
-@given(seed=st.integers(0, 2**32 - 1), crowd_share=st.sampled_from([0.0, 0.3]), num_classes=st.sampled_from([1, 3, 8]))
-def test_equals_tidecv(seed, crowd_share, num_classes):
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    crowd_share=st.sampled_from([0.0, 0.3]),
+    num_classes=st.sampled_from([1, 3, 8]),
+    without_area=st.sampled_from(["nothing", "detections", "objects"]),
+)
+def test_equals_tidecv(seed, crowd_share, num_classes, without_area):
     truth, results = tide_case(seed, crowd_share, num_classes=num_classes)
+    for one in {"nothing": [], "detections": results, "objects": truth["annotations"]}[without_area][::5]:
+        one["bbox"] = [*one["bbox"][:2], 0.0, one["bbox"][3] + 1]
     if results and not all(one["iscrowd"] for one in truth["annotations"]):
         lost, counts = breakdown(truth, results)
         expected = tidecv_breakdown(truth, results)
