@@ -18,6 +18,7 @@ from data.image_checks import ImageCheckOptions, bad_images
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches
 from data.splits import open_split, split_shown
+from engine.diagnosis import DiagnosisOptions, diagnose, refuse_masks
 from engine.evaluate import collect_results, without_unread
 from engine.evaluate_results import ResultsComparison, ResultsOptions, compare_results, ground_truth_of, print_tables
 from engine.network_input import refuse_size, resize_option, size_option
@@ -38,6 +39,7 @@ from utils.words import how_many
 
 RUNS = "runs/test"
 SPLITS = {"val": "valid", "test": "test", "train": "train", "speed": "valid"}  # --task -> the key of the .data file
+LOW_CONFIDENCE = 0.01  # from here on up --conf-thres cuts the precision-recall curves short
 PICTURED_BATCHES = 3  # that are drawn, the first ones
 
 
@@ -82,10 +84,10 @@ class EvaluationOptions:
 @distributed.joined()
 def main() -> None:
     """Evaluate one detector on one split; leave metrics.json and pictures in runs/test/<name>."""
-    groups = (EvaluationOptions, ImageCheckOptions, ResultsOptions)
-    options, checks, files = parse_options(__doc__.splitlines()[0], *groups)
+    groups = (EvaluationOptions, ImageCheckOptions, ResultsOptions, DiagnosisOptions)
+    options, checks, files, diagnosis = parse_options(__doc__.splitlines()[0], *groups)
     if files.results and not options.weights:
-        return evaluate_files(options, files)
+        return evaluate_files(options, files, diagnosis)
     device = choose_device(options.device)
     use_threads()
     distributed.start(device)
@@ -127,7 +129,9 @@ def main() -> None:
         print_metrics(metrics, options.verbose, left_out)
         print_speed(detector.speed(), options)
         compared = compare_with_files(files, options, dataset, results, folder)
-        write_results(folder, options, metrics, detector.speed(), left_out, compared)
+        columns = compared.results if compared else {Path(options.weights).stem: results}
+        diagnosed = diagnose(diagnosis, ground_truth, columns, folder, options.verbose)
+        write_results(folder, options, metrics, detector.speed(), left_out, compared, diagnosed)
         if options.save_json:
             write_json_atomically(folder / "detections.json", results, indent=None)
             write_json_atomically(folder / "ground_truth.json", ground_truth, indent=None)
@@ -163,17 +167,20 @@ def build_detector(options: EvaluationOptions, loaded: LoadedNetwork, device: to
     )
 
 
-def evaluate_files(options: EvaluationOptions, files: ResultsOptions) -> None:
+def evaluate_files(options: EvaluationOptions, files: ResultsOptions, diagnosis: DiagnosisOptions) -> None:
     """Evaluate files of results without a network."""
     if not options.data:
         raise UserError("--results needs the ground truth: name it with --data")
+    refuse_masks(diagnosis, files.iou_type)
     if not distributed.is_main():
         return
     truth = ground_truth_of(options.data, SPLITS[options.task], options.val_fraction, files.iou_type)
     found = compare_results(files, truth)
     folder = new_run_folder(options.project, options.name, options.exist_ok)
     print_tables(found, folder)
-    write_json_atomically(folder / "metrics.json", {**found.to_dict(), "options": asdict(options) | asdict(files)})
+    diagnosed = diagnose(diagnosis, truth, found.results, folder, options.verbose)
+    named = asdict(options) | asdict(files)
+    write_json_atomically(folder / "metrics.json", {**found.to_dict(), **diagnosed, "options": named})
     print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
@@ -220,6 +227,10 @@ def announce(options: EvaluationOptions, resolved: Resolved, dataset: Annotation
             f"({split}), {how_many(len(dataset), 'image')}, {resolved.resize.to(resolved.input_wh)}{batches} "
             f"({describe_device(device)})"
         )
+        if options.task != "speed" and options.conf_thres > LOW_CONFIDENCE:
+            print(
+                f"WARNING: --conf-thres {options.conf_thres:g} lowers mAP, which needs weak detections: 0.001 is usual"
+            )
         if options.half and device.type != "cuda":
             print("--half means nothing on this device: computing in float32")
 
@@ -272,6 +283,7 @@ def print_metrics(metrics: Metrics, verbose: bool, left_out: int) -> None:
     """Print the table, COCO's twelve numbers where they are defined and, where images are missing, how many."""
     print(table(metrics, verbose))
     if metrics.num_instances:
+        print(f"P and R are those at confidence {metrics.best_f1_confidence:.3f}, where the mean F1 is highest")
         print(metrics.summary())
     if left_out:
         print(
@@ -300,10 +312,12 @@ def write_results(
     speed: Speed,
     left_out: int,
     compared: ResultsComparison | None,
+    diagnosed: dict,
 ) -> None:
     """Write metrics.json: all numbers, how many images were left out, times, other columns, and the options."""
     content = {
         **metrics.to_dict(),
+        **diagnosed,
         "images_left_out": left_out,
         "speed": {**asdict(speed), "total_ms": speed.total_ms},
         "options": {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()},

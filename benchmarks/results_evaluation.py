@@ -1,4 +1,4 @@
-"""Seconds and memory of ``test.py --results`` on made-up results: the numbers, the error breakdown and the intervals.
+"""Seconds and memory of ``test.py --results --report --at-conf 0.25`` on made-up results, part by part.
 
 Ours against hotcoco's bootstrap, which gives the intervals of a difference: both on the first images, for they must be
 few. Run: ``python -m benchmarks.results_evaluation [--images 5000] [--resamples 1000]``
@@ -16,7 +16,10 @@ from benchmarks.coco_evaluation import OBJECTS, made_up_results
 from benchmarks.coco_size_analysis import made_up_coco
 from evaluation.bootstrap import ResampledNumbers, resample
 from evaluation.comparison import coco_numbers, error_breakdown
+from evaluation.confusion import confusion_matrix
+from evaluation.curves import curves_of
 from evaluation.results import clean_ground_truth
+from evaluation.working_point import working_point
 from utils.config import option, parse_options
 from utils.errors import run_command
 
@@ -40,6 +43,9 @@ def main() -> None:
     for name, part in (
         ("the twelve numbers", lambda: coco_numbers(truth, results, "bbox")),
         ("the error breakdown", lambda: error_breakdown(truth, results)),
+        ("counts at a working point", lambda: working_point(truth, results, 0.25, 0.5)),
+        ("the confusion matrix", lambda: confusion_matrix(truth, results, 0.25, 0.45)),
+        ("the curves", lambda: curves_of(truth, results)),
         (f"{options.resamples} resamples", lambda: resample([ResampledNumbers(truth, results)], options.resamples, 0)),
     ):
         start = time.perf_counter()

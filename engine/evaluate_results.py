@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import math
 from collections.abc import Sequence
@@ -29,6 +27,7 @@ from evaluation.results_files import columns_of, read_results
 from utils.config import option
 from utils.errors import UserError
 from utils.files import write_text_atomically
+from utils.tables import csv_table, markdown_table, text_table
 from utils.words import how_many
 
 
@@ -56,6 +55,7 @@ class ResultsComparison:
     columns: list[Compared]
     differences: list[Difference]
     breakdowns: dict[str, dict[str, Any]]  # of boxes, by column
+    results: dict[str, list[dict]]  # of the first file of each column
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for ``metrics.json``: None where nothing defines a number."""
@@ -116,7 +116,8 @@ def compare_results(
     breakdowns = (
         {name: error_breakdown(truth, files[0]) for name, files in of_columns.items()} if kind == "bbox" else {}
     )
-    return ResultsComparison(kind, len(truth["images"]), columns, differences, breakdowns)
+    first = {name: files[0] for name, files in of_columns.items()}
+    return ResultsComparison(kind, len(truth["images"]), columns, differences, breakdowns, first)
 
 
 def ground_truth_of(data: str, split: str, val_fraction: float, kind: str) -> dict:
@@ -174,20 +175,6 @@ def table_of_errors(found: ResultsComparison) -> list[list[str]]:
     return rows
 
 
-def text_of(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as aligned text."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join(
-        "  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
-    )
-
-
-def markdown_of(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as a table in Markdown; the first is the heading."""
-    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
-    return "\n".join([lines[0], "|" + "---|" * len(rows[0]), *lines[1:]])
-
-
 def print_tables(found: ResultsComparison, folder: Path) -> None:
     """Print the tables, and write them as Markdown and CSV."""
     tables = [table(found)]
@@ -200,12 +187,11 @@ def print_tables(found: ResultsComparison, folder: Path) -> None:
         images = how_many(found.num_images, "image")
         note = f"[{CONFIDENCE:.0%} intervals over {images}, paired; (0): may be no difference]"
     for rows in tables:
-        print(text_of(rows) + "\n")
+        print(text_table(rows) + "\n")
     print(note)
-    stream = io.StringIO()
-    csv.writer(stream).writerows(row for rows in tables for row in rows)
-    write_text_atomically(folder / "table.csv", stream.getvalue())
-    write_text_atomically(folder / "table.md", "\n\n".join(map(markdown_of, tables)) + f"\n\n{note}\n")
+    write_text_atomically(folder / "table.csv", csv_table(row for rows in tables for row in rows))
+    in_markdown = [markdown_table(rows, [False] + [True] * (len(rows[0]) - 1)) for rows in tables]
+    write_text_atomically(folder / "table.md", "\n\n".join(in_markdown) + f"\n\n{note}\n")
 
 
 def _shown(number: float, bounds: np.ndarray | None, sign: str = "") -> str:

@@ -12,6 +12,7 @@ from scipy import stats
 
 from evaluation.bootstrap import ResampledNumbers, resample
 from evaluation.coco import TWELVE, hotcoco_arrays, mean_of_defined, run_hotcoco
+from evaluation.error_kinds import error_kinds, lost_ap50
 from utils.errors import UserError
 
 TWELVE_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -146,7 +147,9 @@ def _percentiles(values: np.ndarray) -> np.ndarray:
 
 
 def error_breakdown(truth: dict, results: Sequence[dict]) -> dict[str, Any]:
-    """Return TIDE's breakdown of the errors at IoU 0.5 and 0.1, and the calibration of the scores, by hotcoco.
+    """Return TIDE's breakdown of the errors at IoU 0.5 and 0.1, and hotcoco's calibration of the scores.
+
+    hotcoco's own breakdown leaves out the detections in crowd regions, which tidecv counts.
 
     Args:
         truth: COCO's ground truth.
@@ -155,11 +158,10 @@ def error_breakdown(truth: dict, results: Sequence[dict]) -> dict[str, Any]:
     Returns:
         ``delta_ap50`` and ``counts`` by kind of error (arXiv 2008.08115), ``calibration_error`` 0..1 and its bins.
     """
-    evaluation = run_hotcoco(truth, results)
-    errors, calibration = evaluation.tide_errors(), evaluation.calibration()
+    found, calibration = error_kinds(truth, results), run_hotcoco(truth, results).calibration()
     return {
-        "delta_ap50": dict(errors["delta_ap"]),
-        "counts": dict(errors["counts"]),
+        "delta_ap50": lost_ap50(found, len(truth["categories"])),
+        "counts": found.counts(),
         "calibration_error": calibration["ece"],
         "calibration_bins": [dict(one) for one in calibration["bins"]],
     }

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from evaluation.pairs import columns, overlap, pairs_in_groups, taken_in_turn
+
 LOWEST_IOU = 0.5  # of COCO's thresholds
 DETECTION_LIMIT = 100  # strongest detections per image and class, as in COCO
 ALL_AREAS = (0.0, 1e10)
@@ -21,6 +23,7 @@ class DetectionMatches:
 
     correct: np.ndarray  # [N] bool, matched to an object
     ignored: np.ndarray  # [N] bool, neither right nor wrong: matched to what is no object here, or beyond the limit
+    annotation: np.ndarray  # [N] that it is matched to, -1: to none
 
 
 class CocoMatcher:
@@ -37,8 +40,8 @@ class CocoMatcher:
 
     def __init__(self, truth: dict, results: Sequence[dict]) -> None:
         annotations = truth["annotations"]
-        self.group, self.scores, boxes = _columns(results, truth)
-        self.truth_group, _, truth_boxes = _columns(annotations, truth)
+        self.group, self.scores, boxes = columns(results, truth)
+        self.truth_group, _, truth_boxes = columns(annotations, truth)
         self.crowd = np.array([a["iscrowd"] for a in annotations], dtype=bool)
         self.truth_areas = np.array([a["area"] for a in annotations], dtype=np.float64)
         self.areas = boxes[:, 2] * boxes[:, 3]
@@ -50,13 +53,10 @@ class CocoMatcher:
         self.rank[self.order] = np.arange(len(in_order)) - np.searchsorted(in_order, in_order, side="left")
         # Every annotation [M] with each of the detections of its image and class, as pairs [P]: the annotation, and the
         # detection's place in the order.
-        start = np.searchsorted(in_order, self.truth_group, side="left")
-        count = np.minimum(np.searchsorted(in_order, self.truth_group, side="right") - start, DETECTION_LIMIT)
-        annotation = np.repeat(np.arange(len(annotations)), count)
-        place = np.arange(len(annotation)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(start, count)
-        overlap = _overlap(boxes[self.order[place]], truth_boxes[annotation], self.crowd[annotation])
-        near = overlap >= LOWEST_IOU
-        self.pairs = annotation[near], place[near], overlap[near]
+        annotation, place = pairs_in_groups(in_order, self.truth_group, DETECTION_LIMIT)
+        overlaps = overlap(boxes[self.order[place]], truth_boxes[annotation], self.crowd[annotation])
+        near = overlaps >= LOWEST_IOU
+        self.pairs = annotation[near], place[near], overlaps[near]
 
     def objects(self, area_range: tuple[float, float] = ALL_AREAS) -> np.ndarray:
         """Return [M] bool: the annotations that are to be found, crowd regions and other areas left out."""
@@ -74,40 +74,15 @@ class CocoMatcher:
         low, high = area_range
         is_object = self.objects(area_range)
         correct = np.zeros(len(self.order), dtype=bool)
-        is_matched = np.zeros(len(self.order), dtype=bool)
-        annotation, place, overlap = (column[self.pairs[2] >= iou] for column in self.pairs)
+        matched = np.full(len(self.order), -1)
+        annotation, place, overlaps = (column[self.pairs[2] >= iou] for column in self.pairs)
         # By place; of one detection objects first, then the highest overlap, then the later annotation.
-        preference = np.lexsort((-annotation, -overlap, ~is_object[annotation], place))
-        taken, last = set(), -1  # annotations that are matched, and the detection that was matched last
-        rows = zip(place[preference].tolist(), annotation[preference].tolist(), strict=True)
-        for position, chosen in rows:
-            if position == last or chosen in taken:  # the detection has its match, or this object has a stronger one
-                continue
-            last = position
-            is_matched[self.order[position]] = True
-            correct[self.order[position]] = is_object[chosen]
-            if not self.crowd[chosen]:
-                taken.add(chosen)
+        preference = np.lexsort((-annotation, -overlaps, ~is_object[annotation], place))
+        annotation, place = annotation[preference], place[preference]
+        taken = taken_in_turn(place, annotation, self.crowd)
+        matched[self.order[place[taken]]] = annotation[taken]
+        is_matched = matched >= 0
+        correct[is_matched] = is_object[matched[is_matched]]
         other_area = (self.areas < low) | (self.areas > high)
         ignored = (is_matched & ~correct) | (~is_matched & other_area) | (self.rank >= DETECTION_LIMIT)
-        return DetectionMatches(correct, ignored)
-
-
-def _columns(rows: Sequence[dict], truth: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return of each row a number for its image and class [N], its score [N] and its box xywh [N 4]."""
-    images = {image["id"]: number for number, image in enumerate(truth["images"])}
-    categories = {category["id"]: number for number, category in enumerate(truth["categories"])}
-    group = [images[row["image_id"]] * len(categories) + categories[row["category_id"]] for row in rows]
-    scores = [row.get("score", 0.0) for row in rows]
-    boxes_xywh = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
-    return np.array(group, dtype=np.int64), np.array(scores, dtype=np.float64), boxes_xywh
-
-
-def _overlap(boxes: np.ndarray, truth_boxes: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """Return COCO's overlap of pairs of xywh boxes, [P]: IoU, but over the detection's own area for a crowd region."""
-    far = np.minimum(boxes[:, :2] + boxes[:, 2:], truth_boxes[:, :2] + truth_boxes[:, 2:])
-    size = np.maximum(far - np.maximum(boxes[:, :2], truth_boxes[:, :2]), 0)
-    intersection = size[:, 0] * size[:, 1]
-    area = boxes[:, 2] * boxes[:, 3]
-    union = np.where(crowd, area, area + truth_boxes[:, 2] * truth_boxes[:, 3] - intersection)
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+        return DetectionMatches(correct, ignored, matched)

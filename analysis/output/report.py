@@ -83,12 +83,8 @@ def table_values(table: Table) -> dict[str, Any]:
         "title": table.title,
         "columns": table.columns,
         "is_number": [is_number_column(table, index) for index in range(len(table.columns))],
-        # Text stays as it is: as_cell would escape "|" for Markdown.
         "rows": [
-            [
-                value if isinstance(value, str) else as_cell(value, column)
-                for value, column in zip(row, table.columns, strict=True)
-            ]
+            [as_cell(value, column) for value, column in zip(row, table.columns, strict=True)]
             for row in table.rows[:limit]
         ],
         "rows_left_out": max(0, len(table.rows) - limit),

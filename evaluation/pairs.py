@@ -1,0 +1,76 @@
+"""Results and annotations as columns, and which detection may find which of them, without a loop over images.
+
+Shape letters: N rows, M annotations, P pairs of a detection and an annotation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def columns(rows: Sequence[dict], truth: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return of each row a number for its image and class [N], its score [N] and its box xywh [N 4].
+
+    The number is that of the image times the number of categories, plus that of the category.
+    """
+    images = {image["id"]: number for number, image in enumerate(truth["images"])}
+    categories = {category["id"]: number for number, category in enumerate(truth["categories"])}
+    group = [images[row["image_id"]] * len(categories) + categories[row["category_id"]] for row in rows]
+    scores = [row.get("score", 0.0) for row in rows]
+    boxes_xywh = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
+    return np.array(group, dtype=np.int64), np.array(scores, dtype=np.float64), boxes_xywh
+
+
+def pairs_in_groups(
+    sorted_groups: np.ndarray, groups: np.ndarray, limit: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return every annotation with each of the detections of its group.
+
+    Args:
+        sorted_groups: [N] of the detections, rising.
+        groups: [M] of the annotations.
+        limit: only so many detections of a group, the first ones.
+
+    Returns:
+        The annotation of each pair [P], and the place of its detection in ``sorted_groups`` [P].
+    """
+    start = np.searchsorted(sorted_groups, groups, side="left")
+    count = np.searchsorted(sorted_groups, groups, side="right") - start
+    if limit is not None:
+        count = np.minimum(count, limit)
+    annotation = np.repeat(np.arange(len(groups)), count)
+    place = np.arange(len(annotation)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(start, count)
+    return annotation, place
+
+
+def overlap(boxes: np.ndarray, truth_boxes: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+    """Return COCO's overlap of pairs of xywh boxes, [P]: IoU, but over the detection's own area for a crowd region."""
+    far = np.minimum(boxes[:, :2] + boxes[:, 2:], truth_boxes[:, :2] + truth_boxes[:, 2:])
+    size = np.maximum(far - np.maximum(boxes[:, :2], truth_boxes[:, :2]), 0)
+    intersection = size[:, 0] * size[:, 1]
+    area = boxes[:, 2] * boxes[:, 3]
+    union = np.where(crowd, area, area + truth_boxes[:, 2] * truth_boxes[:, 3] - intersection)
+    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+
+
+def taken_in_turn(place: np.ndarray, annotation: np.ndarray, is_shared: np.ndarray) -> np.ndarray:
+    """Return which pairs come about when one detection after the other takes the first of its annotations that is free.
+
+    Args:
+        place: [P] of the detection, rising.
+        annotation: [P] those of one detection in the order in which it would like them.
+        is_shared: [M] bool, annotations that any number of detections may take.
+    """
+    found: list[int] = []
+    taken: set[int] = set()
+    last = -1  # the detection that was served last
+    for pair, (position, chosen) in enumerate(zip(place.tolist(), annotation.tolist(), strict=True)):
+        if position == last or chosen in taken:  # it has one already, or a stronger one has this
+            continue
+        last = position
+        found.append(pair)
+        if not is_shared[chosen]:
+            taken.add(chosen)
+    return np.array(found, dtype=np.int64)
