@@ -14,6 +14,9 @@ from pathlib import Path
 
 import torch
 
+from analysis.error_pictures import ImageSource
+from analysis.evaluation_groups import priors_of_cfg
+from analysis.points_lost import ReportOptions, priors_if_any, report_points_lost
 from data.image_checks import ImageCheckOptions, bad_images
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches
@@ -82,10 +85,10 @@ class EvaluationOptions:
 @distributed.joined()
 def main() -> None:
     """Evaluate one detector on one split; leave metrics.json and pictures in runs/test/<name>."""
-    groups = (EvaluationOptions, ImageCheckOptions, ResultsOptions)
-    options, checks, files = parse_options(__doc__.splitlines()[0], *groups)
+    groups = (EvaluationOptions, ImageCheckOptions, ResultsOptions, ReportOptions)
+    options, checks, files, report = parse_options(__doc__.splitlines()[0], *groups)
     if files.results and not options.weights:
-        return evaluate_files(options, files)
+        return evaluate_files(options, files, report)
     device = choose_device(options.device)
     use_threads()
     distributed.start(device)
@@ -127,7 +130,10 @@ def main() -> None:
         print_metrics(metrics, options.verbose, left_out)
         print_speed(detector.speed(), options)
         compared = compare_with_files(files, options, dataset, results, folder)
-        write_results(folder, options, metrics, detector.speed(), left_out, compared)
+        columns = first_runs(compared) if compared else {Path(options.weights).stem: results}
+        priors = priors_if_any(loaded.network, options.img_size, options.resize) if report.report else None
+        lost = report_points_lost(report, ground_truth, columns, source_of(dataset), folder, priors)
+        write_results(folder, options, metrics, detector.speed(), left_out, compared, lost)
         if options.save_json:
             write_json_atomically(folder / "detections.json", results, indent=None)
             write_json_atomically(folder / "ground_truth.json", ground_truth, indent=None)
@@ -163,17 +169,24 @@ def build_detector(options: EvaluationOptions, loaded: LoadedNetwork, device: to
     )
 
 
-def evaluate_files(options: EvaluationOptions, files: ResultsOptions) -> None:
+def evaluate_files(options: EvaluationOptions, files: ResultsOptions, report: ReportOptions) -> None:
     """Evaluate files of results without a network."""
     if not options.data:
         raise UserError("--results needs the ground truth: name it with --data")
     if not distributed.is_main():
         return
-    truth = ground_truth_of(options.data, SPLITS[options.task], options.val_fraction, files.iou_type)
+    truth, annotations = ground_truth_of(options.data, SPLITS[options.task], options.val_fraction, files.iou_type)
+    priors = None
+    if report.report and options.cfg:
+        priors = priors_of_cfg(options.cfg, len(annotations.names), options.img_size, options.resize)
     found = compare_results(files, truth)
     folder = new_run_folder(options.project, options.name, options.exist_ok)
     print_tables(found, folder)
-    write_json_atomically(folder / "metrics.json", {**found.to_dict(), "options": asdict(options) | asdict(files)})
+    lost = {}
+    if files.iou_type == "bbox":
+        lost = report_points_lost(report, truth, first_runs(found), source_of(annotations), folder, priors)
+    content = {**found.to_dict(), **lost, "options": asdict(options) | asdict(files)}
+    write_json_atomically(folder / "metrics.json", content)
     print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
@@ -189,6 +202,16 @@ def compare_with_files(
     compared = compare_results(files, clean_ground_truth(dataset.to_coco()), own)
     print_tables(compared, folder)
     return compared
+
+
+def first_runs(compared: ResultsComparison) -> dict[str, list[dict]]:
+    """Return the results of the first file of each column."""
+    return {name: files[0] for name, files in compared.results.items()}
+
+
+def source_of(dataset: Annotations) -> ImageSource:
+    """Return where the images of a data set are."""
+    return ImageSource(dict(zip(dataset.image_ids.tolist(), dataset.image_paths, strict=True)))
 
 
 def loader_settings(
@@ -300,12 +323,14 @@ def write_results(
     speed: Speed,
     left_out: int,
     compared: ResultsComparison | None,
+    lost: dict[str, object],
 ) -> None:
-    """Write metrics.json: all numbers, how many images were left out, times, other columns, and the options."""
+    """Write metrics.json: all numbers, images left out, times, other columns, where points went, and the options."""
     content = {
         **metrics.to_dict(),
         "images_left_out": left_out,
         "speed": {**asdict(speed), "total_ms": speed.total_ms},
+        **lost,
         "options": {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()},
     }
     if compared is not None:

@@ -21,6 +21,7 @@ class DetectionMatches:
 
     correct: np.ndarray  # [N] bool, matched to an object
     ignored: np.ndarray  # [N] bool, neither right nor wrong: matched to what is no object here, or beyond the limit
+    annotation: np.ndarray  # [N] row of the annotation that it is matched to, -1 where it is none
 
 
 class CocoMatcher:
@@ -37,11 +38,12 @@ class CocoMatcher:
 
     def __init__(self, truth: dict, results: Sequence[dict]) -> None:
         annotations = truth["annotations"]
-        self.group, self.scores, boxes = _columns(results, truth)
-        self.truth_group, _, truth_boxes = _columns(annotations, truth)
+        self.group, self.scores, self.boxes_xywh = _columns(results, truth)
+        self.truth_group, _, self.truth_boxes_xywh = _columns(annotations, truth)
+        self.num_categories = len(truth["categories"])
         self.crowd = np.array([a["iscrowd"] for a in annotations], dtype=bool)
         self.truth_areas = np.array([a["area"] for a in annotations], dtype=np.float64)
-        self.areas = boxes[:, 2] * boxes[:, 3]
+        self.areas = self.boxes_xywh[:, 2] * self.boxes_xywh[:, 3]
 
         self.order = np.lexsort((-self.scores, self.group))  # by image and class, the strongest first, ties as given
         in_order = self.group[self.order]
@@ -54,9 +56,31 @@ class CocoMatcher:
         count = np.minimum(np.searchsorted(in_order, self.truth_group, side="right") - start, DETECTION_LIMIT)
         annotation = np.repeat(np.arange(len(annotations)), count)
         place = np.arange(len(annotation)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(start, count)
-        overlap = _overlap(boxes[self.order[place]], truth_boxes[annotation], self.crowd[annotation])
+        overlap = overlaps(
+            self.boxes_xywh[self.order[place]], self.truth_boxes_xywh[annotation], self.crowd[annotation]
+        )
         near = overlap >= LOWEST_IOU
         self.pairs = annotation[near], place[near], overlap[near]
+
+    @property
+    def image(self) -> np.ndarray:
+        """Index of each detection's image in the ground truth, [N]."""
+        return self.group // max(self.num_categories, 1)
+
+    @property
+    def category(self) -> np.ndarray:
+        """Index of each detection's category in the ground truth, [N]."""
+        return self.group % max(self.num_categories, 1)
+
+    @property
+    def truth_image(self) -> np.ndarray:
+        """Index of each annotation's image, [M]."""
+        return self.truth_group // max(self.num_categories, 1)
+
+    @property
+    def truth_category(self) -> np.ndarray:
+        """Index of each annotation's category, [M]."""
+        return self.truth_group % max(self.num_categories, 1)
 
     def objects(self, area_range: tuple[float, float] = ALL_AREAS) -> np.ndarray:
         """Return [M] bool: the annotations that are to be found, crowd regions and other areas left out."""
@@ -73,24 +97,44 @@ class CocoMatcher:
             raise ValueError(f"pairs are kept from IoU {LOWEST_IOU} on, not {iou}")
         low, high = area_range
         is_object = self.objects(area_range)
-        correct = np.zeros(len(self.order), dtype=bool)
-        is_matched = np.zeros(len(self.order), dtype=bool)
+        annotation = self.partners(iou, is_object)
+        is_matched = annotation >= 0
+        correct = is_matched & is_object[annotation] if len(is_object) else is_matched
+        other_area = (self.areas < low) | (self.areas > high)
+        ignored = (is_matched & ~correct) | (~is_matched & other_area) | (self.rank >= DETECTION_LIMIT)
+        return DetectionMatches(correct, ignored, annotation)
+
+    def partners(self, iou: float, is_object: np.ndarray) -> np.ndarray:
+        """Return [N] the annotation that each detection is matched to at one IoU, -1 where it is none.
+
+        Every detection asks for the annotation that it prefers; of those that ask for one the strongest keeps it, and
+        the others ask for their next. That ends where the strongest choosing first ends (Gale and Shapley, 1962).
+
+        Args:
+            iou: at least :data:`LOWEST_IOU`.
+            is_object: [M] bool, the annotations that are taken before all others.
+        """
         annotation, place, overlap = (column[self.pairs[2] >= iou] for column in self.pairs)
         # By place; of one detection objects first, then the highest overlap, then the later annotation.
         preference = np.lexsort((-annotation, -overlap, ~is_object[annotation], place))
-        taken, last = set(), -1  # annotations that are matched, and the detection that was matched last
-        rows = zip(place[preference].tolist(), annotation[preference].tolist(), strict=True)
-        for position, chosen in rows:
-            if position == last or chosen in taken:  # the detection has its match, or this object has a stronger one
-                continue
-            last = position
-            is_matched[self.order[position]] = True
-            correct[self.order[position]] = is_object[chosen]
-            if not self.crowd[chosen]:
-                taken.add(chosen)
-        other_area = (self.areas < low) | (self.areas > high)
-        ignored = (is_matched & ~correct) | (~is_matched & other_area) | (self.rank >= DETECTION_LIMIT)
-        return DetectionMatches(correct, ignored)
+        annotation, place = annotation[preference], place[preference]
+        row = np.flatnonzero(np.diff(place, prepend=-1))  # where the pairs of each detection begin, the strongest first
+        stop = np.append(row[1:], len(place))
+        asking, nobody = np.arange(len(row)), len(row)
+        holder = np.full(len(is_object), nobody)
+        while len(asking):
+            wanted = annotation[row[asking]]
+            asking, wanted = asking[~self.crowd[wanted]], wanted[~self.crowd[wanted]]  # a crowd region takes them all
+            before = holder[wanted]
+            np.minimum.at(holder, wanted, asking)
+            ousted = np.unique(before[(before != holder[wanted]) & (before != nobody)])
+            asking = np.concatenate((asking[holder[wanted] != asking], ousted))
+            row[asking] += 1
+            asking = asking[row[asking] < stop[asking]]
+        found = np.full(len(self.order), -1)
+        kept = row[row < stop]
+        found[self.order[place[kept]]] = annotation[kept]
+        return found
 
 
 def _columns(rows: Sequence[dict], truth: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -103,7 +147,7 @@ def _columns(rows: Sequence[dict], truth: dict) -> tuple[np.ndarray, np.ndarray,
     return np.array(group, dtype=np.int64), np.array(scores, dtype=np.float64), boxes_xywh
 
 
-def _overlap(boxes: np.ndarray, truth_boxes: np.ndarray, crowd: np.ndarray) -> np.ndarray:
+def overlaps(boxes: np.ndarray, truth_boxes: np.ndarray, crowd: np.ndarray) -> np.ndarray:
     """Return COCO's overlap of pairs of xywh boxes, [P]: IoU, but over the detection's own area for a crowd region."""
     far = np.minimum(boxes[:, :2] + boxes[:, 2:], truth_boxes[:, :2] + truth_boxes[:, 2:])
     size = np.maximum(far - np.maximum(boxes[:, :2], truth_boxes[:, :2]), 0)
