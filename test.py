@@ -15,8 +15,7 @@ from pathlib import Path
 import torch
 
 from analysis.error_pictures import ImageSource
-from analysis.evaluation_groups import priors_of_cfg
-from analysis.points_lost import ReportOptions, priors_if_any, report_points_lost
+from analysis.points_lost import ReportOptions, cfg_priors, network_priors, report_points_lost
 from data.image_checks import ImageCheckOptions, bad_images
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches
@@ -130,8 +129,8 @@ def main() -> None:
         print_metrics(metrics, options.verbose, left_out)
         print_speed(detector.speed(), options)
         compared = compare_with_files(files, options, dataset, results, folder)
-        columns = first_runs(compared) if compared else {Path(options.weights).stem: results}
-        priors = priors_if_any(loaded.network, options.img_size, options.resize) if report.report else None
+        columns = first_runs(compared, ground_truth) if compared else {Path(options.weights).stem: results}
+        priors = network_priors(report, loaded.network, resolved.input_wh, resolved.resize.kind)
         lost = report_points_lost(report, ground_truth, columns, source_of(dataset), folder, priors)
         write_results(folder, options, metrics, detector.speed(), left_out, compared, lost)
         if options.save_json:
@@ -176,15 +175,13 @@ def evaluate_files(options: EvaluationOptions, files: ResultsOptions, report: Re
     if not distributed.is_main():
         return
     truth, annotations = ground_truth_of(options.data, SPLITS[options.task], options.val_fraction, files.iou_type)
-    priors = None
-    if report.report and options.cfg:
-        priors = priors_of_cfg(options.cfg, len(annotations.names), options.img_size, options.resize)
+    priors = cfg_priors(report, options.cfg, len(annotations.names), options.img_size, options.resize)
     found = compare_results(files, truth)
     folder = new_run_folder(options.project, options.name, options.exist_ok)
     print_tables(found, folder)
     lost = {}
     if files.iou_type == "bbox":
-        lost = report_points_lost(report, truth, first_runs(found), source_of(annotations), folder, priors)
+        lost = report_points_lost(report, truth, first_runs(found, truth), source_of(annotations), folder, priors)
     content = {**found.to_dict(), **lost, "options": asdict(options) | asdict(files)}
     write_json_atomically(folder / "metrics.json", content)
     print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
@@ -204,9 +201,10 @@ def compare_with_files(
     return compared
 
 
-def first_runs(compared: ResultsComparison) -> dict[str, list[dict]]:
-    """Return the results of the first file of each column."""
-    return {name: files[0] for name, files in compared.results.items()}
+def first_runs(compared: ResultsComparison, truth: dict) -> dict[str, list[dict]]:
+    """Return the results of the first file of each column, those of the ground truth's images."""
+    kept = {image["id"] for image in truth["images"]}
+    return {name: [row for row in files[0] if row["image_id"] in kept] for name, files in compared.results.items()}
 
 
 def source_of(dataset: Annotations) -> ImageSource:

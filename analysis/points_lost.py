@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from analysis.error_pictures import ImageSource, write_suspicious_sheet, write_worst_images
-from analysis.evaluation_groups import ObjectGroups, Priors, priors_of_network
 from analysis.output.result import LISTING_ROWS, Table, as_csv, as_markdown, plain
 from evaluation.breakdowns import broken_down
 from evaluation.error_kinds import DETECTION_KINDS, ERRORS, IGNORED, error_kinds
@@ -22,6 +21,9 @@ from models.network import Network
 from utils.config import option
 from utils.errors import UserError
 from utils.files import write_text_atomically
+
+if TYPE_CHECKING:
+    from analysis.evaluation_groups import Priors  # takes two seconds, which only a report needs
 
 WORST_IMAGES = 16  # that are listed and drawn
 SUSPICIONS_SHOWN = 50  # in metrics.json; the CSV has them all
@@ -77,6 +79,8 @@ def find_points_lost(
     Returns:
         What was found, and the errors of each detector, by its name.
     """
+    from analysis.evaluation_groups import ObjectGroups
+
     groups = ObjectGroups(truth, priors, matches)
     detectors, breakdowns, worst = {}, {}, {}
     for name, rows in results.items():
@@ -114,13 +118,32 @@ def errors_of(detector: Detector, is_confident: np.ndarray, image: int) -> dict[
     return counts | {"missed": objects - counts["correct"]}
 
 
-def priors_if_any(network: Network, input_wh: tuple[int, int], resize: str) -> Priors | None:
-    """Return the priors of a network; None, and a line that says so, for one that cannot be trained here."""
+def network_priors(options: ReportOptions, network: Network, input_wh: tuple[int, int], resize: str) -> Priors | None:
+    """Return the priors of a network; None without ``--report``, and, with a line that says so, where it has none."""
+    if not options.report:
+        return None
+    from analysis.evaluation_groups import priors_of_network
+
     try:
         return priors_of_network(network, input_wh, resize)
     except UserError as error:
         print(f"--report: no groups by positives and priors: {error}")
         return None
+
+
+def cfg_priors(
+    options: ReportOptions, cfg: str, num_classes: int, img_size: tuple[int, ...], resize: str
+) -> Priors | None:
+    """Return the priors of a cfg; None without ``--report`` or without a cfg.
+
+    Raises:
+        UserError: as :func:`analysis.evaluation_groups.priors_of_cfg`.
+    """
+    if not options.report or not cfg:
+        return None
+    from analysis.evaluation_groups import priors_of_cfg
+
+    return priors_of_cfg(cfg, num_classes, img_size, resize)
 
 
 def report_points_lost(
