@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from analysis.error_pictures import ImageSource
-from analysis.points_lost import ReportOptions, cfg_priors, network_priors, report_points_lost
+from analysis.points_lost import PointsLostOptions, cfg_priors, network_priors, report_points_lost
 from data.image_checks import ImageCheckOptions, bad_images
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches
@@ -84,7 +84,7 @@ class EvaluationOptions:
 @distributed.joined()
 def main() -> None:
     """Evaluate one detector on one split; leave metrics.json and pictures in runs/test/<name>."""
-    groups = (EvaluationOptions, ImageCheckOptions, ResultsOptions, ReportOptions)
+    groups = (EvaluationOptions, ImageCheckOptions, ResultsOptions, PointsLostOptions)
     options, checks, files, report = parse_options(__doc__.splitlines()[0], *groups)
     if files.results and not options.weights:
         return evaluate_files(options, files, report)
@@ -168,7 +168,7 @@ def build_detector(options: EvaluationOptions, loaded: LoadedNetwork, device: to
     )
 
 
-def evaluate_files(options: EvaluationOptions, files: ResultsOptions, report: ReportOptions) -> None:
+def evaluate_files(options: EvaluationOptions, files: ResultsOptions, report: PointsLostOptions) -> None:
     """Evaluate files of results without a network."""
     if not options.data:
         raise UserError("--results needs the ground truth: name it with --data")

@@ -19,7 +19,7 @@ from evaluation.error_kinds import (
     DUPLICATE,
     LOCALISATION,
 )
-from evaluation.suspicious_labels import Detector, Suspicion, confident_scores
+from evaluation.suspicious_labels import JudgedDetections, Suspicion, confident_scores
 from utils.draw import CROWD_COLOR, Color, draw_box, write_image, write_sheet
 from utils.errors import UserError
 
@@ -54,7 +54,7 @@ class ImageSource:
             return None
 
 
-def draw_errors(picture: np.ndarray, truth: dict, detector: Detector, image: int) -> None:
+def draw_errors(picture: np.ndarray, truth: dict, detector: JudgedDetections, image: int) -> None:
     """Draw the confident detections of an image in the colours of their kinds, and the objects that none of them finds.
 
     An object that only a weaker detection finds says with which score.
@@ -88,7 +88,7 @@ def draw_errors(picture: np.ndarray, truth: dict, detector: Detector, image: int
 
 
 def write_worst_images(
-    folder: Path, truth: dict, detector: Detector, images: Sequence[int], source: ImageSource
+    folder: Path, truth: dict, detector: JudgedDetections, images: Sequence[int], source: ImageSource
 ) -> list[str]:
     """Draw images into a folder, the first as ``01-….jpg``; return the names of the files, "" for those without one."""
     written = []

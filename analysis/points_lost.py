@@ -15,7 +15,7 @@ from evaluation.breakdowns import broken_down
 from evaluation.error_kinds import DETECTION_KINDS, ERRORS, IGNORED, error_kinds
 from evaluation.image_losses import ap50_lost_by_image
 from evaluation.matches import CocoMatcher
-from evaluation.suspicious_labels import KINDS, Detector, Suspicion, confident_scores, suspicious_labels
+from evaluation.suspicious_labels import KINDS, JudgedDetections, Suspicion, confident_scores, suspicious_labels
 from models.assignment.strategies import reads_predictions
 from models.network import Network
 from utils.config import option
@@ -31,7 +31,7 @@ NUMBERS = {"AP": "ap", "AP50": "ap50", "AR": "ar", "share found": "found"}  # he
 
 
 @dataclass(frozen=True)
-class ReportOptions:
+class PointsLostOptions:
     """Where the points went: by kinds of objects, by images, by annotations."""
 
     report: bool = option(False, "also say where the points went, by kinds of objects and images, with pictures")
@@ -67,7 +67,7 @@ class PointsLost:
 
 def find_points_lost(
     truth: dict, results: Mapping[str, Sequence[dict]], priors: Priors | None, matches: Sequence[str]
-) -> tuple[PointsLost, dict[str, Detector]]:
+) -> tuple[PointsLost, dict[str, JudgedDetections]]:
     """Tell where the points of each detector went.
 
     Args:
@@ -85,13 +85,13 @@ def find_points_lost(
     detectors, breakdowns, worst = {}, {}, {}
     for name, rows in results.items():
         matcher = CocoMatcher(truth, rows)
-        detectors[name] = Detector(matcher, error_kinds(matcher))
+        detectors[name] = JudgedDetections(matcher, error_kinds(matcher))
         breakdowns[name] = broken_down(truth, matcher, groups.of(matcher))
         worst[name] = worst_images(truth, detectors[name])
     return PointsLost(breakdowns, worst, suspicious_labels(detectors)), detectors
 
 
-def worst_images(truth: dict, detector: Detector) -> list[ImageErrors]:
+def worst_images(truth: dict, detector: JudgedDetections) -> list[ImageErrors]:
     """Return the images with the most lost AP50, at most :data:`WORST_IMAGES`, the worst first."""
     lost = ap50_lost_by_image(truth, detector.matcher, detector.kinds)
     order = np.argsort(-lost, kind="stable")[:WORST_IMAGES]
@@ -104,7 +104,7 @@ def worst_images(truth: dict, detector: Detector) -> list[ImageErrors]:
     ]
 
 
-def errors_of(detector: Detector, is_confident: np.ndarray, image: int) -> dict[str, int]:
+def errors_of(detector: JudgedDetections, is_confident: np.ndarray, image: int) -> dict[str, int]:
     """Return how many confident detections of each kind an image has, and how many objects none of them finds.
 
     Args:
@@ -118,7 +118,9 @@ def errors_of(detector: Detector, is_confident: np.ndarray, image: int) -> dict[
     return counts | {"missed": objects - counts["correct"]}
 
 
-def network_priors(options: ReportOptions, network: Network, input_wh: tuple[int, int], resize: str) -> Priors | None:
+def network_priors(
+    options: PointsLostOptions, network: Network, input_wh: tuple[int, int], resize: str
+) -> Priors | None:
     """Return the priors of a network; None without ``--report``, and, with a line that says so, where it has none."""
     if not options.report:
         return None
@@ -132,7 +134,7 @@ def network_priors(options: ReportOptions, network: Network, input_wh: tuple[int
 
 
 def cfg_priors(
-    options: ReportOptions, cfg: str, num_classes: int, img_size: tuple[int, ...], resize: str
+    options: PointsLostOptions, cfg: str, num_classes: int, img_size: tuple[int, ...], resize: str
 ) -> Priors | None:
     """Return the priors of a cfg; None without ``--report`` or without a cfg.
 
@@ -147,7 +149,7 @@ def cfg_priors(
 
 
 def report_points_lost(
-    options: ReportOptions,
+    options: PointsLostOptions,
     truth: dict,
     results: Mapping[str, Sequence[dict]],
     source: ImageSource,

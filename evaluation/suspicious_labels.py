@@ -24,7 +24,7 @@ KINDS = ("unlabelled", "wrong class", "never found")
 
 
 @dataclass(frozen=True)
-class Detector:
+class JudgedDetections:
     """What one detector found, and what is wrong with it."""
 
     matcher: CocoMatcher
@@ -44,7 +44,7 @@ class Suspicion:
     detectors: tuple[str, ...]  # those that agree
 
 
-def confident_scores(detector: Detector) -> np.ndarray:
+def confident_scores(detector: JudgedDetections) -> np.ndarray:
     """Return the score from which on a detection of each class is confident, [K].
 
     It is the score of the highest F1 at IoU 0.5, of the class or of all classes together, whichever is higher.
@@ -72,7 +72,7 @@ def _best_f1_score(scores: np.ndarray, right: np.ndarray, objects: int) -> float
     return float(scores[order][np.argmax(np.where(last_of_equal, f1, -1))])
 
 
-def suspicious_labels(detectors: Mapping[str, Detector]) -> list[Suspicion]:
+def suspicious_labels(detectors: Mapping[str, JudgedDetections]) -> list[Suspicion]:
     """Return what deserves a look, by kind; first what most detectors agree on, then by score, or the largest objects.
 
     Args:
@@ -96,7 +96,7 @@ def suspicious_labels(detectors: Mapping[str, Detector]) -> list[Suspicion]:
     return found
 
 
-def _confident_errors(detector: Detector) -> tuple[np.ndarray, np.ndarray]:
+def _confident_errors(detector: JudgedDetections) -> tuple[np.ndarray, np.ndarray]:
     """Return the rows of the confident detections that nothing explains, and of those on an object of another class."""
     matcher, kinds = detector.matcher, detector.kinds
     is_confident = matcher.scores >= confident_scores(detector)[matcher.category]
@@ -110,7 +110,7 @@ def _confident_errors(detector: Detector) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(unlabelled), wrong_class
 
 
-def _unlabelled(detectors: Mapping[str, Detector], seen: Sequence[tuple[float, str, int]]) -> list[Suspicion]:
+def _unlabelled(detectors: Mapping[str, JudgedDetections], seen: Sequence[tuple[float, str, int]]) -> list[Suspicion]:
     """Join the sightings of one class that overlap (IoU 0.5 at least with the strongest of them)."""
     joined: dict[int, list[tuple[np.ndarray, float, list[str]]]] = {}  # by image and class: box, score, detectors
     for score, name, row in seen:
@@ -139,7 +139,7 @@ def _unlabelled(detectors: Mapping[str, Detector], seen: Sequence[tuple[float, s
     ]
 
 
-def _wrong_class(detectors: Mapping[str, Detector], seen: Sequence[tuple[float, str, int]]) -> list[Suspicion]:
+def _wrong_class(detectors: Mapping[str, JudgedDetections], seen: Sequence[tuple[float, str, int]]) -> list[Suspicion]:
     """Join the sightings of one class on one annotation."""
     joined: dict[tuple[int, int], tuple[float, list[str]]] = {}
     for score, name, row in seen:

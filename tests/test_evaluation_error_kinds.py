@@ -81,6 +81,11 @@ def test_the_nearest_annotations_and_what_touches_what():
     assert found.nearest_detection.tolist() == [0.8, 5 / 8, 0, 0]
 
 
+def test_the_first_of_two_equal_annotations_is_the_nearest():
+    *_, found = kinds_of(truth_of((1, SQUARE), (1, SQUARE)), detections((1, (0, 0, 100, 40), 0.9)))
+    assert found.same_class.annotation.tolist() == [0]
+
+
 def test_more_than_a_hundred_detections_of_a_class_are_ignored():
     rows = detections(*((1, (150, 150, 40, 40), 0.9 - n / 1000) for n in range(102)))
     assert kinds_of(truth_of((1, SQUARE)), rows)[0] == ["background"] * 100 + ["ignored"] * 2

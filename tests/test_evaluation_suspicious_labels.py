@@ -4,26 +4,26 @@ import pytest
 
 from evaluation.error_kinds import error_kinds
 from evaluation.matches import CocoMatcher
-from evaluation.suspicious_labels import Detector, confident_scores, suspicious_labels
+from evaluation.suspicious_labels import JudgedDetections, confident_scores, suspicious_labels
 from tests.test_evaluation_error_kinds import SQUARE, detections, truth_of
 
 
 def detector_of(truth, *rows):
     matcher = CocoMatcher(truth, detections(*rows))
-    return Detector(matcher, error_kinds(matcher))
+    return JudgedDetections(matcher, error_kinds(matcher))
 
 
 def test_from_which_score_a_detection_is_confident():
-    truth = truth_of((1, SQUARE), (1, (100, 100, 50, 50)), (2, (150, 0, 50, 50)))
+    truth = truth_of((1, SQUARE), (2, (100, 100, 50, 50)), (2, (150, 0, 50, 50)))
     nowhere = (160, 160, 30, 30)
     found = detector_of(
         truth,
-        (1, SQUARE, 0.9), (1, nowhere, 0.8), (1, (100, 100, 50, 50), 0.7), (1, (0, 160, 30, 30), 0.6),
-        (2, (150, 0, 50, 50), 0.75), (2, nowhere, 0.5),
+        (1, SQUARE, 0.9), (1, nowhere, 0.8), (2, (150, 0, 50, 50), 0.75), (1, (0, 160, 30, 30), 0.6), (2, nowhere, 0.5),
+        (2, (100, 100, 50, 50), 0.05),
     )  # fmt: skip
-    # All: F1 after 0.9, 0.8, 0.75, 0.7, 0.6, 0.5 is 2 TP / (n + 3): 0.5, 0.4, 4/6, 6/7, 6/8, 6/9. Class 1: best at 0.7
-    # as well (4/5); class 2: at 0.75 (1).
-    assert confident_scores(found).tolist() == [0.7, 0.75]
+    # All: F1 after each is 2 TP / (n + 3): 2/4, 2/5, 4/6, 4/7, 4/8, 6/9: best at 0.75, the higher of two equal ones.
+    # Class 1 is best at 0.9 (2/2). Class 2 would be best at 0.05 (4/5), where all together are not.
+    assert confident_scores(found).tolist() == [0.9, 0.75]
     assert confident_scores(detector_of(truth, (1, nowhere, 0.9))).tolist() == [0, 0]  # nothing is right
     # Equal scores cannot be parted: after both of them the F1 is 2 / 4 each.
     tied = detector_of(truth_of((1, SQUARE), (1, (100, 100, 50, 50))), (1, SQUARE, 0.5), (1, nowhere, 0.5))
