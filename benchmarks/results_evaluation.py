@@ -1,4 +1,4 @@
-"""Seconds and memory of ``test.py --results`` on made-up results: the numbers, the error breakdown and the intervals.
+"""Seconds and memory of ``test.py --results`` on made-up results: numbers, errors and intervals.
 
 Ours against hotcoco's bootstrap, which gives the intervals of a difference: both on the first images, for they must be
 few. Run: ``python -m benchmarks.results_evaluation [--images 5000] [--resamples 1000]``
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.points_lost import find_points_lost
 from benchmarks.coco_evaluation import OBJECTS, made_up_results
 from benchmarks.coco_size_analysis import made_up_coco
 from evaluation.bootstrap import ResampledNumbers, resample
@@ -40,6 +41,7 @@ def main() -> None:
     for name, part in (
         ("the twelve numbers", lambda: coco_numbers(truth, results, "bbox")),
         ("the error breakdown", lambda: error_breakdown(truth, results)),
+        ("where the points went", lambda: find_points_lost(truth, {"made up": results}, None, ())),
         (f"{options.resamples} resamples", lambda: resample([ResampledNumbers(truth, results)], options.resamples, 0)),
     ):
         start = time.perf_counter()

@@ -64,6 +64,8 @@ class GroupEvaluation:
         order = np.lexsort((matcher.rank, place_of_image[matcher.image], -matcher.scores, matcher.category))
         self.order = order[matcher.rank[order] < DETECTION_LIMIT]
         self.category = matcher.category[self.order]
+        self.place = np.full(len(order), -1)  # of each detection in the order, -1 beyond the limit
+        self.place[self.order] = np.arange(len(self.order))
         self.first = np.searchsorted(self.category, np.arange(self.num_categories))
         self.of_category = np.bincount(matcher.truth_category[~matcher.crowd], minlength=self.num_categories)
 
@@ -87,14 +89,18 @@ class GroupEvaluation:
         is_object = group.is_member & ~self.matcher.crowd
         objects = self.objects(group)
         weight = self._weight_of_wrong(group, objects)
+        weight_before = np.concatenate(([0.0], np.cumsum(weight)))
         average, found = np.empty((2, len(IOUS), self.num_categories))
         for row, iou in enumerate(IOUS):
-            partner = self.matcher.partners(float(iou), is_object)[self.order]
-            is_matched = partner >= 0
-            right = np.flatnonzero(is_matched)
-            right = right[is_object[partner[right]]]
-            wrong = np.cumsum(np.where(is_matched, 0.0, weight))
-            average[row] = self._average_precision(right, wrong, objects)
+            detection, annotation = self.matcher.partners(float(iou), is_object)
+            by_place = np.argsort(self.place[detection])
+            matched, is_right = self.place[detection][by_place], is_object[annotation][by_place]
+            right = matched[is_right]
+            # Wrong up to each right one, and before each class: all that come before, without those that are matched.
+            matched_before = np.concatenate(([0.0], np.cumsum(weight[matched])))
+            wrong = weight_before[right] - matched_before[:-1][is_right]
+            wrong_before = weight_before[self.first] - matched_before[np.searchsorted(matched, self.first)]
+            average[row] = self._average_precision(right, wrong, wrong_before, objects)
             found[row] = np.bincount(self.category[right], minlength=self.num_categories)
         with np.errstate(invalid="ignore", divide="ignore"):
             recall = np.where(objects > 0, found / objects, np.nan)
@@ -106,19 +112,21 @@ class GroupEvaluation:
             return group.is_counted[self.order].astype(np.float64)
         return (objects / np.maximum(self.of_category, 1))[self.category]
 
-    def _average_precision(self, right: np.ndarray, wrong: np.ndarray, objects: np.ndarray) -> np.ndarray:
+    def _average_precision(
+        self, right: np.ndarray, wrong: np.ndarray, wrong_before: np.ndarray, objects: np.ndarray
+    ) -> np.ndarray:
         """Return the average precision by class [K], NaN without objects.
 
         Args:
             right: places in :attr:`order` of the right detections, ascending.
-            wrong: how many are wrong up to each place.
+            wrong: how many are wrong before each of these, whatever their class.
+            wrong_before: [K] and before each class.
             objects: [K] of the group.
         """
         category = self.category[right]
         first = np.searchsorted(category, np.arange(self.num_categories))
         number = np.arange(len(right)) - first[category] + 1  # right ones of the class so far
-        wrong_before = np.concatenate(([0.0], wrong))[self.first]
-        precision = number / (number + wrong[right] - wrong_before[category])
+        precision = number / (number + wrong - wrong_before[category])
         # The highest precision at this recall or a higher one: a running maximum from the right within each class,
         # each of which lies above those behind it.
         lift = 2.0 * (self.num_categories - category)

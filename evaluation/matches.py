@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -60,24 +61,27 @@ class CocoMatcher:
             self.boxes_xywh[self.order[place]], self.truth_boxes_xywh[annotation], self.crowd[annotation]
         )
         near = overlap >= LOWEST_IOU
-        self.pairs = annotation[near], place[near], overlap[near]
+        annotation, place, overlap = annotation[near], place[near], overlap[near]
+        # By place; of one detection the highest overlap first, then the later annotation.
+        preference = np.lexsort((-annotation, -overlap, place))
+        self.pairs = annotation[preference], place[preference], overlap[preference]
 
-    @property
+    @cached_property
     def image(self) -> np.ndarray:
         """Index of each detection's image in the ground truth, [N]."""
         return self.group // max(self.num_categories, 1)
 
-    @property
+    @cached_property
     def category(self) -> np.ndarray:
         """Index of each detection's category in the ground truth, [N]."""
         return self.group % max(self.num_categories, 1)
 
-    @property
+    @cached_property
     def truth_image(self) -> np.ndarray:
         """Index of each annotation's image, [M]."""
         return self.truth_group // max(self.num_categories, 1)
 
-    @property
+    @cached_property
     def truth_category(self) -> np.ndarray:
         """Index of each annotation's category, [M]."""
         return self.truth_group % max(self.num_categories, 1)
@@ -97,15 +101,17 @@ class CocoMatcher:
             raise ValueError(f"pairs are kept from IoU {LOWEST_IOU} on, not {iou}")
         low, high = area_range
         is_object = self.objects(area_range)
-        annotation = self.partners(iou, is_object)
+        found, partner = self.partners(iou, is_object)
+        annotation = np.full(len(self.order), -1)
+        annotation[found] = partner
         is_matched = annotation >= 0
         correct = is_matched & is_object[annotation] if len(is_object) else is_matched
         other_area = (self.areas < low) | (self.areas > high)
         ignored = (is_matched & ~correct) | (~is_matched & other_area) | (self.rank >= DETECTION_LIMIT)
         return DetectionMatches(correct, ignored, annotation)
 
-    def partners(self, iou: float, is_object: np.ndarray) -> np.ndarray:
-        """Return [N] the annotation that each detection is matched to at one IoU, -1 where it is none.
+    def partners(self, iou: float, is_object: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the detections that are matched at one IoU, and the annotation that each is matched to.
 
         Every detection asks for the annotation that it prefers; of those that ask for one the strongest keeps it, and
         the others ask for their next. That ends where the strongest choosing first ends (Gale and Shapley, 1962).
@@ -114,9 +120,8 @@ class CocoMatcher:
             iou: at least :data:`LOWEST_IOU`.
             is_object: [M] bool, the annotations that are taken before all others.
         """
-        annotation, place, overlap = (column[self.pairs[2] >= iou] for column in self.pairs)
-        # By place; of one detection objects first, then the highest overlap, then the later annotation.
-        preference = np.lexsort((-annotation, -overlap, ~is_object[annotation], place))
+        annotation, place = (column[self.pairs[2] >= iou] for column in self.pairs[:2])
+        preference = np.argsort(2 * place + ~is_object[annotation], kind="stable")  # of one detection, objects first
         annotation, place = annotation[preference], place[preference]
         row = np.flatnonzero(np.diff(place, prepend=-1))  # where the pairs of each detection begin, the strongest first
         stop = np.append(row[1:], len(place))
@@ -131,10 +136,8 @@ class CocoMatcher:
             asking = np.concatenate((asking[holder[wanted] != asking], ousted))
             row[asking] += 1
             asking = asking[row[asking] < stop[asking]]
-        found = np.full(len(self.order), -1)
         kept = row[row < stop]
-        found[self.order[place[kept]]] = annotation[kept]
-        return found
+        return self.order[place[kept]], annotation[kept]
 
 
 def _columns(rows: Sequence[dict], truth: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
