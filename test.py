@@ -180,7 +180,9 @@ def evaluate_files(options: EvaluationOptions, files: ResultsOptions, report: Po
     folder = new_run_folder(options.project, options.name, options.exist_ok)
     print_tables(found, folder)
     lost = {}
-    if files.iou_type == "bbox":
+    if report.report and files.iou_type != "bbox":
+        print(f"--report: groups, images and labels are told of boxes, not of {files.iou_type}")
+    else:
         lost = report_points_lost(report, truth, first_runs(found, truth), source_of(annotations), folder, priors)
     content = {**found.to_dict(), **lost, "options": asdict(options) | asdict(files)}
     write_json_atomically(folder / "metrics.json", content)

@@ -40,6 +40,8 @@ class PointsLostOptions:
     )
 
     def __post_init__(self) -> None:
+        if self.match != "standard" and not self.report:
+            raise ValueError(f"--match {self.match} is for --report; add it")
         for name in self.match.split(","):
             if reads_predictions(name):
                 raise ValueError(
@@ -139,8 +141,10 @@ def cfg_priors(
     """Return the priors of a cfg; None without ``--report`` or without a cfg.
 
     Raises:
-        UserError: as :func:`analysis.evaluation_groups.priors_of_cfg`.
+        UserError: ``--match`` is given without a cfg, or as :func:`analysis.evaluation_groups.priors_of_cfg`.
     """
+    if options.match != "standard" and not cfg:
+        raise UserError(f"--match {options.match} needs the anchors of a network: name its --cfg")
     if not options.report or not cfg:
         return None
     from analysis.evaluation_groups import priors_of_cfg

@@ -95,7 +95,19 @@ def test_images_that_are_not_there(shared, script, tmp_path, monkeypatch, capsys
     assert sizes == pytest.approx([column["numbers"][name] for name in ("APs", "APm", "APl")])
 
 
+def test_masks_have_no_report_yet(shared, script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    files = (shared / "data/cocoapi" / f"instances_val2014_{name}" for name in ("fakesegm100_results.json", "100.json"))
+    results, truth = files
+    arguments = ("--results", results, "--data", truth, "--iou-type", "segm", "--report")
+    assert run_script(script, monkeypatch, *arguments) == 0
+    assert "told of boxes, not of segm" in capsys.readouterr().out
+    assert not json.loads((tmp_path / "runs/test/exp/metrics.json").read_text()).keys() & NEW_KEYS
+
+
 MISTAKES = [
+    (("--match", "ratio"), "--match ratio is for --report"),
+    (("--results", "empty.json", "--data", "tiny.data", "--report", "--match", "ratio"), "name its --cfg"),
     (("--report", "--match", "simota"), "--match simota looks at predictions"),
     (("--report", "--match", "nonsense"), "unknown strategy 'nonsense'"),
     (("--results", "empty.json", "--data", "tiny.data", "--report", "--cfg", "no.cfg"), "cfg 'no.cfg' does not exist"),
