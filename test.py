@@ -11,14 +11,17 @@ from utils.errors import UserError, run_command  # first: for Ctrl-C during the 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from analysis.diagnosis import DiagnosisOptions, diagnose, refuse_what_is_missing
+from analysis.error_pictures import ImageSource
+from analysis.points_lost import cfg_priors, network_priors
 from data.image_checks import ImageCheckOptions, bad_images
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches
 from data.splits import open_split, split_shown
-from engine.diagnosis import DiagnosisOptions, diagnose, refuse_masks
 from engine.evaluate import collect_results, without_unread
 from engine.evaluate_results import ResultsComparison, ResultsOptions, compare_results, ground_truth_of, print_tables
 from engine.network_input import refuse_size, resize_option, size_option
@@ -128,10 +131,12 @@ def main() -> None:
         metrics = evaluate_coco(ground_truth, results, options.evaluator)
         print_metrics(metrics, options.verbose, left_out)
         print_speed(detector.speed(), options)
-        compared = compare_with_files(files, options, dataset, results, folder)
-        columns = compared.results if compared else {Path(options.weights).stem: results}
-        diagnosed = diagnose(diagnosis, ground_truth, columns, folder, options.verbose)
-        write_results(folder, options, metrics, detector.speed(), left_out, compared, diagnosed)
+        truth = clean_ground_truth(dataset.to_coco()) if files.results else ground_truth
+        compared = compare(options, files, diagnosis, truth, results, folder)
+        columns = compared.first_results() if compared else {Path(options.weights).stem: results}
+        priors = network_priors(loaded.network, options.img_size, options.resize) if diagnosis.report else None
+        found = diagnose(diagnosis, truth, columns, folder, ImageSource.of(dataset), priors)
+        write_results(folder, options, metrics, detector.speed(), left_out, compared, found)
         if options.save_json:
             write_json_atomically(folder / "detections.json", results, indent=None)
             write_json_atomically(folder / "ground_truth.json", ground_truth, indent=None)
@@ -171,29 +176,40 @@ def evaluate_files(options: EvaluationOptions, files: ResultsOptions, diagnosis:
     """Evaluate files of results without a network."""
     if not options.data:
         raise UserError("--results needs the ground truth: name it with --data")
-    refuse_masks(diagnosis, files.iou_type)
+    refuse_what_is_missing(diagnosis, files.iou_type, options.cfg)
     if not distributed.is_main():
         return
-    truth = ground_truth_of(options.data, SPLITS[options.task], options.val_fraction, files.iou_type)
+    truth, annotations = ground_truth_of(options.data, SPLITS[options.task], options.val_fraction, files.iou_type)
+    priors = None
+    if diagnosis.report:
+        priors = cfg_priors(options.cfg, len(annotations.names), options.img_size, options.resize)
     found = compare_results(files, truth)
     folder = new_run_folder(options.project, options.name, options.exist_ok)
     print_tables(found, folder)
-    diagnosed = diagnose(diagnosis, truth, found.results, folder, options.verbose)
+    diagnosed = {}
+    if files.iou_type == "bbox":
+        diagnosed = diagnose(diagnosis, truth, found.first_results(), folder, ImageSource.of(annotations), priors)
+    elif diagnosis.report:
+        print(f"--report: groups, images and labels are told of boxes, not of {files.iou_type}")
     named = asdict(options) | asdict(files)
     write_json_atomically(folder / "metrics.json", {**found.to_dict(), **diagnosed, "options": named})
     print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
-def compare_with_files(
-    files: ResultsOptions, options: EvaluationOptions, dataset: Annotations, results: list[dict], folder: Path
+def compare(
+    options: EvaluationOptions,
+    files: ResultsOptions,
+    diagnosis: DiagnosisOptions,
+    truth: dict,
+    results: list[dict],
+    folder: Path,
 ) -> ResultsComparison | None:
-    """Compare what the network found with files of results; None where there are none."""
-    if not files.results:
+    """Compare what the network found with files of results, or say how sure it is; None where neither is asked for."""
+    if not files.results and not diagnosis.report:
         return None
     if files.iou_type != "bbox":
         raise UserError(f"--iou-type {files.iou_type}: leave out --weights, for the networks here detect boxes")
-    own = {Path(options.weights).stem: results}
-    compared = compare_results(files, clean_ground_truth(dataset.to_coco()), own)
+    compared = compare_results(files, truth, {Path(options.weights).stem: results})
     print_tables(compared, folder)
     return compared
 
@@ -312,14 +328,14 @@ def write_results(
     speed: Speed,
     left_out: int,
     compared: ResultsComparison | None,
-    diagnosed: dict,
+    found: dict[str, Any],
 ) -> None:
-    """Write metrics.json: all numbers, how many images were left out, times, other columns, and the options."""
+    """Write metrics.json: all numbers, images left out, times, other columns, where points went, and the options."""
     content = {
         **metrics.to_dict(),
-        **diagnosed,
         "images_left_out": left_out,
         "speed": {**asdict(speed), "total_ms": speed.total_ms},
+        **found,
         "options": {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(options).items()},
     }
     if compared is not None:

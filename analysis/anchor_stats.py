@@ -109,7 +109,7 @@ def anchor_stats(
     assigners = {name: build_assigner(options, tuple(heads)) for name, options in strategies.items()}
     best_iou, best_ratio = np.zeros(len(objects)), np.full(len(objects), np.inf)
     with one_thread(), tqdm(total=len(objects), desc="matching", unit=" objects", disable=None, leave=False) as bar:
-        for block in _blocks(objects, boxes_cxcywh):
+        for block in object_blocks(objects, boxes_cxcywh):
             shape_ious = shape_iou(boxes_wh[block.rows], anchors_wh)  # T K
             best_iou[block.rows] = shape_ious.amax(dim=1)
             best_ratio[block.rows] = side_ratio(boxes_wh[block.rows], anchors_wh).amin(dim=1)
@@ -129,7 +129,7 @@ def anchor_stats(
     return Result("anchor-stats", data, statistics, (*_tables(statistics), lost), plots, _notes(statistics))
 
 
-def _blocks(objects: Objects, boxes_cxcywh: np.ndarray) -> Iterator[ObjectBlock]:
+def object_blocks(objects: Objects, boxes_cxcywh: np.ndarray) -> Iterator[ObjectBlock]:
     """Yield the objects of whole images, about OBJECTS_PER_BLOCK at a time."""
     until = np.searchsorted(objects.image, np.arange(objects.num_images), side="right")  # objects up to each image
     first_image = first_row = 0

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.points_lost import find_points_lost
 from benchmarks.coco_evaluation import OBJECTS, made_up_results
 from benchmarks.coco_size_analysis import made_up_coco
 from evaluation.bootstrap import ResampledNumbers, resample
@@ -46,6 +47,7 @@ def main() -> None:
         ("counts at a working point", lambda: working_point(truth, results, 0.25, 0.5)),
         ("the confusion matrix", lambda: confusion_matrix(truth, results, 0.25, 0.45)),
         ("the curves", lambda: curves_of(truth, results)),
+        ("where the points went", lambda: find_points_lost(truth, {"made up": results}, None, ())),
         (f"{options.resamples} resamples", lambda: resample([ResampledNumbers(truth, results)], options.resamples, 0)),
     ):
         start = time.perf_counter()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from data.labels.annotations import Annotations
 from data.splits import open_data, open_split
 from evaluation.comparison import (
     CONFIDENCE,
@@ -22,6 +23,7 @@ from evaluation.comparison import (
     error_breakdown,
     with_intervals,
 )
+from evaluation.error_kinds import ERRORS, TIDE_KEYS
 from evaluation.results import clean_ground_truth
 from evaluation.results_files import columns_of, read_results
 from utils.config import option
@@ -55,7 +57,11 @@ class ResultsComparison:
     columns: list[Compared]
     differences: list[Difference]
     breakdowns: dict[str, dict[str, Any]]  # of boxes, by column
-    results: dict[str, list[dict]]  # of the first file of each column
+    results: dict[str, list[list[dict]]]  # of each file, by column
+
+    def first_results(self) -> dict[str, list[dict]]:
+        """Return the results of the first file of each column."""
+        return {name: files[0] for name, files in self.results.items()}
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for ``metrics.json``: None where nothing defines a number."""
@@ -116,26 +122,25 @@ def compare_results(
     breakdowns = (
         {name: error_breakdown(truth, files[0]) for name, files in of_columns.items()} if kind == "bbox" else {}
     )
-    first = {name: files[0] for name, files in of_columns.items()}
-    return ResultsComparison(kind, len(truth["images"]), columns, differences, breakdowns, first)
+    return ResultsComparison(kind, len(truth["images"]), columns, differences, breakdowns, of_columns)
 
 
-def ground_truth_of(data: str, split: str, val_fraction: float, kind: str) -> dict:
-    """Return COCO's ground truth of a split; the whole file where masks or key points are evaluated.
+def ground_truth_of(data: str, split: str, val_fraction: float, kind: str) -> tuple[dict, Annotations]:
+    """Return COCO's ground truth of a split, the whole file where masks or key points are evaluated, and what was read.
 
     Raises:
         UserError: the data set cannot be read, or has no masks or key points.
     """
     annotations = open_split(data, split, need_images=False, val_fraction=val_fraction)
     if kind == "bbox":
-        return clean_ground_truth(annotations.to_coco())
+        return clean_ground_truth(annotations.to_coco()), annotations
     (source,) = open_data(data, val_fraction).sources(split)[:1]
     if source.suffix.lower() != ".json" or val_fraction:
         raise UserError(f"{data}: --iou-type {kind} needs a COCO JSON with the masks or key points")
     truth = json.loads(source.read_bytes())
     if not any(one.get("segmentation" if kind == "segm" else "keypoints") for one in truth["annotations"]):
         raise UserError(f"{source}: has no {'masks' if kind == 'segm' else 'key points'} to compare with")
-    return truth
+    return truth, annotations
 
 
 def table(found: ResultsComparison) -> list[list[str]]:
@@ -166,12 +171,11 @@ def table_of_differences(found: ResultsComparison) -> list[list[str]]:
 
 def table_of_errors(found: ResultsComparison) -> list[list[str]]:
     """Return the rows of the error breakdown: what AP50 would gain if all errors of a kind were mended."""
-    kinds = {"Cls": "class", "Loc": "localisation", "Both": "both", "Dupe": "duplicate", "Bkg": "background",
-             "Miss": "missed"}  # fmt: skip
     rows = [["AP50 lost by", *found.breakdowns]]
-    for key, name in kinds.items():
-        rows.append([name, *(f"{one['delta_ap50'][key]:.3f}" for one in found.breakdowns.values())])
-    rows.append(["calibration error", *(f"{one['calibration_error']:.3f}" for one in found.breakdowns.values())])
+    for name in (*ERRORS, "missed"):
+        rows.append([name, *(f"{one['delta_ap50'][TIDE_KEYS[name]]:.3f}" for one in found.breakdowns.values())])
+    errors = [one["calibration_error"] for one in found.breakdowns.values()]
+    rows.append(["calibration error", *("-" if error is None else f"{error:.3f}" for error in errors)])
     return rows
 
 

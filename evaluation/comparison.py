@@ -12,7 +12,8 @@ from scipy import stats
 
 from evaluation.bootstrap import ResampledNumbers, resample
 from evaluation.coco import TWELVE, hotcoco_arrays, mean_of_defined, run_hotcoco
-from evaluation.error_kinds import error_kinds, lost_ap50
+from evaluation.error_kinds import TIDE_KEYS, error_kinds, lost_ap50
+from evaluation.matches import CocoMatcher
 from utils.errors import UserError
 
 TWELVE_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -156,12 +157,13 @@ def error_breakdown(truth: dict, results: Sequence[dict]) -> dict[str, Any]:
         results: COCO's results.
 
     Returns:
-        ``delta_ap50`` and ``counts`` by kind of error (arXiv 2008.08115), ``calibration_error`` 0..1 and its bins.
+        ``delta_ap50`` and ``counts`` by kind of error (arXiv 2008.08115), ``calibration_error`` 0..1, None without
+        detections, and its bins.
     """
-    found, calibration = error_kinds(truth, results), run_hotcoco(truth, results).calibration()
+    found, calibration = error_kinds(CocoMatcher(truth, results)), run_hotcoco(truth, results).calibration()
     return {
-        "delta_ap50": lost_ap50(found, len(truth["categories"])),
-        "counts": found.counts(),
-        "calibration_error": calibration["ece"],
+        "delta_ap50": {TIDE_KEYS[name]: value for name, value in lost_ap50(found).items()},
+        "counts": {TIDE_KEYS[name]: value for name, value in found.counts().items()},
+        "calibration_error": calibration["ece"] if calibration["num_detections"] else None,
         "calibration_bins": [dict(one) for one in calibration["bins"]],
     }

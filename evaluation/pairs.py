@@ -58,19 +58,25 @@ def overlap(boxes: np.ndarray, truth_boxes: np.ndarray, crowd: np.ndarray) -> np
 def taken_in_turn(place: np.ndarray, annotation: np.ndarray, is_shared: np.ndarray) -> np.ndarray:
     """Return which pairs come about when one detection after the other takes the first of its annotations that is free.
 
+    All detections ask at once for the annotation that they would like best; of those that ask for one the first keeps
+    it, and the others ask for their next. That ends where choosing in turn ends (Gale and Shapley, 1962).
+
     Args:
         place: [P] of the detection, rising.
         annotation: [P] those of one detection in the order in which it would like them.
         is_shared: [M] bool, annotations that any number of detections may take.
     """
-    found: list[int] = []
-    taken: set[int] = set()
-    last = -1  # the detection that was served last
-    for pair, (position, chosen) in enumerate(zip(place.tolist(), annotation.tolist(), strict=True)):
-        if position == last or chosen in taken:  # it has one already, or a stronger one has this
-            continue
-        last = position
-        found.append(pair)
-        if not is_shared[chosen]:
-            taken.add(chosen)
-    return np.array(found, dtype=np.int64)
+    row = np.flatnonzero(np.diff(place, prepend=-1))  # where the pairs of each detection begin, the strongest first
+    stop = np.append(row[1:], len(place))
+    asking, nobody = np.arange(len(row)), len(row)
+    holder = np.full(len(is_shared), nobody)
+    while len(asking):
+        wanted = annotation[row[asking]]
+        asking, wanted = asking[~is_shared[wanted]], wanted[~is_shared[wanted]]
+        before = holder[wanted]
+        np.minimum.at(holder, wanted, asking)
+        ousted = np.unique(before[(before != holder[wanted]) & (before != nobody)])
+        asking = np.concatenate((asking[holder[wanted] != asking], ousted))
+        row[asking] += 1
+        asking = asking[row[asking] < stop[asking]]
+    return row[row < stop]

@@ -9,14 +9,16 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from data.labels.annotations import Annotations, summarise_problems
 from utils.files import atomic_path, write_json_atomically, write_text_atomically
 from utils.tables import csv_table, markdown_table, markdown_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # takes half a second, and not every table has a plot
 
 SCHEMA = "yolo-lab-analysis-2"
 CONSOLE_ROWS = 24  # longer tables are cut on the console, not in the files

@@ -1,4 +1,4 @@
-"""What test.py finds out on request: counts at a working point, and with --report confusion, curves and reliability."""
+"""What test.py finds out on request: counts at a working point, and with --report where the points went."""
 
 from __future__ import annotations
 
@@ -8,19 +8,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from engine.evaluation_plots import confidence_plots, confusion_plot, precision_recall_plot, reliability_plot
+from analysis.error_pictures import ImageSource
+from analysis.evaluation_plots import confidence_plots, confusion_plot, precision_recall_plot, reliability_plot
+from analysis.output.result import CONSOLE_ROWS, Table, as_csv, as_markdown
+from analysis.points_lost import report_points_lost
 from evaluation.confusion import BACKGROUND, confusion_matrix, normalised
 from evaluation.curves import RECALLS, Curves, curves_of, mean_of_classes
 from evaluation.working_point import working_point
+from models.assignment.strategies import reads_predictions
 from utils.config import option
 from utils.errors import UserError
 from utils.files import atomic_path, write_json_atomically, write_text_atomically
-from utils.tables import csv_table, markdown_table, text_table
+from utils.tables import csv_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-CONSOLE_ROWS = 24  # a longer table of thresholds is cut on the console, not in the files
+    from analysis.evaluation_groups import Priors
+
 POINTS = (0, 11, 101)
 Columns = Mapping[str, Sequence[dict]]  # name of a detector -> its results
 
@@ -32,7 +37,10 @@ class DiagnosisOptions:
     at_conf: float | None = option(None, "TP, FP and FN above this confidence, as darknet detector map counts (0.25)")
     at_iou: float | None = option(None, "IoU of these counts and their mAP (0.5), and of the confusion matrix (0.45)")
     points: int | None = option(None, "recalls that this mAP is over: 11 (VOC 2007), 101 (COCO), 0: area under it (0)")
-    report: bool = option(False, "confusion matrix, curves over the confidence with the best thresholds, reliability")
+    report: bool = option(False, "where the points went: curves, confusion, kinds of objects, images, labels; drawn")
+    match: str = option(
+        "standard", "--report: strategies whose number of positives makes groups, separated by commas; with a network"
+    )
 
     def __post_init__(self) -> None:
         if self.at_conf is not None and not 0 <= self.at_conf < 1:
@@ -41,6 +49,13 @@ class DiagnosisOptions:
             raise ValueError(f"--at-iou must lie between 0 and 1, not {self.at_iou}")
         if self.points not in (None, *POINTS):
             raise ValueError(f"--points must be 0, 11 or 101, not {self.points}")
+        if self.match != "standard" and not self.report:
+            raise ValueError(f"--match {self.match} is for --report; add it")
+        for name in self.match.split(","):
+            if reads_predictions(name):
+                raise ValueError(
+                    f"--match {name} looks at predictions, which --report has none of; see --matching-stats"
+                )
 
     @property
     def counts(self) -> bool:
@@ -55,27 +70,35 @@ class DiagnosisOptions:
         )
 
 
-def refuse_masks(options: DiagnosisOptions, kind: str) -> None:
-    """Refuse what can be found out for boxes only.
+def refuse_what_is_missing(options: DiagnosisOptions, kind: str, cfg: str) -> None:
+    """Refuse what cannot be found out about files of results.
 
     Raises:
-        UserError: masks or key points are evaluated, and more than their numbers is asked for.
+        UserError: counts of masks or key points are asked for, or matches without anchors.
     """
-    if kind != "bbox" and (options.counts or options.report):
-        raise UserError(f"--at-conf, --at-iou, --points and --report are for boxes: leave out --iou-type {kind}")
+    if kind != "bbox" and options.counts:
+        raise UserError(f"--at-conf, --at-iou and --points are for boxes: leave out --iou-type {kind}")
+    if options.match != "standard" and not cfg:
+        raise UserError(f"--match {options.match} needs the anchors of a network: name its --cfg")
 
 
 def diagnose(
-    options: DiagnosisOptions, truth: dict, columns: Columns, folder: Path, verbose: bool = False
+    options: DiagnosisOptions,
+    truth: dict,
+    columns: Columns,
+    folder: Path,
+    source: ImageSource,
+    priors: Priors | None = None,
 ) -> dict[str, Any]:
-    """Find out what is asked for, print it and write it.
+    """Find out what is asked for about boxes, print it and write it.
 
     Args:
         options: what.
         truth: COCO's ground truth.
         columns: by the name of a detector, its results.
-        folder: of the files.
-        verbose: print the best threshold of every class, however many there are.
+        folder: of the files; tables are added to its table.md and table.csv.
+        source: finds the pictures.
+        priors: of a network; None leaves out groups of objects by these.
 
     Returns:
         Plain values for ``metrics.json`` by the name of a detector; nothing where nothing is asked for.
@@ -87,14 +110,21 @@ def diagnose(
         _write_confusion(options, truth, columns, folder)
         curves = {name: curves_of(truth, results) for name, results in columns.items()}
         _write_curves(curves, folder)
-        rows = _threshold_rows(curves)
-        _write_thresholds(rows, folder)
-        _print_report(rows, curves, verbose)
+        thresholds = _threshold_table(curves)
+        print(as_markdown(thresholds, CONSOLE_ROWS))
         found["best_thresholds"] = {name: one.best_thresholds() for name, one in curves.items()}
-        found["calibration"] = {
-            name: {"error": one.calibration_error, "bins": list(one.calibration_bins)} for name, one in curves.items()
-        }
+        lost, tables = report_points_lost(truth, columns, source, folder, priors, options.match.split(","))
+        _add_tables([thresholds, *tables], folder)
+        found |= lost
     return found
+
+
+def _add_tables(tables: Sequence[Table], folder: Path) -> None:
+    """Write tables behind those that the files have."""
+    for name, as_text in (("table.md", as_markdown), ("table.csv", as_csv)):
+        path = folder / name
+        before = [path.read_text(encoding="utf-8")] if path.is_file() else []
+        write_text_atomically(path, "\n".join([*before, *map(as_text, tables)]))
 
 
 def _working_points(options: DiagnosisOptions, truth: dict, columns: Columns) -> dict[str, Any]:
@@ -158,31 +188,15 @@ def _write_curves(curves: Mapping[str, Curves], folder: Path) -> None:
     write_text_atomically(folder / "PR_curve.csv", csv_table(over_recall))
 
 
-def _threshold_rows(curves: Mapping[str, Curves]) -> list[list[str]]:
+def _threshold_table(curves: Mapping[str, Curves]) -> Table:
     """Return the table of the confidences with the highest F1, of all classes and of each."""
-    rows = [["detector", "class", "confidence", "P", "R", "F1"]]
-    for name, one in curves.items():
-        for row in one.best_thresholds():
-            numbers = (row["confidence"], row["precision"], row["recall"], row["f1"])
-            rows.append([name, row["name"], *("-" if number is None else f"{number:.3f}" for number in numbers)])
-    return rows
-
-
-def _write_thresholds(rows: Sequence[Sequence[str]], folder: Path) -> None:
-    write_text_atomically(folder / "best_thresholds.csv", csv_table(rows))
-    text = markdown_table(rows, [False, False, True, True, True, True])
-    write_text_atomically(folder / "best_thresholds.md", f"{text}\n")
-
-
-def _print_report(rows: list[list[str]], curves: Mapping[str, Curves], verbose: bool) -> None:
-    """Print the best thresholds, those of single classes where they are few, and the calibration errors."""
-    shown = rows if verbose or len(rows) <= CONSOLE_ROWS else [row for row in rows if row[1] in ("class", "all")]
-    print("Confidence with the highest F1 at IoU 0.5:\n" + text_table(shown))
-    if len(shown) < len(rows):
-        print(f"{len(rows) - len(shown)} more rows in best_thresholds.csv")
-    for name, one in curves.items():
-        if one.calibration_error is not None:
-            print(f"{name}: expected calibration error {one.calibration_error:.3f}")
+    rows = [
+        (name, row["name"], row["confidence"], row["precision"], row["recall"], row["f1"])
+        for name, one in curves.items()
+        for row in one.best_thresholds()
+    ]
+    columns = ("detector", "class", "confidence", "P", "R", "F1")
+    return Table("table", "Confidence with the highest F1 at IoU 0.5", columns, tuple(rows))
 
 
 def _endings(names: Sequence[str]) -> list[str]:

@@ -12,8 +12,6 @@ TABLES = {
     "curves.csv",
     "curves.json",
     "PR_curve.csv",
-    "best_thresholds.csv",
-    "best_thresholds.md",
     "confusion_matrix.json",
 }
 
@@ -56,7 +54,7 @@ def test_a_network_of_ours(project, script, monkeypatch, capsys):
     assert (of_all["confidence"], of_all["precision"]) == (content["best_f1_confidence"], content["precision"])
     assert f"P and R are those at confidence {of_all['confidence']:.3f}" in printed
     assert " for conf_thresh = 0.10, TP = " in printed and "used 11 Recall-points" in printed
-    assert "expected calibration error" in printed and "WARNING: --conf-thres" not in printed
+    assert "calibration error" in printed and "WARNING: --conf-thres" not in printed
     rows = list(csv.DictReader((folder / "curves.csv").open()))
     assert rows[0].keys() == {"detector", "class", "confidence", "precision", "recall", "f1"}
     assert max(float(row["f1"]) for row in rows if row["class"] == "all") == pytest.approx(of_all["f1"], abs=1e-5)
@@ -89,7 +87,7 @@ def test_several_files_are_drawn_together_and_have_a_matrix_each(project, script
     assert names >= PICTURES | TABLES | {f"confusion_matrix{kind}_{ending}.png" for kind in ("", "_normalized")
                                          for ending in ("1_a_b", "2_a_b")}  # fmt: skip
     content = read(folder, "metrics.json")
-    assert content["working_points"].keys() == content["calibration"].keys() == {"a/b", "a_b"}
+    assert content["working_points"].keys() == content["best_thresholds"].keys() == {"a/b", "a_b"}
     assert content["working_points"]["a_b"]["iou"] == read(folder, "confusion_matrix.json")["iou"] == 0.3
 
 
@@ -107,7 +105,7 @@ MISTAKES = [
     (("--at-conf", "1"), "--at-conf must lie between 0 and 1, not 1.0"),
     (("--at-iou", "0"), "--at-iou must lie between 0 and 1, not 0.0"),
     (("--points", "10"), "--points must be 0, 11 or 101, not 10"),
-    (("--results", "empty.json", "--data", "tiny.data", "--iou-type", "segm", "--report"), "leave out --iou-type segm"),
+    (("--results", "empty.json", "--data", "tiny.data", "--iou-type", "segm", "--points", 0), "leave out --iou-type"),
 ]
 
 
@@ -123,4 +121,5 @@ def test_no_detections_at_all(project, script, monkeypatch):
     arguments = ("--results", "empty.json", "--data", "tiny.data", "--resamples", 0, "--report", "--at-conf", 0.3)
     assert run_script(script, monkeypatch, *arguments) == 0
     content = read(project / "runs/test/exp", "metrics.json")
-    assert content["working_points"]["empty"]["precision"] is None and content["calibration"]["empty"]["error"] is None
+    assert content["working_points"]["empty"]["precision"] is None
+    assert content["columns"][0]["calibration_error"] is None
