@@ -86,6 +86,8 @@ def main() -> None:
     options, checks, files = parse_options(__doc__.splitlines()[0], *groups)
     if files.results and not options.weights:
         return evaluate_files(options, files)
+    if files.iou_type != "bbox":
+        raise UserError(f"--iou-type {files.iou_type}: leave out --weights, for the networks here detect boxes")
     device = choose_device(options.device)
     use_threads()
     distributed.start(device)
@@ -181,10 +183,8 @@ def compare_with_files(
     files: ResultsOptions, options: EvaluationOptions, dataset: Annotations, results: list[dict], folder: Path
 ) -> ResultsComparison | None:
     """Compare what the network found with files of results; None where there are none."""
-    if not files.results:
+    if not files.is_asked():
         return None
-    if files.iou_type != "bbox":
-        raise UserError(f"--iou-type {files.iou_type}: leave out --weights, for the networks here detect boxes")
     own = {Path(options.weights).stem: results}
     compared = compare_results(files, clean_ground_truth(dataset.to_coco()), own)
     print_tables(compared, folder)

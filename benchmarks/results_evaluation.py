@@ -38,7 +38,7 @@ def main() -> None:
     print(f"{options.images} images, {len(truth['annotations'])} objects, {len(results)} detections")
     begin = time.perf_counter()
     for name, part in (
-        ("the twelve numbers", lambda: coco_numbers(truth, results, "bbox")),
+        ("the twelve numbers", lambda: coco_numbers(truth, results)),
         ("the error breakdown", lambda: error_breakdown(truth, results)),
         (f"{options.resamples} resamples", lambda: resample([ResampledNumbers(truth, results)], options.resamples, 0)),
     ):

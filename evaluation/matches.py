@@ -10,8 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-LOWEST_IOU = 0.5  # of COCO's thresholds
-DETECTION_LIMIT = 100  # strongest detections per image and class, as in COCO
+from evaluation.overlaps import areas_of, crowd_of, ignored_of, overlap_of_pairs
+from evaluation.parameters import COCO_PARAMETERS, CocoParameters
+
 ALL_AREAS = (0.0, 1e10)
 
 
@@ -33,15 +34,23 @@ class CocoMatcher:
     Args:
         truth: COCO's ground truth.
         results: COCO's results, which name only images and categories of the ground truth.
+        parameters: of what the overlap is, its lowest threshold, and how many detections count.
+
+    Raises:
+        UserError: the key points are not COCO's.
     """
 
-    def __init__(self, truth: dict, results: Sequence[dict]) -> None:
-        annotations = truth["annotations"]
-        self.group, self.scores, boxes = _columns(results, truth)
-        self.truth_group, _, truth_boxes = _columns(annotations, truth)
-        self.crowd = np.array([a["iscrowd"] for a in annotations], dtype=bool)
-        self.truth_areas = np.array([a["area"] for a in annotations], dtype=np.float64)
-        self.areas = boxes[:, 2] * boxes[:, 3]
+    def __init__(
+        self, truth: dict, results: Sequence[dict], parameters: CocoParameters = COCO_PARAMETERS["bbox"]
+    ) -> None:
+        annotations, kind = truth["annotations"], parameters.kind
+        sizes_hw = {one["id"]: (one["height"], one["width"]) for one in truth["images"]} if kind == "segm" else {}
+        self.lowest_iou, self.limit = min(parameters.ious), parameters.limits[-1]
+        self.group, self.truth_group = _groups(results, truth), _groups(annotations, truth)
+        self.scores = np.array([one["score"] for one in results], dtype=np.float64)
+        self.areas = areas_of(results, kind, sizes_hw)
+        self.crowd, self.ignored = crowd_of(annotations), ignored_of(annotations, kind)
+        self.truth_areas = np.array([one["area"] for one in annotations], dtype=np.float64)
 
         self.order = np.lexsort((-self.scores, self.group))  # by image and class, the strongest first, ties as given
         in_order = self.group[self.order]
@@ -51,31 +60,31 @@ class CocoMatcher:
         # Every annotation [M] with each of the detections of its image and class, as pairs [P]: the annotation, and the
         # detection's place in the order.
         start = np.searchsorted(in_order, self.truth_group, side="left")
-        count = np.minimum(np.searchsorted(in_order, self.truth_group, side="right") - start, DETECTION_LIMIT)
+        count = np.minimum(np.searchsorted(in_order, self.truth_group, side="right") - start, self.limit)
         annotation = np.repeat(np.arange(len(annotations)), count)
         place = np.arange(len(annotation)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(start, count)
-        overlap = _overlap(boxes[self.order[place]], truth_boxes[annotation], self.crowd[annotation])
-        near = overlap >= LOWEST_IOU
+        overlap = overlap_of_pairs(results, annotations, (self.order[place], annotation), kind, sizes_hw)
+        near = overlap >= _threshold(self.lowest_iou)
         self.pairs = annotation[near], place[near], overlap[near]
 
     def objects(self, area_range: tuple[float, float] = ALL_AREAS) -> np.ndarray:
-        """Return [M] bool: the annotations that are to be found, crowd regions and other areas left out."""
+        """Return [M] bool: the annotations that are to be found, without other areas and what COCO ignores."""
         low, high = area_range
-        return ~self.crowd & (self.truth_areas >= low) & (self.truth_areas <= high)
+        return ~self.ignored & (self.truth_areas >= low) & (self.truth_areas <= high)
 
     def matches(self, iou: float, area_range: tuple[float, float] = ALL_AREAS) -> DetectionMatches:
         """Match at one IoU; the range of areas is in square pixels, both ends included.
 
         Raises:
-            ValueError: the IoU is below :data:`LOWEST_IOU`.
+            ValueError: the IoU is below the lowest of the parameters.
         """
-        if iou < LOWEST_IOU:
-            raise ValueError(f"pairs are kept from IoU {LOWEST_IOU} on, not {iou}")
+        if iou < self.lowest_iou:
+            raise ValueError(f"pairs are kept from IoU {self.lowest_iou} on, not {iou}")
         low, high = area_range
         is_object = self.objects(area_range)
         correct = np.zeros(len(self.order), dtype=bool)
         is_matched = np.zeros(len(self.order), dtype=bool)
-        annotation, place, overlap = (column[self.pairs[2] >= iou] for column in self.pairs)
+        annotation, place, overlap = (column[self.pairs[2] >= _threshold(iou)] for column in self.pairs)
         # By place; of one detection objects first, then the highest overlap, then the later annotation.
         preference = np.lexsort((-annotation, -overlap, ~is_object[annotation], place))
         taken, last = set(), -1  # annotations that are matched, and the detection that was matched last
@@ -89,25 +98,18 @@ class CocoMatcher:
             if not self.crowd[chosen]:
                 taken.add(chosen)
         other_area = (self.areas < low) | (self.areas > high)
-        ignored = (is_matched & ~correct) | (~is_matched & other_area) | (self.rank >= DETECTION_LIMIT)
+        ignored = (is_matched & ~correct) | (~is_matched & other_area) | (self.rank >= self.limit)
         return DetectionMatches(correct, ignored)
 
 
-def _columns(rows: Sequence[dict], truth: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return of each row a number for its image and class [N], its score [N] and its box xywh [N 4]."""
+def _groups(rows: Sequence[dict], truth: dict) -> np.ndarray:
+    """Return a number for the image and class of each row, [N]."""
     images = {image["id"]: number for number, image in enumerate(truth["images"])}
     categories = {category["id"]: number for number, category in enumerate(truth["categories"])}
     group = [images[row["image_id"]] * len(categories) + categories[row["category_id"]] for row in rows]
-    scores = [row.get("score", 0.0) for row in rows]
-    boxes_xywh = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
-    return np.array(group, dtype=np.int64), np.array(scores, dtype=np.float64), boxes_xywh
+    return np.array(group, dtype=np.int64)
 
 
-def _overlap(boxes: np.ndarray, truth_boxes: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """Return COCO's overlap of pairs of xywh boxes, [P]: IoU, but over the detection's own area for a crowd region."""
-    far = np.minimum(boxes[:, :2] + boxes[:, 2:], truth_boxes[:, :2] + truth_boxes[:, 2:])
-    size = np.maximum(far - np.maximum(boxes[:, :2], truth_boxes[:, :2]), 0)
-    intersection = size[:, 0] * size[:, 1]
-    area = boxes[:, 2] * boxes[:, 3]
-    union = np.where(crowd, area, area + truth_boxes[:, 2] * truth_boxes[:, 3] - intersection)
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+def _threshold(iou: float) -> float:
+    """Return the overlap from which pairs match: at IoU 1, as in pycocotools, a little less."""
+    return min(iou, 1 - 1e-10)
