@@ -90,7 +90,8 @@ class CocoParameters:
     def __str__(self) -> str:
         ious = ", ".join(f"{iou:.4g}" for iou in self.ious)
         areas = ", ".join(f"{name} {low:.10g} to {high:.10g}" for name, low, high in self.areas)
-        return f"IoU {ious}; areas in square pixels: {areas}; detections per image and class: {', '.join(map(str, self.limits))}"
+        limits = ", ".join(map(str, self.limits))
+        return f"IoU {ious}; areas in square pixels: {areas}; detections per image and class: {limits}"
 
     def _place(self, iou: float) -> int | None:
         return next((place for place, one in enumerate(self.ious) if math.isclose(one, iou, abs_tol=1e-9)), None)
