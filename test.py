@@ -91,6 +91,8 @@ def main() -> None:
     options, checks, files, diagnosis = parse_options(__doc__.splitlines()[0], *groups)
     if files.results and not options.weights:
         return evaluate_files(options, files, diagnosis)
+    if files.iou_type != "bbox":
+        raise UserError(f"--iou-type {files.iou_type}: leave out --weights, for the networks here detect boxes")
     device = choose_device(options.device)
     use_threads()
     distributed.start(device)
@@ -133,7 +135,7 @@ def main() -> None:
         print_speed(detector.speed(), options)
         truth = clean_ground_truth(dataset.to_coco()) if files.results else ground_truth
         compared = compare(options, files, diagnosis, truth, results, folder)
-        columns = compared.first_results() if compared else {Path(options.weights).stem: results}
+        truth, columns = compared.for_diagnosis() if compared else (truth, {Path(options.weights).stem: results})
         priors = network_priors(loaded.network, options.img_size, options.resize) if diagnosis.report else None
         found = diagnose(diagnosis, truth, columns, folder, ImageSource.of(dataset), priors)
         write_results(folder, options, metrics, detector.speed(), left_out, compared, found)
@@ -188,7 +190,7 @@ def evaluate_files(options: EvaluationOptions, files: ResultsOptions, diagnosis:
     print_tables(found, folder)
     diagnosed = {}
     if files.iou_type == "bbox":
-        diagnosed = diagnose(diagnosis, truth, found.first_results(), folder, ImageSource.of(annotations), priors)
+        diagnosed = diagnose(diagnosis, *found.for_diagnosis(), folder, ImageSource.of(annotations), priors)
     elif diagnosis.report:
         print(f"--report: groups, images and labels are told of boxes, not of {files.iou_type}")
     named = asdict(options) | asdict(files)
@@ -205,10 +207,8 @@ def compare(
     folder: Path,
 ) -> ResultsComparison | None:
     """Compare what the network found with files of results, or say how sure it is; None where neither is asked for."""
-    if not files.results and not diagnosis.report:
+    if not files.is_asked() and not diagnosis.report:
         return None
-    if files.iou_type != "bbox":
-        raise UserError(f"--iou-type {files.iou_type}: leave out --weights, for the networks here detect boxes")
     compared = compare_results(files, truth, {Path(options.weights).stem: results})
     print_tables(compared, folder)
     return compared

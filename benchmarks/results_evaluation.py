@@ -42,7 +42,7 @@ def main() -> None:
     print(f"{options.images} images, {len(truth['annotations'])} objects, {len(results)} detections")
     begin = time.perf_counter()
     for name, part in (
-        ("the twelve numbers", lambda: coco_numbers(truth, results, "bbox")),
+        ("the twelve numbers", lambda: coco_numbers(truth, results)),
         ("the error breakdown", lambda: error_breakdown(truth, results)),
         ("counts at a working point", lambda: working_point(truth, results, 0.25, 0.5)),
         ("the confusion matrix", lambda: confusion_matrix(truth, results, 0.25, 0.45)),

@@ -21,8 +21,9 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.bootstrap import AREA_RANGES, IOUS, RECALLS
-from evaluation.matches import DETECTION_LIMIT, CocoMatcher
+from evaluation.bootstrap import RECALLS
+from evaluation.matches import CocoMatcher
+from evaluation.parameters import COCO_AREAS, COCO_IOUS
 from utils.boxes import SIZE_NAMES
 
 SIDE_LIMITS = (8, 16, 32, 64, 96, 128, 256, 512)  # pixels, of the square of equal area
@@ -62,7 +63,7 @@ class GroupEvaluation:
         place_of_image = np.argsort(np.argsort(ids))
         # By category, the strongest first; ties as pycocotools has them.
         order = np.lexsort((matcher.rank, place_of_image[matcher.image], -matcher.scores, matcher.category))
-        self.order = order[matcher.rank[order] < DETECTION_LIMIT]
+        self.order = order[matcher.rank[order] < matcher.limit]
         self.category = matcher.category[self.order]
         self.place = np.full(len(order), -1)  # of each detection in the order, -1 beyond the limit
         self.place[self.order] = np.arange(len(self.order))
@@ -90,8 +91,8 @@ class GroupEvaluation:
         objects = self.objects(group)
         weight = self._weight_of_wrong(group, objects)
         weight_before = np.concatenate(([0.0], np.cumsum(weight)))
-        average, found = np.empty((2, len(IOUS), self.num_categories))
-        for row, iou in enumerate(IOUS):
+        average, found = np.empty((2, len(COCO_IOUS), self.num_categories))
+        for row, iou in enumerate(COCO_IOUS):
             detection, annotation = self.matcher.partners(float(iou), is_object)
             by_place = np.argsort(self.place[detection])
             matched, is_right = self.place[detection][by_place], is_object[annotation][by_place]
@@ -152,7 +153,7 @@ def size_groups(matcher: CocoMatcher) -> list[Group]:
             (matcher.truth_areas >= low) & (matcher.truth_areas <= high),
             (matcher.areas >= low) & (matcher.areas <= high),
         )
-        for name, (low, high) in zip(SIZE_NAMES, AREA_RANGES[1:], strict=True)
+        for name, (_, low, high) in zip(SIZE_NAMES, COCO_AREAS[1:], strict=True)
     ]
 
 

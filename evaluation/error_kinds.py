@@ -22,7 +22,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.matches import DETECTION_LIMIT, CocoMatcher
+from evaluation.matches import CocoMatcher
 from evaluation.pairs import overlap, pairs_in_groups
 from evaluation.working_point import average_precision
 
@@ -79,7 +79,7 @@ def error_kinds(matcher: CocoMatcher) -> ErrorKinds:
     same, other, any_overlap, nearest_detection = _nearest(matcher)
     rules = (
         (CORRECT, matches.correct),
-        (BEYOND_LIMIT, matcher.rank >= DETECTION_LIMIT),
+        (BEYOND_LIMIT, matcher.rank >= matcher.limit),
         (LOCALISATION, (same.iou >= BACKGROUND_IOU) & (same.iou <= RIGHT_IOU)),
         (CLASS, other.iou >= RIGHT_IOU),
         (DUPLICATE, same.iou > RIGHT_IOU),

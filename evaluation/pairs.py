@@ -5,22 +5,34 @@ Shape letters: N rows, M annotations, P pairs of a detection and an annotation.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+Rows = Sequence[Mapping[str, Any]]
 
-def columns(rows: Sequence[dict], truth: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+
+def columns(rows: Rows, truth: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return of each row a number for its image and class [N], its score [N] and its box xywh [N 4].
 
     The number is that of the image times the number of categories, plus that of the category.
     """
+    scores = [row.get("score", 0.0) for row in rows]
+    return groups_of(rows, truth), np.array(scores, dtype=np.float64), boxes_of(rows)
+
+
+def groups_of(rows: Rows, truth: dict) -> np.ndarray:
+    """Return a number for the image and class of each row, [N]."""
     images = {image["id"]: number for number, image in enumerate(truth["images"])}
     categories = {category["id"]: number for number, category in enumerate(truth["categories"])}
     group = [images[row["image_id"]] * len(categories) + categories[row["category_id"]] for row in rows]
-    scores = [row.get("score", 0.0) for row in rows]
-    boxes_xywh = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
-    return np.array(group, dtype=np.int64), np.array(scores, dtype=np.float64), boxes_xywh
+    return np.array(group, dtype=np.int64)
+
+
+def boxes_of(rows: Rows) -> np.ndarray:
+    """Return the boxes xywh of rows, [N 4]."""
+    return np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
 
 
 def pairs_in_groups(

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from evaluation.bootstrap import IOUS, RECALLS
+from evaluation.bootstrap import RECALLS
 from evaluation.breakdowns import (
     Group,
     GroupEvaluation,
@@ -24,6 +24,7 @@ from evaluation.breakdowns import (
 )
 from evaluation.coco import evaluate_coco
 from evaluation.matches import CocoMatcher
+from evaluation.parameters import COCO_IOUS
 from evaluation.results import clean_ground_truth
 from tests.test_evaluation_coco import random_case
 from tests.test_evaluation_error_kinds import iou_of
@@ -128,7 +129,9 @@ def test_groups_that_detections_cannot_be_told_against_a_plain_loop(seed, crowd_
     members = np.random.default_rng(seed).random(len(truth["annotations"])) < 0.4
     ids = {a["id"] for a, member in zip(truth["annotations"], members, strict=True) if member}
     by_class, _ = evaluation.by_class(Group("some", members))
-    loop = np.array([[ap_by_a_loop(truth, results, ids, iou, c["id"]) for c in truth["categories"]] for iou in IOUS])
+    loop = np.array(
+        [[ap_by_a_loop(truth, results, ids, iou, c["id"]) for c in truth["categories"]] for iou in COCO_IOUS]
+    )
     np.testing.assert_allclose(by_class[:2], [loop.mean(axis=0), loop[0]], atol=1e-12)
 
 
