@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from analysis.evaluation_report import EvaluationFindings, paths_of, write_evaluation_report
+from analysis.output.report import ReportOptions
 from data.image_checks import ImageCheckOptions, bad_images
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches
@@ -82,10 +84,10 @@ class EvaluationOptions:
 @distributed.joined()
 def main() -> None:
     """Evaluate one detector on one split; leave metrics.json and pictures in runs/test/<name>."""
-    groups = (EvaluationOptions, ImageCheckOptions, ResultsOptions)
-    options, checks, files = parse_options(__doc__.splitlines()[0], *groups)
+    groups = (EvaluationOptions, ImageCheckOptions, ResultsOptions, ReportOptions)
+    options, checks, files, report = parse_options(__doc__.splitlines()[0], *groups)
     if files.results and not options.weights:
-        return evaluate_files(options, files)
+        return evaluate_files(options, files, report)
     device = choose_device(options.device)
     use_threads()
     distributed.start(device)
@@ -126,7 +128,10 @@ def main() -> None:
         metrics = evaluate_coco(ground_truth, results, options.evaluator)
         print_metrics(metrics, options.verbose, left_out)
         print_speed(detector.speed(), options)
-        compared = compare_with_files(files, options, dataset, results, folder)
+        truth = clean_ground_truth(dataset.to_coco()) if files.results else ground_truth
+        compared = compare_columns(files, options, truth, results, folder) if files.results or report.report else None
+        if compared:
+            write_report(report, truth, compared, dataset, folder)
         write_results(folder, options, metrics, detector.speed(), left_out, compared)
         if options.save_json:
             write_json_atomically(folder / "detections.json", results, indent=None)
@@ -163,32 +168,41 @@ def build_detector(options: EvaluationOptions, loaded: LoadedNetwork, device: to
     )
 
 
-def evaluate_files(options: EvaluationOptions, files: ResultsOptions) -> None:
+def evaluate_files(options: EvaluationOptions, files: ResultsOptions, report: ReportOptions) -> None:
     """Evaluate files of results without a network."""
     if not options.data:
         raise UserError("--results needs the ground truth: name it with --data")
     if not distributed.is_main():
         return
-    truth = ground_truth_of(options.data, SPLITS[options.task], options.val_fraction, files.iou_type)
+    truth, annotations = ground_truth_of(options.data, SPLITS[options.task], options.val_fraction, files.iou_type)
     found = compare_results(files, truth)
     folder = new_run_folder(options.project, options.name, options.exist_ok)
     print_tables(found, folder)
+    write_report(report, truth, found, annotations, folder)
     write_json_atomically(folder / "metrics.json", {**found.to_dict(), "options": asdict(options) | asdict(files)})
     print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
-def compare_with_files(
-    files: ResultsOptions, options: EvaluationOptions, dataset: Annotations, results: list[dict], folder: Path
-) -> ResultsComparison | None:
-    """Compare what the network found with files of results; None where there are none."""
-    if not files.results:
-        return None
+def compare_columns(
+    files: ResultsOptions, options: EvaluationOptions, truth: dict, results: list[dict], folder: Path
+) -> ResultsComparison:
+    """Compare what the network found with files of results, and say how sure the numbers are."""
     if files.iou_type != "bbox":
         raise UserError(f"--iou-type {files.iou_type}: leave out --weights, for the networks here detect boxes")
     own = {Path(options.weights).stem: results}
-    compared = compare_results(files, clean_ground_truth(dataset.to_coco()), own)
+    compared = compare_results(files, truth, own)
     print_tables(compared, folder)
     return compared
+
+
+def write_report(
+    report: ReportOptions, truth: dict, compared: ResultsComparison, dataset: Annotations, folder: Path
+) -> None:
+    """Write report.html where it is wanted."""
+    if report.report:
+        found = EvaluationFindings(truth, compared.results, compared.to_dict(), paths_of(dataset))
+        write_evaluation_report(folder / "report.html", found, report.report_images)
+        print(f"--report: open {folder / 'report.html'} in a browser")
 
 
 def loader_settings(

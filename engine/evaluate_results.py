@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from data.labels.annotations import Annotations
 from data.splits import open_data, open_split
 from evaluation.comparison import (
     CONFIDENCE,
@@ -56,6 +57,7 @@ class ResultsComparison:
     columns: list[Compared]
     differences: list[Difference]
     breakdowns: dict[str, dict[str, Any]]  # of boxes, by column
+    results: dict[str, list[dict]]  # of the first file of each column
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values for ``metrics.json``: None where nothing defines a number."""
@@ -116,25 +118,26 @@ def compare_results(
     breakdowns = (
         {name: error_breakdown(truth, files[0]) for name, files in of_columns.items()} if kind == "bbox" else {}
     )
-    return ResultsComparison(kind, len(truth["images"]), columns, differences, breakdowns)
+    first = {name: files[0] for name, files in of_columns.items()}
+    return ResultsComparison(kind, len(truth["images"]), columns, differences, breakdowns, first)
 
 
-def ground_truth_of(data: str, split: str, val_fraction: float, kind: str) -> dict:
-    """Return COCO's ground truth of a split; the whole file where masks or key points are evaluated.
+def ground_truth_of(data: str, split: str, val_fraction: float, kind: str) -> tuple[dict, Annotations]:
+    """Return COCO's ground truth of a split, the whole file where masks or key points are evaluated, and what was read.
 
     Raises:
         UserError: the data set cannot be read, or has no masks or key points.
     """
     annotations = open_split(data, split, need_images=False, val_fraction=val_fraction)
     if kind == "bbox":
-        return clean_ground_truth(annotations.to_coco())
+        return clean_ground_truth(annotations.to_coco()), annotations
     (source,) = open_data(data, val_fraction).sources(split)[:1]
     if source.suffix.lower() != ".json" or val_fraction:
         raise UserError(f"{data}: --iou-type {kind} needs a COCO JSON with the masks or key points")
     truth = json.loads(source.read_bytes())
     if not any(one.get("segmentation" if kind == "segm" else "keypoints") for one in truth["annotations"]):
         raise UserError(f"{source}: has no {'masks' if kind == 'segm' else 'key points'} to compare with")
-    return truth
+    return truth, annotations
 
 
 def table(found: ResultsComparison) -> list[list[str]]:

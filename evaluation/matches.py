@@ -21,6 +21,7 @@ class DetectionMatches:
 
     correct: np.ndarray  # [N] bool, matched to an object
     ignored: np.ndarray  # [N] bool, neither right nor wrong: matched to what is no object here, or beyond the limit
+    annotation: np.ndarray  # [N] row of the annotation that it is matched to, -1 where it is none
 
 
 class CocoMatcher:
@@ -74,7 +75,7 @@ class CocoMatcher:
         low, high = area_range
         is_object = self.objects(area_range)
         correct = np.zeros(len(self.order), dtype=bool)
-        is_matched = np.zeros(len(self.order), dtype=bool)
+        matched = np.full(len(self.order), -1)
         annotation, place, overlap = (column[self.pairs[2] >= iou] for column in self.pairs)
         # By place; of one detection objects first, then the highest overlap, then the later annotation.
         preference = np.lexsort((-annotation, -overlap, ~is_object[annotation], place))
@@ -84,13 +85,14 @@ class CocoMatcher:
             if position == last or chosen in taken:  # the detection has its match, or this object has a stronger one
                 continue
             last = position
-            is_matched[self.order[position]] = True
+            matched[self.order[position]] = chosen
             correct[self.order[position]] = is_object[chosen]
             if not self.crowd[chosen]:
                 taken.add(chosen)
+        is_matched = matched >= 0
         other_area = (self.areas < low) | (self.areas > high)
         ignored = (is_matched & ~correct) | (~is_matched & other_area) | (self.rank >= DETECTION_LIMIT)
-        return DetectionMatches(correct, ignored)
+        return DetectionMatches(correct, ignored, matched)
 
 
 def _columns(rows: Sequence[dict], truth: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -177,12 +177,25 @@ def test_several_processes_find_what_one_finds(project):
     assert statistics("two") == statistics("one")
 
 
-def test_a_name_is_shared_by_all_folders_of_a_run(project, run, no_drawing, monkeypatch):
+def test_a_report_and_its_analyses_are_in_one_folder(project, run, no_drawing, monkeypatch):
     monkeypatch.setattr("analysis.output.report.png_uri", lambda figure: "data:,")
     assert run("--report", "--workers", 0, "--report-images", 0, "--draw-lost", 0, "--name", "mine")[0] == 0
-    assert {path.name for path in Path("runs/analyze").iterdir()} == {"mine-dataset-stats", "mine-matching-stats",
-                                                                      "mine-report"}  # fmt: skip
-    assert "data:image/jpeg" not in Path("runs/analyze/mine-report/report.html").read_text()
+    assert [path.name for path in Path("runs/analyze").iterdir()] == ["mine"]
+    inside = {path.name for path in Path("runs/analyze/mine").iterdir()}
+    assert inside == {"dataset-stats", "matching-stats", "report.html"}
+    assert (Path("runs/analyze/mine") / "dataset-stats" / "results.json").is_file()
+    assert "data:image/jpeg" not in Path("runs/analyze/mine/report.html").read_text()
+    # A single analysis writes into the folder of its report.
+    assert run("--dataset-stats", "--report", "--name", "mine")[0] == 0
+    assert {"report.html", "results.json", "tables.md"} <= {path.name for path in Path("runs/analyze/mine2").iterdir()}
+    assert {path.name for path in Path("runs/analyze").iterdir()} == {"mine", "mine2"}
+
+
+def test_without_a_report_a_name_is_shared_by_several_folders(project, run, no_drawing):
+    arguments = ("--dataset-stats", "--matching-stats", "--workers", 0, "--draw-lost", 0, "--name", "mine")
+    assert run(*arguments)[0] == 0
+    names = {path.name for path in Path("runs/analyze").iterdir()}
+    assert names == {"mine-dataset-stats", "mine-matching-stats"}
 
 
 def test_report_alone_writes_one_file(project, run):
@@ -193,6 +206,7 @@ def test_report_alone_writes_one_file(project, run):
     assert '<section id="dataset-stats">' in text and '<section id="matching-stats">' in text
     assert text.count("data:image/jpeg;base64,") == 3 and text.count("data:image/png;base64,") > 5
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "") and "https://" not in text
+    assert 'title=""' not in text  # every column is explained
 
 
 @pytest.mark.parametrize(
