@@ -157,9 +157,9 @@ def test_names_cannot_break_the_page(page):
     elements = Elements(text)
     assert elements.counts["script"] == 2 and elements.counts["img"] == 2  # the plots; images are in the data
     assert not set("<>&'\u2028") & set(elements.data)
-    # Command, title in the navigation, title, text, name and value of a fact, note, title, heading and cell
-    # of the table, heading and text of its legend, title and text of the plot. The detector's name is in four tables and
-    # in the text about the images.
+    # Command, title in the navigation, title, text, name and value of a fact, note, title, heading and cell of the
+    # table, heading and text of its legend, title and text of the plot. The detector's name is in four tables and in
+    # the text about the images.
     assert elements.text.count(NASTY) == 14 + 5
     assert not re.findall(r'(?:src|href)="(?!data:|#)', text) and "default-src 'none'" in text
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "") and "https://" not in text
