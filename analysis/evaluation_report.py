@@ -103,9 +103,9 @@ def facts_of(found: EvaluationFindings) -> dict[str, Any]:
     """Return what the evaluation is about."""
     objects = sum(not one.get("iscrowd") for one in found.truth["annotations"])
     return {
-        "images": f"{len(found.truth['images']):,}",
-        "objects": f"{objects:,}",
-        "classes": f"{len(found.truth['categories']):,}",
+        "images": len(found.truth["images"]),
+        "objects": objects,
+        "classes": len(found.truth["categories"]),
         "compared": {"bbox": "boxes", "segm": "masks"}.get(found.comparison["iou_type"], "key points"),
     }
 

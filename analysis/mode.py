@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,9 +49,9 @@ class Folders:
     and several have a folder each inside.
     """
 
-    name: str  # given by the user, or empty
-    has_report: bool
-    several: bool
+    name: str = ""  # given by the user
+    has_report: bool = False
+    several: bool = False
     made: Path | None = None  # the folder of the report
 
     def of(self, mode: str) -> Path:
@@ -81,7 +81,7 @@ class Request:
     asked: AnalyzeOptions  # as the user gave them
     chosen: Mapping[str, Any]  # name of a mode -> the value of its flag; empty where the user named no analysis
     groups: Mapping[type, Any]  # options by the class of their group
-    folders: Folders
+    folders: Folders = field(default_factory=Folders)
     report_images: int = 0  # single images that a report asks for
 
     def options(self, group: type[Group]) -> Group:

@@ -29,7 +29,7 @@ class BoxState:
 
 
 STATES = {
-    "correct": BoxState("found", "a detection that finds an object of its class", "#12b886", is_error=False),
+    "correct": BoxState("correct", "a detection that finds an object of its class", "#12b886", is_error=False),
     "unmatched": BoxState("unmatched", "a detection that finds no object of its class", "#ffa600"),
     "class": BoxState("class", "a detection on an object of another class", "#b07cff"),
     "localisation": BoxState("localisation", "a detection of the right class, too far off", "#2f9bff"),
@@ -39,7 +39,7 @@ STATES = {
     "missed": BoxState("missed", "an object that no detection finds", "#ff4d5e", is_object=True),
     "explained": BoxState("explained", "an object that is not found, but meant by a wrong detection", "#ff8c69",
                           is_object=True),
-    "found": BoxState("object", "an object that is found", "#c3ccd4", is_error=False, is_object=True),
+    "found": BoxState("found object", "an object that is found", "#c3ccd4", is_error=False, is_object=True),
     "crowd": BoxState("crowd", "a region of many objects, which counts neither way", "#8d99a5", is_error=False,
                       is_object=True),
     "ignored": BoxState("ignored", "a detection that counts neither way", "#8d99a5", is_error=False),
