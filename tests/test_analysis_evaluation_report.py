@@ -12,6 +12,7 @@ import pytest
 from analysis.evaluation_images import found_or_not, hardest_images, judged
 from analysis.evaluation_report import EvaluationFindings, number_tables, write_evaluation_report
 from analysis.output.pictures import IMAGE_PIXELS, STATES, BoxOnImage, JpegBudget, ReportImage, images_data
+from analysis.output.report import write_page
 from analysis.output.result import Plot, ReportSection, Table
 from engine.evaluate_results import ResultsOptions, compare_results
 from tests.analysis_scenes import plain_iou
@@ -269,6 +270,35 @@ def test_a_box_is_zoomed_to_and_labels_stay_apart(page):
     assert lines[2] == "25 0 90 60 / true / 5"
     assert lines[3:6] == ["true / true", "true", "0 0 120 80"]
     assert lines[6:] == ["30 20 60 40", "22.5 20 60 40", "2"]
+
+
+@needs_browser
+def test_labels_of_a_crowd_stay_apart_and_the_others_are_counted(tmp_path):
+    boxes = [BoxOnImage((i, i, i + 40, i + 40), f"class {i}", "missed") for i in range(50)]
+    image = ReportImage("crowd", (100, 100), boxes, lambda: np.zeros((100, 100, 3), np.uint8))
+    write_page(tmp_path / "report.html", "T", "", [ReportSection("Images with the most errors", images=[image])])
+    lines = seen(tmp_path / "report.html", """
+      const plates = all(".label rect").map((one) => one.getBoundingClientRect());
+      const before = (a, b) => a.right <= b.left + 0.5 || a.bottom <= b.top + 0.5;
+      note(plates.length, plates.every((a, i) => plates.every((b, j) => i === j || before(a, b) || before(b, a))));
+      note(root.querySelector(".hidden-labels").textContent);
+      root.querySelector(".tools input").click(); note(all(".label").length);
+    """, "600,500")  # fmt: skip
+    shown, apart = lines[0].split(" / ")
+    assert apart == "true" and 5 < int(shown) < 50
+    assert lines[1:] == [f"(no room for {50 - int(shown)} labels: zoom in)", "0"]
+
+
+@needs_browser
+def test_ctrl_and_the_wheel_zoom_at_the_pointer(page):
+    lines = seen(page, """
+      const svg = root.querySelector("svg"), frame = svg.getBoundingClientRect();
+      const turn = (ctrlKey) => svg.dispatchEvent(new WheelEvent("wheel", { ctrlKey, deltaY: -100 * Math.LN2,
+        clientX: frame.left, clientY: frame.top, cancelable: true }));
+      note(turn(false), svg.getAttribute("viewBox"));
+      note(turn(true), svg.getAttribute("viewBox").split(" ").map((one) => Math.round(one)));
+    """)  # fmt: skip
+    assert lines == ["true / 0 0 120 80", "false / 0,0,60,40"]  # without Ctrl the page scrolls
 
 
 @needs_browser
