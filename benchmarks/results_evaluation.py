@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.evaluation_images import hardest_images, judged
 from benchmarks.coco_evaluation import OBJECTS, made_up_results
 from benchmarks.coco_size_analysis import made_up_coco
 from evaluation.bootstrap import ResampledNumbers, resample
@@ -40,6 +41,7 @@ def main() -> None:
     for name, part in (
         ("the twelve numbers", lambda: coco_numbers(truth, results, "bbox")),
         ("the error breakdown", lambda: error_breakdown(truth, results)),
+        ("the images of the report", lambda: hardest_images(truth, judged(truth, {"": results}), {}, 24)),
         (f"{options.resamples} resamples", lambda: resample([ResampledNumbers(truth, results)], options.resamples, 0)),
     ):
         start = time.perf_counter()
