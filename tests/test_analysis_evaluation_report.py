@@ -234,6 +234,9 @@ def test_filters_choose_images_and_boxes(page):
       choose(1, 0); note(thumbs(), drawn());
       tick("unmatched"); tick("missed"); tick("correct"); tick("found"); tick("crowd"); tick("ignored");
       note(thumbs(), root.querySelector(".panel p").textContent, root.querySelector(".stage").hidden);
+      choose(1, -1); all(".filters button")[0].click(); note(thumbs(), all(".filters input:checked").length);
+      all(".filters button")[1].click(); note(thumbs(), all(".filters input:checked").length);
+      tick("missed"); note(thumbs(), drawn());
     """)  # fmt: skip
     assert lines == [
         "2 errors, 1 error, 0 errors / correct crowd found ignored missed unmatched",
@@ -242,6 +245,9 @@ def test_filters_choose_images_and_boxes(page):
         "1 error, 1 error / missed",  # of the class that is missed in the first image
         "1 error / correct crowd found ignored unmatched",
         " / No image has such a box. / true",
+        "2 errors, 1 error, 0 errors / 6",
+        " / 0",
+        "1 error / missed",
     ]
 
 

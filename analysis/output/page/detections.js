@@ -35,6 +35,15 @@ class DetectionViewer {
       this.counts[name] = make("span", { className: "count" });
       filters.append(make("label", { title: state.text }, box, this.swatch(name), state.title, this.counts[name]));
     }
+    for (const [text, wanted] of [["all kinds", true], ["no kind", false]]) {
+      const button = make("button", { type: "button", textContent: text });
+      button.addEventListener("click", () => {
+        filters.querySelectorAll("input").forEach((box) => { box.checked = wanted; });
+        this.states = new Set(wanted ? Object.keys(data.states) : []);
+        this.refresh();
+      });
+      filters.append(button);
+    }
     const meanings = make("dl");
     for (const state of Object.values(data.states)) {
       meanings.append(make("div", {}, make("dt", { textContent: state.title }), make("dd", { textContent: state.text })));
