@@ -15,8 +15,9 @@ from typing import Any
 
 import torch
 
-from analysis.diagnosis import DiagnosisOptions, diagnose, refuse_what_is_missing
+from analysis.diagnosis import DiagnosisOptions, refuse_what_is_missing
 from analysis.error_pictures import ImageSource
+from analysis.evaluation_report import EvaluationFindings, report_evaluation
 from analysis.points_lost import cfg_priors, network_priors
 from data.image_checks import ImageCheckOptions, bad_images
 from data.labels.annotations import Annotations
@@ -135,9 +136,10 @@ def main() -> None:
         print_speed(detector.speed(), options)
         truth = clean_ground_truth(dataset.to_coco()) if files.results else ground_truth
         compared = compare(options, files, diagnosis, truth, results, folder)
-        truth, columns = compared.for_diagnosis() if compared else (truth, {Path(options.weights).stem: results})
         priors = network_priors(loaded.network, options.img_size, options.resize) if diagnosis.report else None
-        found = diagnose(diagnosis, truth, columns, folder, ImageSource.of(dataset), priors)
+        columns = {Path(options.weights).stem: results}
+        evaluated = EvaluationFindings.of(truth, columns, compared, ImageSource.of(dataset), priors)
+        found = report_evaluation(diagnosis, evaluated, folder)
         write_results(folder, options, metrics, detector.speed(), left_out, compared, found)
         if options.save_json:
             write_json_atomically(folder / "detections.json", results, indent=None)
@@ -185,16 +187,12 @@ def evaluate_files(options: EvaluationOptions, files: ResultsOptions, diagnosis:
     priors = None
     if diagnosis.report:
         priors = cfg_priors(options.cfg, len(annotations.names), options.img_size, options.resize)
-    found = compare_results(files, truth)
+    compared = compare_results(files, truth)
     folder = new_run_folder(options.project, options.name, options.exist_ok)
-    print_tables(found, folder)
-    diagnosed = {}
-    if files.iou_type == "bbox":
-        diagnosed = diagnose(diagnosis, *found.for_diagnosis(), folder, ImageSource.of(annotations), priors)
-    elif diagnosis.report:
-        print(f"--report: groups, images and labels are told of boxes, not of {files.iou_type}")
-    named = asdict(options) | asdict(files)
-    write_json_atomically(folder / "metrics.json", {**found.to_dict(), **diagnosed, "options": named})
+    print_tables(compared, folder)
+    evaluated = EvaluationFindings.of(truth, {}, compared, ImageSource.of(annotations), priors)
+    content = compared.to_dict() | report_evaluation(diagnosis, evaluated, folder)
+    write_json_atomically(folder / "metrics.json", {**content, "options": asdict(options) | asdict(files)})
     print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 

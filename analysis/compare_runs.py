@@ -22,6 +22,7 @@ from analysis.output.result import Cell, Result, Table, mean, share, table_of
 from analysis.paired_differences import common_seeds, confidence_interval, paired_by_seed
 from analysis.settings import group_by_setting, shown_value, varying_options
 from analysis.tested_runs import is_tested, read_tested
+from engine.evaluate_results import ResultsOptions
 from engine.run_folder import Row, epoch_summary, read_config
 from utils.config import option
 from utils.errors import UserError
@@ -43,13 +44,10 @@ class CompareOptions:
     """Options of --compare."""
 
     last: int = option(0, "mean and std over the last N evaluated epochs; 0: over all")
-    resamples: int = option(1000, "resamples of the images, for runs of test.py; 0: no intervals over images")
 
     def __post_init__(self) -> None:
         if self.last < 0:
             raise ValueError(f"--last {self.last} must be 0 (all epochs) or more")
-        if self.resamples < 0:
-            raise ValueError(f"--resamples must not be negative, not {self.resamples}")
 
 
 @dataclass(frozen=True)
@@ -311,7 +309,7 @@ def run(request: Request) -> Result:
         raise UserError(f"--compare: {tested[0]} is a run of test.py, {others[0]} is none; compare runs of one kind")
     if options.last:
         raise UserError(f"--last {options.last}: a run of test.py has no epochs; leave it out")
-    return compare_tests(read_tested(folders), options.resamples)
+    return compare_tests(read_tested(folders), request.options(ResultsOptions).resamples)
 
 
 MODE = Mode(
@@ -319,5 +317,6 @@ MODE = Mode(
     text="compare runs of train.py, or of test.py: their folders, such as runs/train/exp",
     run=run,
     groups=(CompareOptions,),
+    reads=frozenset({"resamples"}),
     takes_values=True,
 )

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from analysis.error_pictures import ImageSource, write_suspicious_sheet, write_worst_images
-from analysis.output.result import LISTING_ROWS, Table, as_csv, as_markdown, plain
+from analysis.error_pictures import ImageSource, write_suspicious_sheet
+from analysis.evaluation_images import suspicious_images
+from analysis.output.result import ReportSection, Table, as_csv, plain
 from evaluation.breakdowns import broken_down
 from evaluation.error_kinds import CORRECT, DETECTION_KINDS, ERRORS, ErrorKinds, error_kinds
 from evaluation.image_losses import ap50_lost_by_image
@@ -23,8 +24,22 @@ from utils.files import write_text_atomically
 if TYPE_CHECKING:
     from analysis.evaluation_groups import Priors  # takes two seconds, which only a report needs
 
-WORST_IMAGES = 16  # that are listed and drawn
+WORST_IMAGES = 16  # that are listed
 SUSPICIONS_SHOWN = 50  # in metrics.json; the CSV has them all
+GROUPS_TEXT = (
+    "What is reached for some of the objects; the others are ignored, and so are detections that find them. Precision "
+    "is as if all objects of a class were like those of the group, so that small and large groups can be compared."
+)
+LABELS_TEXT = (
+    "Candidates for a second look: what confident detections see where nothing is annotated or another class is, and "
+    "objects that no detection touches. The images show the first of each kind."
+)
+EXPLANATIONS = {
+    "AP": "average precision: the mean over the IoU 0.50 to 0.95 and over the classes that the group has",
+    "AP50": "AP at IoU 0.5 alone",
+    "AR": "average recall with 100 detections of an image and class: the mean over the IoU 0.50 to 0.95 and classes",
+    "share found": "of the objects, at IoU 0.5, by a detection of any score",
+}
 NUMBERS = {"AP": "ap", "AP50": "ap50", "AR": "ar", "share found": "found"}  # heading -> key of a group's row
 
 
@@ -42,6 +57,7 @@ class PointsLost:
     """What was found for all detectors, by their names."""
 
     breakdowns: dict[str, dict[str, list[dict[str, Any]]]]
+    ap50_lost: dict[str, np.ndarray]  # [I] by image
     worst: dict[str, list[ImageErrors]]
     suspicions: list[Suspicion]
 
@@ -63,18 +79,29 @@ def find_points_lost(
     from analysis.evaluation_groups import ObjectGroups
 
     groups = ObjectGroups(truth, priors, matches)
-    detectors, breakdowns, worst = {}, {}, {}
+    detectors, breakdowns, ap50_lost, worst = {}, {}, {}, {}
     for name, rows in results.items():
         matcher = CocoMatcher(truth, rows)
         detectors[name] = error_kinds(matcher)
         breakdowns[name] = broken_down(truth, matcher, groups.of(matcher))
-        worst[name] = worst_images(truth, detectors[name])
-    return PointsLost(breakdowns, worst, suspicious_labels(detectors)), detectors
+        ap50_lost[name] = ap50_lost_by_image(truth, detectors[name])
+        worst[name] = worst_images(detectors[name], ap50_lost[name])
+    return PointsLost(breakdowns, ap50_lost, worst, suspicious_labels(detectors)), detectors
 
 
-def worst_images(truth: dict, detector: ErrorKinds) -> list[ImageErrors]:
-    """Return the images with the most lost AP50, at most :data:`WORST_IMAGES`, the worst first."""
-    lost = ap50_lost_by_image(truth, detector)
+@dataclass(frozen=True)
+class ReportedPointsLost:
+    """What was found, and how it is shown."""
+
+    found: PointsLost
+    detectors: dict[str, ErrorKinds]
+    content: dict[str, Any]  # for metrics.json: breakdowns, worst_images and suspicious_labels
+    tables: list[Table]
+    sections: list[ReportSection]
+
+
+def worst_images(detector: ErrorKinds, lost: np.ndarray) -> list[ImageErrors]:
+    """Return the images with the most lost AP50 [I], at most :data:`WORST_IMAGES`, the worst first."""
     order = np.argsort(-lost, kind="stable")[:WORST_IMAGES]
     matcher = detector.matcher
     is_confident = matcher.scores >= confident_scores(detector)[matcher.category]
@@ -130,8 +157,8 @@ def report_points_lost(
     folder: Path,
     priors: Priors | None,
     matches: Sequence[str],
-) -> tuple[dict[str, Any], list[Table]]:
-    """Tell where the points went: print the tables, draw the pictures, and list the labels that may be wrong.
+) -> ReportedPointsLost:
+    """Tell where the points went: draw and list the labels that may be wrong.
 
     Args:
         truth: COCO's ground truth.
@@ -140,41 +167,36 @@ def report_points_lost(
         folder: of the run.
         priors: as for :func:`find_points_lost`.
         matches: as for :func:`find_points_lost`.
-
-    Returns:
-        What ``metrics.json`` gets, ``breakdowns``, ``worst_images`` and ``suspicious_labels``, and the tables.
     """
     found, detectors = find_points_lost(truth, results, priors, matches)
-    pictures = {}
-    for name, images in found.worst.items():
-        below = folder / "worst_images" / (name if len(results) > 1 else "")
-        drawn = write_worst_images(below, truth, detectors[name], [one.image for one in images], source)
-        pictures[name] = [str((below / file).relative_to(folder)) if file else None for file in drawn]
     shown = first_of_each_kind(found.suspicions)
     on_sheet = write_suspicious_sheet(folder / "suspicious_labels.jpg", truth, shown, source)
-    tables = [*breakdown_tables(found), *worst_tables(truth, found), suspicious_table(truth, found.suspicions)]
-    for table in tables:
-        print(as_markdown(table, LISTING_ROWS if table.listing else None))
+    groups, worst, labels = (
+        breakdown_tables(found),
+        worst_tables(truth, found),
+        suspicious_table(truth, found.suspicions),
+    )
+    tables = [*groups, *worst, labels]
     if not on_sheet and shown:
         print("no pictures: the images are not on the disk")
-    write_text_atomically(folder / "suspicious_labels.csv", as_csv(tables[-1]))
+    write_text_atomically(folder / "suspicious_labels.csv", as_csv(labels))
     content = plain(
         {
             "breakdowns": found.breakdowns,
-            "worst_images": {
-                name: [
-                    image_row(truth, one) | {"picture": picture}
-                    for one, picture in zip(images, pictures[name], strict=True)
-                ]
-                for name, images in found.worst.items()
-            },
+            "worst_images": {name: [image_row(truth, one) for one in images] for name, images in found.worst.items()},
             "suspicious_labels": {
                 "counts": {kind: sum(one.kind == kind for one in found.suspicions) for kind in KINDS},
                 "first": [suspicion_row(truth, one) for one in found.suspicions[:SUSPICIONS_SHOWN]],
             },
         }
     )
-    return content, tables
+    sections = [
+        ReportSection("Groups of objects", GROUPS_TEXT, groups),
+        ReportSection(
+            "Annotations that may be wrong", LABELS_TEXT, [labels], images=suspicious_images(truth, shown, source)
+        ),
+    ]
+    return ReportedPointsLost(found, detectors, content, tables, sections)
 
 
 def first_of_each_kind(suspicions: Sequence[Suspicion], count: int = 16) -> list[Suspicion]:
@@ -205,7 +227,10 @@ def breakdown_tables(found: PointsLost) -> list[Table]:
             for number, row in enumerate(first[breakdown])
         )
         title = "All objects" if breakdown == "all" else f"Objects by {breakdown}"
-        tables.append(Table("table", title, (breakdown, "objects", *columns), rows))
+        explanations = {column: EXPLANATIONS[heading] for column, (_, heading) in zip(columns, headings, strict=True)}
+        table_name = f"groups_by_{breakdown.replace(' ', '_')}"
+        table_columns = (breakdown, "objects", *columns)
+        tables.append(Table(table_name, title, table_columns, rows, explanations=explanations))
     return tables
 
 
@@ -214,7 +239,7 @@ def worst_tables(truth: dict, found: PointsLost) -> list[Table]:
     columns = ("image", "AP50 lost", "correct", *ERRORS, "missed")
     return [
         Table(
-            "table",
+            "worst_images" if len(found.worst) == 1 else f"worst_images_{number}",
             f"The images with the most lost AP50{'' if len(found.worst) == 1 else f' of {name}'}",
             columns,
             tuple(
@@ -226,7 +251,7 @@ def worst_tables(truth: dict, found: PointsLost) -> list[Table]:
                 for one in images
             ),
         )
-        for name, images in found.worst.items()
+        for number, (name, images) in enumerate(found.worst.items(), start=1)
     ]
 
 
@@ -242,16 +267,15 @@ def suspicious_table(truth: dict, suspicions: Sequence[Suspicion]) -> Table:
     columns = ("kind", "file_name", "image_id", "annotation_id", "label", "seen_as", "score", "detectors", "box_xywh")
     counts = ", ".join(f"{sum(one.kind == kind for one in suspicions):,} {kind}" for kind in KINDS)
     title = f"Annotations that deserve a look: {counts}"
-    cells = tuple(tuple(_cell(row[column]) for column in columns) for row in rows)
+    cells = tuple(tuple(_cell(column, row[column]) for column in columns) for row in rows)
     return Table("suspicious_labels", title, columns, cells, listing=True)
 
 
-def _cell(value: Any) -> Any:
-    return (
-        " ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in value)
-        if isinstance(value, list)
-        else value
-    )
+def _cell(column: str, value: Any) -> Any:
+    """Return a value as a cell: an id is no number, and a list one text."""
+    if isinstance(value, list):
+        return " ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in value)
+    return str(value) if column.endswith("_id") and value is not None else value
 
 
 def suspicion_row(truth: dict, one: Suspicion) -> dict[str, Any]:

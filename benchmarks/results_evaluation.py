@@ -12,6 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.error_pictures import ImageSource
+from analysis.evaluation_images import hardest_images
 from analysis.points_lost import find_points_lost
 from benchmarks.coco_evaluation import OBJECTS, made_up_results
 from benchmarks.coco_size_analysis import made_up_coco
@@ -47,7 +49,7 @@ def main() -> None:
         ("counts at a working point", lambda: working_point(truth, results, 0.25, 0.5)),
         ("the confusion matrix", lambda: confusion_matrix(truth, results, 0.25, 0.45)),
         ("the curves", lambda: curves_of(truth, results)),
-        ("where the points went", lambda: find_points_lost(truth, {"made up": results}, None, ())),
+        ("where the points went", lambda: points_lost_and_images(truth, results)),
         (f"{options.resamples} resamples", lambda: resample([ResampledNumbers(truth, results)], options.resamples, 0)),
     ):
         start = time.perf_counter()
@@ -56,6 +58,12 @@ def main() -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"all of it: {time.perf_counter() - begin:.1f} s, {memory:.2f} GiB at most")
     against_hotcoco(truth, results, options)
+
+
+def points_lost_and_images(truth: dict, results: list[dict]) -> None:
+    """Find what the report shows, its images without their pixels."""
+    found, detectors = find_points_lost(truth, {"made up": results}, None, ())
+    hardest_images(truth, detectors, found.ap50_lost, ImageSource({}), 24)
 
 
 def against_hotcoco(truth: dict, results: list[dict], options: EvaluationBenchmarkOptions) -> None:

@@ -72,14 +72,10 @@ class ResultsComparison:
     parameters: CocoParameters
     class_agnostic: bool
     truth: dict  # COCO's ground truth; its classes are one where they are compared as one
-    results: dict[str, list[list[dict]]]  # of each file, by column
+    results: dict[str, list[dict]]  # of the first file of each column
     columns: list[Compared]
     differences: list[Difference]
     breakdowns: dict[str, dict[str, Any]]  # of boxes, by column
-
-    def for_diagnosis(self) -> tuple[dict, dict[str, list[dict]]]:
-        """Return the ground truth, and the results of the first file of each column."""
-        return self.truth, {name: files[0] for name, files in self.results.items()}
 
     def about(self) -> str:
         """Return a line that says what is not as COCO has it, nothing where all is."""
@@ -150,7 +146,8 @@ def compare_results(
     breakdowns = (
         {name: error_breakdown(truth, files[0]) for name, files in of_columns.items()} if kind == "bbox" else {}
     )
-    return ResultsComparison(parameters, options.class_agnostic, truth, of_columns, columns, differences, breakdowns)
+    first = {name: files[0] for name, files in of_columns.items()}
+    return ResultsComparison(parameters, options.class_agnostic, truth, first, columns, differences, breakdowns)
 
 
 def ground_truth_of(data: str, split: str, val_fraction: float, kind: str) -> tuple[dict, Annotations]:

@@ -11,6 +11,7 @@ from analysis.compare_runs import CompareOptions, run
 from analysis.compare_tests import compare_tests
 from analysis.mode import AnalyzeOptions, Request
 from analysis.tested_runs import is_tested, read_tested
+from engine.evaluate_results import ResultsOptions
 from evaluation.bootstrap import ResampledNumbers, resample
 from evaluation.coco import evaluate_coco
 from evaluation.comparison import percentiles
@@ -171,7 +172,8 @@ def test_networks_and_columns_as_test_py_writes_them(tmp_path, monkeypatch, caps
 
 
 def of_command(*folders, last=0):
-    request = Request(AnalyzeOptions(), AnalyzeOptions(), {"compare": folders}, {CompareOptions: CompareOptions(last)})
+    groups = {CompareOptions: CompareOptions(last), ResultsOptions: ResultsOptions()}
+    request = Request(AnalyzeOptions(), AnalyzeOptions(), {"compare": folders}, groups)
     return run(request)
 
 

@@ -3,8 +3,6 @@
 import csv
 import json
 
-import cv2
-import numpy as np
 import pytest
 
 from tests.tiny_project import load_script, make_project, run_script
@@ -27,8 +25,7 @@ def project(tmp_path, monkeypatch):
 def test_a_network(project, script, monkeypatch, capsys):
     assert run_script(script, monkeypatch, "--workers", 0) == 0
     before = json.loads((project / "runs/test/exp/metrics.json").read_text())
-    files = {path.name for path in (project / "runs/test/exp").iterdir()}
-    assert not before.keys() & NEW_KEYS and "worst_images" not in files
+    assert not before.keys() & NEW_KEYS
     assert "Objects by" not in capsys.readouterr().out
 
     assert run_script(script, monkeypatch, "--report", "--match", "standard,ratio", "--workers", 0) == 0
@@ -66,11 +63,6 @@ def test_files_side_by_side_with_pictures(project, script, monkeypatch, capsys):
         assert content["breakdowns"][name]["all"][0]["ap"] == pytest.approx(column["numbers"]["AP"])
         lost = [one["ap50_lost"] for one in content["worst_images"][name]]
         assert lost == sorted(lost, reverse=True) and lost[-1] > 0
-        assert all((folder / one["picture"]).is_file() for one in content["worst_images"][name])
-    worst = content["worst_images"]["a"][0]
-    plain = cv2.imread(str(project / "images" / worst["file_name"]))
-    drawn = cv2.imread(str(folder / worst["picture"]))
-    assert drawn.shape == plain.shape and np.abs(drawn.astype(int) - plain).max() > 60
     rows = list(csv.DictReader((folder / "suspicious_labels.csv").open()))
     assert len(rows) == sum(content["suspicious_labels"]["counts"].values())
     assert (folder / "suspicious_labels.jpg").is_file() == bool(rows)
@@ -90,7 +82,7 @@ def test_images_that_are_not_there(shared, script, tmp_path, monkeypatch, capsys
     folder = tmp_path / "runs/test/exp"
     content = json.loads((folder / "metrics.json").read_text())
     assert "no pictures: the images are not on the disk" in capsys.readouterr().out
-    assert not (folder / "worst_images").exists()
+    assert not (folder / "suspicious_labels.jpg").exists()
     (column,) = content["columns"]
     (breakdowns,) = content["breakdowns"].values()
     sizes = [row["ap"] for row in breakdowns["size"]]

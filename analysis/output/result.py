@@ -6,13 +6,14 @@ Every analysis returns a :class:`Result`; ``docs/analysis.md`` documents each fi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from analysis.output.pictures import ReportImage
 from data.labels.annotations import Annotations, summarise_problems
 from utils.files import atomic_path, write_json_atomically, write_text_atomically
 from utils.tables import csv_table, markdown_table, markdown_text
@@ -34,6 +35,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]  # str, int, float, or None for "undefined"
     listing: bool = False  # single objects, perhaps thousands: a few rows in the Markdown, all in the CSV
+    explanations: Mapping[str, str] = field(default_factory=dict)  # column -> what it holds; else as in the glossary
 
 
 Cell = str | Callable[[Mapping[str, Any]], Any]  # how to get a value of a row: a key, keys as "outer/inner", a function
@@ -80,6 +82,29 @@ def rows_of(entries: Mapping[str, Mapping[str, Any]], heading: str) -> Iterator[
 
 
 @dataclass(frozen=True)
+class Plot:
+    """A plot with its title."""
+
+    title: str
+    figure: Figure
+    explanation: str = ""
+
+
+@dataclass(frozen=True)
+class ReportSection:
+    """One part of a report."""
+
+    title: str
+    explanation: str = ""  # a few sentences; a blank line begins a paragraph
+    tables: Sequence[Table] = ()
+    plots: Sequence[Plot] = ()
+    images: Sequence[ReportImage] = ()  # the most important first: they are put in until the page is full
+    facts: Mapping[str, Any] = field(default_factory=dict)  # name -> single value
+    notes: Sequence[str] = ()
+    has_csv: bool = False  # each table has a file of its name beside the report
+
+
+@dataclass(frozen=True)
 class Result:
     """What one analysis found."""
 
@@ -90,7 +115,8 @@ class Result:
     plots: Mapping[str, Figure] = field(default_factory=dict)  # file stem -> plot
     notes: tuple[str, ...] = ()  # sentences for the reader, warnings first
     folder: Path | None = None  # where the analysis has written files while it ran; None: a folder is made afterwards
-    browser: dict[str, Any] | None = None  # single images for --report
+    browser: dict[str, Any] | None = None  # single images with their matches, for --report
+    sections: tuple[ReportSection, ...] = ()  # what --report shows; empty: what is above
 
 
 def with_problems(result: Result, annotations: Annotations) -> Result:
