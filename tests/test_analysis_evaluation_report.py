@@ -248,7 +248,7 @@ def test_filters_choose_images_and_boxes(page):
         "2 errors, 1 error, 0 errors / class correct crowd explained found ignored",
         "1 error, 1 error / class correct crowd found ignored",
         "1 error / correct duplicate found",
-        "4 boxes, 2 boxes / correct crowd found ignored",  # no kind of error is left: all boxes are counted
+        "4 boxes, 2 boxes / correct found",  # no kind of error is left: all boxes are counted
         "1 error, 1 error / explained",  # of the class that is missed in the first image
         "1 error / class correct crowd found ignored",
         " / No image has such a box. / true",
