@@ -11,17 +11,20 @@ from utils.errors import UserError, run_command  # first: for Ctrl-C during the 
 # isort: split
 import shlex
 import sys
+from collections.abc import Sequence
 from dataclasses import fields, make_dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from analysis.matching.command import resumed_options
-from analysis.mode import ANALYSES, AnalyzeOptions, Mode, Request, run_name
+from analysis.matching.options import MatchingOptions
+from analysis.mode import AnalyzeOptions, Folders, Mode, Request
 from analysis.modes import MODES
 from analysis.output.report import ReportOptions, write_report
-from analysis.output.result import print_result, write_result
+from analysis.output.result import Result, print_result, write_result
 from data.splits import split_shown
 from engine.network_input import AUTO
-from engine.run_folder import new_run_folder, newest_run, options_of_run, weights_of_run
+from engine.run_folder import newest_run, options_of_run, weights_of_run
 from utils import distributed
 from utils.config import build_options, find_file, flag, option, parse_flags
 
@@ -29,12 +32,13 @@ READ_BY_ALL = ("name", "report")  # options that belong to every analysis
 
 
 def chosen_fields() -> list[tuple[str, type, Any]]:
-    """Return (name, type, option) of a flag for every analysis."""
+    """Return (name, type, option) of a flag for every analysis that has none among its own options."""
     return [
         (mode.name, tuple[str, ...], option((), mode.text))
         if mode.takes_values
         else (mode.name, bool, option(False, mode.text))
         for mode in MODES.values()
+        if mode.chosen_by is None
     ]
 
 
@@ -60,14 +64,20 @@ def main() -> None:
         if result is None:
             continue
         results.append(result)
-        folder = result.folder or new_run_folder(ANALYSES, run_name(request.about.name, mode, with_mode=len(modes) > 1))
+        folder = result.folder or request.folders.of(mode)
         write_result(result, folder, command)
         print_result(result)
         print(f"\n{flag(mode)}: results.json, tables.md, CSV and pictures are in {folder}\n")
     if request.options(ReportOptions).report and results:
-        folder = new_run_folder(ANALYSES, run_name(request.about.name, "report", with_mode=True))
+        folder = folder_of_report(request, results)
         write_report(results, folder / "report.html", command)
         print(f"--report: open {folder / 'report.html'} in a browser")
+
+
+def folder_of_report(request: Request, results: Sequence[Result]) -> Path:
+    """Return where the report is written: into the folder of a run that was resumed, for that has no other."""
+    resumed = request.options(MatchingOptions).resume
+    return Path(resumed) if resumed and len(results) == 1 else request.folders.of_report()
 
 
 def choose(given: dict[str, Any]) -> tuple[Request, list[str]]:
@@ -77,7 +87,9 @@ def choose(given: dict[str, Any]) -> tuple[Request, list[str]]:
         UserError: an option that none of the analyses reads.
     """
     groups = dict(zip(GROUPS, build_options(given, GROUPS), strict=True))
-    chosen = {mode: value for mode in MODES if (value := getattr(groups[ChosenModes], mode))}
+    chosen = {
+        name: value for name, mode in MODES.items() if (value := getattr(groups[mode.chosen_by or ChosenModes], name))
+    }
     modes = list(chosen) or default_modes(given)
     for name in given:
         if name in MODES or name in READ_BY_ALL:
@@ -87,8 +99,12 @@ def choose(given: dict[str, Any]) -> tuple[Request, list[str]]:
             remedy = "add it" if len(readers) == 1 else "add one of them"
             raise UserError(f"{flag(name)} is read by {', '.join(readers)} only; {remedy}, or leave {flag(name)} out")
     asked = groups[AnalyzeOptions]
+    if "split" not in given:
+        asked = replace(asked, split=MODES[modes[-1]].split)
     report = groups[ReportOptions]
-    request = Request(with_defaults(asked), asked, chosen, groups, report.report_images if report.report else 0)
+    folders = Folders(asked.name, report.report, several=len(modes) > 1)
+    num_images = report.report_images if report.report else 0
+    request = Request(with_defaults(asked), asked, chosen, groups, folders, num_images)
     if "anchor_stats" in modes:
         find_file(request.about.cfg, "cfg")  # before a long analysis that comes first
     announce(request.about, [mode for mode in modes if not chosen or is_about_annotations(MODES[mode])])

@@ -15,6 +15,10 @@ from typing import Any
 
 import torch
 
+from analysis.diagnosis import DiagnosisOptions, refuse_what_is_missing
+from analysis.error_pictures import ImageSource
+from analysis.evaluation_report import EvaluationFindings, report_evaluation
+from analysis.points_lost import cfg_priors, network_priors
 from data.image_checks import ImageCheckOptions, bad_images
 from data.labels.annotations import Annotations
 from data.loader import Batches, LoaderSettings
@@ -49,6 +53,7 @@ SPLITS = {  # --task -> the key of the .data file
     "speed": "valid",
     "study": "valid",
 }
+LOW_CONFIDENCE = 0.01  # from here on up --conf-thres cuts the precision-recall curves short
 PICTURED_BATCHES = 3  # that are drawn, the first ones
 
 
@@ -93,12 +98,15 @@ class EvaluationOptions:
 @distributed.joined()
 def main() -> None:
     """Evaluate one detector on one split; leave metrics.json and pictures in runs/test/<name>."""
-    groups = (EvaluationOptions, ImageCheckOptions, ResultsOptions, NmsOptions, ViewOptions, SpeedOptions, StudyOptions)
-    options, checks, files, nms, views, measured, study = parse_options(__doc__.splitlines()[0], *groups)
+    groups = (EvaluationOptions, ImageCheckOptions, ResultsOptions, DiagnosisOptions, NmsOptions, ViewOptions,
+              SpeedOptions, StudyOptions)  # fmt: skip
+    options, checks, files, diagnosis, nms, views, measured, study = parse_options(__doc__.splitlines()[0], *groups)
     unused = {"--img-size": options.img_size, "--results": files.results, "--save-json": options.save_json}
     beside = checked_study(study, options.task == "study", unused)
     if files.results and not options.weights:
-        return evaluate_files(options, files)
+        return evaluate_files(options, files, diagnosis)
+    if files.iou_type != "bbox":
+        raise UserError(f"--iou-type {files.iou_type}: leave out --weights, for the networks here detect boxes")
     device = choose_device(options.device)
     use_threads(measured.threads or None)
     distributed.start(device)
@@ -135,7 +143,8 @@ def main() -> None:
         batches = warmed_up(detector, dataset, settings)
         folder = shared_run_folder(options.project, options.name, options.exist_ok)
         pictures = BatchPictures(folder, loaded.names or dataset.names)
-        evaluate_split(options, flat_dict(options, nms, views), files, dataset, detector, batches, pictures)
+        recorded = flat_dict(options, nms, views)
+        evaluate_split(options, recorded, files, diagnosis, dataset, detector, batches, pictures)
     distributed.stop()
 
 
@@ -143,6 +152,7 @@ def evaluate_split(
     options: EvaluationOptions,
     recorded: dict[str, Any],
     files: ResultsOptions,
+    diagnosis: DiagnosisOptions,
     dataset: Annotations,
     detector: Detector,
     batches: Batches,
@@ -166,8 +176,14 @@ def evaluate_split(
         print(line)
     speed = detector.speed()
     print_speed(speed, options)
-    compared = compare_with_files(files, options, dataset, results, folder)
-    write_json_atomically(folder / "metrics.json", contents(metrics, left_out, dropped, recorded, compared))
+    truth = clean_ground_truth(dataset.to_coco()) if files.results else ground_truth
+    width, height = options.img_size
+    compared = compare(options, files, diagnosis, truth, results, folder)
+    priors = network_priors(detector.network, (width, height), options.resize) if diagnosis.report else None
+    columns = {Path(options.weights).stem: results}
+    evaluated = EvaluationFindings.of(truth, columns, compared, ImageSource.of(dataset), priors)
+    found = report_evaluation(diagnosis, evaluated, folder)
+    write_json_atomically(folder / "metrics.json", contents(metrics, left_out, dropped, recorded, compared) | found)
     write_json_atomically(folder / "speed.json", {**asdict(speed), "total_ms": speed.total_ms})
     if options.save_json:
         write_json_atomically(folder / "detections.json", results, indent=None)
@@ -206,30 +222,38 @@ def make_detector(
     )
 
 
-def evaluate_files(options: EvaluationOptions, files: ResultsOptions) -> None:
+def evaluate_files(options: EvaluationOptions, files: ResultsOptions, diagnosis: DiagnosisOptions) -> None:
     """Evaluate files of results without a network."""
     if not options.data:
         raise UserError("--results needs the ground truth: name it with --data")
+    refuse_what_is_missing(diagnosis, files.iou_type, options.cfg)
     if not distributed.is_main():
         return
-    truth = ground_truth_of(options.data, SPLITS[options.task], options.val_fraction, files.iou_type)
-    found = compare_results(files, truth)
+    truth, annotations = ground_truth_of(options.data, SPLITS[options.task], options.val_fraction, files.iou_type)
+    priors = None
+    if diagnosis.report:
+        priors = cfg_priors(options.cfg, len(annotations.names), options.img_size, options.resize)
+    compared = compare_results(files, truth)
     folder = new_run_folder(options.project, options.name, options.exist_ok)
-    print_tables(found, folder)
-    write_json_atomically(folder / "metrics.json", {**found.to_dict(), "options": asdict(options) | asdict(files)})
+    print_tables(compared, folder)
+    evaluated = EvaluationFindings.of(truth, {}, compared, ImageSource.of(annotations), priors)
+    content = compared.to_dict() | report_evaluation(diagnosis, evaluated, folder)
+    write_json_atomically(folder / "metrics.json", {**content, "options": asdict(options) | asdict(files)})
     print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 
-def compare_with_files(
-    files: ResultsOptions, options: EvaluationOptions, dataset: Annotations, results: list[dict], folder: Path
+def compare(
+    options: EvaluationOptions,
+    files: ResultsOptions,
+    diagnosis: DiagnosisOptions,
+    truth: dict,
+    results: list[dict],
+    folder: Path,
 ) -> ResultsComparison | None:
-    """Compare what the network found with files of results; None where there are none."""
-    if not files.results:
+    """Compare what the network found with files of results, or say how sure it is; None where neither is asked for."""
+    if not files.is_asked() and not diagnosis.report:
         return None
-    if files.iou_type != "bbox":
-        raise UserError(f"--iou-type {files.iou_type}: leave out --weights, for the networks here detect boxes")
-    own = {Path(options.weights).stem: results}
-    compared = compare_results(files, clean_ground_truth(dataset.to_coco()), own)
+    compared = compare_results(files, truth, {Path(options.weights).stem: results})
     print_tables(compared, folder)
     return compared
 
@@ -263,6 +287,10 @@ def announce(options: EvaluationOptions, resolved: Resolved, dataset: Annotation
             f"({split}), {how_many(len(dataset), 'image')}, {resolved.resize.to(resolved.input_wh)}{batches} "
             f"({describe_device(device)})"
         )
+        if options.task != "speed" and options.conf_thres > LOW_CONFIDENCE:
+            print(
+                f"WARNING: --conf-thres {options.conf_thres:g} lowers mAP, which needs weak detections: 0.001 is usual"
+            )
         if ignored := half_is_ignored(options.half, device):
             print(ignored)
 
@@ -303,6 +331,7 @@ def print_metrics(metrics: Metrics, verbose: bool, left_out: int) -> None:
     """Print the table, COCO's twelve numbers where they are defined and, where images are missing, how many."""
     print(table(metrics, verbose))
     if metrics.num_instances:
+        print(f"P and R are those at confidence {metrics.best_f1_confidence:.3f}, where the mean F1 is highest")
         print(metrics.summary())
     if left_out:
         print(

@@ -109,7 +109,7 @@ def anchor_stats(
     assigners = {name: build_assigner(options, tuple(heads)) for name, options in strategies.items()}
     best_iou, best_ratio = np.zeros(len(objects)), np.full(len(objects), np.inf)
     with one_thread(), tqdm(total=len(objects), desc="matching", unit=" objects", disable=None, leave=False) as bar:
-        for block in _blocks(objects, boxes_cxcywh):
+        for block in object_blocks(objects, boxes_cxcywh):
             shape_ious = shape_iou(boxes_wh[block.rows], anchors_wh)  # T K
             best_iou[block.rows] = shape_ious.amax(dim=1)
             best_ratio[block.rows] = side_ratio(boxes_wh[block.rows], anchors_wh).amin(dim=1)
@@ -129,7 +129,7 @@ def anchor_stats(
     return Result("anchor-stats", data, statistics, (*_tables(statistics), lost), plots, _notes(statistics))
 
 
-def _blocks(objects: Objects, boxes_cxcywh: np.ndarray) -> Iterator[ObjectBlock]:
+def object_blocks(objects: Objects, boxes_cxcywh: np.ndarray) -> Iterator[ObjectBlock]:
     """Yield the objects of whole images, about OBJECTS_PER_BLOCK at a time."""
     until = np.searchsorted(objects.image, np.arange(objects.num_images), side="right")  # objects up to each image
     first_image = first_row = 0
@@ -231,7 +231,16 @@ def _tables(statistics: Mapping[str, Any]) -> tuple[Table, ...]:
     title = f"Matches at {width} x {height}"
     return (
         table_of("strategies", title, overview, STRATEGY_COLUMNS),
-        Table("recall", "Best possible recall of the anchors", ("rule", "share of objects"), rules),
+        Table(
+            "recall",
+            "Best possible recall of the anchors",
+            ("rule", "share of objects"),
+            rules,
+            explanations={
+                "rule": "of anchor and object",
+                "share of objects": "objects that an anchor meets by the rule",
+            },
+        ),
         table_of("anchors", "Per anchor (network pixels)", anchors, ANCHOR_COLUMNS),
         _split_table("unmatched_by_size", "size", "by_size", strategies),
         _split_table("unmatched_by_class", "class", "by_class", strategies),
@@ -251,7 +260,14 @@ def _split_table(stem: str, heading: str, key: str, strategies: Mapping[str, Any
 def _positives_table(strategies: Mapping[str, Any]) -> Table:
     counts = (one["positives_per_object"]["counts"] for one in strategies.values())
     rows = tuple((number, *row) for number, row in enumerate(zip_longest(*counts, fillvalue=0)))
-    return Table("positives_per_object", "Objects by their number of positives", ("positives", *strategies), rows)
+    words = dict.fromkeys(strategies, "objects with so many positives by this strategy")
+    return Table(
+        "positives_per_object",
+        "Objects by their number of positives",
+        ("positives", *strategies),
+        rows,
+        explanations=words | {"positives": "number of slots that learn from one object"},
+    )
 
 
 def _unmatched_table(

@@ -1,7 +1,7 @@
 """``analyze.py --compare RUN…``: training runs side by side, the seeds of one setting taken together.
 
 A run is the folder that ``train.py`` writes: ``config.yaml`` (flat options) and ``results.csv`` (one line per epoch).
-Runs whose options differ only in the seed (and in bookkeeping, :data:`BOOKKEEPING`) are one setting.
+Runs whose options differ only in the seed (and in bookkeeping, :data:`analysis.settings.BOOKKEEPING`) are one setting.
 """
 
 from __future__ import annotations
@@ -9,15 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.special import stdtrit
 
+from analysis.compare_tests import compare_tests, differences_table, sureness
 from analysis.mode import Mode, Request
 from analysis.output.plots import curves
 from analysis.output.result import Cell, Result, Table, mean, share, table_of
+from analysis.paired_differences import common_seeds, confidence_interval, paired_by_seed
+from analysis.settings import group_by_setting, shown_value, varying_options
+from analysis.tested_runs import is_tested, read_tested
+from engine.evaluate_results import ResultsOptions
 from engine.run_folder import Row, epoch_summary, read_config
 from utils.config import option
 from utils.errors import UserError
@@ -32,21 +37,6 @@ MAP50, MAP = "metrics/mAP_0.5", "metrics/mAP_0.5:0.95"
 POSITIVES, UNMATCHED, OBJECTS = "match/positives_per_object", "match/unmatched", "match/objects"
 SCORES = {"mAP@0.5": MAP50, "mAP": MAP}
 NAMED_OPTIONS = ("match", "alpha", "epochs")  # have columns of their own in the tables
-BOOKKEEPING = {
-    "seed",
-    "name",
-    "device",
-    "workers",
-    "resume",
-    "nosave",
-    "notest",
-    "cache",
-    "hyp",
-    "project",
-    "exist_ok",
-    "save_period",
-}
-# They say where and how a run was computed, not what was learned; what the recipe ``hyp`` says is in the other options.
 
 
 @dataclass(frozen=True)
@@ -105,47 +95,26 @@ def compare_runs(runs: Sequence[Run], options: CompareOptions) -> Result:
         {"setting": setting_label(runs[members[0]], varying), **_setting_statistics([run_rows[i] for i in members])}
         for members in groups
     ]
-    statistics = {"last": options.last, "varying_options": varying, "runs": run_rows, "settings": settings}
     labels = [setting["setting"] for setting in settings]
+    of_settings = [(label, [run_rows[i] for i in members]) for label, members in zip(labels, groups, strict=True)]
+    statistics = {
+        "last": options.last,
+        "varying_options": varying,
+        "runs": run_rows,
+        "settings": settings,
+        "differences": [row for pair in combinations(of_settings, 2) for row in _differences(*pair)],
+    }
     data = {"runs": [str(run.folder) for run in runs]}
     return Result(
         "compare", data, statistics, _tables(statistics), {"curves": _plot(runs, groups, labels)}, _notes(runs)
     )
 
 
-def varying_options(runs: Sequence[Run]) -> list[str]:
-    """Return the options that are not the same in all runs that know them, in the order of the first run's file."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.options))
-    values = {key: {repr(run.options[key]) for run in runs if key in run.options} for key in keys}
-    return [key for key in keys if key not in BOOKKEEPING and len(values[key]) > 1]
-
-
-def group_by_setting(runs: Sequence[Run]) -> list[list[int]]:
-    """Return the indices of the runs of each setting, in order of first appearance."""
-    varying = varying_options(runs)
-    groups: dict[tuple[str, ...], list[int]] = {}
-    for index, run in enumerate(runs):
-        groups.setdefault(tuple(repr(run.options.get(key)) for key in varying), []).append(index)
-    return list(groups.values())
-
-
 def setting_label(run: Run, varying: Sequence[str]) -> str:
     """Return the name of a setting: its strategy, α, and the options that differ between the runs."""
-    extra = " ".join(f"{key}={_shown(run.options.get(key))}" for key in varying if key not in NAMED_OPTIONS)
-    label = f"{run.options.get('match', '?')} α={_shown(run.options.get('alpha', 0))}"
+    extra = " ".join(f"{key}={shown_value(run.options.get(key))}" for key in varying if key not in NAMED_OPTIONS)
+    label = f"{run.options.get('match', '?')} α={shown_value(run.options.get('alpha', 0))}"
     return " ".join((label, *([f"epochs={run.options.get('epochs')}"] if "epochs" in varying else []), extra)).strip()
-
-
-def confidence_interval(values: Sequence[float]) -> tuple[float, float | None]:
-    """Return the mean of n values and half the width of its 95 % confidence interval, None for one value.
-
-    The half width is t(0.975, n - 1) · s / √n, with Student's t and the sample standard deviation s.
-    """
-    average = float(np.mean(values))
-    if len(values) < 2:
-        return average, None
-    error = float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return average, float(stdtrit(len(values) - 1, 0.975)) * error
 
 
 def _read_history(path: Path) -> list[Row]:
@@ -222,6 +191,31 @@ def _setting_statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return statistics
 
 
+def _differences(
+    first: tuple[str, Sequence[Mapping[str, Any]]], second: tuple[str, Sequence[Mapping[str, Any]]]
+) -> list[dict[str, Any]]:
+    """Return the differences of two settings, each its label and the statistics of its runs, paired by seed."""
+    seeds = common_seeds(*([row["seed"] for row in rows] for _, rows in (first, second)))
+    found = []
+    for name, key in ((name, key) for name in SCORES for key in ("max", "mean")):
+        values = (
+            {row["seed"]: row[name][key] for row in rows if row["seed"] in seeds and row[name][key] is not None}
+            for _, rows in (first, second)
+        )
+        paired = paired_by_seed(*values)
+        if paired is not None:
+            found.append(
+                {
+                    "of": second[0],
+                    "minus": first[0],
+                    "number": f"{name} {key}",
+                    "difference": paired.average,
+                    **sureness(paired),
+                }
+            )
+    return found
+
+
 def _tables(statistics: Mapping[str, Any]) -> tuple[Table, ...]:
     run_columns: dict[str, Cell] = {
         "run": "run",
@@ -258,11 +252,12 @@ def _tables(statistics: Mapping[str, Any]) -> tuple[Table, ...]:
             statistics["settings"],
             setting_columns,
         ),
+        *([differences_table(statistics["differences"], ("seeds",))] if statistics["differences"] else []),
     )
 
 
 def _shown_options(run: Mapping[str, Any]) -> str:
-    return " ".join(f"{key}={_shown(value)}" for key, value in run["options"].items())
+    return " ".join(f"{key}={shown_value(value)}" for key, value in run["options"].items())
 
 
 def _plot(runs: Sequence[Run], groups: Sequence[Sequence[int]], labels: Sequence[str]) -> Any:
@@ -300,20 +295,28 @@ def _notes(runs: Sequence[Run]) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def _shown(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
 def run(request: Request) -> Result:
-    """Compare the training runs that the flag names."""
-    folders = request.chosen["compare"]
-    return compare_runs([read_run(folder) for folder in folders], request.options(CompareOptions))
+    """Compare the runs that the flag names, of train.py or of test.py.
+
+    Raises:
+        UserError: some are of the one and some of the other.
+    """
+    folders, options = request.chosen["compare"], request.options(CompareOptions)
+    tested = [folder for folder in folders if is_tested(folder)]
+    if not tested:
+        return compare_runs([read_run(folder) for folder in folders], options)
+    if others := [folder for folder in folders if folder not in tested]:
+        raise UserError(f"--compare: {tested[0]} is a run of test.py, {others[0]} is none; compare runs of one kind")
+    if options.last:
+        raise UserError(f"--last {options.last}: a run of test.py has no epochs; leave it out")
+    return compare_tests(read_tested(folders), request.options(ResultsOptions).resamples)
 
 
 MODE = Mode(
     name="compare",
-    text="compare training runs: their folders, such as runs/train/exp",
+    text="compare runs of train.py, or of test.py: their folders, such as runs/train/exp",
     run=run,
     groups=(CompareOptions,),
+    reads=frozenset({"resamples"}),
     takes_values=True,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,6 +15,7 @@ from data.labels.annotations import Annotations
 from data.labels.read import read_dataset
 from data.splits import open_data, split_shown
 from engine.network_input import choose_resize, input_size, refuse_size, resize_option, size_option
+from engine.run_folder import new_run_folder
 from models.heads import Head
 from models.network import build_network, require_heads, require_trainable
 from utils.config import find_file, flag, option
@@ -39,6 +40,39 @@ class AnalyzeOptions:
         refuse_size(self.img_size, "--img-size")
 
 
+@dataclass
+class Folders:
+    """Makes the folders of one call of ``analyze.py``: one for each analysis or, with a report, one for all.
+
+    Without a report they are called as the analysis, or as ``name``, which gets the analysis appended where there are
+    several. With a report there is one folder, ``name`` or "report", for the page; a single analysis writes into it,
+    and several have a folder each inside.
+    """
+
+    name: str = ""  # given by the user
+    has_report: bool = False
+    several: bool = False
+    made: Path | None = None  # the folder of the report
+
+    def of(self, mode: str) -> Path:
+        """Make the folder of an analysis."""
+        plain_mode = flag(mode).removeprefix("--")
+        if not self.has_report:
+            name = f"{self.name}-{plain_mode}" if self.name and self.several else self.name or plain_mode
+            return new_run_folder(ANALYSES, name)
+        folder = self.of_report()
+        if self.several:
+            folder = folder / plain_mode
+            folder.mkdir()
+        return folder
+
+    def of_report(self) -> Path:
+        """Return the folder of the report; make it the first time."""
+        if self.made is None:
+            self.made = new_run_folder(ANALYSES, self.name or "report")
+        return self.made
+
+
 @dataclass(frozen=True)
 class Request:
     """What one call of ``analyze.py`` asks for; every analysis gets the same request."""
@@ -47,6 +81,7 @@ class Request:
     asked: AnalyzeOptions  # as the user gave them
     chosen: Mapping[str, Any]  # name of a mode -> the value of its flag; empty where the user named no analysis
     groups: Mapping[type, Any]  # options by the class of their group
+    folders: Folders = field(default_factory=Folders)
     report_images: int = 0  # single images that a report asks for
 
     def options(self, group: type[Group]) -> Group:
@@ -85,26 +120,16 @@ class Mode:
     text: str  # for --help
     run: Callable[[Request], Result | None]  # None under torchrun, in the processes that have no result
     groups: tuple[type, ...] = ()  # options that it reads
-    reads: frozenset[str] = frozenset()  # further options that it reads: fields of AnalyzeOptions, report_images
+    reads: frozenset[str] = (
+        frozenset()
+    )  # further options that it reads: fields of AnalyzeOptions, report_images, resamples
     takes_values: bool = False  # the flag is followed by one or more words
     distributed: bool = False  # runs in every process of ``torchrun``; else the main one does it alone
+    chosen_by: type | None = None  # of ``groups``, the one that has the mode's flag; None: ``analyze.py`` makes it
+    split: str = "train"  # that it is about where the user names none
 
 
 def side_or_sides(input_wh: tuple[int, int]) -> int | list[int]:
     """Return the size of the network input as results have it: the side of a square, else width and height."""
     width, height = input_wh
     return width if width == height else [width, height]
-
-
-def run_name(name: str, mode: str, with_mode: bool) -> str:
-    """Return the name of an analysis' folder.
-
-    Args:
-        name: given by the user; empty: the name of the analysis.
-        mode: name of the analysis.
-        with_mode: add it to a given name, because several folders are made.
-    """
-    plain_mode = flag(mode).removeprefix("--")
-    if not name:
-        return plain_mode
-    return f"{name}-{plain_mode}" if with_mode else name

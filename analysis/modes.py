@@ -5,7 +5,7 @@ A new analysis is one file with its options, its function and its ``MODE``, and 
 
 from __future__ import annotations
 
-from analysis import anchor_stats, compare_runs, dataset_stats
+from analysis import anchor_stats, compare_runs, dataset_stats, evaluation_report
 from analysis.matching import command
 from analysis.mode import Mode
 
@@ -16,5 +16,6 @@ MODES: dict[str, Mode] = {
         anchor_stats.MODE,
         command.MODE,
         compare_runs.MODE,
+        evaluation_report.MODE,
     )
 }

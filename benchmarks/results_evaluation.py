@@ -1,4 +1,4 @@
-"""Seconds and memory of ``test.py --results`` on made-up results: the numbers, the error breakdown and the intervals.
+"""Seconds and memory of ``test.py --results --report --at-conf 0.25`` on made-up results, part by part.
 
 Ours against hotcoco's bootstrap, which gives the intervals of a difference: both on the first images, for they must be
 few. Run: ``python -m benchmarks.results_evaluation [--images 5000] [--resamples 1000]``
@@ -12,11 +12,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from analysis.error_pictures import ImageSource
+from analysis.evaluation_images import hardest_images
+from analysis.points_lost import find_points_lost
 from benchmarks.coco_evaluation import OBJECTS, made_up_results
 from benchmarks.coco_size_analysis import made_up_coco
 from evaluation.bootstrap import ResampledNumbers, resample
 from evaluation.comparison import coco_numbers, error_breakdown
+from evaluation.confusion import confusion_matrix
+from evaluation.curves import curves_of
 from evaluation.results import clean_ground_truth
+from evaluation.working_point import working_point
 from utils.config import option, parse_options
 from utils.errors import run_command
 
@@ -38,8 +44,12 @@ def main() -> None:
     print(f"{options.images} images, {len(truth['annotations'])} objects, {len(results)} detections")
     begin = time.perf_counter()
     for name, part in (
-        ("the twelve numbers", lambda: coco_numbers(truth, results, "bbox")),
+        ("the twelve numbers", lambda: coco_numbers(truth, results)),
         ("the error breakdown", lambda: error_breakdown(truth, results)),
+        ("counts at a working point", lambda: working_point(truth, results, 0.25, 0.5)),
+        ("the confusion matrix", lambda: confusion_matrix(truth, results, 0.25, 0.45)),
+        ("the curves", lambda: curves_of(truth, results)),
+        ("where the points went", lambda: points_lost_and_images(truth, results)),
         (f"{options.resamples} resamples", lambda: resample([ResampledNumbers(truth, results)], options.resamples, 0)),
     ):
         start = time.perf_counter()
@@ -48,6 +58,12 @@ def main() -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(f"all of it: {time.perf_counter() - begin:.1f} s, {memory:.2f} GiB at most")
     against_hotcoco(truth, results, options)
+
+
+def points_lost_and_images(truth: dict, results: list[dict]) -> None:
+    """Find what the report shows, its images without their pixels."""
+    found, detectors = find_points_lost(truth, {"made up": results}, None, ())
+    hardest_images(truth, detectors, found.ap50_lost, ImageSource({}), 24)
 
 
 def against_hotcoco(truth: dict, results: list[dict], options: EvaluationBenchmarkOptions) -> None:

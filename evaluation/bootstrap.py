@@ -1,9 +1,9 @@
-"""How sure COCO's twelve numbers are: what they would be for other images of the same kind, drawn from these.
+"""How sure COCO's numbers are: what they would be for other images of the same kind, drawn from these.
 
 An image that is drawn twice counts twice; what is matched in it does not change. So everything is matched once, and a
 resample is nothing but a weight per image, the same for all detectors that are compared (Efron, 1979; paired).
 
-Shape letters: R resamples, I images, K categories, T IoU thresholds (10), N detections, P right detections.
+Shape letters: R resamples, I images, K categories, L limits, n numbers, N detections, P right detections.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from evaluation.matches import DETECTION_LIMIT, CocoMatcher
+from evaluation.matches import CocoMatcher
+from evaluation.parameters import COCO_PARAMETERS, CocoParameters
 
-IOUS = np.linspace(0.5, 0.95, 10)
-AREA_RANGES = ((0.0, 1e10), (0.0, 32.0**2), (32.0**2, 96.0**2), (96.0**2, 1e10))  # all, small, medium, large
-LIMITS = (1, 10, DETECTION_LIMIT)
 RECALLS = np.linspace(0, 1, 101)  # pycocotools' own, whose 0.7 is a little more than 7 / 10
 
 
@@ -44,44 +42,37 @@ class _Area:
 
 
 class ResampledNumbers:
-    """Gives the twelve numbers of one detector for any weights of the images.
+    """Gives the numbers of one detector for any weights of the images.
 
     Args:
         truth: COCO's ground truth.
         results: COCO's results, which name only images and categories of the ground truth.
+        parameters: say what is evaluated, and so which numbers there are.
+
+    Raises:
+        UserError: the key points are not COCO's.
     """
 
-    def __init__(self, truth: dict, results: Sequence[dict]) -> None:
+    def __init__(
+        self, truth: dict, results: Sequence[dict], parameters: CocoParameters = COCO_PARAMETERS["bbox"]
+    ) -> None:
+        self.parameters = parameters
         self.num_images, self.num_categories = len(truth["images"]), len(truth["categories"])
-        matcher = CocoMatcher(truth, results)
-        image, category = np.divmod(matcher.group, max(self.num_categories, 1))
-        truth_image, truth_category = np.divmod(matcher.truth_group, max(self.num_categories, 1))
+        matcher = CocoMatcher(truth, results, parameters)
         # Ties between images as pycocotools has them: by image, the strongest first, then stable by score.
         ids = np.array([one["id"] for one in truth["images"]])
         place_of_image = np.argsort(np.argsort(ids))
-        order = np.lexsort((matcher.rank, place_of_image[image], -matcher.scores, category))
-        self.areas = [
-            self._area(matcher, order, image, category, (truth_image, truth_category), area_range)
-            for area_range in AREA_RANGES
-        ]
+        order = np.lexsort((matcher.rank, place_of_image[matcher.image], -matcher.scores, matcher.category))
+        self.areas = [self._area(matcher, order, (low, high)) for _, low, high in parameters.areas]
 
-    def _area(
-        self,
-        matcher: CocoMatcher,
-        order: np.ndarray,
-        image: np.ndarray,
-        category: np.ndarray,
-        of_truth: tuple[np.ndarray, np.ndarray],
-        area_range: tuple[float, float],
-    ) -> _Area:
+    def _area(self, matcher: CocoMatcher, order: np.ndarray, area_range: tuple[float, float]) -> _Area:
         """Match at every IoU, and keep what a resample needs."""
         is_object = matcher.objects(area_range)
-        number = of_truth[0][is_object] * self.num_categories + of_truth[1][is_object]
-        objects = np.bincount(number, minlength=self.num_images * self.num_categories)
-        by_iou = [matcher.matches(float(iou), area_range) for iou in IOUS]
+        objects = np.bincount(matcher.truth_group[is_object], minlength=self.num_images * self.num_categories)
+        by_iou = [matcher.matches(iou, area_range) for iou in self.parameters.ious]
         kept = order[~np.all([matches.ignored for matches in by_iou], axis=0)[order]]
         categories = np.arange(self.num_categories)
-        start = np.searchsorted(category[kept], categories)
+        start = np.searchsorted(matcher.category[kept], categories)
         curves = []
         for matches in by_iou:
             right = np.flatnonzero(matches.correct[kept])
@@ -89,42 +80,43 @@ class ResampledNumbers:
             curves.append(
                 _Curve(
                     right=right,
-                    category=category[kept[right]],
+                    category=matcher.category[kept[right]],
                     rank=matcher.rank[kept[right]],
-                    ignored_image=image[kept[ignored]].astype(np.int32),
+                    ignored_image=matcher.image[kept[ignored]].astype(np.int32),
                     ignored_before_right=np.searchsorted(ignored, right),
                     ignored_before_category=np.searchsorted(ignored, start),
                 )
             )
         return _Area(
-            image=image[kept].astype(np.int32),
+            image=matcher.image[kept].astype(np.int32),
             category_start=start,
             objects=objects.reshape(self.num_images, self.num_categories),
             curves=tuple(curves),
         )
 
     def numbers(self, weights: np.ndarray) -> np.ndarray:
-        """Return the twelve numbers, in the order of :data:`evaluation.coco.TWELVE`; NaN where nothing defines one.
+        """Return the parameters' numbers [n] in their order; NaN where nothing defines one.
 
         Args:
             weights: [I] int32, how often each image counts.
         """
-        precisions, recalls = [], []
+        averages, recalls = [], []  # by area, then by IoU: of the categories [K], and within each limit [L K]
         for area in self.areas:
             objects = weights @ area.objects  # K
             before = np.concatenate(([0], np.cumsum(weights[area.image])))  # N + 1: detections before each place
             by_iou = [self._precision_and_recalls(area, curve, before, weights, objects) for curve in area.curves]
-            precisions.append(np.array([precision for precision, _ in by_iou]))
+            averages.append(np.array([average for average, _ in by_iou]))
             recalls.append(np.array([recall for _, recall in by_iou]))
-        everything = precisions[0]
-        ap = [_mean(everything), _mean(everything[0]), _mean(everything[5]), *map(_mean, precisions[1:])]
-        ar = [*(_mean(recalls[0][:, limit]) for limit in range(3)), *(_mean(one[:, 2]) for one in recalls[1:])]
-        return np.array(ap + ar)
+        found = []
+        for number in self.parameters.numbers:
+            values = averages[number.area] if number.is_precision else recalls[number.area][:, number.limit]
+            found.append(_mean(values if number.iou is None else values[number.iou]))
+        return np.array(found)
 
     def _precision_and_recalls(
         self, area: _Area, curve: _Curve, before: np.ndarray, weights: np.ndarray, objects: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the average precision [K] and the recalls within each limit [3 K], NaN where there are no objects."""
+        """Return the average precision [K] and the recalls within each limit [L K], NaN where there are no objects."""
         weight = weights[area.image[curve.right]]  # P
         ignored = np.concatenate(([0], np.cumsum(weights[curve.ignored_image])))
         counted = before[curve.right + 1] - ignored[curve.ignored_before_right]  # P: up to each right one
@@ -145,7 +137,8 @@ class ResampledNumbers:
             sums = np.bincount(curve.category, precision * step, self.num_categories)
             average = np.where(objects > 0, sums / len(RECALLS), np.nan)
             within = [
-                np.bincount(curve.category, weight * (curve.rank < limit), self.num_categories) for limit in LIMITS
+                np.bincount(curve.category, weight * (curve.rank < limit), self.num_categories)
+                for limit in self.parameters.limits
             ]
             recalls = np.where(objects > 0, np.array(within) / objects, np.nan)
         return average, recalls
@@ -167,17 +160,17 @@ def resample(
     seed: int,
     report: Callable[[int], object] = lambda _: None,
 ) -> np.ndarray:
-    """Return the twelve numbers [R C 12] of each detector C for the same resamples of the images.
+    """Return the numbers [R C n] of each detector C for the same resamples of the images.
 
     Args:
-        detectors: of one data set.
+        detectors: of one data set, with the same parameters.
         resamples: how many.
         seed: of the draws.
         report: is called with 1 after each of them.
     """
     rng = np.random.default_rng(seed)
     num_images = detectors[0].num_images
-    found = np.empty((resamples, len(detectors), 12))
+    found = np.empty((resamples, len(detectors), len(detectors[0].parameters.numbers)))
     for number in range(resamples):
         drawn = rng.integers(num_images, size=num_images)
         weights = np.bincount(drawn, minlength=num_images).astype(np.int32)

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from evaluation.operating_point import precision_recall_at_best_f1
+from evaluation.parameters import COCO_PARAMETERS, CocoParameters
 from evaluation.results import check_results, clean_ground_truth
 from utils.boxes import SIZE_NAMES
 from utils.errors import UserError
@@ -175,19 +176,23 @@ def mean_of_defined(values: np.ndarray) -> float:
     return float(np.mean(defined)) if len(defined) else -1.0
 
 
-def run_hotcoco(truth: dict, results: Sequence[dict], kind: str = "bbox") -> COCOeval:
+def run_hotcoco(truth: dict, results: Sequence[dict], parameters: CocoParameters = COCO_PARAMETERS["bbox"]) -> COCOeval:
     """Return hotcoco's evaluation of boxes, masks or key points, with every detection matched."""
     from hotcoco import COCO, COCOeval
 
     truth_index = COCO(truth)
-    evaluation = COCOeval(truth_index, truth_index.load_res(list(results)), kind)
+    evaluation = COCOeval(truth_index, truth_index.load_res(list(results)), parameters.kind)
+    for name, value in parameters.of_hotcoco().items():
+        setattr(evaluation.params, name, value)
     evaluation.evaluate()
     return evaluation
 
 
-def hotcoco_arrays(truth: dict, results: Sequence[dict], kind: str = "bbox") -> tuple[np.ndarray, np.ndarray]:
+def hotcoco_arrays(
+    truth: dict, results: Sequence[dict], parameters: CocoParameters = COCO_PARAMETERS["bbox"]
+) -> tuple[np.ndarray, np.ndarray]:
     """Return hotcoco's precision [T R K A D] and recall [T K A D]."""
-    evaluation = run_hotcoco(truth, results, kind)
+    evaluation = run_hotcoco(truth, results, parameters)
     evaluation.accumulate()
     arrays = evaluation.eval
     assert arrays is not None  # it is None only before accumulate

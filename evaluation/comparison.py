@@ -11,25 +11,12 @@ import numpy as np
 from scipy import stats
 
 from evaluation.bootstrap import ResampledNumbers, resample
-from evaluation.coco import TWELVE, hotcoco_arrays, mean_of_defined, run_hotcoco
+from evaluation.coco import hotcoco_arrays, mean_of_defined, run_hotcoco
+from evaluation.error_kinds import TIDE_KEYS, error_kinds, lost_ap50
+from evaluation.matches import CocoMatcher
+from evaluation.parameters import COCO_PARAMETERS, CocoParameters
 from utils.errors import UserError
 
-TWELVE_NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
-NAMES = {  # kind of IoU -> the numbers in the order in which pycocotools prints them
-    "bbox": TWELVE_NAMES,
-    "segm": TWELVE_NAMES,
-    "keypoints": ("AP", "AP50", "AP75", "APm", "APl", "AR", "AR50", "AR75", "ARm", "ARl"),
-}
-# As evaluation.coco.TWELVE; of key points there is one detection limit, and no small objects.
-ROWS = {
-    "bbox": TWELVE,
-    "segm": TWELVE,
-    "keypoints": tuple(
-        ("", is_precision, threshold, area, 0)
-        for is_precision in (True, False)
-        for threshold, area in ((None, 0), (0, 0), (5, 0), (None, 1), (None, 2))
-    ),
-}
 CONFIDENCE = 0.95
 
 
@@ -51,11 +38,7 @@ class Compared:
 
         None for a single file. The interval is Student's: t(0.975, S - 1) s / sqrt(S).
         """
-        count = len(self.runs)
-        if count < 2:
-            return None
-        deviation = self.runs.std(axis=0, ddof=1)
-        return deviation, stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * deviation / np.sqrt(count)
+        return _spread(self.runs)
 
 
 @dataclass(frozen=True)
@@ -65,32 +48,56 @@ class Difference:
     first: str
     second: str
     numbers: np.ndarray  # [n]
-    interval: np.ndarray  # [n 2]
+    interval: np.ndarray | None = None  # [n 2] over images; None: not asked for
+    runs: np.ndarray | None = None  # [S n] of the columns' first files, second ones, …; None: other numbers of files
 
     def holds_zero(self) -> np.ndarray:
-        """Return [n] bool: the interval holds 0, or is undefined; these images cannot tell the two apart."""
-        return ~((self.interval[:, 0] > 0) | (self.interval[:, 1] < 0))
+        """Return [n] bool: the interval holds 0, or is undefined; these images cannot tell the two apart.
+
+        Where there is none over images, it is that over runs.
+        """
+        interval = self.interval
+        if interval is None:
+            half = np.full(len(self.numbers), np.nan) if (spread := self.spread()) is None else spread[1]
+            interval = np.stack((self.numbers - half, self.numbers + half), axis=1)
+        return ~((interval[:, 0] > 0) | (interval[:, 1] < 0))
+
+    def spread(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Return the same as :meth:`Compared.spread` of the differences of the runs, paired in the order given."""
+        return None if self.runs is None else _spread(self.runs)
 
 
-def coco_numbers(truth: dict, results: Sequence[dict], kind: str) -> np.ndarray:
-    """Return the numbers of :data:`NAMES` [n] for boxes, masks or key points, NaN where nothing defines one.
+def _spread(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return standard deviation and half of Student's interval of the numbers of some runs [S n], None for one run."""
+    count = len(runs)
+    if count < 2:
+        return None
+    deviation = runs.std(axis=0, ddof=1)
+    return deviation, stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * deviation / np.sqrt(count)
+
+
+def coco_numbers(
+    truth: dict, results: Sequence[dict], parameters: CocoParameters = COCO_PARAMETERS["bbox"]
+) -> np.ndarray:
+    """Return the parameters' numbers [n], NaN where nothing defines one.
 
     Args:
         truth: COCO's ground truth, whole: with masks or key points where these are evaluated.
-        results: COCO's results of this kind.
-        kind: a key of :data:`NAMES`.
+        results: COCO's results of the parameters' kind.
+        parameters: say what is evaluated, and so which numbers there are.
 
     Raises:
         UserError: hotcoco cannot read the masks or key points.
     """
     try:
-        precision, recall = hotcoco_arrays(truth, results, kind)
+        precision, recall = hotcoco_arrays(truth, results, parameters)
     except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        kind = parameters.kind
         raise UserError(f"the {kind} of the ground truth or the results cannot be read: {error!s:.200}") from error
     numbers = []
-    for _, is_precision, threshold, area, limit in ROWS[kind]:
-        values = (precision if is_precision else recall)[..., area, limit]
-        numbers.append(mean_of_defined(values if threshold is None else values[threshold]))
+    for one in parameters.numbers:
+        values = (precision if one.is_precision else recall)[..., one.area, one.limit]
+        numbers.append(mean_of_defined(values if one.iou is None else values[one.iou]))
     return np.array([np.nan if number < 0 else number for number in numbers])
 
 
@@ -98,43 +105,46 @@ def with_intervals(
     truth: dict,
     columns: Sequence[tuple[Compared, Sequence[Sequence[dict]]]],
     resamples: int,
+    parameters: CocoParameters = COCO_PARAMETERS["bbox"],
     seed: int = 0,
     report: Callable[[int], object] = lambda _: None,
 ) -> tuple[list[Compared], list[Difference]]:
-    """Return columns of boxes with the intervals of their numbers, and the difference of every two of them.
+    """Return columns with the intervals of their numbers, and the difference of every two of them.
 
     The intervals are percentiles of a paired bootstrap over images: every resample is the same for all columns.
 
     Args:
         truth: COCO's ground truth.
         columns: each with the results of its files.
-        resamples: how many; 0: no intervals and no differences.
+        resamples: how many; 0, or a single image: no intervals over images, and no differences but those of runs.
+        parameters: of the columns' numbers.
         seed: of the resamples.
         report: is called with 1 after each resample.
     """
-    if not resamples:
-        return [column for column, _ in columns], []
-    detectors = [ResampledNumbers(truth, results) for _, of_files in columns for results in of_files]
+    pairs = list(combinations([column for column, _ in columns], 2))
+    if not resamples or len(truth["images"]) < 2:  # of one image, every resample is that image
+        differences = (_difference(first, second) for first, second in pairs)
+        return [column for column, _ in columns], [one for one in differences if one.spread() is not None]
+    detectors = [ResampledNumbers(truth, results, parameters) for _, of_files in columns for results in of_files]
     drawn = resample(detectors, resamples, seed, report)  # R, files of all columns, n
     ends = np.cumsum([len(of_files) for _, of_files in columns])
     of_columns = [part.mean(axis=1) for part in np.split(drawn, ends[:-1], axis=1)]  # each R n
     found = [
-        Compared(column.name, column.runs, _percentiles(values))
+        Compared(column.name, column.runs, percentiles(values))
         for (column, _), values in zip(columns, of_columns, strict=True)
     ]
-    differences = [
-        Difference(
-            found[i].name,
-            found[j].name,
-            found[j].numbers - found[i].numbers,
-            _percentiles(of_columns[j] - of_columns[i]),
-        )
-        for i, j in combinations(range(len(found)), 2)
+    return found, [
+        _difference(first, second, percentiles(of_second - of_first))
+        for (first, second), (of_first, of_second) in zip(pairs, combinations(of_columns, 2), strict=True)
     ]
-    return found, differences
 
 
-def _percentiles(values: np.ndarray) -> np.ndarray:
+def _difference(first: Compared, second: Compared, interval: np.ndarray | None = None) -> Difference:
+    runs = second.runs - first.runs if len(first.runs) == len(second.runs) else None
+    return Difference(first.name, second.name, second.numbers - first.numbers, interval, runs)
+
+
+def percentiles(values: np.ndarray) -> np.ndarray:
     """Return the bounds [n 2] between which 95 % of the resampled values [R n] lie; NaN where fewer are defined."""
     low, high = (1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2
     bounds = np.full((values.shape[1], 2), np.nan)
@@ -146,20 +156,22 @@ def _percentiles(values: np.ndarray) -> np.ndarray:
 
 
 def error_breakdown(truth: dict, results: Sequence[dict]) -> dict[str, Any]:
-    """Return TIDE's breakdown of the errors at IoU 0.5 and 0.1, and the calibration of the scores, by hotcoco.
+    """Return TIDE's breakdown of the errors at IoU 0.5 and 0.1, and hotcoco's calibration of the scores.
+
+    hotcoco's own breakdown leaves out the detections in crowd regions, which tidecv counts.
 
     Args:
         truth: COCO's ground truth.
         results: COCO's results.
 
     Returns:
-        ``delta_ap50`` and ``counts`` by kind of error (arXiv 2008.08115), ``calibration_error`` 0..1 and its bins.
+        ``delta_ap50`` and ``counts`` by kind of error (arXiv 2008.08115), ``calibration_error`` 0..1, None without
+        detections, and its bins.
     """
-    evaluation = run_hotcoco(truth, results)
-    errors, calibration = evaluation.tide_errors(), evaluation.calibration()
+    found, calibration = error_kinds(CocoMatcher(truth, results)), run_hotcoco(truth, results).calibration()
     return {
-        "delta_ap50": dict(errors["delta_ap"]),
-        "counts": dict(errors["counts"]),
-        "calibration_error": calibration["ece"],
+        "delta_ap50": {TIDE_KEYS[name]: value for name, value in lost_ap50(found).items()},
+        "counts": {TIDE_KEYS[name]: value for name, value in found.counts().items()},
+        "calibration_error": calibration["ece"] if calibration["num_detections"] else None,
         "calibration_bins": [dict(one) for one in calibration["bins"]],
     }

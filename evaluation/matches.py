@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
-LOWEST_IOU = 0.5  # of COCO's thresholds
-DETECTION_LIMIT = 100  # strongest detections per image and class, as in COCO
+from evaluation.overlaps import areas_of, crowd_of, ignored_of, overlap_of_pairs
+from evaluation.pairs import boxes_of, groups_of, pairs_in_groups, taken_in_turn
+from evaluation.parameters import COCO_PARAMETERS, CocoParameters
+
 ALL_AREAS = (0.0, 1e10)
 
 
@@ -21,6 +24,7 @@ class DetectionMatches:
 
     correct: np.ndarray  # [N] bool, matched to an object
     ignored: np.ndarray  # [N] bool, neither right nor wrong: matched to what is no object here, or beyond the limit
+    annotation: np.ndarray  # [N] row of the annotation that it is matched to, -1 where it is none
 
 
 class CocoMatcher:
@@ -33,15 +37,25 @@ class CocoMatcher:
     Args:
         truth: COCO's ground truth.
         results: COCO's results, which name only images and categories of the ground truth.
+        parameters: of what the overlap is, its lowest threshold, and how many detections count.
+
+    Raises:
+        UserError: the key points are not COCO's.
     """
 
-    def __init__(self, truth: dict, results: Sequence[dict]) -> None:
-        annotations = truth["annotations"]
-        self.group, self.scores, boxes = _columns(results, truth)
-        self.truth_group, _, truth_boxes = _columns(annotations, truth)
-        self.crowd = np.array([a["iscrowd"] for a in annotations], dtype=bool)
-        self.truth_areas = np.array([a["area"] for a in annotations], dtype=np.float64)
-        self.areas = boxes[:, 2] * boxes[:, 3]
+    def __init__(
+        self, truth: dict, results: Sequence[dict], parameters: CocoParameters = COCO_PARAMETERS["bbox"]
+    ) -> None:
+        self.results, self.annotations = results, truth["annotations"]
+        annotations, kind = self.annotations, parameters.kind
+        sizes_hw = {one["id"]: (one["height"], one["width"]) for one in truth["images"]} if kind == "segm" else {}
+        self.num_categories = len(truth["categories"])
+        self.lowest_iou, self.limit = min(parameters.ious), parameters.limits[-1]
+        self.group, self.truth_group = groups_of(results, truth), groups_of(annotations, truth)
+        self.scores = np.array([one["score"] for one in results], dtype=np.float64)
+        self.areas = areas_of(results, kind, sizes_hw)
+        self.crowd, self.ignored = crowd_of(annotations), ignored_of(annotations, kind)
+        self.truth_areas = np.array([one["area"] for one in annotations], dtype=np.float64)
 
         self.order = np.lexsort((-self.scores, self.group))  # by image and class, the strongest first, ties as given
         in_order = self.group[self.order]
@@ -50,64 +64,83 @@ class CocoMatcher:
         self.rank[self.order] = np.arange(len(in_order)) - np.searchsorted(in_order, in_order, side="left")
         # Every annotation [M] with each of the detections of its image and class, as pairs [P]: the annotation, and the
         # detection's place in the order.
-        start = np.searchsorted(in_order, self.truth_group, side="left")
-        count = np.minimum(np.searchsorted(in_order, self.truth_group, side="right") - start, DETECTION_LIMIT)
-        annotation = np.repeat(np.arange(len(annotations)), count)
-        place = np.arange(len(annotation)) - np.repeat(np.cumsum(count) - count, count) + np.repeat(start, count)
-        overlap = _overlap(boxes[self.order[place]], truth_boxes[annotation], self.crowd[annotation])
-        near = overlap >= LOWEST_IOU
-        self.pairs = annotation[near], place[near], overlap[near]
+        annotation, place = pairs_in_groups(in_order, self.truth_group, self.limit)
+        overlaps = overlap_of_pairs(results, annotations, (self.order[place], annotation), kind, sizes_hw)
+        near = overlaps >= _threshold(self.lowest_iou)
+        annotation, place, overlaps = annotation[near], place[near], overlaps[near]
+        # By place; of one detection the highest overlap first, then the later annotation.
+        preference = np.lexsort((-annotation, -overlaps, place))
+        self.pairs = annotation[preference], place[preference], overlaps[preference]
+
+    @cached_property
+    def boxes_xywh(self) -> np.ndarray:
+        """The detections' boxes, [N 4]."""
+        return boxes_of(self.results)
+
+    @cached_property
+    def truth_boxes_xywh(self) -> np.ndarray:
+        """The annotations' boxes, [M 4]."""
+        return boxes_of(self.annotations)
+
+    @cached_property
+    def image(self) -> np.ndarray:
+        """Index of each detection's image in the ground truth, [N]."""
+        return self.group // max(self.num_categories, 1)
+
+    @cached_property
+    def category(self) -> np.ndarray:
+        """Index of each detection's category in the ground truth, [N]."""
+        return self.group % max(self.num_categories, 1)
+
+    @cached_property
+    def truth_image(self) -> np.ndarray:
+        """Index of each annotation's image, [M]."""
+        return self.truth_group // max(self.num_categories, 1)
+
+    @cached_property
+    def truth_category(self) -> np.ndarray:
+        """Index of each annotation's category, [M]."""
+        return self.truth_group % max(self.num_categories, 1)
 
     def objects(self, area_range: tuple[float, float] = ALL_AREAS) -> np.ndarray:
-        """Return [M] bool: the annotations that are to be found, crowd regions and other areas left out."""
+        """Return [M] bool: the annotations that are to be found, without other areas and what COCO ignores."""
         low, high = area_range
-        return ~self.crowd & (self.truth_areas >= low) & (self.truth_areas <= high)
+        return ~self.ignored & (self.truth_areas >= low) & (self.truth_areas <= high)
 
     def matches(self, iou: float, area_range: tuple[float, float] = ALL_AREAS) -> DetectionMatches:
         """Match at one IoU; the range of areas is in square pixels, both ends included.
 
         Raises:
-            ValueError: the IoU is below :data:`LOWEST_IOU`.
+            ValueError: the IoU is below the lowest of the parameters.
         """
-        if iou < LOWEST_IOU:
-            raise ValueError(f"pairs are kept from IoU {LOWEST_IOU} on, not {iou}")
+        if iou < self.lowest_iou:
+            raise ValueError(f"pairs are kept from IoU {self.lowest_iou} on, not {iou}")
         low, high = area_range
         is_object = self.objects(area_range)
+        found, partner = self.partners(iou, is_object)
+        annotation = np.full(len(self.order), -1)
+        annotation[found] = partner
+        is_matched = annotation >= 0
         correct = np.zeros(len(self.order), dtype=bool)
-        is_matched = np.zeros(len(self.order), dtype=bool)
-        annotation, place, overlap = (column[self.pairs[2] >= iou] for column in self.pairs)
-        # By place; of one detection objects first, then the highest overlap, then the later annotation.
-        preference = np.lexsort((-annotation, -overlap, ~is_object[annotation], place))
-        taken, last = set(), -1  # annotations that are matched, and the detection that was matched last
-        rows = zip(place[preference].tolist(), annotation[preference].tolist(), strict=True)
-        for position, chosen in rows:
-            if position == last or chosen in taken:  # the detection has its match, or this object has a stronger one
-                continue
-            last = position
-            is_matched[self.order[position]] = True
-            correct[self.order[position]] = is_object[chosen]
-            if not self.crowd[chosen]:
-                taken.add(chosen)
+        correct[found] = is_object[partner]
         other_area = (self.areas < low) | (self.areas > high)
-        ignored = (is_matched & ~correct) | (~is_matched & other_area) | (self.rank >= DETECTION_LIMIT)
-        return DetectionMatches(correct, ignored)
+        ignored = (is_matched & ~correct) | (~is_matched & other_area) | (self.rank >= self.limit)
+        return DetectionMatches(correct, ignored, annotation)
+
+    def partners(self, iou: float, is_object: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the detections that are matched at one IoU, and the annotation that each is matched to.
+
+        Args:
+            iou: at least the lowest of the parameters.
+            is_object: [M] bool, the annotations that are taken before all others.
+        """
+        annotation, place = (column[self.pairs[2] >= _threshold(iou)] for column in self.pairs[:2])
+        preference = np.argsort(2 * place + ~is_object[annotation], kind="stable")  # of one detection, objects first
+        annotation, place = annotation[preference], place[preference]
+        taken = taken_in_turn(place, annotation, self.crowd)
+        return self.order[place[taken]], annotation[taken]
 
 
-def _columns(rows: Sequence[dict], truth: dict) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return of each row a number for its image and class [N], its score [N] and its box xywh [N 4]."""
-    images = {image["id"]: number for number, image in enumerate(truth["images"])}
-    categories = {category["id"]: number for number, category in enumerate(truth["categories"])}
-    group = [images[row["image_id"]] * len(categories) + categories[row["category_id"]] for row in rows]
-    scores = [row.get("score", 0.0) for row in rows]
-    boxes_xywh = np.array([row["bbox"] for row in rows], dtype=np.float64).reshape(-1, 4)
-    return np.array(group, dtype=np.int64), np.array(scores, dtype=np.float64), boxes_xywh
-
-
-def _overlap(boxes: np.ndarray, truth_boxes: np.ndarray, crowd: np.ndarray) -> np.ndarray:
-    """Return COCO's overlap of pairs of xywh boxes, [P]: IoU, but over the detection's own area for a crowd region."""
-    far = np.minimum(boxes[:, :2] + boxes[:, 2:], truth_boxes[:, :2] + truth_boxes[:, 2:])
-    size = np.maximum(far - np.maximum(boxes[:, :2], truth_boxes[:, :2]), 0)
-    intersection = size[:, 0] * size[:, 1]
-    area = boxes[:, 2] * boxes[:, 3]
-    union = np.where(crowd, area, area + truth_boxes[:, 2] * truth_boxes[:, 3] - intersection)
-    return np.divide(intersection, union, out=np.zeros_like(union), where=union > 0)
+def _threshold(iou: float) -> float:
+    """Return the overlap from which pairs match: at IoU 1, as in pycocotools, a little less."""
+    return min(iou, 1 - 1e-10)

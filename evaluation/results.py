@@ -41,6 +41,21 @@ def clean_ground_truth(ground_truth: dict) -> dict:
     }
 
 
+def as_one_class(truth: dict, of_columns: dict[str, list[list[dict]]]) -> tuple[dict, dict[str, list[list[dict]]]]:
+    """Return ground truth and results with all classes as one, in the order that pycocotools has for ``useCats=0``.
+
+    Args:
+        truth: COCO's ground truth.
+        of_columns: the results of each file, by column.
+    """
+
+    def as_one(rows: Sequence[dict]) -> list[dict]:
+        return [{**row, "category_id": 1} for row in sorted(rows, key=lambda row: row["category_id"])]
+
+    one_class = {"categories": [{"id": 1, "name": "object"}], "annotations": as_one(truth["annotations"])}
+    return truth | one_class, {name: list(map(as_one, files)) for name, files in of_columns.items()}
+
+
 def check_results(truth: dict, results: Sequence[dict]) -> None:
     """Refuse results that name an image or a category which the ground truth does not have.
 

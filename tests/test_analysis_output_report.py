@@ -1,10 +1,8 @@
 """The HTML report: what is in it, and what a real browser makes of it (skipped where there is no Chromium)."""
 
-import html.parser
+import html
 import json
 import re
-import shutil
-import subprocess
 from collections import Counter
 from types import SimpleNamespace
 
@@ -15,17 +13,16 @@ from matplotlib.figure import Figure
 
 from analysis.matching.browser import bits, browser_data
 from analysis.matching.views import ImageView, MatchedSlot, lost_picture, matched_slots, picture
-from analysis.output.report import write_report
-from analysis.output.result import Result, Table
+from analysis.output.report import sorting_keys, unique_names, write_page, write_report
+from analysis.output.result import ReportSection, Result, Table
 from models.assignment.options import AssignmentOptions
 from models.heads import Head
 from tests.analysis_scenes import match_sets, plain_iou, random_scene, read_slots
+from tests.html_pages import NASTY, Elements, browse, needs_browser
 from utils.structures import Batch, Detections, ImageMeta, Targets
 
 HEADS = (Head(((10.0, 20.0),), 16, 2), Head(((40.0, 40.0), (60.0, 30.0)), 32, 2))
 STRATEGIES = {"standard": AssignmentOptions(), "fast": AssignmentOptions(match="fast")}
-NASTY = "</script><script>alert(1)</script> & \"{{ command }} {% endfor %}\" <!--<script> \u2028 'x' &lt;"
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
 
 
 def view(number):
@@ -57,34 +54,11 @@ def report(tmp_path_factory):
     return path
 
 
-class Elements(html.parser.HTMLParser):
-    """Counts the elements of a page and keeps its text and, apart, what stands in the data element."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.counts, self.data, self.text = Counter(), "", ""
-        self.in_data = False
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.counts[tag] += 1
-        self.in_data = dict(attributes).get("id") == "data"
-
-    def handle_data(self, data):
-        if self.in_data:
-            self.data += data
-        else:
-            self.text += data
-
-    def handle_endtag(self, tag):
-        self.in_data = False
-
-
 def test_names_cannot_break_the_page(report):
     page = Elements(report.read_text(encoding="utf-8"))
     assert page.counts["script"] == 2  # the data and the program
     assert not set("<>&'\u2028") & set(page.data)  # "<!--<script>" would keep the data element open to the page's end
-    data = json.loads(page.data)
+    data = json.loads(page.data)["matches"]
     assert data["images"][0]["objects"][1]["name"] == NASTY
     assert data["strategies"] == ["standard", "fast"]
     assert page.text.count(NASTY) == 6  # command, fact, note, and the title, a column's name and a cell of the table
@@ -149,29 +123,10 @@ def test_pictures_have_a_panel_for_each_view():
     assert lost_picture(one, ("cat", "dog")).shape == (346, 2 * 640 + 8, 3)
 
 
-def browse(path, fragment="", extra=""):
-    """Open a page in Chromium; return what it shows as HTML, and what its console said."""
-    page = path
-    if extra:
-        page = path.with_name("extra.html")
-        page.write_text(path.read_text(encoding="utf-8").replace("</body>", f"<script>{extra}</script></body>"))
-    done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--log-level=0",
-         "--virtual-time-budget=3000", "--window-size=1366,768", f"--user-data-dir={path.parent}/profile", "--dump-dom",
-         page.as_uri() + fragment],
-        capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout, [line for line in done.stderr.splitlines() if ":CONSOLE" in line]
-
-
 def drawn(text):
     """Numbers of the drawn elements by class."""
     svg = text[text.index("<svg") : text.index("</svg>")]
     return Counter(re.findall(r'<rect[^>]* class="([\w-]+)"', svg))
-
-
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium (apt-get install chromium)")
 
 
 @needs_browser
@@ -193,11 +148,10 @@ def test_an_error_in_the_console_would_be_seen(report):
 
 @needs_browser
 def test_a_figure_is_enlarged_by_a_click_and_by_a_key(report):
-    press = "new KeyboardEvent('keydown', {key: 'Enter', bubbles: true})"
-    enlarge = "const image = document.querySelector('figure img'); image.click();"
+    enlarge = "const button = document.querySelector('figure button'); button.click();"
     text, console = browse(report, extra=enlarge)
     assert console == [] and text.count('<figure class="large">') == 1
-    text, _ = browse(report, extra=f"{enlarge} image.dispatchEvent({press});")
+    text, _ = browse(report, extra=f"{enlarge} button.click();")  # as Enter on a button does
     assert '<figure class="large">' not in text
 
 
@@ -248,6 +202,63 @@ def test_switches_and_keys_change_what_is_drawn(report):
     assert [count[2] for count in counts] == [0, 0] + [1] * 16
     assert images == [1] * 8 + [2, 3, 1, 3, 3, 3, 3, 3, 3, 1]
     assert lines[0].startswith("#browser?image=0&object=-1&match=0,1&head=0,1&show=boxes,cells,truth")
+
+
+SORTED = (
+    ("0.159 [0.140, 0.194]", 0.159),
+    ("+0.012 [-0.003, +0.038] (0)", 0.012),
+    ("-0.5 ± 0.1 over 3 runs", -0.5),
+    ("1,234", 1234),
+    ("12.5 %", 12.5),
+    ("-", None),
+    (None, None),
+    (7, 7),
+)
+
+
+def test_numbers_are_sorted_by_their_value():
+    assert sorting_keys([value for value, _ in SORTED]) == [key for _, key in SORTED]
+    assert sorting_keys(["3 cats", "0.2"]) is None  # one text makes it a column of texts
+    assert sorting_keys(["-", None]) is None
+    assert sorting_keys([float("nan"), 2.0]) == [None, 2.0]
+
+
+def test_sections_have_addresses_of_their_own():
+    names = unique_names(["Images!", "images", "browser", "Würfel", "#"])
+    assert names == ["images", "images-2", "browser-2", "w-rfel", "section"]
+
+
+def test_every_heading_is_a_button_with_its_explanation(tmp_path):
+    table = Table("t", "T", ("strategy", "mine", "new"), (("a", 1, 2),), explanations={"mine": NASTY})
+    write_page(tmp_path / "report.html", "Title", "", [ReportSection("S", tables=[table])])
+    page = Elements((tmp_path / "report.html").read_text(encoding="utf-8"))
+    assert [value for tag, name, value in page.attributes if tag == "button" and name == "title"] == [
+        "the rule that decides which slot learns from which object", NASTY, ""]  # fmt: skip
+    assert page.counts["dt"] == 2 and NASTY in page.text  # what has an explanation is in the legend, too
+
+
+def order_of(text):
+    """Cells of the first column of the sorted table."""
+    body = text[text.index("<tbody>") : text.index("</tbody>")]
+    return re.findall(r"<tr>\s*<td[^>]*>(.*?)</td>", body)
+
+
+@needs_browser
+def test_a_click_on_a_heading_sorts(tmp_path):
+    rows = (("b", "0.20 [0.1, 0.3]"), ("a10", "-"), ("a9", "0.10 [0.0, 0.9]"), ("c", "0.30"))
+    section = ReportSection("S", tables=[Table("t", "T", ("name", "AP"), rows)])
+    write_page(tmp_path / "report.html", "Title", "", [section])
+
+    def click(*columns):
+        steps = "".join(f"document.querySelectorAll('th button')[{column}].click();" for column in columns)
+        text, console = browse(tmp_path / "report.html", extra=steps)
+        assert console == []
+        return order_of(text), re.findall(r'aria-sort="(\w+)"', text[text.index("<thead>") :])
+
+    assert click() == (["b", "a10", "a9", "c"], [])
+    assert click(1) == (["c", "b", "a9", "a10"], ["descending"])
+    assert click(1, 1) == (["a9", "b", "c", "a10"], ["ascending"])  # what is undefined stays last
+    assert click(1, 0) == (["a9", "a10", "b", "c"], ["ascending"])
 
 
 @needs_browser

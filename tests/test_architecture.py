@@ -18,6 +18,7 @@ INSIDE = {  # what a folder may import from its own package, besides itself
     "analysis/matching": {
         "analysis.limits",
         "analysis.mode",
+        "analysis.output.pictures",
         "analysis.output.report",
         "analysis.objects",
         "analysis.strategies",

@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evaluation.bootstrap import AREA_RANGES, IOUS, ResampledNumbers, resample
+from evaluation.bootstrap import ResampledNumbers, resample
 from evaluation.coco import TWELVE, evaluate_coco
 from evaluation.comparison import Compared, Difference, coco_numbers, with_intervals
 from evaluation.matches import CocoMatcher
+from evaluation.parameters import COCO_AREAS, COCO_IOUS
 from evaluation.results import clean_ground_truth
 from tests.test_evaluation_coco import pycocotools_stats, random_case
 
@@ -68,9 +69,9 @@ def test_matches_at_every_iou_and_area_are_those_of_pycocotools(seed):
         return
     evaluation, _ = pycocotools_stats(truth, results)
     matcher = CocoMatcher(clean_ground_truth(truth), results)
-    for area_range in AREA_RANGES:
-        for index, iou in enumerate(IOUS):
-            matches = matcher.matches(float(iou), area_range)
+    for _, *area_range in COCO_AREAS:
+        for index, iou in enumerate(COCO_IOUS):
+            matches = matcher.matches(iou, tuple(area_range))
             for image in evaluation.evalImgs:
                 if image and image["aRng"] == pytest.approx(area_range):
                     of_image = np.array(image["dtIds"], dtype=int) - 1
@@ -92,7 +93,7 @@ def case_of(seed, num_images=20):
 
 
 def column_of(name, truth, *files):
-    return Compared(name, np.array([coco_numbers(truth, one, "bbox") for one in files])), files
+    return Compared(name, np.array([coco_numbers(truth, one) for one in files])), files
 
 
 def test_intervals_are_percentiles_of_the_same_resamples_for_all():
@@ -125,7 +126,7 @@ def test_files_of_one_name_are_averaged_and_have_an_interval_over_runs():
     truth, results = case_of(5)
     runs = [results, [row for number, row in enumerate(results) if number % 3], results[::2]]
     (column,), _ = with_intervals(truth, [column_of("a", truth, *runs)], 100)
-    each = np.array([coco_numbers(truth, one, "bbox")[0] for one in runs])
+    each = np.array([coco_numbers(truth, one)[0] for one in runs])
     assert column.numbers[0] == pytest.approx(each.mean())
     deviation, half = column.spread()
     assert deviation[0] == pytest.approx(np.sqrt(((each - each.mean()) ** 2).sum() / 2))

@@ -5,12 +5,14 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import analyze
 from analysis.matching import measure
+from analysis.matching.pictures import most_difficult
 from data.labels.annotations import Annotations
 from tests.tiny_project import CFG, REPOSITORY, make_project, random_network
 from utils.errors import UserError
@@ -177,12 +179,45 @@ def test_several_processes_find_what_one_finds(project):
     assert statistics("two") == statistics("one")
 
 
-def test_a_name_is_shared_by_all_folders_of_a_run(project, run, no_drawing, monkeypatch):
+def test_a_report_and_its_analyses_are_in_one_folder(project, run, no_drawing, monkeypatch):
     monkeypatch.setattr("analysis.output.report.png_uri", lambda figure: "data:,")
     assert run("--report", "--workers", 0, "--report-images", 0, "--draw-lost", 0, "--name", "mine")[0] == 0
-    assert {path.name for path in Path("runs/analyze").iterdir()} == {"mine-dataset-stats", "mine-matching-stats",
-                                                                      "mine-report"}  # fmt: skip
-    assert "data:image/jpeg" not in Path("runs/analyze/mine-report/report.html").read_text()
+    assert [path.name for path in Path("runs/analyze").iterdir()] == ["mine"]
+    inside = {path.name for path in Path("runs/analyze/mine").iterdir()}
+    assert inside == {"dataset-stats", "matching-stats", "report.html"}
+    assert (Path("runs/analyze/mine") / "dataset-stats" / "results.json").is_file()
+    assert "data:image/jpeg" not in Path("runs/analyze/mine/report.html").read_text()
+    # A single analysis writes into the folder of its report.
+    assert run("--dataset-stats", "--report", "--name", "mine")[0] == 0
+    assert {"report.html", "results.json", "tables.md"} <= {path.name for path in Path("runs/analyze/mine2").iterdir()}
+    assert {path.name for path in Path("runs/analyze").iterdir()} == {"mine", "mine2"}
+
+
+@pytest.mark.parametrize("modes, folder", [((), "cut/matching-stats"), (("--matching-stats",), "cut")])
+def test_a_resumed_run_writes_its_report_into_its_folder(project, run, no_drawing, monkeypatch, modes, folder):
+    original, calls = measure.measure_batch, []
+
+    def interrupted(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return original(*arguments)
+
+    monkeypatch.setattr("analysis.output.report.png_uri", lambda figure: "data:,")
+    monkeypatch.setattr(measure, "measure_batch", interrupted)
+    settings = ("--workers", 0, "--draw-lost", 0, "--report-images", 1, "--batch-size", 2, "--name", "cut")
+    status, _, err = run("--report", *modes, *settings)
+    assert status == 130 and f"--resume runs/analyze/{folder} goes on" in err
+    assert run("--resume", f"runs/analyze/{folder}")[0] == 0
+    assert {"report.html", "results.json"} <= {path.name for path in Path("runs/analyze", folder).iterdir()}
+    assert [path.name for path in Path("runs/analyze").iterdir()] == ["cut"]
+
+
+def test_without_a_report_a_name_is_shared_by_several_folders(project, run, no_drawing):
+    arguments = ("--dataset-stats", "--matching-stats", "--workers", 0, "--draw-lost", 0, "--name", "mine")
+    assert run(*arguments)[0] == 0
+    names = {path.name for path in Path("runs/analyze").iterdir()}
+    assert names == {"mine-dataset-stats", "mine-matching-stats"}
 
 
 def test_report_alone_writes_one_file(project, run):
@@ -193,6 +228,7 @@ def test_report_alone_writes_one_file(project, run):
     assert '<section id="dataset-stats">' in text and '<section id="matching-stats">' in text
     assert text.count("data:image/jpeg;base64,") == 3 and text.count("data:image/png;base64,") > 5
     assert "http://" not in text.replace("http://www.w3.org/2000/svg", "") and "https://" not in text
+    assert 'title=""' not in text  # every column is explained
 
 
 @pytest.mark.parametrize(
@@ -226,6 +262,18 @@ def test_a_mistake_is_one_line(project, run, arguments, says):
 def test_options_of_matching_stats_alone_are_refused_elsewhere(project, run):
     status, _, err = run("--dataset-stats", "--weights", "x.pt")
     assert status == 2 and "--weights is read by --matching-stats only" in err
+
+
+def test_the_most_difficult_images_by_hand():
+    objects = {
+        "image": np.array([4, 4, 7, 9, 9, 9]),
+        "detected": np.array([1, 0, 0, 1, 1, 0], dtype=bool),
+        "positives": np.array([[1], [2], [0], [3], [1], [1]]),
+    }
+    found = SimpleNamespace(objects=objects, images={"index": np.array([9, 2, 7, 4])})
+    # One object is lost in each but image 2, which has none; that of image 7 has no match, either.
+    assert most_difficult(found, 9).tolist() == [7, 4, 9, 2]
+    assert most_difficult(found, 2).tolist() == [7, 4] and most_difficult(found, 0).tolist() == []
 
 
 def test_no_training_run_and_no_weights(tmp_path, monkeypatch, run):

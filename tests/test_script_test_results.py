@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 
@@ -42,10 +43,14 @@ def test_the_published_numbers(shared, script, tmp_path, monkeypatch, capsys, pu
     run = tmp_path / "runs/test/exp"
     (column,) = json.loads((run / "metrics.json").read_text())["columns"]
     assert [f"{number:.3f}" for number in column["numbers"].values()] == numbers.split()
-    assert (column["interval_95"] is not None) == (kind == "bbox")
+    if kind == "keypoints":  # of a single image, which says nothing of others
+        assert column["interval_95"] is None
+    else:
+        assert list(column["interval_95"]) == list(column["numbers"])
+        assert all(low < high for low, high in column["interval_95"].values())
     rows = list(csv.reader((run / "table.csv").open()))
     assert [row[1][:5] for row in rows[1 : 1 + len(numbers.split())]] == numbers.split()
-    assert f"| AP | {numbers.split()[0]}" in (run / "table.md").read_text()
+    assert re.search(rf"^\| AP +\| +{numbers.split()[0]}", (run / "table.md").read_text(), re.MULTILINE)
 
 
 def test_darknets_own_detections_side_by_side(shared, script, tmp_path, monkeypatch, capsys):
@@ -97,6 +102,64 @@ def test_runs_of_one_name_have_a_spread(project, script, monkeypatch, capsys):
     assert "over 2 runs" in capsys.readouterr().out
 
 
+def test_differences_of_runs_are_paired_in_the_order_given(project, script, monkeypatch, capsys):
+    assert run_script(script, monkeypatch, "--save-json", "--workers", 0) == 0
+    rows = json.loads((project / "runs/test/exp/detections.json").read_text())
+    for number in (2, 3, 4, 5):
+        (project / f"{number}.json").write_text(json.dumps(rows[::number]))
+    files = ("a=2.json", "b=4.json", "a=3.json", "b=5.json", "c=2.json")
+    arguments = ("--results", *files, "--data", "tiny.data", "--resamples", 0, "--name", "runs")
+    capsys.readouterr()
+    assert run_script(script, monkeypatch, *arguments) == 0
+    content = json.loads((project / "runs/test/runs/metrics.json").read_text())
+    first, second, _ = ([run["AP"] for run in column["runs"]] for column in content["columns"])
+    (difference,) = content["differences"]  # those with c have no partner for the second run
+    each = [second[0] - first[0], second[1] - first[1]]
+    assert (difference["of"], difference["minus"], difference["interval_95"]) == ("b", "a", None)
+    assert difference["numbers"]["AP"] == pytest.approx(sum(each) / 2)
+    assert difference["over_runs"]["AP"]["std"] == pytest.approx(abs(each[0] - each[1]) / 2**0.5)
+    # Half of Student's interval with 1 degree of freedom: 12.706 |d1 - d2| / sqrt 2 / sqrt 2.
+    half = 12.706 * abs(each[0] - each[1]) / 2
+    assert difference["over_runs"]["AP"]["interval_95"] == pytest.approx(half, rel=1e-4)
+    (line,) = [line for line in capsys.readouterr().out.split("b - a")[1].splitlines() if line.split()[:1] == ["AP"]]
+    assert f"± {half:.3f} over 2 runs" in line and ("(0)" in line) == (half >= abs(sum(each) / 2))
+
+
+def test_parameters_reach_every_column(project, script, monkeypatch, capsys):
+    assert run_script(script, monkeypatch, "--save-json", "--workers", 0) == 0
+    weights, file = "runs/train/exp/best.pt", "runs/test/exp/detections.json"
+    chosen = ("--max-dets", 1, 2, "--area", "tiny=0:900", "--iou-thresholds", 0.3, "0.5:0.7:0.1", "--class-agnostic",
+              "--resamples", 20)  # fmt: skip
+    arguments = ("--weights", weights, "--results", f"file={file}", "--workers", 0, *chosen, "--name", "both")
+    capsys.readouterr()
+    assert run_script(script, monkeypatch, *arguments) == 0
+    content = json.loads((project / "runs/test/both/metrics.json").read_text())
+    own, other = content["comparison"]["columns"]
+    assert list(own["numbers"]) == ["AP", "AP50", "AP_tiny", "AR1", "AR2", "AR_tiny"]
+    assert own["numbers"] == other["numbers"]
+    assert content["comparison"]["parameters"] == {
+        "iou_thresholds": pytest.approx([0.3, 0.5, 0.6, 0.7]),
+        "areas": {"all": [0, 1e10], "tiny": [0, 900]},
+        "max_dets": [1, 2],
+        "class_agnostic": True,
+    }
+    assert "[all classes as one; IoU 0.3, 0.5, 0.6, 0.7; areas" in capsys.readouterr().out
+
+    plain = ("--weights", weights, "--workers", 0, *chosen, "--name", "plain")
+    assert run_script(script, monkeypatch, *plain) == 0
+    again = json.loads((project / "runs/test/plain/metrics.json").read_text())
+    assert again["ap"] == content["ap"], "COCO's own numbers stay what they are"
+    assert [one["numbers"] for one in again["comparison"]["columns"]] == [own["numbers"]]
+
+
+def test_masks_beside_a_network_are_refused_before_it_runs(shared, project, script, monkeypatch, capsys):
+    folder = shared / "data/cocoapi"
+    arguments = ("--results", folder / "instances_val2014_fakesegm100_results.json", "--iou-type", "segm",
+                 "--data", folder / "instances_val2014_100.json", "--weights", "no-such-weights.pt")  # fmt: skip
+    assert run_script(script, monkeypatch, *arguments) == 2
+    assert "--iou-type segm: leave out --weights" in capsys.readouterr().err
+
+
 MISTAKES = [
     (("--results", "no.json", "--data", "tiny.data"), "no.json: there is no such file"),
     (("--results", "tiny.data"), "--results needs the ground truth: name it with --data"),
@@ -104,6 +167,9 @@ MISTAKES = [
     (("--results", "empty.json", "--data", "tiny.data", "--iou-type", "segm"), "needs a COCO JSON"),
     (("--results", "empty.json", "--data", "tiny.data", "--resamples", "-1"), "--resamples must not be negative"),
     (("--iou-type", "segm"), "--iou-type segm is for --results"),
+    (("--area", "small"), "--area small: give NAME=MIN:MAX"),
+    (("--max-dets", "0"), "--max-dets must be between 1"),
+    (("--iou-thresholds", "50"), "--iou-thresholds 50: give numbers above 0 and up to 1"),
 ]
 
 

@@ -114,7 +114,7 @@ def draw_batch(path: str | Path, batch: Batch, names: Sequence[str]) -> None:
     images = [image.copy() for image in _bgr_images(batch)]
     _draw_targets(images, batch.targets, names)
     _draw_targets(images, batch.crowd, names, CROWD_COLOR)
-    _write_sheet(path, images, [meta.path for meta in batch.metas])
+    write_sheet(path, images, [meta.path for meta in batch.metas])
 
 
 def draw_predictions(path: str | Path, batch: Batch, found: Sequence[Detections], names: Sequence[str]) -> None:
@@ -127,7 +127,7 @@ def draw_predictions(path: str | Path, batch: Batch, found: Sequence[Detections]
         boxes_xyxy_net = meta.to_network(confident.boxes_xyxy)
         draw_detections(image, Detections(boxes_xyxy_net, confident.scores, confident.labels), names)
     pairs = [np.concatenate(pair, axis=1) for pair in zip(truths, predictions, strict=True)]
-    _write_sheet(path, pairs, [meta.path for meta in batch.metas])
+    write_sheet(path, pairs, [meta.path for meta in batch.metas])
 
 
 def _bgr_images(batch: Batch) -> list[np.ndarray]:
@@ -144,7 +144,7 @@ def _draw_targets(images: list[np.ndarray], targets: Targets, names: Sequence[st
             draw_box(images[number], box, class_name(label, names), color or class_color(label))
 
 
-def _write_sheet(path: str | Path, images: list[np.ndarray], paths: Sequence[str]) -> None:
+def write_sheet(path: str | Path, images: list[np.ndarray], paths: Sequence[str]) -> None:
     """Lay images of one size out in a nearly square grid, name each, and write the sheet."""
     height, width = images[0].shape[:2]
     columns = max(1, min(len(images), round(math.sqrt(len(images) * height / width))))

@@ -8,18 +8,16 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from analysis.matching.blocks import remove_blocks
 from analysis.matching.browser import browser_data
 from analysis.matching.losses import loss_options_of
 from analysis.matching.measure import MeasurementPlan, measure_images
 from analysis.matching.options import MatchingOptions
-from analysis.matching.pictures import ImagePictures, hard_tables, spread
+from analysis.matching.pictures import ImagePictures, hard_tables, most_difficult
 from analysis.matching.statistics import groups_of, statistics
 from analysis.matching.suppression import SuppressionRule
 from analysis.matching.tables import all_plots, all_tables, notes_of
-from analysis.mode import ANALYSES, Mode, Request, run_name, side_or_sides
+from analysis.mode import Folders, Mode, Request, side_or_sides
 from analysis.output.report import ReportOptions
 from analysis.output.result import Result, with_problems
 from analysis.strategies import READ_BY_MATCHING_STATS, StrategyOptions
@@ -29,7 +27,7 @@ from data.loader import LoaderSettings
 from data.splits import open_split, split_shown
 from engine.network_input import AUTO
 from engine.resolve import NAME_THE_DATA, Wanted, fit_classes, resolve
-from engine.run_folder import new_run_folder, read_config, save_config
+from engine.run_folder import read_config, save_config
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import LoadedNetwork
 from models.detector import Detector
@@ -85,7 +83,7 @@ def matching_stats(
         inputs: network and data.
         options: what to measure and draw.
         folder: of the results; pictures and partial results are written here.
-        report_images: how many images, spread evenly over the data, the report's browser shows.
+        report_images: how many images the report's browser shows, the most difficult first.
 
     Returns:
         The result in the main process, None in the others.
@@ -104,10 +102,9 @@ def matching_stats(
     pictures.draw_lost(options.draw_lost)
     tables = (*all_tables(numbers), *hard_tables(hard))
     numbers |= {"hard_examples": hard[:HARD_LISTED]}
-    measured = np.sort(found.images["index"])
-    views = pictures.views(measured[spread(len(measured), report_images)])
+    views = pictures.views(most_difficult(found, report_images))
     browser = browser_data(views, inputs.annotations.names, inputs.plan) if views else None
-    about = description(inputs, len(measured))
+    about = description(inputs, len(found.images["index"]))
     notes = notes_of(numbers)
     if about["images_left_out"]:
         notes = (f"without {how_many(about['images_left_out'], 'image')} that cannot be used", *notes)
@@ -243,19 +240,18 @@ def description(inputs: MatchingInputs, measured: int) -> dict[str, Any]:
     }
 
 
-def start_folder(resume: str, parent: Path, name: str, given: dict[str, Any], inputs: MatchingInputs) -> Path:
+def start_folder(resume: str, folders: Folders, given: dict[str, Any], inputs: MatchingInputs) -> Path:
     """Return the folder of the run, the same in all processes: the one to go on with, or a new one.
 
     Args:
         resume: folder of an interrupted run, or empty.
-        parent: a new folder is made here.
-        name: of the new folder.
+        folders: make the new folder.
         given: options to write into its config.yaml, from which the run can be resumed.
         inputs: what the user left open.
     """
     folder = resume
     if distributed.is_main() and not resume:
-        folder = str(new_run_folder(parent, name))
+        folder = str(folders.of(MODE.name))
         # By name, because another training may be the newest run when this one is resumed.
         given = given | {"weights": inputs.weights, "data": inputs.data, "matching_stats": True}
         save_config(Path(folder), {key: value for key, value in given.items() if key != "resume"})
@@ -288,9 +284,7 @@ def run(request: Request) -> Result | None:
     checks = request.options(ImageCheckOptions)
     inputs = open_everything(source, options, request.options(StrategyOptions), checks)
     given = flat_dict(asked, options, checks, request.options(StrategyOptions), request.options(ReportOptions))
-    several = request.options(ReportOptions).report or len(request.chosen) > 1
-    name = run_name(asked.name, MODE.name, with_mode=several)
-    folder = start_folder(options.resume, ANALYSES, name, given, inputs)
+    folder = start_folder(options.resume, request.folders, given, inputs)
     result = matching_stats(inputs, options, folder, request.report_images)
     distributed.stop()
     return result

@@ -87,9 +87,17 @@ class ImagePictures:
         return view_images(self.annotations, self.plan, self.net_hw, [int(index) for index in indices])
 
 
-def spread(total: int, count: int) -> list[int]:
-    """Return at most ``count`` different numbers below ``total``, evenly spread and ascending."""
-    return sorted({int(number) for number in np.linspace(0, max(total - 1, 0), min(count, total)).round()})
+def most_difficult(found: Measurements, count: int) -> np.ndarray:
+    """Return the indices of at most ``count`` images: those with most objects that no detection finds.
+
+    Of images with equally many, the one in which the first strategy leaves more objects without a match comes first.
+    """
+    objects = found.objects
+    images = np.sort(found.images["index"])
+    place = np.searchsorted(images, objects["image"])
+    undetected = np.bincount(place, ~objects["detected"], minlength=len(images))
+    unmatched = np.bincount(place, objects["positives"][:, 0] == 0, minlength=len(images))
+    return images[np.lexsort((images, -unmatched, -undetected))][:count]
 
 
 def hard_tables(hard: Sequence[dict[str, Any]]) -> tuple[Table, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -156,7 +157,8 @@ def _agreement(agreement: Mapping[str, Mapping[str, float | None]]) -> list[Tabl
         return []
     columns = {name: name for name in ("strategy", *agreement)}
     title = "Agreement of strategies (Jaccard index of their matches)"
-    return [table_of("agreement", title, rows_of(agreement, "strategy"), columns)]
+    words = dict.fromkeys(agreement, "matches that both strategies make over those that either makes")
+    return [replace(table_of("agreement", title, rows_of(agreement, "strategy"), columns), explanations=words)]
 
 
 def _scores(scores: Mapping[str, Any]) -> Table:

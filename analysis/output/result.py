@@ -5,21 +5,21 @@ Every analysis returns a :class:`Result`; ``docs/analysis.md`` documents each fi
 
 from __future__ import annotations
 
-import csv
-import io
 import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from matplotlib.figure import Figure
 
+from analysis.output.pictures import ReportImage
 from data.labels.annotations import Annotations, summarise_problems
-from utils.class_names import on_one_line
 from utils.files import atomic_path, write_json_atomically, write_text_atomically
+from utils.tables import csv_table, markdown_table, markdown_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure  # takes half a second, and not every table has a plot
 
 SCHEMA = "yolo-lab-analysis-2"
 CONSOLE_ROWS = 24  # longer tables are cut on the console, not in the files
@@ -35,6 +35,7 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[Any, ...], ...]  # str, int, float, or None for "undefined"
     listing: bool = False  # single objects, perhaps thousands: a few rows in the Markdown, all in the CSV
+    explanations: Mapping[str, str] = field(default_factory=dict)  # column -> what it holds; else as in the glossary
 
 
 Cell = str | Callable[[Mapping[str, Any]], Any]  # how to get a value of a row: a key, keys as "outer/inner", a function
@@ -81,6 +82,29 @@ def rows_of(entries: Mapping[str, Mapping[str, Any]], heading: str) -> Iterator[
 
 
 @dataclass(frozen=True)
+class Plot:
+    """A plot with its title."""
+
+    title: str
+    figure: Figure
+    explanation: str = ""
+
+
+@dataclass(frozen=True)
+class ReportSection:
+    """One part of a report."""
+
+    title: str
+    explanation: str = ""  # a few sentences; a blank line begins a paragraph
+    tables: Sequence[Table] = ()
+    plots: Sequence[Plot] = ()
+    images: Sequence[ReportImage] = ()  # the most important first: they are put in until the page is full
+    facts: Mapping[str, Any] = field(default_factory=dict)  # name -> single value
+    notes: Sequence[str] = ()
+    has_csv: bool = False  # each table has a file of its name beside the report
+
+
+@dataclass(frozen=True)
 class Result:
     """What one analysis found."""
 
@@ -91,7 +115,8 @@ class Result:
     plots: Mapping[str, Figure] = field(default_factory=dict)  # file stem -> plot
     notes: tuple[str, ...] = ()  # sentences for the reader, warnings first
     folder: Path | None = None  # where the analysis has written files while it ran; None: a folder is made afterwards
-    browser: dict[str, Any] | None = None  # single images for --report
+    browser: dict[str, Any] | None = None  # single images with their matches, for --report
+    sections: tuple[ReportSection, ...] = ()  # what --report shows; empty: what is above
 
 
 def with_problems(result: Result, annotations: Annotations) -> Result:
@@ -138,29 +163,16 @@ def distribution(counts: np.ndarray) -> dict[str, Any]:
 def as_markdown(table: Table, max_rows: int | None = None) -> str:
     """Return a table under its title; beyond ``max_rows`` rows, a last line says how many more the CSV has."""
     shown = table.rows if max_rows is None else table.rows[:max_rows]
-    cells = [tuple(as_cell(value, column) for value, column in zip(row, table.columns, strict=True)) for row in shown]
-    right = [is_number_column(table, index) for index in range(len(table.columns))]
-    columns = tuple(as_cell(column, column) for column in table.columns)
-    widths = [max(3, len(column), *(len(row[i]) for row in cells)) for i, column in enumerate(columns)]
-    lines = [_line(columns, widths, right)]
-    lines.append("|" + "|".join("-" * (w + 1) + (":" if r else "-") for w, r in zip(widths, right, strict=True)) + "|")
-    lines += [_line(row, widths, right) for row in cells]
+    cells = [[as_cell(value, column) for value, column in zip(row, table.columns, strict=True)] for row in shown]
+    text = markdown_table([table.columns, *cells], [is_number_column(table, i) for i in range(len(table.columns))])
     if len(shown) < len(table.rows):
-        lines.append(f"\n{len(table.rows) - len(shown)} more rows in {table.name}.csv")
-    return f"### {_as_markdown_text(table.title)}\n\n" + "\n".join(lines) + "\n"
+        text += f"\n\n{len(table.rows) - len(shown)} more rows in {table.name}.csv"
+    return f"### {markdown_text(table.title)}\n\n{text}\n"
 
 
 def as_csv(table: Table) -> str:
     """Return a table as CSV with a header line; shares stay numbers in 0..1, an undefined value is an empty cell."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(table.columns)
-    # A carriage return alone would not be put in quotes, though readers take it for the end of the row.
-    rows = (
-        [value.replace("\r", " ") if isinstance(value, str) else value for value in plain(row)] for row in table.rows
-    )
-    writer.writerows(["" if value is None else value for value in row] for row in rows)
-    return text.getvalue()
+    return csv_table([table.columns, *map(plain, table.rows)])
 
 
 def as_document(result: Result, command: str) -> dict[str, Any]:
@@ -185,7 +197,7 @@ def write_result(result: Result, folder: Path, command: str) -> None:
             figure.savefig(temporary, dpi=110)
     head = f"# {result.mode}\n\n`{command}`\n"
     tables = (as_markdown(table, LISTING_ROWS if table.listing else None) for table in result.tables)
-    parts = [head, *tables, *(f"- {_as_markdown_text(note)}\n" for note in result.notes)]
+    parts = [head, *tables, *(f"- {markdown_text(note)}\n" for note in result.notes)]
     write_text_atomically(folder / "tables.md", "\n".join(parts))
     write_json_atomically(folder / "results.json", as_document(result, command))
 
@@ -198,18 +210,13 @@ def print_result(result: Result) -> None:
         print(f"- {note}")
 
 
-def _line(cells: tuple[str, ...], widths: list[int], right: list[bool]) -> str:
-    padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(cells, widths, right, strict=True))
-    return "| " + " | ".join(padded) + " |"
-
-
 def is_number_column(table: Table, index: int) -> bool:
     """Whether a column holds numbers only, so that it is aligned to the right."""
     return all(row[index] is None or isinstance(row[index], (int, float, np.number)) for row in table.rows)
 
 
 def as_cell(value: Any, column: str) -> str:
-    """Return a value as the tables on the console and in Markdown show it; ``column`` is the heading of its column."""
+    """Return a value as tables show it to a reader; ``column`` is the heading of its column."""
     value = plain(value)
     if value is None:
         return "-"
@@ -219,9 +226,4 @@ def as_cell(value: Any, column: str) -> str:
         return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
-    return _as_markdown_text(str(value)).replace("|", "\\|")
-
-
-def _as_markdown_text(text: str) -> str:
-    """Return a text on one line that holds no HTML: the start of a comment would hide the rest of the file."""
-    return re.sub(r"<(?=[A-Za-z/!?])", r"\\<", on_one_line(text))
+    return str(value)
