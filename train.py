@@ -11,35 +11,32 @@ from utils.words import how_many
 
 # isort: split
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
 
-from data.augment import AugmentOptions
-from data.image_checks import ImageCheckOptions
 from data.labels.annotations import Annotations
-from data.loader import MULTI_SCALE, PAINTERS, LoaderSettings, evaluation_batches, training_batches
+from data.loader import LoaderSettings, evaluation_batches, training_batches
 from data.splits import open_training_splits
 from engine.ema import AveragedModel
 from engine.evaluate import evaluate
-from engine.network_input import Resize, choose_resize, input_size, refuse_size, resize_option, size_option
-from engine.optimizer import NOMINAL_BATCH, OptimizerOptions, Schedule, build_optimizer
-from engine.precision import PRECISIONS, Precision, choose_precision
-from engine.recipes import FROM_CFG, as_many_epochs, default_recipe, notes_of_recipe, values_of_cfg
+from engine.network_input import Resize, choose_resize, input_size
+from engine.optimizer import Schedule, build_optimizer
+from engine.precision import Precision, choose_precision
+from engine.recipes import FROM_CFG, notes_of_recipe
 from engine.resolve import as_decoded, start_with_classes, tell_oddities, warn_of_decode
-from engine.resumed_run import NEWEST, options_to_resume, other_length
-from engine.run_folder import TRAINING_RUNS, plot_labels
+from engine.run_folder import plot_labels
 from engine.train_loop import TrainState, freeze_layers, train_one_epoch, wrap_for_processes
+from engine.train_options import TrainGroups, TrainOptions, choose_options, with_epochs
 from engine.training_run import EpochBar, TrainingRun
 from engine.training_state import load_training_state
 from evaluation.coco import Metrics, has_objects
 from models.assignment.counts import MatchCounts
-from models.assignment.options import AssignmentOptions
-from models.checkpoints.load import cfg_of_weights, decode_of_weights, load_weights
+from models.checkpoints.load import load_weights
 from models.darknet.scaled_decode import DECODES
 from models.detector import Detector
-from models.loss import LossOptions, build_loss
+from models.loss import build_loss
 from models.network import (
     Network,
     build_network,
@@ -49,112 +46,14 @@ from models.network import (
     require_trainable,
 )
 from utils import distributed
-from utils.config import build_options, find_file, flat_dict, found_name, option, parse_flags, read_recipe
+from utils.config import find_file
 from utils.devices import choose_device, describe_device, use_threads
 from utils.seeding import seed_epoch, seed_everything
 
 
-@dataclass(frozen=True)
-class TrainOptions:
-    """What to train, on what, for how long."""
-
-    cfg: str = option("yolov3-nano.cfg", "network, looked up here and in cfg/; with --weights: the one that fits them")
-    decode: str = option("cfg", "boxes as the cfg says, or as PyTorch_YOLOv4, ScaledYOLOv4 and yolor compute", DECODES)
-    strict: bool = option(False, "refuse a cfg with keys, lines or names that Darknet does not know")
-    data: str = option("shapes.data", "data set, looked up here and in cfg/; shapes.data is the built-in demo set")
-    weights: str = option(
-        "", "weights to start from: a .pt of this toolkit, Darknet .weights or an official yolov5 .pt"
-    )
-    hyp: str = option(
-        "", "YAML recipe of options, or cfg: the cfg's own training keys; default: what fits it in cfg/hyp"
-    )
-    epochs: int = option(300, "passes over the training images; 0: as many as --max-batches iterations take")
-    batch_size: int = option(16, "images per batch, over all processes")
-    accumulate: int = option(0, "batches per optimizer step; 0: as many as make 64 images")
-    img_size: tuple[int, ...] = size_option("the cfg's")
-    test_size: tuple[int, ...] = option((), "the same for testing; default: --img-size")
-    resize: str = resize_option()
-    multi_scale: bool = option(False, "another image size for every batch, within --multi-scale-range")
-    multi_scale_range: tuple[float, ...] = option(
-        MULTI_SCALE, "smallest and largest size of --multi-scale / --img-size"
-    )
-    rect: bool = option(False, "rectangular training batches: images of similar shape together, without mosaic")
-    val_fraction: float = option(0.0, "share of the training images to hold out for validation, where there are none")
-    cache: str = option("", "ram (also without a value): keep the decoded images in memory", bare="ram")
-    single_cls: bool = option(False, "treat all objects as one class")
-    freeze: tuple[int, ...] = option((0,), "keep the first N layers of the cfg as they are; of several numbers: these")
-    device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
-    amp: bool = option(True, "mixed precision where it helps")
-    precision: str = option(
-        "", "type of --amp; default: float16 on a GPU, on a CPU bfloat16 where it is faster", PRECISIONS
-    )
-    workers: int = option(2, "processes that load images, per training process")
-    augment_on: str = option("workers", "where pictures are painted: device spares the cores for decoding", PAINTERS)
-    project: str = option(TRAINING_RUNS, "folder of runs; test.py and detect.py look for the newest in runs/train only")
-    name: str = option("exp", "the run is written to <project>/<name>")
-    exist_ok: bool = option(False, "replace the run in <project>/<name> instead of writing to <name>2, <name>3, …")
-    seed: int = option(0, "every random choice follows from it")
-    resume: str = option(
-        "",
-        "folder or last.pt of a run, without a value the newest; goes on as if it had not been interrupted, with "
-        "--epochs or --patience for a longer time",
-        bare=NEWEST,
-    )
-    nosave: bool = option(False, "write checkpoints only after the last epoch")
-    notest: bool = option(False, "test only after the last epoch")
-    patience: int = option(0, "stop after so many epochs without a better one; 0: never")
-    save_period: int = option(0, "keep the weights of every N-th epoch as epoch<N>.pt; 0: never")
-
-    def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch_size < 1:
-            raise ValueError(f"--epochs and --batch-size must be at least 1, not {self.epochs} and {self.batch_size}")
-        if len(self.multi_scale_range) != 2 or not 0 < self.multi_scale_range[0] <= self.multi_scale_range[1] <= 4:
-            raise ValueError("--multi-scale-range takes two numbers in 0..4, the smaller first")
-        if min(self.accumulate, self.workers, self.patience, self.seed, *self.freeze) < 0:
-            raise ValueError("--accumulate, --workers, --patience, --freeze and --seed must not be negative")
-        if self.cache not in ("", "ram"):
-            raise ValueError(f"--cache {self.cache} is not here: --cache ram keeps decoded images in memory")
-        if self.patience and self.notest:
-            raise ValueError("--patience needs a test after every epoch; leave out --notest")
-        if self.save_period > 0 and self.nosave:
-            raise ValueError("--save-period writes checkpoints and --nosave none; leave one of them out")
-        if self.seed >= 2**63:
-            raise ValueError(f"--seed {self.seed} is too large: it must be below 2^63")
-        refuse_size(self.img_size, "--img-size")
-        refuse_size(self.test_size, "--test-size")
-        if self.batch_size % distributed.world_size():
-            raise ValueError(
-                f"--batch-size {self.batch_size} cannot be shared among {distributed.world_size()} processes"
-            )
-
-    @property
-    def batches_per_step(self) -> int:
-        """Batches whose gradients are summed before an optimizer step."""
-        return self.accumulate or max(1, round(NOMINAL_BATCH / self.batch_size))
-
-
-GROUPS = (TrainOptions, OptimizerOptions, AugmentOptions, AssignmentOptions, LossOptions, ImageCheckOptions)
-
-
-@dataclass(frozen=True)
-class TrainGroups:
-    """All options of a run, by group."""
-
-    train: TrainOptions
-    optimizer: OptimizerOptions
-    augment: AugmentOptions
-    assignment: AssignmentOptions
-    loss: LossOptions
-    images: ImageCheckOptions
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return all options as one flat dict of plain values."""
-        return flat_dict(self.train, self.optimizer, self.augment, self.assignment, self.loss, self.images)
-
-
 def main() -> None:
     """Train one detector; leave checkpoints, log and resolved configuration in runs/train/<name>."""
-    options, checkpoint = choose_options()
+    options, checkpoint = choose_options(__doc__.splitlines()[0])
     device = choose_device(options.train.device)
     use_threads()
     distributed.start(device)
@@ -206,41 +105,6 @@ def main() -> None:
         run.finish(state, test_batches)
     del wrapped  # it holds the process group, which must not outlive the interpreter
     distributed.stop()
-
-
-def choose_options() -> tuple[TrainGroups, dict[str, Any] | None]:
-    """Return the resolved options and, for ``--resume``, the checkpoint to go on from."""
-    given = parse_flags(__doc__.splitlines()[0], *GROUPS)
-    if given.get("resume"):
-        values, checkpoint = options_to_resume(given)
-        options = TrainGroups(*build_options(values, GROUPS, values["resume"]))
-        planned = checkpoint["options"]["epochs"]
-        note = other_length(options.optimizer, checkpoint["epoch"], planned, options.train.epochs)
-        if note and distributed.is_main():
-            print(f"{options.train.resume}: {note}")
-        return options, checkpoint
-    if given.get("weights") and not given.get("cfg"):
-        given["cfg"] = cfg_of_weights(given["weights"])
-    if given.get("weights") and decode_of_weights(given["weights"]) == "scaled":
-        given["decode"] = "scaled"
-    cfg = given.get("cfg") or TrainOptions.cfg
-    if given.get("hyp") == FROM_CFG:
-        values = values_of_cfg(cfg, given, GROUPS) | given
-    else:
-        recipe = find_file(given.get("hyp") or default_recipe(cfg, given.get("decode", DECODES[0])), "recipe")
-        values = read_recipe(recipe, GROUPS) | given | {"hyp": str(recipe)}
-    # Named without its ending, or by YOLOv5's name of it; the record of the run has the whole name.
-    values |= {"cfg": found_name(values.get("cfg") or cfg, "cfg")}
-    values |= {"data": found_name(values.get("data") or TrainOptions.data, "data file")}
-    return TrainGroups(*build_options(values, GROUPS)), None
-
-
-def with_epochs(options: TrainGroups, batches_per_epoch: int) -> TrainGroups:
-    """Return the options with a number of epochs, where ``--epochs 0`` leaves it to the number of iterations."""
-    if options.train.epochs:
-        return options
-    epochs = as_many_epochs(options.optimizer.max_batches, batches_per_epoch, options.train.batches_per_step)
-    return replace(options, train=replace(options.train, epochs=epochs))
 
 
 def check_names(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[str, Any] | None) -> None:

@@ -117,11 +117,11 @@ def read_weights(path):
 
 
 def make_last(folder):
-    import train
+    from engine import train_options
     from models.checkpoints.format import save_checkpoint
     from tests.test_engine_training_state import content_of, new_state
 
-    options = train.TrainGroups(*(group() for group in train.GROUPS)).as_dict()
+    options = train_options.TrainGroups(*(group() for group in train_options.GROUPS)).as_dict()
     history = [{"epoch": 1, "train/box": 0.5}]
     save_checkpoint(
         folder / "last.pt", content_of(new_state(0, steps=2)) | {"options": options, "epoch": 1, "history": history}
@@ -135,7 +135,7 @@ def read_last(path):
     from engine.precision import Precision
 
     sys.argv = ["train.py", "--resume", str(path), "--device", "cpu"]
-    options, checkpoint = train.choose_options()
+    options, checkpoint = train.choose_options("")
     network, _ = train.new_network(options.train, tuple(checkpoint["names"]), checkpoint)
     train.load_training_state(train.new_state(network, options, Precision("float32")), checkpoint, path)
 
@@ -255,9 +255,9 @@ def read_names(path):
 def make_recipe(folder):
     import yaml
 
-    import train
+    from engine import train_options
 
-    values = train.TrainGroups(*(group() for group in train.GROUPS)).as_dict()
+    values = train_options.TrainGroups(*(group() for group in train_options.GROUPS)).as_dict()
     (folder / "x.yaml").write_text("# a recipe\n" + yaml.safe_dump(values, sort_keys=False))
     return folder / "x.yaml"
 
@@ -279,11 +279,11 @@ def mutate_yaml(content, rng):
 
 
 def read_recipe(path):
-    import train
+    from engine import train_options
     from utils.config import build_options
     from utils.config import read_recipe as read
 
-    build_options(read(path, train.GROUPS), train.GROUPS)
+    build_options(read(path, train_options.GROUPS), train_options.GROUPS)
 
 
 def make_run(folder):

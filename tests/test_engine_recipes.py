@@ -7,9 +7,9 @@ from torch import nn
 from data.augment import AugmentOptions
 from engine.optimizer import OptimizerOptions, Schedule, build_optimizer
 from engine.recipes import as_many_epochs, default_recipe, notes_of_recipe, recipe_of_cfg, values_of_cfg
+from engine.train_options import GROUPS
 from models.darknet.cfg import parse_cfg_text
 from models.network import build_network_from_text
-from train import GROUPS
 from utils.config import build_options
 from utils.errors import UserError
 

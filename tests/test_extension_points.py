@@ -42,7 +42,8 @@ class First:
 from models.assignment import strategies
 strategies.STRATEGIES["first"] = Strategy("first", First)
 
-import analyze, kmeans_anchors, train
+import analyze, kmeans_anchors
+from engine import train_options
 from utils.config import parse_options
 from models.assignment.options import AssignmentOptions, options_used
 from models.assignment.assigner import build_assigner
@@ -66,7 +67,7 @@ found = assigner.match(targets, slot_grid(heads, ((4, 4),), torch.device("cpu"))
 print(json.dumps({
     "match": [found.anchor.item(), found.row.item(), found.col.item()],
     "option": assigner.make_base.anchor_t,
-    "help": ["first" in help_of(groups) for groups in (train.GROUPS, analyze.GROUPS)],
+    "help": ["first" in help_of(groups) for groups in (train_options.GROUPS, analyze.GROUPS)],
     "used": "anchor_t" in options_used("first"),
     "analysis": "first" in strategies.prior_strategies(),
     "benchmark": "first" in assignment.VARIANTS and "first" in assignment.PRIOR_ONLY,
@@ -91,7 +92,8 @@ from utils import boxes
 # The one file is utils/boxes.py, where the kinds of IoU are; the one line is the entry.
 boxes.IOU_KINDS["half"] = lambda a, b: boxes._iou(a, b) / 2
 
-import analyze, train
+import analyze
+from engine import train_options
 from models.assignment.options import AssignmentOptions
 from models.heads import Head
 from models.loss import LossOptions, build_loss
@@ -105,7 +107,7 @@ parts = build_loss(LossOptions(box=64.0, box_loss="half"), AssignmentOptions(), 
 (chosen,) = build_options({"match": "fast", "match_iou": "half"}, [AssignmentOptions])
 choices = [
     item.metadata["choices"]
-    for group in (*train.GROUPS, *analyze.GROUPS)
+    for group in (*train_options.GROUPS, *analyze.GROUPS)
     for name, item in group.__dataclass_fields__.items()
     if name in ("box_loss", "match_iou")
 ]

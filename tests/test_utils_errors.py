@@ -7,7 +7,7 @@ from dataclasses import fields
 
 import pytest
 
-import train
+from engine import train_options
 from tests.tiny_project import REPOSITORY
 from utils.config import flag
 from utils.errors import count_edits, suggestion
@@ -20,7 +20,7 @@ def test_a_console_without_greek_letters_does_not_end_the_program():
     assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "? 0.5", "")
 
 
-FLAGS = [flag(item.name) for group in train.GROUPS for item in fields(group)]
+FLAGS = [flag(item.name) for group in train_options.GROUPS for item in fields(group)]
 SLIPS = [  # what is typed, what is meant; or nothing near
     ("--epoch", "--epochs"),
     ("--epcohs", "--epochs"),

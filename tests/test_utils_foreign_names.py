@@ -11,14 +11,14 @@ import analyze
 import detect
 import kmeans_anchors
 import test as script_test
-import train
+from engine import train_options
 from models.checkpoints.load import find_weights
 from utils.config import _say_once, build_options, find_file, flag, found_name, parse_flags, read_recipe
 from utils.errors import UserError
 from utils.foreign_names import ANSWERS, FILES, SAME, SHORT, WITHOUT_EFFECT
 
 SCRIPTS = {
-    "train": train.GROUPS,
+    "train": train_options.GROUPS,
     "test": (script_test.EvaluationOptions,),
     "detect": detect.GROUPS,
     "analyze": analyze.GROUPS,
@@ -55,8 +55,8 @@ def test_another_name_is_the_same_option(option, other):
 def test_a_flag_that_stands_for_a_value(name):
     option, value = SHORT[name]
     assert option in OPTIONS["train"]
-    assert parse_flags("d", *train.GROUPS, argv=[flag(name)]) == {option: value}
-    build_options({option: value}, train.GROUPS)
+    assert parse_flags("d", *train_options.GROUPS, argv=[flag(name)]) == {option: value}
+    build_options({option: value}, train_options.GROUPS)
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -186,12 +186,12 @@ SCRATCH_LOW = {
 def read(tmp_path, values):
     path = tmp_path / "hyp.yaml"
     path.write_text(yaml.safe_dump(values, sort_keys=False))
-    return read_recipe(path, train.GROUPS)
+    return read_recipe(path, train_options.GROUPS)
 
 
 def test_their_recipe_is_ours(tmp_path, capfd):
-    theirs = build_options(read(tmp_path, SCRATCH_LOW), train.GROUPS)
-    ours = build_options(read_recipe(find_file("yolov5.yaml", "recipe"), train.GROUPS), train.GROUPS)
+    theirs = build_options(read(tmp_path, SCRATCH_LOW), train_options.GROUPS)
+    ours = build_options(read_recipe(find_file("yolov5.yaml", "recipe"), train_options.GROUPS), train_options.GROUPS)
     assert theirs == ours
     note = capfd.readouterr().out
     assert "--match ratio --gains yolov5 --box-loss ciou" in note and "without a meaning" not in note

@@ -10,6 +10,7 @@ import yaml
 import train
 from analysis.compare_runs import read_run
 from analysis.matching.blocks import DONE, read_blocks
+from engine import train_options
 from models.checkpoints.format import read_checkpoint
 from tests.tiny_project import make_project
 from utils.config import read_recipe
@@ -52,14 +53,14 @@ def test_names_and_values_of_options():
 def test_an_old_recipe(tmp_path):
     path = tmp_path / "old.yaml"
     path.write_text("match: split\niou_new: 0.4\ntobj: new\n")
-    assert read_recipe(path, train.GROUPS) == {"match": "split", "extra_iou": 0.4, "tobj": "extra"}
+    assert read_recipe(path, train_options.GROUPS) == {"match": "split", "extra_iou": 0.4, "tobj": "extra"}
 
 
 def test_a_mistake_in_an_old_recipe_names_its_line(tmp_path):
     path = tmp_path / "old.yaml"
     path.write_text("match: split\niou_new: many\n")
     with pytest.raises(Exception, match=r"old\.yaml:2: 'extra_iou'"):
-        read_recipe(path, train.GROUPS)
+        read_recipe(path, train_options.GROUPS)
 
 
 def test_an_old_flag_says_its_new_name(run_main):
