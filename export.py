@@ -25,6 +25,7 @@ from models.exported.metadata import ExportMetadata
 from models.exported.network import ExportedNetwork
 from models.exported.onnx_file import OPSET
 from models.exported.onnx_nms import GraphNms
+from models.network import require_cfg
 from utils.config import option, parse_options
 from utils.devices import use_threads
 from utils.files import write_json_atomically
@@ -108,6 +109,7 @@ def job_of(options: ExportOptions, resolved: Resolved) -> Job:
     loaded, network = resolved.loaded, resolved.loaded.network
     if isinstance(network, ExportedNetwork):
         raise UserError(f"{resolved.weights}: is exported already; name the weights that were exported")
+    require_cfg(network, "export.py")
     if options.dynamic and network.fixed_size:
         raise UserError(f"--dynamic: {network.cfg_path} works at one size only; leave it out")
     sha256 = hashlib.sha256(find_weights(resolved.weights).read_bytes()).hexdigest()
@@ -122,7 +124,7 @@ def job_of(options: ExportOptions, resolved: Resolved) -> Job:
         batch_size=0 if options.dynamic else options.batch_size,
         dynamic=options.dynamic,
         resize=resolved.resize.kind,
-        nms_beta=network.heads[-1].nms_beta or 0.0,
+        nms_beta=network.nms_beta or 0.0,
         data=resolved.data,
         single_cls=resolved.single_cls,
         val_fraction=resolved.val_fraction,

@@ -44,7 +44,7 @@ from models.darknet.cfg import parse_cfg_text
 from models.darknet.cfg_text import with_values
 from models.darknet.kinds import KINDS
 from models.darknet.section import Section
-from models.network import Network, build_network, build_network_from_text, require_heads
+from models.network import Network, build_network, build_network_from_text
 from utils.config import build_options, find_file, flag, option, parse_flags
 from utils.files import write_text_atomically
 from utils.words import how_many
@@ -128,7 +128,7 @@ def read_network(options: KmeansOptions, num_classes: int) -> Network:
     """Build the cfg's network without allocating any weights."""
     with torch.device("meta"):
         network = build_network(find_file(options.cfg, "cfg"), num_classes)
-    require_heads(network)
+    network.require_heads()
     if any(not head.anchors_wh for head in network.heads):
         raise UserError(f"{options.cfg}: its boxes have no anchors")
     return network

@@ -10,7 +10,6 @@ from utils.errors import UserError, run_command  # first: for Ctrl-C during the 
 from utils.words import how_many
 
 # isort: split
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -35,18 +34,11 @@ from evaluation.coco import Metrics, has_objects
 from models.assignment.counts import MatchCounts
 from models.checkpoints.load import load_weights
 from models.darknet.scaled_decode import DECODES
+from models.detection_network import DetectionNetwork
 from models.detector import Detector
-from models.loss import build_loss
-from models.network import (
-    Network,
-    build_network,
-    build_network_from_text,
-    initialise_head_biases,
-    require_heads,
-    require_trainable,
-)
+from models.families.table import open_network, open_network_from_text
+from models.network import require_cfg
 from utils import distributed
-from utils.config import find_file
 from utils.devices import choose_device, describe_device, use_threads
 from utils.seeding import seed_epoch, seed_everything
 
@@ -67,9 +59,10 @@ def main() -> None:
     network, resize = new_network(options.train, train_set.names, checkpoint)
     network = network.to(device).to(memory_format=torch.channels_last)
     input_wh = input_size(options.train.img_size, network)
-    precision = choose_precision(options.train.precision, options.train.amp, network, input_wh, device)
+    learner = network.learner(options.loss, options.assignment, input_wh)
+    precision = choose_precision(options.train.precision, options.train.amp, learner, input_wh, device)
+    learner.amp_dtype = precision.dtype
     options = replace(options, train=replace(options.train, resize=resize.kind, precision=precision.name))
-    loss_function = build_loss(options.loss, options.assignment, network.heads, math.sqrt(math.prod(input_wh)))
     state = new_state(network, options, precision)
     if checkpoint:
         load_training_state(state, checkpoint, options.train.resume)
@@ -86,15 +79,13 @@ def main() -> None:
         announce(run, options, network, resize, train_set, device, precision)
         if distributed.is_main() and not has_objects(ground_truth):
             print(f"{options.train.data} (valid): not a single object to find; best.pt goes by the training loss")
-        wrapped = wrap_for_processes(network, device)
+        wrapped = wrap_for_processes(learner, device)
         while not run.is_over(state):
             train_batches.set_epoch(state.epoch)
             seed_epoch(options.train.seed, state.epoch, distributed.rank())
-            loss_function.images_seen = state.epoch * len(train_set)
+            learner.start_epoch(state.epoch * len(train_set))
             with EpochBar(run, state.epoch, len(train_batches)) as bar:
-                losses, counts = train_one_epoch(
-                    state, wrapped, train_batches, loss_function, schedule, precision.dtype, bar.update
-                )
+                losses, counts = train_one_epoch(state, wrapped, train_batches, schedule, bar.update)
             state.epoch += 1
             metrics = None
             if state.epoch == options.train.epochs or not options.train.notest:
@@ -118,7 +109,7 @@ def check_names(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
 
 def new_network(
     options: TrainOptions, names: tuple[str, ...], checkpoint: dict[str, Any] | None
-) -> tuple[Network, Resize]:
+) -> tuple[DetectionNetwork, Resize]:
     """Build the network for these classes, with fresh, given or (before a resume) arbitrary weights.
 
     Returns:
@@ -126,19 +117,19 @@ def new_network(
     """
     report = None
     if checkpoint:
-        network = build_network_from_text(checkpoint["cfg_text"], checkpoint["cfg_name"], len(checkpoint["names"]))
+        network = open_network_from_text(checkpoint["cfg_text"], checkpoint["cfg_name"], len(checkpoint["names"]))
     else:
-        network = build_network(find_file(options.cfg, "cfg"), len(names))
-        require_heads(network)
+        network = open_network(options.cfg, len(names))
+        network.require_heads()
         if options.decode == "scaled":
             network = as_decoded(network)
-        require_trainable(network)
+        network.require_trainable()
         from_cfg = options.hyp == FROM_CFG
-        for note in notes_of_recipe(network.config, network.notes) if from_cfg else network.notes:
-            if note not in network.config.oddities:
+        for note in notes_of_recipe(require_cfg(network, "--hyp cfg")) if from_cfg else network.notes:
+            if note not in network.oddities:
                 print(note)
         tell_oddities(network, options.strict)
-        initialise_head_biases(network, "yolov5" if network.heads[0].new_coords else "yolov3")
+        network.initialise()
         if options.weights:
             report = load_weights(network, options.weights)
             print(report)
@@ -148,11 +139,11 @@ def new_network(
     resize = Resize(options.resize, "as before") if checkpoint else choose_resize(options.resize, network, report)
     frozen = freeze_layers(network, options.freeze)
     if frozen and distributed.is_main():
-        print(f"--freeze: {len(frozen)} of the {len(network.layers)} layers of {network.cfg_path} stay as they are")
+        print(f"--freeze: {len(frozen)} of the {len(network.parts())} layers of {network.cfg_path} stay as they are")
     return network, resize
 
 
-def new_state(network: Network, options: TrainGroups, precision: Precision) -> TrainState[Network]:
+def new_state(network: DetectionNetwork, options: TrainGroups, precision: Precision) -> TrainState[DetectionNetwork]:
     """Return the state before the first epoch: weights, their average, optimizer and loss scale."""
     optimizer = build_optimizer(network, options.optimizer, options.train.batch_size * options.train.batches_per_step)
     device = next(network.parameters()).device
@@ -161,7 +152,7 @@ def new_state(network: Network, options: TrainGroups, precision: Precision) -> T
 
 
 def loader_settings(
-    groups: TrainGroups, network: Network, device: torch.device
+    groups: TrainGroups, network: DetectionNetwork, device: torch.device
 ) -> tuple[LoaderSettings, LoaderSettings]:
     """Return how the training and the testing batches are made."""
     options = groups.train
@@ -193,7 +184,7 @@ def loader_settings(
 def announce(
     run: TrainingRun,
     options: TrainGroups,
-    network: Network,
+    network: DetectionNetwork,
     resize: Resize,
     train_set: Annotations,
     device: torch.device,
@@ -219,7 +210,7 @@ def announce(
 
 
 def epoch_row(
-    losses: dict[str, float], counts: MatchCounts, metrics: Metrics | None, state: TrainState
+    losses: dict[str, float], counts: MatchCounts | None, metrics: Metrics | None, state: TrainState
 ) -> dict[str, float]:
     """Return one line of ``results.csv``."""
     row = {f"train/{name}": value for name, value in losses.items()}
@@ -231,15 +222,16 @@ def epoch_row(
             "metrics/mAP_0.5:0.95": metrics.ap,
         }
         row |= {name: value for name, value in columns.items() if value >= 0}  # nothing is defined without an object
-    row |= {f"match/{name}": value for name, value in counts.summary().items()}
+    row |= {f"match/{name}": value for name, value in counts.summary().items()} if counts else {}
     return row | {"lr": state.optimizer.param_groups[-1]["lr"]}
 
 
-def report_epoch(counts: MatchCounts, metrics: Metrics | None) -> None:
+def report_epoch(counts: MatchCounts | None, metrics: Metrics | None) -> None:
     """Say in two lines how the epoch went."""
     if not distributed.is_main():
         return
-    print(f"  {counts.line()}")
+    if counts:
+        print(f"  {counts.line()}")
     if metrics and metrics.num_instances:
         print(
             f"  test: P {metrics.precision:.3f}  R {metrics.recall:.3f}  "

@@ -38,7 +38,7 @@ from models.assignment.assigner import build_assigner
 from models.assignment.grid import slot_grid
 from models.assignment.options import AssignmentOptions
 from models.heads import Head
-from models.network import Network, build_network, require_heads, require_trainable
+from models.network import Network, build_network
 from utils.boxes import shape_iou
 from utils.config import find_file
 
@@ -78,8 +78,8 @@ def priors_of_network(network: Network, input_wh: tuple[int, int], resize: str) 
     Raises:
         UserError: it has no anchors to match.
     """
-    require_heads(network)
-    require_trainable(network)
+    network.require_heads()
+    network.require_trainable()
     return Priors(network.heads, input_wh, resize)
 
 

@@ -17,7 +17,7 @@ from data.splits import open_data, split_shown
 from engine.network_input import choose_resize, input_size, refuse_size, resize_option, size_option
 from engine.run_folder import new_run_folder
 from models.heads import Head
-from models.network import build_network, require_heads, require_trainable
+from models.network import build_network
 from utils.config import find_file, flag, option
 
 ANALYSES = Path("runs/analyze")
@@ -100,8 +100,8 @@ class Request:
         """
         with torch.device("meta"):
             network = build_network(find_file(self.about.cfg, "cfg"), num_classes)
-        require_heads(network)
-        require_trainable(network)
+        network.require_heads()
+        network.require_trainable()
         input_wh = input_size(self.about.img_size, network)
         return network.heads, input_wh, choose_resize(self.about.resize, network).kind
 

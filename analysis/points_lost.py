@@ -17,7 +17,8 @@ from evaluation.error_kinds import CORRECT, DETECTION_KINDS, ERRORS, ErrorKinds,
 from evaluation.image_losses import ap50_lost_by_image
 from evaluation.matches import CocoMatcher
 from evaluation.suspicious_labels import KINDS, Suspicion, confident_scores, suspicious_labels
-from models.network import Network
+from models.detection_network import DetectionNetwork
+from models.network import require_cfg
 from utils.errors import UserError
 from utils.files import write_text_atomically
 
@@ -126,12 +127,12 @@ def errors_of(detector: ErrorKinds, is_confident: np.ndarray, image: int) -> dic
     return counts | {"missed": objects - counts["correct"]}
 
 
-def network_priors(network: Network, input_wh: tuple[int, int], resize: str) -> Priors | None:
+def network_priors(network: DetectionNetwork, input_wh: tuple[int, int], resize: str) -> Priors | None:
     """Return the priors of a network; None, with a line that says so, where it has none."""
     from analysis.evaluation_groups import priors_of_network
 
     try:
-        return priors_of_network(network, input_wh, resize)
+        return priors_of_network(require_cfg(network, "a prior"), input_wh, resize)
     except UserError as error:
         print(f"--report: no groups by positives and priors: {error}")
         return None

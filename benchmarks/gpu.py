@@ -46,8 +46,10 @@ from engine.optimizer import OptimizerOptions, build_optimizer
 from engine.train_loop import TrainState, add_gradients, optimizer_step
 from models.assignment.options import AssignmentOptions
 from models.detector import Detector
+from models.head_biases import initialise_head_biases
+from models.learner import MapsLearner
 from models.loss import LossOptions, build_loss
-from models.network import Network, build_network, initialise_head_biases
+from models.network import Network, build_network
 from utils.config import find_file, option, parse_options
 from utils.devices import choose_device, describe_device, synchronised_time, use_threads
 from utils.errors import UserError, run_command
@@ -91,17 +93,19 @@ class Step:
         network = build_network(find_file(cfg, "cfg"))
         initialise_head_biases(network)
         network = network.to(device).to(memory_format=layout).train()
-        self.precision, self.tf32 = precision, tf32
+        self.tf32 = tf32
         scaler = torch.amp.GradScaler(device.type, enabled=precision == torch.float16)
         optimizer = build_optimizer(network, OptimizerOptions(lr0=1e-4), 64)
         self.state: TrainState[Network] = TrainState(network, AveragedModel(network), optimizer, scaler)
-        self.loss = build_loss(LossOptions(), AssignmentOptions(), network.heads)
-        self.forward: nn.Module = torch.compile(network) if compiled else network  # type: ignore[assignment]
+        loss = build_loss(LossOptions(), AssignmentOptions(), network.heads)
+        forward: nn.Module = torch.compile(network) if compiled else network  # type: ignore[assignment]
+        self.learner = MapsLearner(forward, loss)
+        self.learner.amp_dtype = precision
 
     def __call__(self, batch: Batch) -> None:
         """Take one step."""
         torch.backends.cudnn.allow_tf32 = self.tf32
-        add_gradients(self.state, self.forward, batch, self.loss, self.precision)
+        add_gradients(self.state, self.learner, batch)
         optimizer_step(self.state, 0)
 
 
@@ -172,7 +176,7 @@ def time_inference(options: GpuOptions) -> list[dict[str, Any]]:
         detectors = {"float32": Detector(network), "float16": Detector(network, half=True)}
         for count in (1, 32):
             images = torch.randint(0, 256, (count, 3, size, size), dtype=torch.uint8, device=device)
-            calls = {name: partial(detector.raw_maps, images) for name, detector in detectors.items()}
+            calls = {name: partial(detector.raw_outputs, images) for name, detector in detectors.items()}
             seconds = seconds_alternating(calls, device, options.repeats)
             for precision in detectors:
                 median = statistics.median(seconds[precision]) / count

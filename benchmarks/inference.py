@@ -56,11 +56,11 @@ def in_torch(network: Network) -> dict[str, tuple[Detector, Forward]]:
     ways: dict[str, tuple[Detector, Forward]] = {
         "plain": (detector, lambda images: network(images.contiguous().float() / 255)),
         "fused": (detector, lambda images: fused(images.contiguous().float() / 255)),
-        "fused + channels-last": (detector, detector.raw_maps),
+        "fused + channels-last": (detector, detector.raw_outputs),
     }
     if half_type(detector.device) != torch.float32:
         half = Detector(network, CONFIDENCE, half=True)
-        ways["--half"] = (half, half.raw_maps)
+        ways["--half"] = (half, half.raw_outputs)
     return ways
 
 
@@ -95,7 +95,7 @@ def exported(network: Network, size: int, batch: int, folder: Path) -> dict[str,
         except UserError as error:
             print(f"{name} is left out: {error}")
             continue
-        ways[name] = (detector, detector.raw_maps)
+        ways[name] = (detector, detector.raw_outputs)
     return ways
 
 

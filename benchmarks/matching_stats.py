@@ -63,10 +63,10 @@ def main() -> None:
     batches = list(itertools.islice(loaded, options.batches))
 
     def forward(batch: Batch) -> None:
-        plan.detector.raw_maps(batch.images)
+        plan.detector.raw_outputs(batch.images)
 
     def forward_and_measure(batch: Batch) -> None:
-        raw_maps = plan.detector.raw_maps(batch.images)
+        raw_maps = plan.detector.raw_outputs(batch.images)
         measure_raw_maps(to_device(batch, plan.detector.device), raw_maps, plan, assigners)
 
     with torch.inference_mode():

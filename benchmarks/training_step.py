@@ -19,8 +19,9 @@ from torch import Tensor
 from benchmarks.harness import random_targets
 from engine.optimizer import OptimizerOptions, build_optimizer
 from models.assignment.options import AssignmentOptions
+from models.head_biases import initialise_head_biases
 from models.loss import DetectionLoss, LossOptions, build_loss
-from models.network import Network, build_network, initialise_head_biases
+from models.network import Network, build_network
 from utils.config import find_file, option, parse_options
 from utils.devices import amp_dtype, choose_device, describe_device, synchronised_time, use_threads
 from utils.errors import run_command

@@ -111,7 +111,7 @@ def collect_results(
     """
     category_ids = [category["id"] for category in ground_truth["categories"]]
     if single_class:  # every class of the network -> the only category
-        category_ids *= detector.heads[0].num_classes
+        category_ids *= detector.network.num_classes
     by_image: dict[int, list[dict]] = {}
     bar = tqdm(batches, desc="test", disable=not distributed.is_main(), leave=False, bar_format=BAR_FORMAT)
     for batch in bar:

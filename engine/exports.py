@@ -32,6 +32,7 @@ from models.exported.onnx_nms import GraphNms
 from models.exported.openvino_folder import read_model, write_openvino
 from models.exported.quantise import quantise_onnx, quantise_openvino
 from models.exported.torchscript_file import write_torchscript
+from models.network import Network, require_cfg
 from utils.errors import UserError
 from utils.files import remove_unfinished, temporary_path, write_text_atomically
 
@@ -47,14 +48,23 @@ class Job:
     half: bool = False
     calibration_images: int = 128
 
+    @property
+    def network(self) -> Network:
+        """What is exported.
+
+        Raises:
+            UserError: no cfg describes it.
+        """
+        return require_cfg(self.resolved.loaded.network, "export.py")
+
     @cached_property
     def graph(self) -> DetectionGraph:
         """The graph in float32."""
-        return DetectionGraph(self.resolved.loaded.network)
+        return DetectionGraph(self.network)
 
     def written_graph(self) -> DetectionGraph:
         """Return the graph whose convolutions have the wanted precision."""
-        graph = DetectionGraph(self.resolved.loaded.network)
+        graph = DetectionGraph(self.network)
         return graph.half() if self.half else graph
 
     @cached_property
@@ -231,14 +241,14 @@ def _xml(job: Job, folder: Path) -> Path:
 
 def _darknet(job: Job, metadata: ExportMetadata, path: Path) -> list[str]:
     loaded = job.resolved.loaded
-    save_darknet_weights(loaded.network, path, loaded.report.seen, loaded.report.version or VERSION)
-    write_text_atomically(path.with_suffix(".cfg"), cfg_for_darknet(loaded.network, job.resolved.resize.kind))
+    save_darknet_weights(job.network, path, loaded.report.seen, loaded.report.version or VERSION)
+    write_text_atomically(path.with_suffix(".cfg"), cfg_for_darknet(job.network, job.resolved.resize.kind))
     write_text_atomically(path.with_suffix(".names"), "\n".join(metadata.names) + "\n")
     return [f"with {path.with_suffix('.cfg').name} and {path.with_suffix('.names').name} beside it"]
 
 
 def _safetensors(job: Job, metadata: ExportMetadata, path: Path) -> list[str]:
-    network = job.resolved.loaded.network
+    network = job.network
     content = {
         "cfg_name": metadata.cfg_name,
         "cfg_text": cfg_for_darknet(network),

@@ -7,7 +7,7 @@ from typing import Any
 
 from data.letterbox import RESIZES
 from models.checkpoints.report import LoadReport
-from models.network import Network, check_image_size
+from models.detection_network import DetectionNetwork, check_image_size
 from utils.config import option
 from utils.errors import UserError
 
@@ -40,12 +40,12 @@ class Resize:
         return f"{words}, tested at {test_wh[0]}x{test_wh[1]}" if test_wh not in (None, input_wh) else words
 
 
-def choose_resize(asked: str, network: Network, weights: LoadReport | None = None) -> Resize:
+def choose_resize(asked: str, network: DetectionNetwork, weights: LoadReport | None = None) -> Resize:
     """Return how images get into the input of a network.
 
     Args:
         asked: ``--resize``.
-        network: its cfg decides where nobody else does: Darknet stretches, unless ``[net]`` has ``letter_box=1``.
+        network: decides where nobody else does.
         weights: where they come from; None without any.
 
     Raises:
@@ -57,13 +57,10 @@ def choose_resize(asked: str, network: Network, weights: LoadReport | None = Non
         if weights.resize not in RESIZES:
             raise UserError(f"{weights.source}: damaged, its 'resize' is '{weights.resize:.60}'; use another copy")
         return Resize(weights.resize, "as these weights were trained")
-    letter_box = network.config.net["letter_box"]
-    if letter_box is None:
-        return Resize("stretch", "as Darknet: no letter_box=1 in the cfg")
-    return Resize("letterbox" if letter_box else "stretch", f"letter_box={letter_box} in the cfg")
+    return Resize(*network.own_resize)
 
 
-def input_size(size: tuple[int, ...], network: Network) -> tuple[int, int]:
+def input_size(size: tuple[int, ...], network: DetectionNetwork) -> tuple[int, int]:
     """Return width and height of the network input in pixels.
 
     Args:

@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from models.network import Network
+from models.learner import Learner
 from utils import distributed
 from utils.devices import amp_dtype
+from utils.structures import Targets
 
 TYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}  # None: no mixed precision
 PRECISIONS = ("", *TYPES)  # "": choose
@@ -43,17 +44,17 @@ class Precision:
 
 
 def choose_precision(
-    named: str, mixed: bool, network: Network, input_wh: tuple[int, int], device: torch.device
+    named: str, mixed: bool, learner: Learner, input_wh: tuple[int, int], device: torch.device
 ) -> Precision:
     """Choose the type of the forward pass, the same in every process.
 
     A GPU has what is fast there (:func:`utils.devices.amp_dtype`). Of CPUs some compute bfloat16 natively (AVX512-BF16,
-    AMX) and others emulate it, several times slower than float32; so it is tried, on a copy of the network.
+    AMX) and others emulate it, several times slower than float32; so it is tried, on a copy.
 
     Args:
         named: the user's choice, or that of the run that is resumed; "": none.
         mixed: whether mixed precision is wanted at all.
-        network: on its device.
+        learner: a network on its device, with its loss.
         input_wh: of the network, pixels.
         device: of the training.
     """
@@ -64,17 +65,18 @@ def choose_precision(
     if device.type != "cpu":
         fast = amp_dtype(device)
         return Precision(next(name for name, dtype in TYPES.items() if dtype == fast))
-    return distributed.broadcast(_try_bfloat16(network, input_wh) if distributed.is_main() else None)
+    with torch.random.fork_rng(devices=[]):  # some losses draw from their candidates
+        return distributed.broadcast(_try_bfloat16(learner, input_wh) if distributed.is_main() else None)
 
 
-def _try_bfloat16(network: Network, input_wh: tuple[int, int]) -> Precision:
+def _try_bfloat16(learner: Learner, input_wh: tuple[int, int]) -> Precision:
     """Take some steps with and without bfloat16."""
-    trial = copy.deepcopy(network).train()
+    trial = copy.deepcopy(learner).train()
     images = torch.rand(IMAGES, 3, *input_wh[::-1], generator=torch.Generator().manual_seed(0))
     images = images.contiguous(memory_format=torch.channels_last)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        trial(images[:1].contiguous(memory_format=torch.channels_last))
-    if counter.get_total_flops() < LEAST_OPERATIONS:
+        trial(images, Targets.empty(), Targets.empty())
+    if counter.get_total_flops() < LEAST_OPERATIONS * IMAGES:
         return Precision("float32")
     best: dict[str, float] = {}
     for turn in range(1 + ROUNDS):
@@ -88,11 +90,10 @@ def _try_bfloat16(network: Network, input_wh: tuple[int, int]) -> Precision:
     return Precision("bfloat16", f"{gain:.2f} times as fast as float32 on this CPU; --no-amp computes in float32")
 
 
-def _seconds_of_step(network: Network, images: torch.Tensor, dtype: torch.dtype | None) -> float:
-    """Return how long a forward and a backward pass take."""
+def _seconds_of_step(learner: Learner, images: torch.Tensor, dtype: torch.dtype | None) -> float:
+    """Return how long a forward and a backward pass take, of images without objects."""
     start = time.perf_counter()
-    with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-        raw_maps = network(images)
-    sum(raw.float().square().mean() for raw in raw_maps).backward()
-    network.zero_grad(set_to_none=True)
+    learner.amp_dtype = dtype
+    learner(images, Targets.empty(), Targets.empty()).total.backward()
+    learner.zero_grad(set_to_none=True)
     return time.perf_counter() - start

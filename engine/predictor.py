@@ -219,7 +219,7 @@ class Predictor:
         width, height = self.input_wh
         images = torch.zeros(batch_size, 3, height, width, dtype=torch.uint8)
         meta = RESIZES[self.resolved.resize.kind](0, "", self.input_wh, (height, width))
-        self.detector.detect(self.detector.raw_maps(images), [meta] * batch_size)
+        self.detector.detect(self.detector.raw_outputs(images), [meta] * batch_size)
 
 
 def _frame(picture: Picture) -> int | None:

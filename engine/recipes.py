@@ -14,10 +14,13 @@ from engine.optimizer import NOMINAL_BATCH
 from models.darknet.cfg import keys_without_effect, parse_cfg
 from models.darknet.scaled_decode import DECODES
 from models.darknet.section import DarknetConfig, Section
+from models.families.table import is_family
 from models.loss import LossOptions
+from models.network import Network
 from utils.config import REPOSITORY, build_options, find_file, read_recipe
 from utils.errors import UserError
 
+FAMILY_RECIPE = "detectors.yaml"  # of networks without a cfg
 FROM_CFG = "cfg"  # what --hyp says for the keys of the cfg
 OTHER_POLICIES = ("step", "exp", "sigmoid", "random")  # of Darknet, without an equal here
 IOU_LOSSES = ("iou", "giou", "diou", "ciou")
@@ -39,12 +42,16 @@ NEUTRAL = {
 
 
 def default_recipe(cfg: str, decode: str = DECODES[0]) -> str:
-    """Return the recipe for a cfg: one of its name, else by its heads: darknet.yaml, yolov5.yaml or yolov3.yaml.
+    """Return the recipe for a network.
+
+    That of a cfg is one of its name, else by its heads: darknet.yaml, yolov5.yaml or yolov3.yaml.
 
     Args:
         cfg: as the user named it.
         decode: of the boxes, one of ``DECODES``.
     """
+    if is_family(cfg):
+        return FAMILY_RECIPE
     path = find_file(cfg, "cfg")
     if (REPOSITORY / "cfg/hyp" / f"{path.stem}.yaml").is_file():
         return f"{path.stem}.yaml"
@@ -95,8 +102,9 @@ def recipe_of_cfg(config: DarknetConfig, given: Mapping[str, Any]) -> dict[str, 
     return NEUTRAL | step | _augmentation(net, head) | {"batch_size": size, "accumulate": accumulate}
 
 
-def notes_of_recipe(config: DarknetConfig, notes: Sequence[str]) -> list[str]:
+def notes_of_recipe(network: Network) -> list[str]:
     """Return the notes on a cfg that is its own recipe: its training keys are not among those without effect."""
+    config = network.config
     plain = keys_without_effect(config.source, (config.net, *config.sections), {})
     has_equal = _value(_last_head(config), "iou_loss", "") in IOU_LOSSES
     of_loss = [key for key in YOLO_KEYS if key != "iou_loss" or has_equal]
@@ -106,7 +114,7 @@ def notes_of_recipe(config: DarknetConfig, notes: Sequence[str]) -> list[str]:
     policy = _value(config.net, "policy", "constant")
     if policy not in POLICIES:
         lines.append(f"{config.source}: Darknet does not know policy={policy:.40} and keeps the learning rate constant")
-    return lines + [note for note in notes if note != plain]
+    return lines + [note for note in network.notes if note != plain]
 
 
 def _value(section: Section | None, key: str, default: Any) -> Any:

@@ -15,8 +15,9 @@ from engine.run_folder import find_newest_checkpoint
 from models.checkpoints.load import LoadedNetwork, load_network
 from models.checkpoints.report import LoadReport
 from models.darknet.scaled_decode import decode_warning
+from models.detection_network import DetectionNetwork
 from models.exported.network import ExportedNetwork
-from models.network import Network, decode_scaled, select_classes
+from models.network import Network, decode_scaled, require_cfg
 from utils import distributed
 from utils.class_names import are_numbers, first_moved, places_in, read_names
 from utils.config import build_options, find_file
@@ -86,7 +87,7 @@ def resolve(wanted: Wanted, *, needs_data: bool = True) -> Resolved:
     if wanted.decode == "scaled":
         loaded = replace(loaded, network=as_decoded(loaded.network))
     elif trained.decode == "scaled":  # which a cfg that is named beside the weights need not say
-        loaded = replace(loaded, network=decode_scaled(loaded.network))
+        loaded = replace(loaded, network=decode_scaled(require_cfg(loaded.network, weights)))
     elif not loaded.options:
         warn_of_decode(loaded.network)
     data = wanted.data or trained.data
@@ -110,20 +111,20 @@ def options_of_training(loaded: LoadedNetwork, weights: str) -> TrainedOn:
     return build_options(values, [TrainedOn], weights)[0]
 
 
-def tell_oddities(network: Network, strict: bool) -> None:
+def tell_oddities(network: DetectionNetwork, strict: bool) -> None:
     """Print what is probably a mistake in the cfg, a line each.
 
     Raises:
         UserError: there is something, and ``strict`` forbids it.
     """
-    for line in network.config.oddities:
+    for line in network.oddities:
         if strict:
             raise UserError(f"{line} (--strict)")
         if distributed.is_main():
             print(line)
 
 
-def as_decoded(network: Network) -> Network:
+def as_decoded(network: DetectionNetwork) -> Network:
     """Return the network with ``--decode scaled``; say so where its cfg asks for that itself.
 
     Raises:
@@ -131,15 +132,15 @@ def as_decoded(network: Network) -> Network:
     """
     if isinstance(network, ExportedNetwork):
         raise UserError("--decode scaled: that is decided where a network is exported: export.py --decode scaled")
-    scaled = decode_scaled(network)
+    scaled = decode_scaled(require_cfg(network, "--decode scaled"))
     if scaled.cfg_text == network.cfg_text:
         _note(f"--decode scaled changes nothing: {network.cfg_path} says new_coords=1 itself")
     return scaled
 
 
-def warn_of_decode(network: Network) -> None:
+def warn_of_decode(network: DetectionNetwork) -> None:
     """Print a line where foreign weights may have been trained with another decode than their cfg says."""
-    if line := decode_warning(network.config):
+    if isinstance(network, Network) and (line := decode_warning(network.config)):
         _note(line)
 
 
@@ -226,7 +227,7 @@ def with_names(found: Resolved, names: tuple[str, ...], origin: str) -> Resolved
     return _with_classes_of(found, known, names, origin, "leave it out: the weights know the names of their classes")
 
 
-def start_with_classes(network: Network, report: LoadReport, names: Sequence[str]) -> Network:
+def start_with_classes(network: DetectionNetwork, report: LoadReport, names: Sequence[str]) -> DetectionNetwork:
     """Return a network that was filled from weights with its classes in the order of the names to be trained.
 
     A class that the weights do not know starts from what they know of a class that is not to be trained.
@@ -243,7 +244,7 @@ def start_with_classes(network: Network, report: LoadReport, names: Sequence[str
     if first_moved(names, report.names) is None:
         return network
     _note(f"{report.source}: numbers its classes unlike the data; mapped by name")
-    return select_classes(network, [next(rest) if place is None else place for place in places])
+    return network.with_classes([next(rest) if place is None else place for place in places])
 
 
 def _with_classes_of(
@@ -275,10 +276,7 @@ def _with_classes_of(
     what = f"{rest} of its {len(known)} classes are not in {origin}" if rest else f"numbers its classes unlike {origin}"
     without = "; these are left out" if rest else ""
     _note(f"{found.weights}: {what}; mapped by name{without}")
-    network = found.loaded.network
-    network = (
-        network.with_classes(classes) if isinstance(network, ExportedNetwork) else select_classes(network, classes)
-    )
+    network = found.loaded.network.with_classes(classes)
     return replace(found, loaded=replace(found.loaded, network=network, names=wanted))
 
 

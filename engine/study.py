@@ -15,8 +15,8 @@ from data.loader import LoaderSettings
 from engine.evaluate import collect_results, warmed_up, without_unread
 from evaluation.coco import evaluate_coco
 from evaluation.results import clean_ground_truth
+from models.detection_network import DetectionNetwork, check_image_size
 from models.detector import Detector
-from models.network import Network, check_image_size
 from utils import distributed
 from utils.config import option
 from utils.errors import UserError
@@ -48,7 +48,7 @@ class StudyRow:
     total_ms: float
 
 
-def study_sizes(options: StudyOptions, network: Network) -> tuple[int, ...]:
+def study_sizes(options: StudyOptions, network: DetectionNetwork) -> tuple[int, ...]:
     """Return the sizes to evaluate, each once, from small to large.
 
     Raises:

@@ -14,7 +14,7 @@ from torch import nn
 from data.loader import Batches
 from engine.ema import AveragedModel, Model
 from engine.optimizer import Schedule
-from models.network import Network
+from models.detection_network import DetectionNetwork
 from utils import distributed
 from utils.errors import UserError
 from utils.structures import Batch
@@ -66,22 +66,18 @@ class TrainState(Generic[Model]):
 
 def train_one_epoch(
     state: TrainState,
-    network: nn.Module,
+    learner: nn.Module,
     batches: Batches | Sequence[Batch],
-    loss_function: Callable,
     schedule: Schedule,
-    amp_dtype: torch.dtype | None,
     report: Callable[[dict[str, float], Batch], None],
 ) -> tuple[dict[str, float], Any]:
     """Go once through the batches.
 
     Args:
         state: model, average, optimizer and scaler, all changed in place.
-        network: ``state.model``, wrapped for several processes where there are several.
+        learner: a :class:`models.learner.Learner` of ``state.model``, wrapped for processes where there are several.
         batches: of one epoch.
-        loss_function: ``(raw_maps, targets, crowd) -> LossResult``.
         schedule: rates and accumulation of every step.
-        amp_dtype: the type of mixed precision, None for float32 throughout.
         report: called after every batch with the running mean of the loss parts and the batch, for the progress bar.
 
     Returns:
@@ -103,8 +99,8 @@ def train_one_epoch(
         batch = batch.to(device)
         waiting += 1
         is_step = waiting >= schedule.accumulation(position) or number == len(batches) - 1
-        with exchange_gradients(network, is_step):
-            parts, batch_counts = add_gradients(state, network, batch, loss_function, amp_dtype)
+        with exchange_gradients(learner, is_step):
+            parts, batch_counts = add_gradients(state, learner, batch)
         if is_step:
             if not optimizer_step(state, schedule.options.clip_norm):
                 _refuse_batch(batch, f"the gradient is not finite (the loss is: {parts})", state)
@@ -114,29 +110,25 @@ def train_one_epoch(
         images_seen += len(batch.images)
         for name, value in parts.items():
             totals[name] = totals.get(name, 0.0) + value
-        counts = batch_counts if counts is None else counts + batch_counts
+        counts = batch_counts if counts is None or batch_counts is None else counts + batch_counts
         report({name: total / images_seen for name, total in totals.items()}, batch)
     return _mean_over_processes(totals, images_seen, device), _sum_over_processes(counts)
 
 
-def add_gradients(
-    state: TrainState, network: nn.Module, batch: Batch, loss_function: Callable, amp_dtype: torch.dtype | None
-) -> tuple[dict[str, float], Any]:
+def add_gradients(state: TrainState, learner: nn.Module, batch: Batch) -> tuple[dict[str, float], Any]:
     """Add a batch's gradients to those that wait for the next step; return its loss parts and match counts.
 
     Raises:
         UserError: the loss is not finite.
     """
     images = batch.images.contiguous(memory_format=torch.channels_last).float() / 255  # B 3 H W, 0..1
-    with torch.autocast(images.device.type, dtype=amp_dtype, enabled=amp_dtype is not None):
-        raw_maps = network(images)
-    result = loss_function(raw_maps, batch.targets, batch.crowd)
+    result = learner(images, batch.targets, batch.crowd)
     values = torch.stack([part.detach().double() for part in result.parts.values()]).tolist()  # one wait for a GPU
     parts = dict(zip(result.parts, values, strict=True))
     if not all(map(math.isfinite, values)):
         _refuse_batch(batch, f"the loss is not finite ({parts})", state)
     # DistributedDataParallel averages over processes; the loss is a sum over images, so undo that.
-    state.scaler.scale(sum(result.parts.values()) * distributed.world_size()).backward()
+    state.scaler.scale(result.total * distributed.world_size()).backward()
     return parts, result.counts
 
 
@@ -145,26 +137,29 @@ def is_over(epoch: int, best_epoch: int, epochs: int, patience: int) -> bool:
     return epoch >= epochs or 0 < patience <= epoch - best_epoch
 
 
-def freeze_layers(network: Network, numbers: Sequence[int]) -> list[int]:
-    """Freeze layers of the cfg, and those that no head reads; return their numbers without the latter.
+def freeze_layers(network: DetectionNetwork, numbers: Sequence[int]) -> list[int]:
+    """Freeze parts of a network, a cfg's layers, and those that no head reads; return their numbers without the latter.
 
     The latter get no gradients, for which DistributedDataParallel would wait.
 
     Args:
-        network: its layers.
-        numbers: one is a count, the first so many layers; several are the layers themselves, from 0.
+        network: its parts.
+        numbers: one is a count, the first so many parts; several are the parts themselves, from 0.
 
     Raises:
         UserError: there is no such layer, or no parameter is left to train.
     """
-    count = len(network.layers)
+    parts = network.parts()
+    count = len(parts)
     frozen = list(range(min(numbers[0], count))) if len(numbers) == 1 else sorted(set(numbers))
     if frozen and frozen[-1] >= count:
-        raise UserError(f"--freeze {frozen[-1]}: the cfg has the layers 0 to {count - 1}")
-    for index in (*frozen, *network.layers_without_effect()):
-        network.layers[index].requires_grad_(False)
+        raise UserError(f"--freeze {frozen[-1]}: {network.cfg_path} has the layers 0 to {count - 1}")
+    for index in (*frozen, *network.parts_without_effect()):
+        parts[index].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in network.parameters()):
-        raise UserError(f"--freeze {' '.join(map(str, numbers))} leaves nothing to learn: the cfg has {count} layers")
+        raise UserError(
+            f"--freeze {' '.join(map(str, numbers))} leaves nothing to learn: {network.cfg_path} has {count} layers"
+        )
     return frozen
 
 
@@ -204,10 +199,10 @@ def wrap_for_processes(model: nn.Module, device: torch.device) -> nn.Module:
     return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
 
-def exchange_gradients(network: nn.Module, is_step: bool) -> AbstractContextManager[None]:
+def exchange_gradients(learner: nn.Module, is_step: bool) -> AbstractContextManager[None]:
     """Within this block a backward pass averages the gradients over all processes, but only if a step follows."""
-    if isinstance(network, nn.parallel.DistributedDataParallel) and not is_step:
-        return network.no_sync()
+    if isinstance(learner, nn.parallel.DistributedDataParallel) and not is_step:
+        return learner.no_sync()
     return nullcontext()
 
 
@@ -219,8 +214,8 @@ def _mean_over_processes(totals: dict[str, float], images: int, device: torch.de
 
 
 def _sum_over_processes(counts: Any) -> Any:
-    """Return the sums of a dataclass of tensors over all processes."""
-    if distributed.world_size() == 1:
+    """Return the sums of a dataclass of tensors over all processes, None where there is none."""
+    if counts is None or distributed.world_size() == 1:
         return counts
     return replace(
         counts, **{item.name: distributed.sum_over_processes(getattr(counts, item.name)) for item in fields(counts)}

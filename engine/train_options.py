@@ -17,6 +17,7 @@ from engine.run_folder import TRAINING_RUNS
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import cfg_of_weights, decode_of_weights
 from models.darknet.scaled_decode import DECODES
+from models.families.table import is_family
 from models.loss import LossOptions
 from utils import distributed
 from utils.config import build_options, find_file, flat_dict, found_name, option, parse_flags, read_recipe
@@ -149,7 +150,8 @@ def choose_options(title: str) -> tuple[TrainGroups, dict[str, Any] | None]:
         recipe = find_file(given.get("hyp") or default_recipe(cfg, given.get("decode", DECODES[0])), "recipe")
         values = read_recipe(recipe, GROUPS) | given | {"hyp": str(recipe)}
     # Named without its ending, or by YOLOv5's name of it; the record of the run has the whole name.
-    values |= {"cfg": found_name(values.get("cfg") or cfg, "cfg")}
+    named = values.get("cfg") or cfg
+    values |= {"cfg": named if is_family(named) else found_name(named, "cfg")}
     values |= {"data": found_name(values.get("data") or TrainOptions.data, "data file")}
     return TrainGroups(*build_options(values, GROUPS)), None
 

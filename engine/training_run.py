@@ -28,8 +28,8 @@ from engine.run_folder import (
 )
 from engine.train_loop import TrainState, is_over
 from models.checkpoints.format import save_checkpoint
+from models.detection_network import DetectionNetwork
 from models.detector import Detector
-from models.network import Network
 from utils import distributed
 from utils.config import command_from_here
 from utils.draw import draw_batch, draw_predictions
@@ -171,7 +171,7 @@ class TrainingRun:
         """Whether the epoch that the state counts was the last one."""
         return is_over(state.epoch, state.best_epoch, self.options["epochs"], self.options["patience"])
 
-    def finish(self, state: TrainState[Network], test_batches: Iterable[Batch]) -> None:
+    def finish(self, state: TrainState[DetectionNetwork], test_batches: Iterable[Batch]) -> None:
         """Draw the curves and the predictions for a few batches, and print the table of the whole run."""
         if not distributed.is_main():
             return

@@ -13,7 +13,7 @@ from engine.train_loop import TrainState
 from models.checkpoints.format import check_network_content, is_state_dict
 from models.checkpoints.load import load_state
 from models.checkpoints.tensor_checks import why_unusable
-from models.network import Network
+from models.detection_network import DetectionNetwork
 from utils.errors import UserError
 
 PARTS = {"model": dict, "ema": dict, "optimizer": dict, "scaler": dict, "history": list}
@@ -45,7 +45,7 @@ def check_resumable(content: Mapping[str, Any], path: str | Path) -> None:
         raise _damaged(path, f"its '{wrong[0]}' is missing or unreadable")
 
 
-def load_training_state(state: TrainState[Network], content: Mapping[str, Any], path: str | Path) -> None:
+def load_training_state(state: TrainState[DetectionNetwork], content: Mapping[str, Any], path: str | Path) -> None:
     """Go on exactly where the checkpoint was written; it has passed :func:`check_resumable`.
 
     Raises:

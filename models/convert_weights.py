@@ -25,10 +25,11 @@ from torch import nn
 from models.checkpoints.darknet_weights import VERSION, save_darknet_weights
 from models.checkpoints.format import save_checkpoint
 from models.checkpoints.load import LoadedNetwork, load_network
+from models.checkpoints.report import LoadReport
 from models.darknet.cfg import parse_cfg_text
 from models.exported.network import ExportedNetwork
 from models.layers import running_statistics
-from models.network import DARKNET_BN_EPS, Network
+from models.network import DARKNET_BN_EPS, Network, require_cfg
 from utils.class_names import read_names
 from utils.config import REPOSITORY, Parser
 from utils.files import write_text_atomically
@@ -53,19 +54,20 @@ def main() -> None:
     loaded = load_network(options.source, options.cfg)
     if isinstance(loaded.network, ExportedNetwork):
         raise UserError(f"{options.source}: is exported and cannot be converted; name the weights that were exported")
+    network = require_cfg(loaded.network, options.source)
     print(loaded.report)
     target = Path(options.target)
     if target.suffix == ".pt":
         names = read_names(Path(options.names)) if options.names else default_names(loaded)
-        write_checkpoint(loaded.network, names, target, loaded.report.resize)
+        write_checkpoint(network, names, target, loaded.report.resize)
         print(f"Written: {target}, for test.py, detect.py, analyze.py and train.py --weights")
         return
     if options.seen is not None and not 0 <= options.seen < 1 << 64:
         raise UserError(f"--seen {options.seen}: a number of images")
     if options.for_darknet:
-        use_darknet_epsilon(loaded.network)
+        use_darknet_epsilon(network)
     seen = loaded.report.seen if options.seen is None else options.seen
-    write_darknet(loaded, target, seen)
+    write_darknet(network, loaded.report, target, seen)
 
 
 def write_checkpoint(network: Network, names: tuple[str, ...], target: Path, resize: str = "") -> None:
@@ -92,14 +94,13 @@ def write_checkpoint(network: Network, names: tuple[str, ...], target: Path, res
     save_checkpoint(target, content)
 
 
-def write_darknet(loaded: LoadedNetwork, target: Path, seen: int) -> None:
+def write_darknet(network: Network, report: LoadReport, target: Path, seen: int) -> None:
     """Write ``.weights`` and the cfg beside it, or a cut-off backbone.
 
     Raises:
         UserError: the target's name ends in nothing that can be written, or cuts off more layers than there are.
     """
-    network = loaded.network
-    version = loaded.report.version or VERSION
+    version = report.version or VERSION
     cut = re.fullmatch(r".+\.conv\.(\d+)", target.name)
     if cut:
         count = int(cut[1])
@@ -112,7 +113,7 @@ def write_darknet(loaded: LoadedNetwork, target: Path, seen: int) -> None:
         raise UserError(f"{target}: the name must end in .pt, .weights or .conv.N, to say what is wanted")
     save_darknet_weights(network, target, seen, version)
     print(f"Written: {target}, {target.stat().st_size:,} bytes")
-    cfg, text = target.with_suffix(".cfg"), cfg_for_darknet(network, loaded.report.resize)
+    cfg, text = target.with_suffix(".cfg"), cfg_for_darknet(network, report.resize)
     if cfg.exists() and cfg.read_text(encoding="utf-8") != text:
         print(f"Left as it is: {cfg}, which may differ from the cfg of these weights")
     else:

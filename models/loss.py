@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from functools import reduce
 
 import torch
 from torch import Tensor
@@ -25,6 +24,7 @@ from models.assignment.options import AssignmentOptions
 from models.assignment.strategies import makes_extra_matches
 from models.darknet_loss import WARM_UP_IMAGES, darknet_parts, refuse_other_heads
 from models.heads import Head, decode_boxes
+from models.learner import BatchLoss
 from models.raw_maps import gather_predictions, row_numbers
 from utils import distributed
 from utils.boxes import IOU_KINDS, box_iou, cxcywh_to_xyxy
@@ -93,18 +93,12 @@ class LossOptions:
                     )
 
 
-@dataclass(frozen=True)
-class LossResult:
-    """The loss of one batch, and the matches that it comes from."""
+@dataclass(frozen=True, kw_only=True)
+class LossResult(BatchLoss):
+    """The loss of one batch, in the parts "box", "obj" and "cls", and the matches that it comes from."""
 
-    parts: dict[str, Tensor]  # "box", "obj", "cls": scalars whose sum is back-propagated
     assignment: Assignment
     counts: MatchCounts
-
-    @property
-    def total(self) -> Tensor:
-        """The sum of the parts, what is back-propagated."""
-        return reduce(torch.add, self.parts.values())
 
 
 def build_loss(
@@ -170,7 +164,8 @@ class DetectionLoss:
         counts = count_matches(assignment, targets, grid, base.plain_iou, extra.plain_iou)
         if self.options.loss == "darknet":
             sums = darknet_parts(raw_maps, assignment, targets, grid, self._warms_up(len(raw_maps[0])))
-            return LossResult({name: part / self.gains.images for name, part in sums.items()}, assignment, counts)
+            scaled = {name: part / self.gains.images for name, part in sums.items()}
+            return LossResult(parts=scaled, assignment=assignment, counts=counts)
 
         box = class_loss = objectness[0].new_zeros(())
         for part, share in ((base, 1 - self.alpha), (extra, self.alpha)):
@@ -182,7 +177,7 @@ class DetectionLoss:
         objectness_loss = self.objectness_loss(objectness, assignment.ignore, base, extra)
 
         parts = {"box": box, "obj": objectness_loss, "cls": class_loss}
-        return LossResult(self._scaled(parts, raw_maps), assignment, counts)
+        return LossResult(parts=self._scaled(parts, raw_maps), assignment=assignment, counts=counts)
 
     def _warms_up(self, images: int) -> bool:
         """Count a batch, and say whether it belongs to the first images of a run."""

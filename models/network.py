@@ -22,14 +22,20 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from models.assignment.options import AssignmentOptions
 from models.darknet.cfg import parse_cfg, parse_cfg_text
 from models.darknet.graph import Layer, SectionBuilder, sources_of
 from models.darknet.kinds import KINDS
 from models.darknet.scaled_decode import with_scaled_decode
-from models.darknet.schema import LARGEST_SIDE
 from models.darknet.section import DarknetConfig, Section
-from models.heads import Head, RegionRule
+from models.decode import candidates_of_maps
+from models.detection_network import DetectionNetwork
+from models.head_biases import initialise_head_biases
+from models.heads import Head
 from models.layers import Convolution
+from models.learner import Learner, MapsLearner
+from models.loss import LossOptions, build_loss
+from utils.structures import Detections
 from utils.words import how_many
 
 DARKNET_BN_EPS = 1e-5
@@ -39,7 +45,7 @@ GREY = (0.299, 0.587, 0.114)  # shares of red, green and blue, as where Darknet 
 _THROUGH = ("shift_channels", "control_channels", "activation", "dropout", "silence")
 
 
-class Network(nn.Module):
+class Network(DetectionNetwork):
     """The layers of one cfg, run in the order of the file; ``layers[i]`` is Darknet's layer ``i``."""
 
     def __init__(self, config: DarknetConfig, built: list[Layer]):
@@ -75,6 +81,16 @@ class Network(nn.Module):
         return (*self.config.notes, *self.layer_notes)
 
     @property
+    def oddities(self) -> tuple[str, ...]:
+        """What in the cfg is probably a mistake, a line each."""
+        return self.config.oddities
+
+    @property
+    def nms_beta(self) -> float | None:
+        """Darknet, too, takes the last section's."""
+        return self.heads[-1].nms_beta
+
+    @property
     def num_classes(self) -> int:
         """Classes of the heads, of the one that has most where they differ; 0 for a network without heads."""
         return max((head.num_classes for head in self.heads), default=0)
@@ -95,6 +111,14 @@ class Network(nn.Module):
                 del outputs[source]
         return [outputs[index] for index in self.head_layers or (len(self.layers) - 1,)]
 
+    def candidates(self, raw: list[Tensor], confidence: float) -> list[Detections]:
+        """As :meth:`DetectionNetwork.candidates`, of the raw maps of all heads."""
+        return candidates_of_maps(raw, self.heads, confidence)
+
+    def learner(self, loss: LossOptions, assignment: AssignmentOptions, input_wh: tuple[int, int]) -> Learner:
+        """As :meth:`DetectionNetwork.learner`."""
+        return MapsLearner(self, build_loss(loss, assignment, self.heads, math.sqrt(math.prod(input_wh))))
+
     def head_convolution(self, head: int) -> Convolution:
         """Return the convolution whose filters are the head's predictions."""
         layer = self.layers[_convolution_before(self.config.sections, self.head_layers[head])]
@@ -105,7 +129,11 @@ class Network(nn.Module):
         """Return the layers whose ``filters`` are the channels of a head, the number ``head`` among the heads."""
         return _predicting(self.config.sections, self.head_layers[head])
 
-    def layers_without_effect(self) -> list[int]:
+    def parts(self) -> list[nn.Module]:
+        """Return the layers of the cfg."""
+        return list(self.layers)
+
+    def parts_without_effect(self) -> list[int]:
         """Return the layers that no head depends on: they run, but no loss reaches them."""
         # From the last layer to the first: what a needed layer reads is needed, too.
         needed = set(self.head_layers)
@@ -113,6 +141,55 @@ class Network(nn.Module):
             if index in needed:
                 needed.update(self.sources[index])
         return [index for index in range(len(self.layers)) if index not in needed]
+
+    def part_of(self, name: str) -> int:
+        """Return the number of the layer that a key of the state dict, such as layers.12.conv.weight, belongs to."""
+        return int(name.split(".")[1])
+
+    def describe(self, name: str) -> str:
+        """As :meth:`DetectionNetwork.describe`, with the section and its line."""
+        section = self.config.sections[self.part_of(name)]
+        return f"{section.index} ([{section.kind}], line {section.line}, {'.'.join(name.split('.')[2:])})"
+
+    def depends_on_classes(self, name: str) -> bool:
+        """Whether a tensor belongs to a head's convolution, or to a layer after the first of these."""
+        heads = {id(self.head_convolution(number)) for number in range(len(self.heads))}
+        first = min(index for index, layer in enumerate(self.layers) if id(layer) in heads)
+        return self.part_of(name) >= first
+
+    @property
+    def own_resize(self) -> tuple[str, str]:
+        """As :meth:`DetectionNetwork.own_resize`: Darknet stretches, unless ``[net]`` has ``letter_box=1``."""
+        letter_box = self.config.net["letter_box"]
+        if letter_box is None:
+            return "stretch", "as Darknet: no letter_box=1 in the cfg"
+        return "letterbox" if letter_box else "stretch", f"letter_box={letter_box} in the cfg"
+
+    def require_heads(self) -> None:
+        """As :meth:`DetectionNetwork.require_heads`: it has a head, and one or three channels."""
+        net = self.config.net
+        if net["channels"] not in (1, 3):
+            raise net.error(f"channels={net['channels']}: a detector needs 3, for colour, or 1, for grey", "channels")
+        if not self.heads:
+            what = "no [yolo] section or other head, so this network cannot detect"
+            raise UserError(f"{self.cfg_path}: {what}; give a detector's cfg")
+
+    def require_trainable(self) -> None:
+        """As :meth:`DetectionNetwork.require_trainable`; the message names the section."""
+        if self.no_training:
+            section, reason = self.no_training
+            raise section.error(f"is for detection only: {reason}")
+        if self.fixed_size:
+            width, height = self.input_wh
+            raise self.config.net.error(f"is for detection only: its input is {width} x {height} and nothing else")
+
+    def initialise(self) -> None:
+        """Start the heads' biases as the code does whose boxes the heads have."""
+        initialise_head_biases(self, "yolov5" if self.heads[0].new_coords else "yolov3")
+
+    def with_classes(self, classes: Sequence[int]) -> Network:
+        """As :meth:`DetectionNetwork.with_classes`."""
+        return select_classes(self, classes)
 
     def fuse(self) -> Network:
         """Return a copy for inference in which every batch norm is folded into its convolution."""
@@ -147,95 +224,19 @@ def build_network_from_text(
     return _build(parse_cfg_text(text, name), num_classes, bn_eps, bn_momentum)
 
 
-def require_heads(network: Network) -> None:
-    """Refuse a network that cannot detect objects in images.
-
-    Raises:
-        UserError: the cfg has no head, or another number of channels than 3 or 1.
-    """
-    net = network.config.net
-    if net["channels"] not in (1, 3):
-        raise net.error(f"channels={net['channels']}: a detector needs 3, for colour, or 1, for grey", "channels")
-    if not network.heads:
-        raise UserError(
-            f"{network.cfg_path}: no [yolo] section or other head, so this network cannot detect; give a detector's cfg"
-        )
-
-
-def require_trainable(network: Network) -> None:
-    """Refuse a network that detects and cannot be trained.
-
-    Raises:
-        UserError: names the section and the reason.
-    """
-    if network.no_training:
-        section, reason = network.no_training
-        raise section.error(f"is for detection only: {reason}")
-    if network.fixed_size:
-        width, height = network.input_wh
-        raise network.config.net.error(f"is for detection only: its input is {width} x {height} and nothing else")
-
-
-def check_image_size(network: Network, size: int | tuple[int, int]) -> None:
-    """Refuse an input size that the network's strides do not divide.
+def require_cfg(network: DetectionNetwork, what: str) -> Network:
+    """Return a network that a cfg describes.
 
     Args:
-        network: the network.
-        size: the side of a square input, or (width, height), in pixels.
+        network: of any kind.
+        what: needs it, for the message.
 
     Raises:
-        UserError: names the stride and the nearest sizes that fit, or the largest size.
+        UserError: it is of another kind.
     """
-    stride = network.max_stride
-    sides = (size, size) if isinstance(size, int) else size
-    if network.fixed_size:
-        if sides != network.input_wh:
-            width, height = network.input_wh
-            raise UserError(f"image size {sides[0]} x {sides[1]}: {network.cfg_path} works at {width} x {height} only")
-        return
-    for side in sides:
-        if side > LARGEST_SIDE:
-            raise UserError(f"image size {side:,} is above {LARGEST_SIDE:,} pixels, the largest that is computed")
-        if side < 1 or side % stride:
-            below, above = side // stride * stride, (side // stride + 1) * stride
-            fitting = f"{below} or {above}" if below > 0 else f"{stride}"
-            largest = f"{stride}, the largest stride of {network.cfg_path}"
-            raise UserError(f"image size {side} is not a multiple of {largest}; use {fitting}")
-
-
-@torch.no_grad()
-def initialise_head_biases(network: Network, rule: str = "yolov3") -> None:
-    """Start the heads' biases where objects are rare, so that the first steps are not spent on learning that.
-
-    Args:
-        network: changed in place.
-        rule: a key of ``BIAS_RULES``: "yolov3" for the numbers of ultralytics/yolov3 v7 (cfg era: 2019-2020), "yolov5"
-            for those of ultralytics/yolov5 v7.0.
-    """
-    for index, head in enumerate(network.heads):
-        if isinstance(head.rule, RegionRule):
-            continue  # Darknet's squared error hardly moves what starts near 0, and a softmax starts where it should
-        layer = network.head_convolution(index)
-        bias = layer.conv.bias if layer.bn is None else layer.bn.bias
-        assert bias is not None
-        objectness, classes = BIAS_RULES[rule](head)
-        per_anchor = bias.view(head.num_anchors, -1)  # A 5+C
-        first_class = per_anchor.shape[1] - head.num_classes
-        per_anchor[:, first_class - 1] += objectness
-        per_anchor[:, first_class:] += classes
-
-
-def _yolov3_biases(head: Head) -> tuple[float, float]:
-    """Return what is added to the logits of objectness and of every class."""
-    return -4.5, math.log(0.6 / (head.num_classes - 0.99))
-
-
-def _yolov5_biases(head: Head) -> tuple[float, float]:
-    """Return what is added to the logits: as if each anchor had eight objects in an image of 640 x 640 pixels."""
-    return math.log(8 / (640 / head.stride) ** 2), math.log(0.6 / (head.num_classes - 0.99999))
-
-
-BIAS_RULES = {"yolov3": _yolov3_biases, "yolov5": _yolov5_biases}
+    if not isinstance(network, Network):
+        raise UserError(f"{what}: is for networks of a Darknet cfg, which {network.cfg_path} is not")
+    return network
 
 
 def select_classes(network: Network, classes: Sequence[int]) -> Network:

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from models.detection_network import DetectionNetwork
 from models.detector import Detector, Look
-from models.network import Network
 from models.nms_variants import NmsOptions
 from utils.config import flag, option
 from utils.errors import UserError
@@ -84,7 +84,7 @@ class MirroredMeta(ImageMeta):
 class AugmentedDetector(Detector):
     """A detector that looks at each image in several views and suppresses boxes across all of them."""
 
-    def __init__(self, network: Network, views: Sequence[InputView], **settings: Any) -> None:
+    def __init__(self, network: DetectionNetwork, views: Sequence[InputView], **settings: Any) -> None:
         """As :class:`Detector`, whose other arguments are the settings.
 
         Raises:
@@ -100,10 +100,10 @@ class AugmentedDetector(Detector):
         """Return what the network says of every view."""
         images = images.to(self.device, non_blocking=True)
         seen = (view.of(images, metas, self.stride) for view in self.views)
-        return [(self.raw_maps(view), view_metas) for view, view_metas in seen]
+        return [(self.raw_outputs(view), view_metas) for view, view_metas in seen]
 
 
-def build_detector(network: Network, nms: NmsOptions, views: ViewOptions, **settings: Any) -> Detector:
+def build_detector(network: DetectionNetwork, nms: NmsOptions, views: ViewOptions, **settings: Any) -> Detector:
     """Return the detector that a command line asks for, which also counts what ``--max-det`` drops.
 
     Args:

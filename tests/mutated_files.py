@@ -84,10 +84,10 @@ def read_cfg(path):
     """Build the network, and run it where that is cheap."""
     import torch
 
-    from models.network import build_network, require_heads
+    from models.network import build_network
 
     network = build_network(path).eval()
-    require_heads(network)
+    network.require_heads()
     width, height = network.input_wh
     if sum(float(row[7]) for row in network.table if row[7]) < 1 and width * height < 1e6:
         with torch.no_grad():

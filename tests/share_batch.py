@@ -15,6 +15,7 @@ from torch import nn
 from engine.ema import AveragedModel
 from engine.optimizer import OptimizerOptions, Schedule, build_optimizer
 from engine.train_loop import TrainState, train_one_epoch, wrap_for_processes
+from models.learner import BatchLoss, MapsLearner
 from utils import distributed
 from utils.structures import Batch, ImageMeta, Targets
 
@@ -31,14 +32,8 @@ class Count:
         return Count(self.images + other.images)
 
 
-@dataclass(frozen=True)
-class Result:
-    parts: dict
-    counts: Count
-
-
 def squares(raw_maps, targets, crowd):
-    return Result({"box": raw_maps.square().sum()}, Count(torch.tensor(float(len(raw_maps)))))
+    return BatchLoss({"box": raw_maps.square().sum()}, Count(torch.tensor(float(len(raw_maps)))))
 
 
 def main() -> None:
@@ -53,12 +48,12 @@ def main() -> None:
         images = mine[:, None, None, None].expand(-1, 3, 4, 4)
         metas = tuple(ImageMeta(number, "", (4, 4)) for number in range(len(mine)))
         batches.append(Batch(images, Targets.empty(), Targets.empty(), metas))
-    wrapped = wrap_for_processes(model, torch.device("cpu"))
+    wrapped = wrap_for_processes(MapsLearner(model, squares), torch.device("cpu"))
     exchanges = []
     if distributed.world_size() > 1:
         wrapped.register_comm_hook(exchanges, exchange)
     schedule = Schedule(OPTIONS, epochs=1, batches_per_epoch=2, accumulate=2)
-    losses, counts = train_one_epoch(state, wrapped, batches, squares, schedule, None, lambda *_: None)
+    losses, counts = train_one_epoch(state, wrapped, batches, schedule, lambda *_: None)
     distributed.copy_from_main(state.average.model)
     content = {
         "weight": model.weight.flatten().tolist(),

@@ -29,8 +29,10 @@ INSIDE = {  # what a folder may import from its own package, besides itself
     "models/assignment": {"models.heads", "models.raw_maps"},
     "models/checkpoints": {
         "models.connected",
+        "models.detection_network",
         "models.exported.open_file",
         "models.exported.required",
+        "models.families.table",
         "models.layers",
         "models.network",
         "models.recurrent",
@@ -43,6 +45,14 @@ INSIDE = {  # what a folder may import from its own package, besides itself
         "models.heads",
         "models.layers",
         "models.recurrent",
+    },
+    "models/families": {
+        "models.assignment.options",
+        "models.detection_network",
+        "models.exported.required",
+        "models.learner",
+        "models.loss",
+        "models.network",
     },
     "models/exported": {
         "models.darknet.cfg",

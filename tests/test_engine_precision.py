@@ -6,7 +6,9 @@ import torch
 import train
 from engine import precision
 from engine.precision import Precision, choose_precision
+from models.assignment.options import AssignmentOptions
 from models.checkpoints.format import read_checkpoint
+from models.loss import LossOptions
 from models.network import build_network_from_text
 from tests.tiny_project import CFG, make_project
 
@@ -14,8 +16,8 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def network():
-    return build_network_from_text(CFG, "tiny.cfg")
+def learner():
+    return build_network_from_text(CFG, "tiny.cfg").learner(LossOptions(), AssignmentOptions(), (96, 64))
 
 
 @pytest.fixture
@@ -32,35 +34,35 @@ def timed(monkeypatch):
 
 
 @pytest.mark.parametrize(("gain", "name"), [(0.25, "float32"), (1.05, "float32"), (1.5, "bfloat16")])
-def test_bfloat16_has_to_pay(network, timed, gain, name):
+def test_bfloat16_has_to_pay(learner, timed, gain, name):
     timed(gain)
-    found = choose_precision("", True, network, (96, 64), CPU)
+    found = choose_precision("", True, learner, (96, 64), CPU)
     assert found.name == name and f"{gain:.2f} times" in found.reason
     assert found.dtype == (torch.bfloat16 if name == "bfloat16" else None) and not found.needs_scale
 
 
-def test_a_small_network_is_not_tried(network, monkeypatch):
+def test_a_small_network_is_not_tried(learner, monkeypatch):
     monkeypatch.setattr(precision, "_seconds_of_step", lambda *_: pytest.fail("it is tried"))
-    assert choose_precision("", True, network, (96, 64), CPU) == Precision("float32")
+    assert choose_precision("", True, learner, (96, 64), CPU) == Precision("float32")
 
 
-def test_what_is_named_is_taken(network, timed):
+def test_what_is_named_is_taken(learner, timed):
     timed(0.1)
-    assert choose_precision("bfloat16", True, network, (96, 64), CPU) == Precision("bfloat16")
-    assert choose_precision("bfloat16", False, network, (96, 64), CPU) == Precision("float32")  # --no-amp
-    assert choose_precision("float16", True, network, (96, 64), CPU).name == "float32"  # a run of a GPU goes on here
+    assert choose_precision("bfloat16", True, learner, (96, 64), CPU) == Precision("bfloat16")
+    assert choose_precision("bfloat16", False, learner, (96, 64), CPU) == Precision("float32")  # --no-amp
+    assert choose_precision("float16", True, learner, (96, 64), CPU).name == "float32"  # a run of a GPU goes on here
 
 
-def test_trying_changes_neither_the_network_nor_what_is_drawn_afterwards(network, monkeypatch):
+def test_trying_changes_neither_the_network_nor_what_is_drawn_afterwards(learner, monkeypatch):
     monkeypatch.setattr(precision, "LEAST_OPERATIONS", 0)
-    before = {name: value.clone() for name, value in network.state_dict().items()}
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
     torch.manual_seed(3)
-    choose_precision("", True, network, (96, 64), CPU)
+    choose_precision("", True, learner, (96, 64), CPU)
     drawn = torch.rand(4)
     torch.manual_seed(3)
     assert torch.equal(drawn, torch.rand(4))
-    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
-    assert all(parameter.grad is None for parameter in network.parameters())
+    assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
+    assert all(parameter.grad is None for parameter in learner.parameters())
 
 
 def test_a_run_says_and_records_it_and_keeps_it_when_it_is_resumed(tmp_path, monkeypatch, run_main, timed):

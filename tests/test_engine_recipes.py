@@ -152,16 +152,16 @@ def test_only_keys_without_an_equal_are_announced():
     )
     before = network.notes
     assert "batch, subdivisions, max_batches, angle, mosaic" in before[0]
-    notes = notes_of_recipe(network.config, network.notes)
+    notes = notes_of_recipe(network)
     assert notes[:2] == [
         "x.cfg: without effect here: [net] angle, resize_step, cutmix; [yolo] max_delta, resize",
         "x.cfg: Darknet does not know policy=Poly and keeps the learning rate constant",
     ]
     assert notes[2:] == list(before[1:])
-    squared = config(TRAINING, YOLO + "iou_loss=mse\nlabel_smooth_eps=.1\n")  # a loss that is not here
-    assert notes_of_recipe(squared, squared.notes) == ["x.cfg: without effect here: [yolo] iou_loss"]
+    text = config(TRAINING, YOLO + "iou_loss=mse\nlabel_smooth_eps=.1\n").text  # a loss that is not here
+    assert notes_of_recipe(build_network_from_text(text, "x.cfg")) == ["x.cfg: without effect here: [yolo] iou_loss"]
     plain = build_network_from_text(config().text, "x.cfg")
-    assert notes_of_recipe(plain.config, plain.notes) == []
+    assert notes_of_recipe(plain) == []
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -14,14 +13,14 @@ from torch import nn
 from engine.ema import AveragedModel
 from engine.optimizer import OptimizerOptions, Schedule, build_optimizer
 from engine.train_loop import TrainState, set_training_mode, train_one_epoch
+from models.learner import BatchLoss, MapsLearner
 from utils.errors import UserError
 from utils.structures import Batch, ImageMeta, Targets
 
 
-@dataclass
-class Result:
-    parts: dict
-    counts: int = 1
+class Result(BatchLoss):
+    def __init__(self, parts):
+        super().__init__(parts, counts=1)
 
 
 def mean_brightness(raw_maps, targets, crowd):
@@ -45,7 +44,7 @@ def new_state(options: OptimizerOptions, scaled: bool = False) -> TrainState:
 def run_epoch(options, batches, accumulate=1, loss=mean_brightness, scaled=False):
     state = new_state(options, scaled)
     schedule = Schedule(options, epochs=1, batches_per_epoch=len(batches), accumulate=accumulate)
-    losses, counts = train_one_epoch(state, state.model, batches, loss, schedule, None, lambda *_: None)
+    losses, counts = train_one_epoch(state, MapsLearner(state.model, loss), batches, schedule, lambda *_: None)
     return state, losses, counts
 
 
@@ -93,7 +92,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_and_names_the_images():
     before = state.model.weight.detach().clone()
     schedule = Schedule(PLAIN, epochs=1, batches_per_epoch=1, accumulate=1)
     with pytest.raises(UserError, match=r"gradient is not finite.*image0\.jpg"):
-        train_one_epoch(state, state.model, [batch_of(255)], loss, schedule, None, lambda *_: None)
+        train_one_epoch(state, MapsLearner(state.model, loss), [batch_of(255)], schedule, lambda *_: None)
     assert torch.equal(state.model.weight, before)
 
 
@@ -119,7 +118,7 @@ def test_a_scaler_that_finds_no_scale_ends_the_run():
     schedule = Schedule(PLAIN, epochs=1, batches_per_epoch=40, accumulate=1)
     seen = []
     with pytest.raises(UserError, match=r"gradient is not finite.*--no-amp"):
-        train_one_epoch(state, state.model, [batch_of(255)] * 40, without_a_slope, schedule, None,
+        train_one_epoch(state, MapsLearner(state.model, without_a_slope), [batch_of(255)] * 40, schedule,
                         lambda *_: seen.append(1))  # fmt: skip
     assert len(seen) == 16  # 2^16 is halved 16 times to 1, and once more
     assert state.average.updates == 0 and torch.equal(state.model.weight, torch.full((1, 3, 4, 4), 0.1))

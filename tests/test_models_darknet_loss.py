@@ -15,8 +15,9 @@ from darknet_loss_oracle import Gaussian, Region
 
 from models.assignment.options import AssignmentOptions
 from models.gaussian_loss import iou_slopes
+from models.head_biases import initialise_head_biases
 from models.loss import LossOptions, build_loss
-from models.network import build_network_from_text, initialise_head_biases
+from models.network import build_network_from_text
 from utils.boxes import box_iou, cxcywh_to_xyxy
 from utils.errors import UserError
 from utils.structures import Targets

@@ -5,11 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+from stub_network import StubNetwork
 from torch import nn
 
 from data.letterbox import RESIZES
 from models import detector as detector_module
-from models.detector import DecodedPredictions, Detector, decode_predictions
+from models.decode import DecodedPredictions, decode_predictions
+from models.detector import Detector
 from models.heads import Head
 from models.nms_variants import NmsOptions
 from utils.structures import ImageMeta
@@ -20,7 +22,7 @@ HEADS = (
 )
 
 
-class StubNetwork(nn.Module):
+class TwoHeads(StubNetwork):
     """Two convolutions that answer as a network of two heads does; ``fuse`` is a copy."""
 
     def __init__(self, seed=0):
@@ -43,7 +45,7 @@ class StubNetwork(nn.Module):
         return maps
 
     def fuse(self):
-        copy = StubNetwork()
+        copy = TwoHeads()
         copy.load_state_dict(self.state_dict())
         return copy.to(next(self.parameters()).device)
 
@@ -108,7 +110,7 @@ def images_and_frames(count=3, height=48, width=80, seed=0):
 @pytest.mark.parametrize("confidence, limit", [(0.02, 300), (0.09, 7)])
 def test_equals_loops_over_every_slot(confidence, limit):
     images, metas = images_and_frames()
-    network = StubNetwork()
+    network = TwoHeads()
     detector = Detector(network, confidence=confidence, iou=0.45, max_detections=limit)
     raw_maps = network.eval()(images / 255)
     for number, found in enumerate(detector(images, metas)):
@@ -121,7 +123,7 @@ def test_equals_loops_over_every_slot(confidence, limit):
 
 def test_batch_equals_single_images():
     images, metas = images_and_frames()
-    detector = Detector(StubNetwork(), confidence=0.01)
+    detector = Detector(TwoHeads(), confidence=0.01)
     for number, together in enumerate(detector(images, metas)):
         (alone,) = detector(images[number : number + 1], metas[number : number + 1])
         assert torch.equal(alone.labels, together.labels)
@@ -131,20 +133,20 @@ def test_batch_equals_single_images():
 
 def test_one_class_per_box_above_the_evaluation_confidence():
     images, metas = images_and_frames(1)
-    (found,) = Detector(StubNetwork(), confidence=0.2, iou=1.0, max_detections=10**6)(images, metas)
-    slots = decode_predictions(StubNetwork()(images / 255), HEADS, 0.2)
+    (found,) = Detector(TwoHeads(), confidence=0.2, iou=1.0, max_detections=10**6)(images, metas)
+    slots = decode_predictions(TwoHeads()(images / 255), HEADS, 0.2)
     best = slots.objectness.sigmoid() * slots.class_logits.sigmoid().max(dim=1).values
     assert len(found) == int((best > 0.2).sum()) > 0
 
 
 def test_classes_are_selected_and_agnostic_keeps_fewer():
     images, metas = images_and_frames(1)
-    (everything,) = Detector(StubNetwork(), confidence=0.01, iou=0.3)(images, metas)
-    (some,) = Detector(StubNetwork(), confidence=0.01, iou=0.3, classes=[2, 0])(images, metas)
+    (everything,) = Detector(TwoHeads(), confidence=0.01, iou=0.3)(images, metas)
+    (some,) = Detector(TwoHeads(), confidence=0.01, iou=0.3, classes=[2, 0])(images, metas)
     assert set(everything.labels.tolist()) == {0, 1, 2} and set(some.labels.tolist()) == {0, 2}
     expected = everything.scores[everything.labels != 1]
     torch.testing.assert_close(some.scores[: len(expected)], expected)
-    (agnostic,) = Detector(StubNetwork(), confidence=0.01, iou=0.3, nms=NmsOptions(agnostic_nms=True))(images, metas)
+    (agnostic,) = Detector(TwoHeads(), confidence=0.01, iou=0.3, nms=NmsOptions(agnostic_nms=True))(images, metas)
     assert len(agnostic) < len(everything)
 
 
@@ -155,27 +157,27 @@ def test_nms_compares_original_pixels(monkeypatch):
     scores = torch.tensor([0.9, 0.8, 0.7, 0.6])
     squeezed = boxes * torch.tensor([0.25, 1, 0.25, 1])
     decoded = DecodedPredictions(squeezed, scores.logit(), torch.full((4, 1), 20.0), torch.zeros(4, dtype=torch.int64))
-    monkeypatch.setattr("models.detector.decode_predictions", lambda *_: decoded)
-    detector = Detector(StubNetwork(), confidence=0.3, iou=0.13)
-    detector.nms_beta = 0.6
+    monkeypatch.setattr("models.decode.decode_predictions", lambda *_: decoded)
+    detector = Detector(TwoHeads(), confidence=0.3, iou=0.13)
+    detector.network.nms_beta = 0.6
     for meta, kept in ((ImageMeta(0, "", (80, 30), (0.25, 1.0)), 4), (ImageMeta(0, "", (80, 30)), 3)):
-        (found,) = detector.detect([], [meta])
+        (found,) = detector.detect([torch.zeros(1)], [meta])
         assert len(found) == kept
 
 
 def test_images_may_lie_between_two_bytes():
-    detector = Detector(StubNetwork())
+    detector = Detector(TwoHeads())
     images, _ = images_and_frames(1)
-    for exact, given in zip(detector.raw_maps(images), detector.raw_maps(images.float()), strict=True):
+    for exact, given in zip(detector.raw_outputs(images), detector.raw_outputs(images.float()), strict=True):
         assert torch.equal(exact, given)
     between = images.float() + 0.4
-    torch.testing.assert_close(detector.raw_maps(between)[0], detector.network(between / 255)[0])
-    assert not torch.equal(detector.raw_maps(between)[0], detector.raw_maps(images)[0])
+    torch.testing.assert_close(detector.raw_outputs(between)[0], detector.network(between / 255)[0])
+    assert not torch.equal(detector.raw_outputs(between)[0], detector.raw_outputs(images)[0])
 
 
 def test_nothing_found_gives_empty_detections():
     images, metas = images_and_frames()
-    found = Detector(StubNetwork(), confidence=0.999999)(images, metas)
+    found = Detector(TwoHeads(), confidence=0.999999)(images, metas)
     assert [len(item) for item in found] == [0, 0, 0]
     assert found[0].boxes_xyxy.shape == (0, 4) and found[0].labels.dtype == torch.int64
 
@@ -198,7 +200,7 @@ def test_boxes_are_not_clamped_but_clipped_to_the_image():
 
 def test_broken_weights_give_no_detections_instead_of_nan():
     images, metas = images_and_frames(1)
-    network = StubNetwork()
+    network = TwoHeads()
     network.layers[0].weight.data[0] = math.nan  # the x of anchor 0 of head 0
     (found,) = Detector(network, confidence=0.01)(images, metas)
     assert len(found) and found.boxes_xyxy.isfinite().all()
@@ -209,7 +211,7 @@ def test_broken_weights_give_no_detections_instead_of_nan():
 
 def test_owns_a_copy_and_measures_time():
     images, metas = images_and_frames()
-    network = StubNetwork()
+    network = TwoHeads()
     detector = Detector(network, confidence=0.01)
     before = detector(images, metas)[0].scores
     network.layers[0].weight.data.zero_()
@@ -224,9 +226,9 @@ def test_owns_a_copy_and_measures_time():
 def test_half_on_a_cpu_is_bfloat16_where_the_cpu_has_it(monkeypatch, dtype):
     monkeypatch.setattr(detector_module, "half_type", lambda _device: dtype)
     images, metas = images_and_frames()
-    exact = Detector(StubNetwork(), confidence=0.05)(images, metas)
-    detector = Detector(StubNetwork(), confidence=0.05, half=True)
-    assert detector.raw_maps(images)[0].dtype == dtype
+    exact = Detector(TwoHeads(), confidence=0.05)(images, metas)
+    detector = Detector(TwoHeads(), confidence=0.05, half=True)
+    assert detector.raw_outputs(images)[0].dtype == dtype
     for a, b in zip(exact, detector(images, metas), strict=True):
         torch.testing.assert_close(a.scores[:5], b.scores[:5], rtol=0.03, atol=1e-3)
         assert torch.equal(a.scores, b.scores) == (dtype == torch.float32)
@@ -237,8 +239,8 @@ def test_half_on_a_cpu_is_bfloat16_where_the_cpu_has_it(monkeypatch, dtype):
 @pytest.mark.parametrize("half", [False, True])
 def test_cuda_agrees_with_cpu(half):
     images, metas = images_and_frames()
-    on_cpu = Detector(StubNetwork(), confidence=0.05)(images, metas)
-    on_gpu = Detector(StubNetwork().cuda(), confidence=0.05, half=half)(images, metas)
+    on_cpu = Detector(TwoHeads(), confidence=0.05)(images, metas)
+    on_gpu = Detector(TwoHeads().cuda(), confidence=0.05, half=half)(images, metas)
     for a, b in zip(on_cpu, on_gpu, strict=True):
         torch.testing.assert_close(a.scores[:5], b.cpu().scores[:5].float(), rtol=0.03 if half else 1e-3, atol=1e-3)
 

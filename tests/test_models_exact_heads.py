@@ -8,8 +8,9 @@ import torch
 from weights_by_hand import HandmadeWeights, leaky, windows
 
 from models.checkpoints.darknet_weights import save_darknet_weights
+from models.detection_network import check_image_size
 from models.detector import Detector
-from models.network import build_network_from_text, check_image_size, require_trainable
+from models.network import build_network_from_text
 from utils.errors import UserError
 from utils.structures import ImageMeta
 
@@ -105,7 +106,7 @@ def test_cells_that_no_stride_divides(activation, keys):
     with pytest.raises(UserError, match=r"image size 16 x 16: x\.cfg works at 15 x 10 only"):
         check_image_size(network, 16)
     with pytest.raises(UserError, match=r"its cells have 1\.875 x 2 pixels; make width and height multiples of 2"):
-        require_trainable(network)
+        network.require_trainable()
 
 
 @pytest.mark.parametrize("activation", ["linear", "leaky", "relu"])
@@ -117,7 +118,7 @@ def test_new_coords_without_a_logistic_reads_probabilities(activation):
     with pytest.raises(
         UserError, match=r"x\.cfg:14: \[yolo\] is for detection only: to train with new_coords=1, write"
     ):
-        require_trainable(network)
+        network.require_trainable()
 
 
 def test_heads_may_have_different_classes():
@@ -139,7 +140,7 @@ def test_one_input_channel_makes_images_grey():
     grey = 0.299 * image[:, :1] + 0.587 * image[:, 1:2] + 0.114 * image[:, 2:]
     torch.testing.assert_close(network(image)[0], network(grey)[0])
     torch.testing.assert_close(network.fuse()(image)[0], network(grey)[0])
-    require_trainable(network)
+    network.require_trainable()
 
 
 @pytest.mark.parametrize(("kind", "normalised"), [("xnor", False), ("xnor", True), ("binary", True)])
@@ -166,7 +167,7 @@ def test_binary_weights_and_inputs(tmp_path, kind, normalised):
             (output,) = version(torch.from_numpy(x)[None])
         assert np.abs(output[0].numpy() - expected).max() < 1e-5 * np.ptp(expected)
     with pytest.raises(UserError, match=r"x\.cfg:5: \[convolutional\] is for detection only: binary weights"):
-        require_trainable(network)
+        network.require_trainable()
 
 
 SHARED = "[convolutional]\nbatch_normalize=1\nfilters=6\nsize=3\nstride={}\npad=1\nactivation=leaky\nshare_index={}\n"

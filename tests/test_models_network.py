@@ -9,13 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.detection_network import check_image_size
+from models.head_biases import initialise_head_biases
 from models.network import (
     build_network,
     build_network_from_text,
-    check_image_size,
-    initialise_head_biases,
     layer_table,
-    require_heads,
     select_classes,
 )
 from tests import published_cfgs
@@ -209,17 +208,17 @@ def test_a_network_without_heads_gives_its_last_layer_and_is_no_detector():
     (output,) = network.eval()(torch.rand(2, 3, 64, 64))
     torch.testing.assert_close(output.sum(1), torch.ones(2, 1, 1))  # softmax
     with pytest.raises(UserError, match=r"x\.cfg: no \[yolo\] section"):
-        require_heads(network)
-    require_heads(build(SMALL.replace("[convolutional]", "channels=1\n[convolutional]", 1)))  # grey images
+        network.require_heads()
+    build(SMALL.replace("[convolutional]", "channels=1\n[convolutional]", 1)).require_heads()  # grey images
     with pytest.raises(UserError, match=r"x\.cfg:4: \[net\] channels=4: a detector needs 3"):
-        require_heads(build(SMALL.replace("[convolutional]", "channels=4\n[convolutional]", 1)))
+        build(SMALL.replace("[convolutional]", "channels=4\n[convolutional]", 1)).require_heads()
 
 
 def test_layers_that_no_head_depends_on():
     side_branch = "[convolutional]\nfilters=4\nsize=1\nactivation=linear\n[maxpool]\nsize=2\n[route]\nlayers=-3\n"
     network = build(SMALL.replace("[convolutional]", "[convolutional]\nfilters=4\nsize=1\nactivation=linear\n"
                                   + side_branch + "[convolutional]", 1))  # fmt: skip
-    assert network.layers_without_effect() == [1, 2] and build(SMALL).layers_without_effect() == []
+    assert network.parts_without_effect() == [1, 2] and build(SMALL).parts_without_effect() == []
 
 
 # ---- graph rules

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from test_models_detector import StubNetwork, images_and_frames
+from test_models_detector import TwoHeads, images_and_frames
 
 from models.detector import COUNTED, Detector, Dropped
 from models.nms_variants import NMS_KINDS, NmsOptions, NmsRule, suppress
@@ -160,8 +160,8 @@ def test_infinite_boxes_and_boxes_without_area_are_kept_as_they_are(kind):
 def test_the_detector_suppresses_as_it_is_told(kind):
     images, metas = images_and_frames(2)
     nms = NmsOptions(kind, 0.3 if kind == "soft-gaussian" else 0.5, agnostic_nms=True)
-    detector = Detector(StubNetwork(), 0.2, 0.4, 30, nms=nms, clip=False)
-    candidates = detector.candidates(detector.raw_maps(images), metas)
+    detector = Detector(TwoHeads(), 0.2, 0.4, 30, nms=nms, clip=False)
+    candidates = detector.candidates(detector.raw_outputs(images), metas)
     for found, of_image in zip(detector(images, metas), candidates, strict=True):
         rule = NmsRule(0.4, 30, kind, True, 0.2, nms.nms_sigma)
         expected = loop(kind, of_image, rule)
@@ -171,7 +171,7 @@ def test_the_detector_suppresses_as_it_is_told(kind):
 
 def test_another_kind_of_the_same_network():
     images, metas = images_and_frames(1)
-    detector = Detector(StubNetwork(), 0.2, 0.4)
+    detector = Detector(TwoHeads(), 0.2, 0.4)
     other = detector.looking_for(nms=NmsOptions("soft-linear"), agnostic=True)
     assert other.network is detector.network and detector.nms == NmsOptions()
     assert other.nms == NmsOptions("soft-linear", agnostic_nms=True)
@@ -181,9 +181,9 @@ def test_another_kind_of_the_same_network():
 
 def test_what_the_limit_drops_is_counted():
     images, metas = images_and_frames(3)
-    everything = [len(found) for found in Detector(StubNetwork(), 0.2, 0.4, 10_000)(images, metas)]
+    everything = [len(found) for found in Detector(TwoHeads(), 0.2, 0.4, 10_000)(images, metas)]
     limit = sorted(everything)[1]  # one image has fewer, one as many, one more
-    detector = Detector(StubNetwork(), 0.2, 0.4, limit)
+    detector = Detector(TwoHeads(), 0.2, 0.4, limit)
     detector(images, metas)
     assert detector.dropped == Dropped()  # nobody asked
     detector.counts_dropped = True
@@ -199,7 +199,7 @@ def test_what_the_limit_drops_is_counted():
 def test_very_many_dropped_detections_are_counted_as_at_least(monkeypatch):
     images, metas = images_and_frames(1)
     monkeypatch.setattr("models.detector.COUNTED", 2)
-    detector = Detector(StubNetwork(), 0.01, 1.0, 5)
+    detector = Detector(TwoHeads(), 0.01, 1.0, 5)
     detector.counts_dropped = True
     detector(images, metas)
     assert detector.dropped == Dropped(1, 2, is_least=True) and COUNTED > 300

@@ -8,7 +8,7 @@ import pytest
 import torch
 from weights_by_hand import HandmadeWeights, leaky, logistic
 
-from models.network import build_network_from_text, require_trainable
+from models.network import build_network_from_text
 from utils.errors import UserError
 
 NET = "[net]\nwidth=5\nheight=4\nchannels=2\n"
@@ -98,7 +98,7 @@ def test_they_are_not_trained(kind):
     text = NET + f"[{kind}]\noutput=2\n" + ("pad=1\nsize=3\n" if "c" in kind else "")
     network = build_network_from_text(text, "x.cfg")
     with pytest.raises(UserError, match=rf"x\.cfg:5: \[{kind}\] is for detection only: its state over the frames"):
-        require_trainable(network)
+        network.require_trainable()
 
 
 ERRORS = [

@@ -10,9 +10,11 @@ from torch.testing import assert_close
 
 from engine.recipes import default_recipe
 from models.checkpoints.darknet_weights import load_darknet_weights, save_darknet_weights
-from models.detector import Detector, decode_predictions
+from models.decode import decode_predictions
+from models.detector import Detector
+from models.head_biases import initialise_head_biases
 from models.heads import decode_map
-from models.network import build_network, build_network_from_text, initialise_head_biases
+from models.network import build_network, build_network_from_text
 from models.nms import select_candidates
 from utils.config import REPOSITORY
 from utils.errors import UserError

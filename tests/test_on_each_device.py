@@ -91,12 +91,12 @@ def test_mixed_precision_learns(device):
     metas = tuple(ImageMeta(number, "", (96, 64)) for number in range(4))
     images = torch.randint(0, 256, (4, 3, 64, 96), dtype=torch.uint8)
     batches = [Batch(images, targets, Targets.empty(), metas)] * 30
-    loss_function = build_loss(LossOptions(), AssignmentOptions(), model.heads)
+    learner = model.learner(LossOptions(), AssignmentOptions(), model.input_wh)
+    learner.amp_dtype = torch.float16 if has_scale else torch.bfloat16
     schedule = Schedule(options, epochs=2, batches_per_epoch=30, accumulate=1)
     losses = []
     for _ in range(2):
-        parts, counts = train_one_epoch(state, model, batches, loss_function, schedule,
-                                        torch.float16 if has_scale else torch.bfloat16, lambda *_: None)  # fmt: skip
+        parts, counts = train_one_epoch(state, learner, batches, schedule, lambda *_: None)
         losses.append(sum(parts.values()))
         state.epoch += 1
     assert losses[1] < 0.8 * losses[0] and counts.summary()["objects"] == 120

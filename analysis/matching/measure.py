@@ -175,7 +175,7 @@ def measure_batch(
         Columns whose names begin with ``object/``, ``image/`` or ``batch/``.
     """
     with torch.inference_mode():
-        raw_maps = plan.detector.raw_maps(batch.images)
+        raw_maps = plan.detector.raw_outputs(batch.images)
         batch = to_device(batch, plan.detector.device)
         objects, images, seconds = measure_raw_maps(batch, raw_maps, plan, assigners)
     indices = [index for index in plan_of_batch.indices if index not in batch.unread]

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from analysis.matching.pairs import Predictions
 from models.assignment.inputs import marked
-from models.detector import decode_predictions
+from models.decode import decode_predictions
 from models.heads import Head
 from models.nms import non_max_suppression, select_candidates
 from utils.boxes import box_iou, intersection_over_first

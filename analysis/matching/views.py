@@ -83,7 +83,7 @@ def view_images(
         rows = np.arange(len(annotations.box_image))[annotations.rows_of(int(index))]
         rows = rows[~annotations.crowd[rows]]
         with torch.inference_mode():
-            raw_maps = plan.detector.raw_maps(batch.images)
+            raw_maps = plan.detector.raw_outputs(batch.images)
             batch = to_device(batch, plan.detector.device)
             detections = plan.detector.detect(raw_maps, batch.metas)[0].cpu()
             slots = matched_slots(batch, raw_maps, plan)

@@ -20,8 +20,10 @@ from models.checkpoints.report import LoadReport
 from models.checkpoints.safetensors_file import is_safetensors, read_safetensors
 from models.checkpoints.tensor_checks import has_bad_variance, why_unusable
 from models.checkpoints.yolov5 import load_yolov5_checkpoint, read_yolov5_checkpoint
+from models.detection_network import DetectionNetwork
 from models.exported.open_file import exported_kind, open_exported
-from models.network import Network, build_network, build_network_from_text, require_heads
+from models.families.table import open_network, open_network_from_text
+from models.network import Network, build_network, require_cfg
 from utils.config import REPOSITORY, find_file
 from utils.errors import UserError
 from utils.foreign_names import address_of
@@ -33,7 +35,7 @@ from utils.words import how_many
 class LoadedNetwork:
     """A network with its weights, and what its file says about it."""
 
-    network: Network
+    network: DetectionNetwork
     report: LoadReport
     names: tuple[str, ...] = ()  # of the classes; empty where the file does not say
     options: dict[str, Any] = field(default_factory=dict)  # of the run that trained it; empty for foreign weights
@@ -55,7 +57,7 @@ def load_network(weights: str | Path, cfg: str | Path = "", num_classes: int | N
     """
     path = find_weights(weights)
     loaded = OPENERS[_kind(path)](path, str(cfg), num_classes)
-    require_heads(loaded.network)
+    loaded.network.require_heads()
     if not loaded.report.complete:
         raise UserError(
             f"{path}: fills {loaded.report.filled} of the {loaded.report.total} layers of {loaded.network.cfg_path}; "
@@ -70,7 +72,7 @@ def _why_incomplete(report: LoadReport) -> str:
     return f"made for {how_many(report.classes[0], 'class')}, and this network has {report.classes[1]}"
 
 
-def load_weights(network: Network, weights: str | Path) -> LoadReport:
+def load_weights(network: DetectionNetwork, weights: str | Path) -> LoadReport:
     """Fill a network as far as the file's classes allow, as a start for training.
 
     If the file was made for another number of classes, the layers that predict classes keep their initial values;
@@ -80,7 +82,10 @@ def load_weights(network: Network, weights: str | Path) -> LoadReport:
         UserError: as :func:`load_network`.
     """
     path = find_weights(weights)
-    return LOADERS[_kind(path)](network, path)
+    kind = _kind(path)
+    if kind == "ours":
+        return _loaded_state(network, _read_ours(path), path)
+    return LOADERS[kind](require_cfg(network, str(path)), path)
 
 
 def cfg_of_weights(weights: str | Path) -> str:
@@ -169,9 +174,9 @@ def _open_ours(path: Path, cfg: str, num_classes: int | None) -> LoadedNetwork:
     names = tuple(checkpoint["names"])
     num_classes = num_classes or len(names)
     if cfg:
-        network = build_network(find_file(cfg, "cfg"), num_classes)
+        network = open_network(cfg, num_classes)
     else:
-        network = build_network_from_text(checkpoint["cfg_text"], checkpoint["cfg_name"], num_classes)
+        network = open_network_from_text(checkpoint["cfg_text"], checkpoint["cfg_name"], num_classes)
     report = _loaded_state(network, checkpoint, path)
     return LoadedNetwork(network, report, names, record_of_run(checkpoint["options"], max(network.input_wh)))
 
@@ -214,11 +219,7 @@ def _load_exported(network: Network, path: Path) -> LoadReport:
     raise UserError(f"{path}: {_NOT_TRAINED}")
 
 
-def _load_ours(network: Network, path: Path) -> LoadReport:
-    return _loaded_state(network, _read_ours(path), path)
-
-
-def _loaded_state(network: Network, checkpoint: Mapping[str, Any], path: Path) -> LoadReport:
+def _loaded_state(network: DetectionNetwork, checkpoint: Mapping[str, Any], path: Path) -> LoadReport:
     """Fill the network from a checkpoint of ours as :func:`load_state` does, its heads where it has their classes."""
     names = tuple(checkpoint["names"])
     report = load_state(network, _state_of(checkpoint), path, skip_heads=len(names) != network.num_classes)
@@ -227,7 +228,9 @@ def _loaded_state(network: Network, checkpoint: Mapping[str, Any], path: Path) -
     return replace(report, names=names, classes=classes, resize=resize)
 
 
-def load_state(network: Network, state: Mapping[str, Tensor], path: Path, skip_heads: bool = False) -> LoadReport:
+def load_state(
+    network: DetectionNetwork, state: Mapping[str, Tensor], path: Path, skip_heads: bool = False
+) -> LoadReport:
     """Copy a state dict into a network; on an error the network is unchanged.
 
     With ``skip_heads`` tensors from the first head's convolution on may have another shape: those layers stay as they
@@ -245,26 +248,26 @@ def load_state(network: Network, state: Mapping[str, Tensor], path: Path, skip_h
             problem = _problem(network, name, found, tensor)
             if problem:
                 raise UserError(
-                    f"{path}: damaged, layer {_describe(network, name)} {problem}; use another copy or train again"
+                    f"{path}: damaged, layer {network.describe(name)} {problem}; use another copy or train again"
                 )
             filled[name] = found
-        elif skip_heads and found is not None and _layer(name) >= _first_head_layer(network):
-            skipped.add(_layer(name))
+        elif skip_heads and found is not None and network.depends_on_classes(name):
+            skipped.add(network.part_of(name))
         else:
             has = "nothing" if found is None else _shape(found)
             raise UserError(
-                f"{path}: the weights of another cfg; layer {_describe(network, name)} of {network.cfg_path} needs "
+                f"{path}: the weights of another cfg; layer {network.describe(name)} of {network.cfg_path} needs "
                 f"{_shape(tensor)}, the file has {has}"
             )
     surplus = [name for name in state if name not in wanted]
     if surplus:
         raise UserError(f"{path}: the weights of another cfg; {network.cfg_path} has no place for {surplus[0]}")
     network.load_state_dict(filled)
-    layers = {_layer(name) for name in wanted}
+    layers = {network.part_of(name) for name in wanted}
     return LoadReport(str(path), len(layers - skipped), len(layers), skipped=tuple(sorted(skipped)))
 
 
-def _problem(network: Network, name: str, found: Tensor, wanted: Tensor) -> str:
+def _problem(network: DetectionNetwork, name: str, found: Tensor, wanted: Tensor) -> str:
     """Return in words why a tensor of the right shape cannot be taken; empty where it can."""
     problem = why_unusable(found, wanted)
     norm = network.get_submodule(name.rpartition(".")[0])
@@ -273,28 +276,10 @@ def _problem(network: Network, name: str, found: Tensor, wanted: Tensor) -> str:
     return problem
 
 
-def _first_head_layer(network: Network) -> int:
-    """Return the first of the layers whose channels depend on the number of classes."""
-    heads = {id(network.head_convolution(number)) for number in range(len(network.heads))}
-    return min(index for index, layer in enumerate(network.layers) if id(layer) in heads)
-
-
-def _layer(name: str) -> int:
-    """Return the number of the layer that a key of a state dict belongs to."""
-    return int(name.split(".")[1])  # layers.12.conv.weight
-
-
-def _describe(network: Network, name: str) -> str:
-    section = network.config.sections[_layer(name)]
-    return f"{_layer(name)} ([{section.kind}], line {section.line}, {'.'.join(name.split('.')[2:])})"
-
-
 def _shape(tensor: Tensor) -> str:
     return "x".join(map(str, tensor.shape)) or "one number"
 
 
 _NOT_TRAINED = "is exported and cannot be trained; name the weights that were exported"
 OPENERS = {"exported": _open_exported, "ours": _open_ours, "darknet": _open_darknet, "yolov5": _open_yolov5}
-LOADERS = {
-    "exported": _load_exported, "ours": _load_ours, "darknet": load_darknet_weights, "yolov5": load_yolov5_checkpoint,
-}  # fmt: skip
+LOADERS = {"exported": _load_exported, "darknet": load_darknet_weights, "yolov5": load_yolov5_checkpoint}

@@ -1,4 +1,4 @@
-"""Packages that only exporting and exported files need."""
+"""Packages that only some users need: imported when they are needed, with one line where they are missing."""
 
 from __future__ import annotations
 
@@ -8,17 +8,18 @@ from types import ModuleType
 from utils.errors import UserError
 
 
-def required(package: str, what: str) -> ModuleType:
+def required(package: str, what: str, requirements: str = "requirements-export.txt") -> ModuleType:
     """Import a package.
 
     Args:
         package: its name.
         what: who needs it, a file or an option; begins the message.
+        requirements: the file that names it.
 
     Raises:
         UserError: it is not installed, or does not load.
     """
     try:
         return importlib.import_module(package)
-    except ImportError as error:
-        raise UserError(f"{what}: needs the package {package}; pip install -r requirements-export.txt") from error
+    except (ImportError, RuntimeError, OSError) as error:  # torchvision raises the latter two beside another torch
+        raise UserError(f"{what}: needs the package {package}; pip install -r {requirements}") from error

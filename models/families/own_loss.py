@@ -1,0 +1,51 @@
+"""What training asks of networks that bring their own rule of assignment and their own loss.
+
+Shape letters: B images, H W pixels of the network input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from models.assignment.options import AssignmentOptions
+from models.learner import BatchLoss, Learner
+from models.loss import LossOptions
+from utils.config import flag
+from utils.errors import UserError
+from utils.structures import Targets
+
+IMAGES_PER_STEP = 64  # whose mean loss a step follows, the nominal batch that learning rates here are meant for
+
+
+class HasLosses(Protocol):
+    """A network that computes its losses itself."""
+
+    def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Return the losses by name, means over the images [B 3 H W], 0..1, RGB."""
+
+
+class OwnLossLearner(Learner):
+    """A network with its own losses, which are means over the batch, as a learner, whose parts are sums."""
+
+    def forward(self, images: Tensor, targets: Targets, crowd: Targets) -> BatchLoss:
+        """As :meth:`Learner.forward`; crowd regions are background."""
+        network: Any = self.network
+        with self.mixed_precision(images):
+            losses = network.losses(images, targets)
+        parts = {name: loss.float() * len(images) for name, loss in losses.items()}
+        return BatchLoss(parts, share=1 / IMAGES_PER_STEP)
+
+
+def refuse_other_rules(name: str, loss: LossOptions, assignment: AssignmentOptions) -> None:
+    """Refuse options that choose what a network with its own rules does not let anybody choose.
+
+    Raises:
+        UserError: names the first.
+    """
+    for options in (assignment, loss):
+        for item in fields(options):
+            if getattr(options, item.name) != item.default:
+                raise UserError(f"{flag(item.name)}: leave it out; {name} has its own assignment and loss")

@@ -1,0 +1,68 @@
+"""The networks that no cfg describes: their names, how each is built, and what it finds. One line per network."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from models.detection_network import DetectionNetwork
+from models.families import torchvision_networks
+from models.network import build_network, build_network_from_text
+from utils.config import find_file
+from utils.errors import UserError
+
+FIRST_LINE = "[detector]"  # of the text that stands for such a network where others have their cfg
+
+
+@dataclass(frozen=True)
+class Family:
+    """A network of this table."""
+
+    build: Callable[[int], DetectionNetwork]  # from the number of classes
+    package: str  # that it comes from
+
+
+FAMILIES: dict[str, Family] = {
+    name: Family(partial(kind.build, name), "torchvision") for name, kind in torchvision_networks.DETECTORS.items()
+}
+
+
+def is_family(cfg: str) -> bool:
+    """Whether ``--cfg`` names a network of the table; a file of that name in this folder is a cfg all the same."""
+    return cfg in FAMILIES and not Path(cfg).is_file()
+
+
+def open_network(cfg: str, num_classes: int) -> DetectionNetwork:
+    """Build the network that ``--cfg`` names, with random weights.
+
+    Args:
+        cfg: a name of the table, or a file to be looked up.
+        num_classes: that it is to tell apart.
+
+    Raises:
+        UserError: there is neither; the cfg cannot be used; a package is missing.
+    """
+    if is_family(cfg):
+        return FAMILIES[cfg].build(num_classes)
+    return build_network(find_file(cfg, "cfg"), num_classes)
+
+
+def open_network_from_text(text: str, name: str, num_classes: int) -> DetectionNetwork:
+    """Build the network of a text that a checkpoint holds, with random weights.
+
+    Args:
+        text: of a cfg, or ``cfg_text`` of a network of the table.
+        name: of the cfg, for messages.
+        num_classes: that it is to tell apart.
+
+    Raises:
+        UserError: as :func:`open_network`; the text names no network of this table.
+    """
+    if not text.startswith(FIRST_LINE):
+        return build_network_from_text(text, name, num_classes)
+    named = text.partition("name=")[2].strip()
+    if named not in FAMILIES:
+        raise UserError(f"{name}: this version knows no network '{named:.60}'; update it, or train again")
+    return FAMILIES[named].build(num_classes)

@@ -1,0 +1,229 @@
+"""The detectors of torchvision as networks of this toolkit: their layers, losses and boxes, our everything else.
+
+Images are not resized inside: the network gets its input as every other network does, letterboxed. Boxes come out
+before non-maximum suppression, which is ours, so that every ``--nms`` can be had.
+
+Shape letters: B images, H W pixels of the network input, N boxes.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.assignment.options import AssignmentOptions
+from models.detection_network import DetectionNetwork
+from models.exported.required import required
+from models.families.own_loss import OwnLossLearner, refuse_other_rules
+from models.learner import Learner
+from models.loss import LossOptions
+from utils.boxes import cxcywh_to_xyxy
+from utils.structures import Detections, Targets
+
+NEVER = 2.0  # an overlap above which no box is dropped, for no IoU is above 1
+NO_LIMIT = 1 << 30  # of the detections of an image
+EXPANDED = ("backbone", "body")  # whose children are parts of their own
+OF_CLASSES = (  # layers whose size depends on the number of classes, as beginnings of keys of the state dict
+    "model.head.classification_head.cls_logits.",
+    "model.head.classification_head.module_list.",
+    "model.roi_heads.box_predictor.",
+)
+
+
+@dataclass(frozen=True)
+class TorchvisionDetector:
+    """A function of ``torchvision.models.detection``, and what is to be known of what it builds."""
+
+    side: int  # of a usual input, pixels
+    has_background: bool = False  # its class 0 is no class
+    fixed_size: bool = False
+    ends_in_one_cell: bool = False  # a batch norm has one number per image, which is no statistics of one image
+    stride: int = 32  # sides of an input are multiples of it
+
+    def build(self, name: str, num_classes: int) -> TorchvisionNetwork:
+        """Return the network with random weights.
+
+        Raises:
+            UserError: torchvision cannot be imported.
+        """
+        package = required("torchvision.models.detection", name, "requirements.txt")
+        model = getattr(package, name)(
+            weights=None, weights_backbone=None, num_classes=num_classes + int(self.has_background)
+        )
+        return TorchvisionNetwork(name, self, model, num_classes)
+
+
+DETECTORS = {
+    "retinanet_resnet50_fpn": TorchvisionDetector(800),
+    "retinanet_resnet50_fpn_v2": TorchvisionDetector(800),
+    "fcos_resnet50_fpn": TorchvisionDetector(800),
+    "fasterrcnn_resnet50_fpn": TorchvisionDetector(800, has_background=True),
+    "fasterrcnn_resnet50_fpn_v2": TorchvisionDetector(800, has_background=True),
+    "fasterrcnn_mobilenet_v3_large_320_fpn": TorchvisionDetector(320, has_background=True),
+    "ssdlite320_mobilenet_v3_large": TorchvisionDetector(
+        320, has_background=True, fixed_size=True, ends_in_one_cell=True
+    ),
+    "ssd300_vgg16": TorchvisionDetector(300, has_background=True, fixed_size=True),
+}
+
+
+class TorchvisionNetwork(DetectionNetwork):
+    """One of torchvision's detectors; ``model`` is torchvision's own."""
+
+    knows_half = False
+
+    def __init__(self, name: str, kind: TorchvisionDetector, model: nn.Module, num_classes: int) -> None:
+        """Take over a model that torchvision has built.
+
+        Args:
+            name: of the function that built it.
+            kind: what is to be known of it.
+            model: changed in place: it resizes no image and drops no box that overlaps another one.
+            num_classes: without the background.
+        """
+        super().__init__()
+        self.name, self.kind = name, kind
+        self.input_wh = (kind.side, kind.side)
+        self.max_stride = kind.stride
+        self.fixed_size = kind.fixed_size
+        first = int(kind.has_background)
+        self.place: Tensor  # [labels of the model] int64, the class that each stands for, -1 for none
+        self.register_buffer("place", torch.arange(-first, num_classes), persistent=False)
+        self.model = model
+        model.transform = _without_resize(model.transform)
+        last = _last_stage(model)
+        last.nms_thresh, last.detections_per_img = NEVER, NO_LIMIT
+        self._parts = _parts(model)
+
+    @property
+    def cfg_path(self) -> str:
+        """Its name."""
+        return self.name
+
+    @property
+    def cfg_text(self) -> str:
+        """As :meth:`DetectionNetwork.cfg_text`: its name is enough."""
+        return f"[detector]\nname={self.name}\n"
+
+    @property
+    def num_classes(self) -> int:
+        """Classes that it tells apart, without the background."""
+        return int(self.place.max()) + 1
+
+    def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
+        """Return the model's boxes, in evaluation mode; training goes by :meth:`losses`."""
+        return self.model(list(images))
+
+    def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
+        """Return the model's own losses, means over the batch, of images [B 3 H W], 0..1, and their objects.
+
+        Objects without area are left out. A single image, such as the last of an epoch, is seen with the statistics of
+        the others where it has none of its own.
+        """
+        height, width = images.shape[2:]
+        boxes_xyxy = cxcywh_to_xyxy(targets.boxes_cxcywh) * images.new_tensor((width, height) * 2)
+        usable = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1)
+        labels = targets.label + int(self.kind.has_background)
+        rows = [(targets.image == number) & usable for number in range(len(images))]
+        wanted = [{"boxes": boxes_xyxy[mine], "labels": labels[mine]} for mine in rows]
+        with self._statistics_of_others() if self.kind.ends_in_one_cell and len(images) == 1 else nullcontext():
+            return self.model(list(images), wanted)
+
+    @contextmanager
+    def _statistics_of_others(self) -> Iterator[None]:
+        """Within this block batch norms use their running statistics."""
+        norms = [one for one in self.model.modules() if isinstance(one, nn.BatchNorm2d) and one.training]
+        try:
+            for norm in norms:
+                norm.eval()
+            yield
+        finally:
+            for norm in norms:
+                norm.train()
+
+    def candidates(self, raw: list[dict[str, Tensor]], confidence: float) -> list[Detections]:
+        """As :meth:`DetectionNetwork.candidates`."""
+        found = []
+        for of_image in raw:
+            labels = self.place[of_image["labels"]]
+            kept = (of_image["scores"] > confidence) & (labels >= 0)
+            found.append(Detections(of_image["boxes"][kept], of_image["scores"][kept], labels[kept]))
+        return found
+
+    def learner(self, loss: LossOptions, assignment: AssignmentOptions, input_wh: tuple[int, int]) -> Learner:
+        """As :meth:`DetectionNetwork.learner`, with the model's own rules."""
+        refuse_other_rules(self.name, loss, assignment)
+        return OwnLossLearner(self)
+
+    def parts(self) -> list[nn.Module]:
+        """Return the stages of the backbone, what joins their maps, and the rest of the model."""
+        return list(self._parts.values())
+
+    def part_of(self, name: str) -> int:
+        """As :meth:`DetectionNetwork.part_of`."""
+        return next(number for number, part in enumerate(self._parts) if name.startswith(f"model.{part}."))
+
+    def describe(self, name: str) -> str:
+        """As :meth:`DetectionNetwork.describe`."""
+        return name.removeprefix("model.")
+
+    def depends_on_classes(self, name: str) -> bool:
+        """As :meth:`DetectionNetwork.depends_on_classes`."""
+        return name.startswith(OF_CLASSES)
+
+    def with_classes(self, classes: Sequence[int]) -> TorchvisionNetwork:
+        """As :meth:`DetectionNetwork.with_classes`: the others are left out of what is found."""
+        other = _shallow_copy(self)
+        other._buffers = {"place": torch.full_like(self.place, -1)}
+        for new, old in enumerate(classes):
+            other.place[self.place == old] = new
+        return other
+
+    def looking_above(self, confidence: float) -> TorchvisionNetwork:
+        """As :meth:`DetectionNetwork.looking_above`; weaker boxes are dropped where the model drops them."""
+        other = _shallow_copy(self)
+        other.model = _shallow_copy(self.model)
+        if hasattr(other.model, "roi_heads"):
+            other.model.roi_heads = _shallow_copy(other.model.roi_heads)
+        _last_stage(other.model).score_thresh = confidence
+        return other
+
+
+def _last_stage(model: nn.Module) -> Any:
+    """Return the module that turns numbers into boxes."""
+    return getattr(model, "roi_heads", model)
+
+
+def _without_resize(transform: Any) -> nn.Module:
+    """Return torchvision's preparation of images, less the change of their size."""
+
+    class AsItIs(type(transform)):  # type: ignore[misc]
+        def resize(self, image: Tensor, target: dict[str, Tensor] | None) -> tuple[Tensor, dict[str, Tensor] | None]:
+            return image, target
+
+    transform.__class__ = AsItIs
+    return transform
+
+
+def _parts(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
+    """Return the modules that have parameters, by the beginning of their keys, in the order of the model."""
+    found: dict[str, nn.Module] = {}
+    for name, child in model.named_children():
+        if name in EXPANDED:
+            found |= _parts(child, f"{prefix}{name}.")
+        elif any(True for _ in child.parameters()):
+            found[prefix + name] = child
+    return found
+
+
+def _shallow_copy(module: Any) -> Any:
+    """Return a copy of a module with the same tensors, whose attributes and children can be replaced."""
+    other = copy.copy(module)
+    other._modules = dict(module._modules)
+    return other
