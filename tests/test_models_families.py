@@ -1,0 +1,165 @@
+"""Networks without a cfg: their losses and boxes are those of the library they come from; one more is one line."""
+
+import pytest
+import torch
+
+from models.assignment.options import AssignmentOptions
+from models.detector import Detector
+from models.families import table, torchvision_networks
+from models.families.table import Family, is_family, open_network, open_network_from_text
+from models.loss import LossOptions
+from models.nms_variants import NmsOptions
+from utils.errors import UserError
+from utils.structures import ImageMeta, Targets
+
+detection = pytest.importorskip("torchvision.models.detection", exc_type=(ImportError, RuntimeError))
+SIZES = {"ssdlite320_mobilenet_v3_large": 320, "ssd300_vgg16": 300}  # of those that work at one size; others at 128
+EVERY = [
+    pytest.param(name, marks=() if name == "ssdlite320_mobilenet_v3_large" else pytest.mark.slow)
+    for name in torchvision_networks.DETECTORS
+]
+CLASSES = 3
+CORNERS = torch.tensor([[0.21, 0.37, 0.76, 0.66], [0.17, 0.51, 0.42, 0.93], [0.11, 0.08, 0.73, 0.69]])  # shares
+
+
+def scene(side, images=2):
+    """Return images [B 3 H W], 0..1, and their objects, of which one has no area."""
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.rand(images, 3, side, side, generator=generator)
+    x1, y1, x2, y2 = CORNERS.unbind(dim=1)
+    boxes_cxcywh = torch.stack(((x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1), dim=1)
+    boxes_cxcywh = boxes_cxcywh[[0, 1, 2, 2]]
+    boxes_cxcywh[3, 2] = 0
+    return pixels, Targets(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2, 1, 1]), boxes_cxcywh)
+
+
+def theirs(name, network):
+    """Return torchvision's own model with the same tensors."""
+    kind = torchvision_networks.DETECTORS[name]
+    side = SIZES.get(name, 128)
+    sizes = {} if kind.fixed_size else {"min_size": side, "max_size": side}
+    model = getattr(detection, name)(
+        weights=None, weights_backbone=None, num_classes=CLASSES + kind.has_background, **sizes
+    )
+    model.load_state_dict(network.model.state_dict())
+    return model
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_losses_are_the_librarys(name):
+    torch.manual_seed(0)
+    network = open_network(name, CLASSES)
+    side, shift = SIZES.get(name, 128), int(torchvision_networks.DETECTORS[name].has_background)
+    images, targets = scene(side)
+    reference = theirs(name, network).train()
+    corners = CORNERS * side
+    wanted = [
+        {"boxes": corners[:2], "labels": torch.tensor([0, 2]) + shift},
+        {"boxes": corners[2:], "labels": torch.tensor([1]) + shift},
+    ]
+    torch.manual_seed(5)  # some draw which candidates they learn from
+    expected = reference(list(images), wanted)
+    learner = network.learner(LossOptions(), AssignmentOptions(), (side, side)).train()
+    torch.manual_seed(5)
+    found = learner(images, targets, Targets.empty())
+    assert found.parts.keys() == expected.keys() and found.counts is None
+    for part, loss in expected.items():
+        torch.testing.assert_close(found.parts[part], loss * 2, rtol=1e-5, atol=1e-5)  # sums over two images
+    torch.testing.assert_close(found.total, sum(expected.values()) * 2 / 64, rtol=1e-5, atol=1e-6)
+    found.total.backward()
+    assert all(parameter.grad is not None for parameter in network.parameters() if parameter.requires_grad)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_detections_are_the_librarys(name):
+    torch.manual_seed(0)
+    network = open_network(name, CLASSES)
+    kind, side = torchvision_networks.DETECTORS[name], SIZES.get(name, 128)
+    images = (scene(side)[0] * 255).to(torch.uint8)
+    reference = theirs(name, network).eval()
+    last = getattr(reference, "roi_heads", reference)
+    last.score_thresh, last.nms_thresh, last.detections_per_img = 0.005, 0.5, 50
+    with torch.inference_mode():
+        expected = reference(list(images / 255))
+    detector = Detector(network, confidence=0.005, iou=0.5, max_detections=50)
+    found = detector(images, [ImageMeta(number, "", (side, side)) for number in range(2)])
+    assert sum(map(len, found)) > 20
+    for mine, of_library in zip(found, expected, strict=True):
+        torch.testing.assert_close(mine.scores, of_library["scores"], rtol=1e-5, atol=1e-6)
+        assert torch.equal(mine.labels, of_library["labels"] - int(kind.has_background))
+        torch.testing.assert_close(mine.boxes_xyxy, of_library["boxes"], rtol=1e-5, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def ssdlite():
+    torch.manual_seed(0)
+    return open_network("ssdlite320_mobilenet_v3_large", CLASSES)
+
+
+def test_thresholds_belong_to_a_detector(ssdlite):
+    images = (scene(320)[0] * 255).to(torch.uint8)
+    metas = [ImageMeta(number, "", (320, 320)) for number in range(2)]
+    weak = Detector(ssdlite, confidence=0.01, max_detections=10_000)
+    median = torch.cat([found.scores for found in weak(images, metas)]).median().item()
+    strong = weak.looking_for(confidence=median)
+    counts = [sum(map(len, detector(images, metas))) for detector in (weak, strong, weak)]
+    assert counts[0] == counts[2] > counts[1]
+    merged = weak.looking_for(nms=NmsOptions("merge"))(images, metas)
+    assert sum(map(len, merged)) == counts[0]  # the same boxes are kept, at other places
+
+
+def test_classes_are_selected_and_put_into_order(ssdlite):
+    images = (scene(320)[0] * 255).to(torch.uint8)
+    metas = [ImageMeta(number, "", (320, 320)) for number in range(2)]
+    everything = Detector(ssdlite, confidence=0.01, iou=1.0, max_detections=10_000)(images, metas)[0]
+    selected = ssdlite.with_classes([2, 0])
+    assert (selected.num_classes, ssdlite.num_classes) == (2, 3)
+    some = Detector(selected, confidence=0.01, iou=1.0, max_detections=10_000)(images, metas)[0]
+    for new, old in ((0, 2), (1, 0)):
+        torch.testing.assert_close(some.scores[some.labels == new], everything.scores[everything.labels == old])
+
+
+def test_a_single_image_learns_with_the_statistics_of_the_others(ssdlite):
+    images, targets = scene(320)
+    learner = ssdlite.learner(LossOptions(), AssignmentOptions(), (320, 320)).train()
+    before = {name: value.clone() for name, value in ssdlite.state_dict().items()}
+    one = Targets(targets.image[:2], targets.label[:2], targets.boxes_cxcywh[:2])
+    assert torch.isfinite(learner(images[:1], one, Targets.empty()).total)
+    assert all(torch.equal(value, before[name]) for name, value in ssdlite.state_dict().items())
+    assert all(module.training for module in ssdlite.modules())
+
+
+def test_parts_have_all_parameters_once(ssdlite):
+    parts = ssdlite.parts()
+    counted = [id(parameter) for part in parts for parameter in part.parameters()]
+    assert len(set(counted)) == len(counted) == len(list(ssdlite.parameters()))
+    for name, parameter in ssdlite.named_parameters():
+        assert any(parameter is one for one in parts[ssdlite.part_of(name)].parameters())
+
+
+def test_what_it_has_of_its_own_cannot_be_chosen(ssdlite):
+    for loss, assignment, option in (
+        (LossOptions(box=1.0), AssignmentOptions(), "--box"),
+        (LossOptions(), AssignmentOptions(match="atss"), "--match"),
+    ):
+        with pytest.raises(UserError, match=f"^{option}: leave it out; ssdlite320"):
+            ssdlite.learner(loss, assignment, (320, 320))
+
+
+def test_a_checkpoints_text_rebuilds_it(ssdlite):
+    rebuilt = open_network_from_text(ssdlite.cfg_text, "x", 4)
+    assert (rebuilt.cfg_path, rebuilt.num_classes) == (ssdlite.cfg_path, 4)
+    with pytest.raises(UserError, match="knows no network 'nothing'"):
+        open_network_from_text("[detector]\nname=nothing\n", "x", 4)
+
+
+def test_another_network_is_one_line(monkeypatch, ssdlite):
+    assert not is_family("mine")
+    monkeypatch.setitem(table.FAMILIES, "mine", Family(lambda num_classes: ssdlite, "nowhere"))
+    assert is_family("mine") and open_network("mine", 3) is ssdlite
+
+
+def test_a_cfg_of_that_name_in_this_folder_is_a_cfg(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ssd300_vgg16").write_text("[net]\n")
+    assert not is_family("ssd300_vgg16")
