@@ -32,10 +32,12 @@ FILE_KINDS = {  # what is looked for -> folders below the working directory and 
     "data file": (("", "cfg"), (".data", ".yaml", ".yml")),
     "names file": (("", "cfg"), (".names", ".txt")),
     "recipe": (("", "cfg", "cfg/hyp"), (".yaml", ".yml")),
+    "search space": (("", "cfg", "cfg/search"), (".yaml", ".yml")),
+    "study": (("", "cfg", "cfg/study"), (".yaml", ".yml")),
 }
 
 
-def option(default: Any, text: str, choices: Sequence[str] = (), bare: str | None = None) -> Any:
+def option(default: Any, text: str, choices: Sequence[str] = (), bare: Any = None) -> Any:
     """Declare a dataclass field that is also a command-line flag.
 
     Args:
@@ -202,6 +204,17 @@ def read_recipe(path: Path, groups: Sequence[type]) -> dict[str, Any]:
     unknown = [str(name) for name in values if name not in by_name]
     refuse_unknown(unknown, by_name, f"{path}:{min((lines.get(name, 1) for name in unknown), default=1)}: ")
     return {name: _checked(value, *by_name[name], f"{path}:{lines.get(name, 1)}: ") for name, value in values.items()}
+
+
+def checked_value(name: str, value: Any, groups: Sequence[type], place: str = "") -> Any:
+    """Return a value for one option in the type of its field.
+
+    Raises:
+        UserError: there is no such option, or it takes other values; begins with ``place``.
+    """
+    known = {item.name: (item, group) for group in groups for item in fields(group)}
+    refuse_unknown([name], known, place)
+    return _checked(value, *known[name], place)
 
 
 def refuse_unknown(names: Iterable[str], known: Collection[str], place: str = "") -> None:
