@@ -53,15 +53,21 @@ from utils.seeding import seed_epoch, seed_everything
 
 
 def main() -> None:
-    """Train one detector; leave checkpoints, log and resolved configuration in runs/train/<name>.
-
-    With --search, --evolve or --study it starts itself for each of many trainings instead.
-    """
+    """Train one detector; with --search, --evolve or --study start this program for each of many."""
     given = parse_flags(__doc__.splitlines()[0], *GROUPS, SearchOptions)
     if is_of_many(given):
         train_many(given)
-        return
-    options, checkpoint = choose_options(given)
+    else:
+        train_detector(*choose_options(given))
+
+
+def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> None:
+    """Train one detector; leave checkpoints, log and resolved configuration in runs/train/<name>.
+
+    Args:
+        options: all of them, resolved.
+        checkpoint: to go on from, None for a new run.
+    """
     device = choose_device(options.train.device)
     use_threads()
     distributed.start(device)

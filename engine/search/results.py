@@ -41,7 +41,7 @@ def write_table(folder: Path, study: Study, space: Space) -> None:
     rows = [_row(trial, space) for trial in study.get_trials(deepcopy=False) if is_finished(trial)]
     write_json_atomically(folder / TABLE, rows)
     text = io.StringIO()
-    columns = ["trial", "state", "fitness", "best_epoch", "epochs", "seconds", *space.options, "folder", "message"]
+    columns = ["trial", "state", "fitness", "best_epoch", "epochs_done", "seconds", *space.options, "folder", "message"]
     writer = csv.DictWriter(text, columns, lineterminator="\n", extrasaction="ignore")
     writer.writeheader()
     writer.writerows(row | row["options"] for row in rows)
@@ -55,7 +55,7 @@ def _row(trial: FrozenTrial, space: Space) -> dict[str, Any]:
         "state": STATES[trial.state.name],
         "fitness": max(by_epoch.values(), default=None),
         "best_epoch": max(by_epoch, key=by_epoch.__getitem__, default=None),
-        "epochs": max(by_epoch, default=None),
+        "epochs_done": max(by_epoch, default=None),
         "seconds": trial.user_attrs.get("seconds"),
         "options": {name: trial.params.get(name) for name in space.options},
         "folder": trial.user_attrs.get("folder"),
@@ -81,17 +81,19 @@ def write_best(folder: Path, study: Study, space: Space, given: Mapping[str, Any
     write_text_atomically(folder / "best.yaml", head + text)
 
 
-def write_plots(folder: Path, study: Study) -> None:
-    """Draw Optuna's pictures of a search; those that need trials of different results are left out without them."""
+def write_plots(folder: Path, study: Study, space: Space) -> None:
+    """Draw Optuna's pictures of a search, of the options with several values; none without different results."""
     values = {trial.value for trial in study.get_trials(deepcopy=False) if trial.state.name == "COMPLETE"}
     if len(values) < 2:
         return
     import matplotlib.pyplot as plt
     from optuna.visualization import matplotlib as plots
 
+    varied = [name for name, entry in space.options.items() if len(entry.to_check) > 1]
     plt.switch_backend("Agg")  # needs no screen
     for name, function in PLOTS.items():
-        axes = getattr(plots, function)(study)
+        arguments = {} if name == "history.png" else {"params": varied}
+        axes = getattr(plots, function)(study, **arguments)
         figure = (axes if hasattr(axes, "get_figure") else axes.flat[0]).get_figure()
         with atomic_path(folder / name) as temporary:
             figure.savefig(temporary, dpi=100, bbox_inches="tight")

@@ -92,8 +92,7 @@ class Trials:
             if plan.points is None:
                 _enqueue_recipe(study, plan)
         elif before != record:
-            differing = next(key for key in record if record[key] != before.get(key))
-            raise UserError(f"{folder}: is another search, whose {differing} differ; choose another --name")
+            raise UserError(f"{folder}: is another search, {_difference(record, before)}; choose another --name")
         return cls(plan, folder, study, given.seed)
 
     def run(self) -> None:
@@ -111,7 +110,7 @@ class Trials:
             raise KeyboardInterrupt("interrupted; the same command goes on with this search") from None
         finally:
             self._write()
-        write_plots(self.folder, self.study)
+        write_plots(self.folder, self.study, self.plan.space)
 
     def _is_done(self, bar: tqdm) -> bool:
         """Whether all trials have ended; waits as long as those that other processes work on may be the last."""
@@ -250,6 +249,15 @@ def _points_of(trials: Any) -> set[Any]:
     return {trial.user_attrs.get(POINT) for trial in trials}
 
 
+def _difference(now: dict[str, Any], before: dict[str, Any]) -> str:
+    """Return in words in which option the records of two searches differ."""
+    for part in ("options", "varied"):
+        for name in now[part].keys() | before[part].keys():
+            if now[part].get(name) != before[part].get(name):
+                return f"with {name} = {before[part].get(name)} instead of {now[part].get(name)}"
+    return "one with --sampler grid and one without"
+
+
 def _enqueue_recipe(study: optuna.Study, plan: Plan) -> None:
     """Let the first trial be the recipe itself, as far as it lies within the space."""
     recipe = choose_options(dict(plan.given))[0].as_dict()
@@ -261,7 +269,7 @@ def _enqueue_recipe(study: optuna.Study, plan: Plan) -> None:
                 parameters[name] = entry.labels[entry.values.index(value)]
         elif isinstance(value, (int, float)) and entry.low <= value <= entry.high and not entry.step:
             parameters[name] = value
-    study.enqueue_trial(parameters)
+    study.enqueue_trial(parameters, skip_if_exists=True)
 
 
 def open_storage(url: str) -> RDBStorage:
