@@ -56,7 +56,7 @@ MISTAKES = [
     ("lr: [0.1]\n", 1, "unknown option 'lr'; did you mean 'lr0'"),
     ("lr0: [0.1]\nmosaic: [0.5, yes]\n", 2, "'mosaic' must be a value of type float"),
     ("lr0: [0.1]\nmosaic: [0.5, 2]\n", 2, "outside 0..1"),
-    ("lr0: {low: 0.1, heigh: 1}\n", 1, "did you mean 'high'"),
+    ("lr0: {low: 0.1, hihg: 1}\n", 1, "did you mean 'high'"),
     ("lr0: {low: 0.1}\n", 1, "needs 'low' and 'high'"),
     ("lr0: {low: 0.1, high: 0.1}\n", 1, "low must be below high"),
     ("lr0: {low: 0, high: 0.1, log: true}\n", 1, "above 0 with 'log'"),

@@ -252,9 +252,14 @@ def _checked(value: Any, item: Field, group: type, place: str) -> Any:
     return tuple(result) if many else result[0]
 
 
+@cache
+def _type_hints(group: type) -> dict[str, Any]:
+    return typing.get_type_hints(group)
+
+
 def _type_of(item: Field, group: type) -> tuple[type, bool, bool]:
     """Return (element type, whether a tuple of them, whether None is allowed) of a field's annotation."""
-    annotation = typing.get_type_hints(group)[item.name]
+    annotation = _type_hints(group)[item.name]
     optional = False
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         annotation = next(arg for arg in typing.get_args(annotation) if arg is not type(None))

@@ -78,7 +78,7 @@ ANSWERS = {  # what is not here -> what to use instead
     "pretrained": "use --weights FILE; without it training starts from random weights",
     "project": IN_ANALYSES,
     "quad": "batches are made of single pictures; --multi-scale trains at other sizes",
-    "resume_evolve": "the same --evolve or --search command goes on where it was interrupted",
+    "resume_evolve": "--evolve, given again, goes on with its search",
     "retina_masks": NO_SEGMENTS,
     "save_crop": "detect.py --save-crop cuts detections out",
     "save_csv": "detect.py --save-csv writes a line per detection",

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from engine.train_options import GROUPS, choose_options
-from utils.config import checked_value, refuse_unknown
+from utils.config import build_options, checked_value, refuse_unknown
 from utils.errors import UserError
 from utils.yaml_file import read_yaml
 
 OF_EACH_RUN = ("name", "project", "resume", "exist_ok")  # options that the search itself gives to every training
 RANGE_KEYS = ("low", "high", "log", "step")
+LEAD_TO_OTHERS = {"cfg", "weights", "hyp", "data"}  # options on which the values of others depend
 MAX_POINTS = 100_000  # of a grid
 GAINS = ("box", "obj", "cls")  # their ranges in cfg/search/evolve.yaml are for --gains yolov5
 
@@ -158,12 +159,21 @@ def _range(name: str, value: Mapping[str, Any], place: str) -> Range:
     return Range(low, high, step, log)
 
 
-def without_weights(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return options of the command line with what the weights say of the network, so that they are read only once."""
-    if not given.get("weights"):
-        return dict(given)
-    train = choose_options(dict(given))[0].train
-    return {**given, "cfg": train.cfg, "decode": train.decode, "weights": ""}
+def checker(given: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], None]:
+    """Return a function that refuses values of options which no training with these options would take.
+
+    Args:
+        given: the options of the command line.
+    """
+    base = choose_options(dict(given))[0].as_dict()
+
+    def check(values: Mapping[str, Any]) -> None:
+        if values.keys() & LEAD_TO_OTHERS:
+            choose_options({**given, **values})
+        else:
+            build_options({**base, **values}, GROUPS)
+
+    return check
 
 
 def check_space(space: Space, given: Mapping[str, Any]) -> None:
@@ -172,11 +182,11 @@ def check_space(space: Space, given: Mapping[str, Any]) -> None:
     Raises:
         UserError: with file and line.
     """
-    base = without_weights(given)
+    check = checker(given)
     for name, entry in space.options.items():
         for value in entry.to_check:
             try:
-                choose_options({**base, name: value})
+                check({name: value})
             except UserError as error:
                 raise UserError(f"{space.place(name)}{name} {value}: {error}") from error
 
@@ -187,10 +197,10 @@ def check_grid(space: Space, points: list[dict[str, Any]], given: Mapping[str, A
     Raises:
         UserError: with the file and the combination.
     """
-    base = without_weights(given)
+    check = checker(given)
     for point in points:
         try:
-            choose_options(base | space.values_of(point))
+            check(space.values_of(point))
         except UserError as error:
             shown = " ".join(f"{name}={value}" for name, value in point.items())
             raise UserError(f"{space.path}: {shown}: {error}") from error
@@ -198,12 +208,12 @@ def check_grid(space: Space, points: list[dict[str, Any]], given: Mapping[str, A
 
 def that_apply(space: Space, given: Mapping[str, Any]) -> tuple[Space, list[str]]:
     """Return the space without the options that the recipe has no use for, and their names."""
-    base = without_weights(given)
-    gains = choose_options(dict(base))[0].loss.gains
+    check = checker(given)
+    gains = choose_options(dict(given))[0].loss.gains
     left_out = []
     for name, entry in space.options.items():
         try:
-            choose_options({**base, name: entry.to_check[0]})
+            check({name: entry.to_check[0]})
         except UserError:
             left_out.append(name)
     left_out += [name for name in GAINS if name in space.options and gains != "yolov5"]

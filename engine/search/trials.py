@@ -63,6 +63,7 @@ class Trials:
     folder: Path
     study: optuna.Study
     seed: int
+    epochs: int  # of a training, unless they are varied
 
     @classmethod
     def open(cls, plan: Plan, folder: Path, storage: str) -> Trials:
@@ -93,7 +94,7 @@ class Trials:
                 _enqueue_recipe(study, plan)
         elif before != record:
             raise UserError(f"{folder}: is another search, {_difference(record, before)}; choose another --name")
-        return cls(plan, folder, study, given.seed)
+        return cls(plan, folder, study, given.seed, given.epochs)
 
     def run(self) -> None:
         """Train until as many trials as are wanted have ended; the tables are written after each.
@@ -157,7 +158,7 @@ class Trials:
         def after_epoch(epoch: int, fitness: float) -> bool:
             trial.report(fitness, epoch)
             bar.set_description_str(f"trial {trial.number}, epoch {epoch}: {fitness:.4f}")
-            return trial.should_prune()
+            return epoch < values.get("epochs", self.epochs) and trial.should_prune()
 
         bar.set_description_str(f"trial {trial.number}")
         started = time.monotonic()
