@@ -6,15 +6,20 @@ import os
 import re
 import signal
 import subprocess
+from pathlib import Path
 
 import pytest
 import yaml
+from tqdm import tqdm
 
 from tests.test_script_train import BASIC, command, environment, make_project, train
-from tests.test_script_train_interrupted import start_run, wait_until
+from tests.test_script_train_interrupted import start_run, wait_until, workers_of
 from tests.tiny_project import REPOSITORY
 
 optuna = pytest.importorskip("optuna", reason="needs the packages of requirements-search.txt")
+from engine.search.command import make_plan  # noqa: E402
+from engine.search.trials import NotCountedError, Trials  # noqa: E402
+
 pytestmark = pytest.mark.slow
 QUICK = (*BASIC, "--workers", "0")
 
@@ -30,15 +35,24 @@ def table(folder):
     return json.loads((folder / "trials.json").read_text())
 
 
+def runs(process: int) -> bool:
+    """Whether there is a process, other than one that has ended and that nobody has asked about."""
+    status = Path(f"/proc/{process}/stat")
+    return status.exists() and status.read_text().rpartition(")")[2].split()[0] != "Z"
+
+
 def test_two_processes_of_which_one_is_killed_end_with_all_trials(project):
     folder = project / "runs/search/exp"
     arguments = ("--search", "space.yaml", "--trials", "12", *QUICK, "--epochs", "3")
     killed, other = start_run(project, *arguments), start_run(project, *arguments)
-    # In the middle: some trials have ended, and the training of the one that is killed is under way.
     wait_until(killed, lambda: (folder / "trials.json").is_file() and len(table(folder)) >= 4)
-    before = len(table(folder))
+    # In the middle: some trials have ended, and the training of the one that is killed is under way.
+    wait_until(killed, lambda: workers_of(killed))
+    before, at_work = len(table(folder)), workers_of(killed)
     os.kill(killed.pid, signal.SIGKILL)
     killed.communicate()
+    wait_until(other, lambda: not any(map(runs, at_work)))
+    assert at_work and not any(map(runs, at_work)), "its training ends with it"
     errors = other.communicate(timeout=500)[1]
     assert other.returncode == 0, errors[-3000:]
     rows = table(folder)
@@ -50,9 +64,8 @@ def test_two_processes_of_which_one_is_killed_end_with_all_trials(project):
     lost = [trial for trial in trials if trial.state.name == "FAIL"]
     assert len(lost) <= 2 and not [trial for trial in trials if trial.state.name in ("RUNNING", "WAITING")]
     taken_over = [trial for trial in trials if trial.system_attrs.get("retry_history")]
-    assert (
-        len(taken_over) == 1 and taken_over[0].params == trials[taken_over[0].system_attrs["retry_history"][0]].params
-    )
+    assert len(taken_over) == 1
+    assert taken_over[0].params == trials[taken_over[0].system_attrs["retry_history"][0]].params
     for row in rows:
         config = yaml.safe_load((folder / row["folder"] / "config.yaml").read_text())
         assert {name: config[name] for name in row["options"]} == row["options"]
@@ -64,6 +77,24 @@ def test_two_processes_of_which_one_is_killed_end_with_all_trials(project):
     train(project, "--hyp", str(folder / "best.yaml"), *QUICK, "--epochs", "1")
     again = train(project, *arguments)
     assert len(table(folder)) == 12 and "best.yaml" in again.stdout
+
+
+def test_a_trial_whose_process_was_killed_before_its_first_heartbeat_does_not_count(project, monkeypatch):
+    monkeypatch.chdir(project)
+    folder = project / "runs/search/exp"
+    plan = make_plan({"search": "space.yaml", "trials": 1})
+    folder.mkdir(parents=True)
+    trials = Trials.open(plan, folder, str(folder / "trials.db"))
+    asked = trials.study.ask()
+    monkeypatch.setattr("engine.search.trials.MISSING_SECONDS", -1)
+    assert not trials._is_done(tqdm(disable=True))
+    states = [trial.state.name for trial in trials.study.trials]
+    assert states == ["FAIL", "WAITING"]
+    again = trials.study.ask()
+    assert again.system_attrs["fixed_params"] == asked.system_attrs["fixed_params"] != {}
+    assert trials._check_needed(again).number == 1
+    with pytest.raises(NotCountedError):
+        trials._check_needed(trials.study.ask())  # one is wanted, and one is in work
 
 
 def test_an_interrupted_search_goes_on_with_the_trial_it_was_at(project):

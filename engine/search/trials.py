@@ -7,6 +7,7 @@ heartbeat has been missing for a while, another process takes it over, from its 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -14,6 +15,7 @@ import time
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +38,7 @@ MISSING_SECONDS = 30  # without a heartbeat, after which a trial's process is ta
 WAIT_SECONDS = 1.0  # between looks at what other processes do
 ATTEMPTS = 5  # to open the storage: two processes that make its tables at once get into each other's way
 RECORD = "search"  # attribute of Optuna's study: what is searched
+BEGUN = "begun"  # attribute of a trial: its own number, after its first heartbeat
 POINT = "point"  # attribute of a trial: its number in the grid
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)  # heartbeats are called so
 _retry = RetryHeartbeatStaleTrialCallback()
@@ -62,6 +65,7 @@ class Trials:
     plan: Plan
     folder: Path
     study: optuna.Study
+    storage: RDBStorage
     seed: int
     epochs: int  # of a training, unless they are varied
 
@@ -79,8 +83,9 @@ class Trials:
         """
         given = choose_options(dict(plan.given))[0].train
         pruner = "none" if plan.options.study else plan.options.pruner
+        opened = open_storage(storage if "://" in storage else f"sqlite:///{storage}")
         study = optuna.create_study(
-            storage=open_storage(storage if "://" in storage else f"sqlite:///{storage}"),
+            storage=opened,
             study_name=folder.as_posix(),
             direction="maximize",
             pruner=PRUNERS[pruner](given.epochs),
@@ -94,7 +99,7 @@ class Trials:
                 _enqueue_recipe(study, plan)
         elif before != record:
             raise UserError(f"{folder}: is another search, {_difference(record, before)}; choose another --name")
-        return cls(plan, folder, study, given.seed, given.epochs)
+        return cls(plan, folder, study, opened, given.seed, given.epochs)
 
     def run(self) -> None:
         """Train until as many trials as are wanted have ended; the tables are written after each.
@@ -117,6 +122,7 @@ class Trials:
         """Whether all trials have ended; waits as long as those that other processes work on may be the last."""
         while True:
             fail_stale_trials(self.study)
+            self._fail_unbegun()
             trials = self.study.get_trials(deepcopy=False)
             ended = sum(map(is_finished, trials))
             bar.n = min(ended, self.plan.wanted)
@@ -128,6 +134,19 @@ class Trials:
                 return False
             bar.set_description_str("waiting for other processes")
             time.sleep(WAIT_SECONDS)
+
+    def _fail_unbegun(self) -> None:
+        """Give up trials whose process was killed before their first heartbeat: Optuna would wait for them for ever."""
+        earliest = datetime.now() - timedelta(seconds=MISSING_SECONDS)
+        for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            if (
+                BEGUN not in trial.user_attrs
+                and trial.datetime_start
+                and datetime.now() - trial.datetime_start > longest
+            ):
+                with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):  # another one did it
+                    self.study.tell(trial.number, state=TrialState.FAIL)
+                    _retry(self.study, trial)
 
     def _train_next(self, bar: tqdm) -> None:
         if self.plan.points is not None:
@@ -148,6 +167,8 @@ class Trials:
         return RandomSampler(seed) if self.plan.options.sampler == "random" else TPESampler(seed=seed)
 
     def _objective(self, trial: Trial, bar: tqdm) -> float:
+        self.storage.record_heartbeat(trial._trial_id)  # its thread does so, too, but may not have come to it yet
+        trial.set_user_attr(BEGUN, trial.number)
         frozen = self._check_needed(trial)
         self.study.sampler = self._sampler(trial.number)
         values = self._suggest(trial)
