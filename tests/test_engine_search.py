@@ -216,8 +216,8 @@ def test_a_training_is_watched_and_stopped(tmp_path, monkeypatch):
     assert (ended.status, ended.was_stopped) == (3, False) and told == list(ended.fitness.items())
     assert ended.fitness == pytest.approx({1: 0.14, 2: 0.23, 3: 0.32})
     (tmp_path / "results.csv").unlink()
-    ended = run_training([str(tmp_path), "hang"], tmp_path, lambda epoch, _: epoch == 3)
-    assert (ended.status, ended.was_stopped, ended.message) == (143, True, "saved")
+    ended = run_training([str(tmp_path), "hang"], tmp_path, lambda epoch, _: epoch == 2)
+    assert (ended.status, ended.was_stopped, ended.message) == (143, True, "saved") and max(ended.fitness) == 2
 
     def interrupted(*_):
         raise KeyboardInterrupt

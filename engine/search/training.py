@@ -79,7 +79,7 @@ def run_training(arguments: list[str], folder: Path, after_epoch: Callable[[int,
         while is_running and not was_stopped:
             is_running = process.poll() is None
             for epoch, value in read_fitness(folder).items():
-                if epoch not in fitness:
+                if epoch not in fitness and not was_stopped:
                     fitness[epoch] = value
                     was_stopped = after_epoch(epoch, value) and is_running
             if is_running and not was_stopped:

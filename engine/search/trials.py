@@ -139,11 +139,8 @@ class Trials:
         """Give up trials whose process was killed before their first heartbeat: Optuna would wait for them for ever."""
         earliest = datetime.now() - timedelta(seconds=MISSING_SECONDS)
         for trial in self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-            if (
-                BEGUN not in trial.user_attrs
-                and trial.datetime_start
-                and datetime.now() - trial.datetime_start > longest
-            ):
+            has_begun = trial.user_attrs.get(BEGUN) == trial.number  # of one that it takes over, it has the number
+            if not has_begun and trial.datetime_start and trial.datetime_start < earliest:
                 with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):  # another one did it
                     self.study.tell(trial.number, state=TrialState.FAIL)
                     _retry(self.study, trial)
