@@ -25,9 +25,10 @@ from engine.optimizer import Schedule, build_optimizer
 from engine.precision import Precision, choose_precision
 from engine.recipes import FROM_CFG, notes_of_recipe
 from engine.resolve import as_decoded, start_with_classes, tell_oddities, warn_of_decode
-from engine.run_folder import plot_labels
+from engine.run_folder import plot_labels, weighted_ap
+from engine.search.command import SearchOptions, is_of_many, train_many
 from engine.train_loop import TrainState, freeze_layers, train_one_epoch, wrap_for_processes
-from engine.train_options import TrainGroups, TrainOptions, choose_options, with_epochs
+from engine.train_options import GROUPS, TrainGroups, TrainOptions, choose_options, with_epochs
 from engine.training_run import EpochBar, TrainingRun
 from engine.training_state import load_training_state
 from evaluation.coco import Metrics, has_objects
@@ -39,13 +40,27 @@ from models.detector import Detector
 from models.families.table import open_network, open_network_from_text
 from models.network import require_cfg
 from utils import distributed
+from utils.config import parse_flags
 from utils.devices import choose_device, describe_device, use_threads
 from utils.seeding import seed_epoch, seed_everything
 
 
 def main() -> None:
-    """Train one detector; leave checkpoints, log and resolved configuration in runs/train/<name>."""
-    options, checkpoint = choose_options(__doc__.splitlines()[0])
+    """Train one detector; with --search, --evolve or --study start this program for each of many."""
+    given = parse_flags(__doc__.splitlines()[0], *GROUPS, SearchOptions)
+    if is_of_many(given):
+        train_many(given)
+    else:
+        train_detector(*choose_options(given))
+
+
+def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> None:
+    """Train one detector; leave checkpoints, log and resolved configuration in runs/train/<name>.
+
+    Args:
+        options: all of them, resolved.
+        checkpoint: to go on from, None for a new run.
+    """
     device = choose_device(options.train.device)
     use_threads()
     distributed.start(device)
@@ -242,14 +257,13 @@ def report_epoch(counts: MatchCounts | None, metrics: Metrics | None) -> None:
 def fitness(metrics: Metrics | None, losses: dict[str, float]) -> float | None:
     """Return what decides which epoch is the best, 0 to 1; None where it was not tested.
 
-    It is 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95, with the weights of ultralytics/yolov5 v7.0 (utils/metrics.py, fitness). Where
-    there was no object to find, the epoch with the lowest training loss is the best.
+    Where there was no object to find, the epoch with the lowest training loss is the best.
     """
     if metrics is None:
         return None
     if metrics.num_instances == 0:
         return 1 / (1 + sum(losses.values()))
-    return 0.1 * metrics.ap50 + 0.9 * metrics.ap
+    return weighted_ap(metrics.ap50, metrics.ap)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from analysis.settings import group_by_setting, shown_value, varying_options
 from analysis.tested_runs import is_tested, read_tested
 from engine.evaluate_results import ResultsOptions
 from engine.run_folder import Row, epoch_summary, read_config
+from engine.search.results import runs_in
 from utils.config import option
 from utils.errors import UserError
 from utils.files import read_text
@@ -296,12 +297,13 @@ def _notes(runs: Sequence[Run]) -> tuple[str, ...]:
 
 
 def run(request: Request) -> Result:
-    """Compare the runs that the flag names, of train.py or of test.py.
+    """Compare the runs that the flag names, of train.py or of test.py; the folder of a study stands for its runs.
 
     Raises:
         UserError: some are of the one and some of the other.
     """
-    folders, options = request.chosen["compare"], request.options(CompareOptions)
+    folders = [run for folder in request.chosen["compare"] for run in runs_in(folder)]
+    options = request.options(CompareOptions)
     tested = [folder for folder in folders if is_tested(folder)]
     if not tested:
         return compare_runs([read_run(folder) for folder in folders], options)
@@ -314,7 +316,7 @@ def run(request: Request) -> Result:
 
 MODE = Mode(
     name="compare",
-    text="compare runs of train.py, or of test.py: their folders, such as runs/train/exp",
+    text="compare runs of train.py, all those of a study, or runs of test.py: their folders, such as runs/train/exp",
     run=run,
     groups=(CompareOptions,),
     reads=frozenset({"resamples"}),

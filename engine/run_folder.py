@@ -47,7 +47,7 @@ def new_run_folder(parent: str | Path, name: str, exist_ok: bool = False) -> Pat
             folder.mkdir(parents=True, exist_ok=exist_ok)
             # Only a file shows that files can be written.
             (folder / ".writable").touch()
-            (folder / ".writable").unlink()
+            (folder / ".writable").unlink(missing_ok=True)  # another process may be here, too
             remove_unfinished(parent.rglob(".*"))  # of earlier runs
             return folder
         except FileExistsError:
@@ -79,6 +79,14 @@ def save_results_csv(path: Path, history: Sequence[Row]) -> None:
 
 def _plain(value: float) -> str | int:
     return value if isinstance(value, int) else f"{value:.6g}"
+
+
+def weighted_ap(ap50: float, ap: float) -> float:
+    """Return the fitness of an epoch: 0.1 mAP@0.5 + 0.9 mAP@0.5:0.95.
+
+    The weights are those of ultralytics/yolov5 v7.0 (utils/metrics.py, fitness).
+    """
+    return 0.1 * ap50 + 0.9 * ap
 
 
 def epoch_summary(history: Sequence[Row], column: str, last: int | None = None) -> dict[str, float]:

@@ -20,7 +20,7 @@ from models.darknet.scaled_decode import DECODES
 from models.families.table import is_family
 from models.loss import LossOptions
 from utils import distributed
-from utils.config import build_options, find_file, flat_dict, found_name, option, parse_flags, read_recipe
+from utils.config import build_options, find_file, flat_dict, found_name, option, read_recipe
 
 
 @dataclass(frozen=True)
@@ -121,16 +121,16 @@ class TrainGroups:
         return flat_dict(self.train, self.optimizer, self.augment, self.assignment, self.loss, self.images)
 
 
-def choose_options(title: str) -> tuple[TrainGroups, dict[str, Any] | None]:
+def choose_options(given: dict[str, Any]) -> tuple[TrainGroups, dict[str, Any] | None]:
     """Return the resolved options and, for ``--resume``, the checkpoint to go on from.
 
     Args:
-        title: of the help.
+        given: on the command line.
 
     Raises:
         UserError: an option, a recipe, a checkpoint or a cfg cannot be used.
     """
-    given = parse_flags(title, *GROUPS)
+    given = dict(given)
     if given.get("resume"):
         values, checkpoint = options_to_resume(given)
         options = TrainGroups(*build_options(values, GROUPS, values["resume"]))

@@ -134,8 +134,7 @@ def read_last(path):
     import train
     from engine.precision import Precision
 
-    sys.argv = ["train.py", "--resume", str(path), "--device", "cpu"]
-    options, checkpoint = train.choose_options("")
+    options, checkpoint = train.choose_options({"resume": str(path), "device": "cpu"})
     network, _ = train.new_network(options.train, tuple(checkpoint["names"]), checkpoint)
     train.load_training_state(train.new_state(network, options, Precision("float32")), checkpoint, path)
 

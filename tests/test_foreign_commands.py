@@ -47,7 +47,7 @@ ANSWERED = [
     ("train --data coco128 --cfg tiny --batch 4 --device 0,1", "torchrun --nproc_per_node=2"),
     ("train --data coco128 --cfg tiny --batch -1", "--batch-size must be at least 1"),
     ("train --data coco128 --weights yolov5s.pt --cache disk", "--cache ram"),
-    ("train --data coco128 --weights yolov5s.pt --evolve 300", "--compare"),
+    ("train --data coco128 --weights yolov5s.pt --resume_evolve x", "goes on with its search"),
     ("train --data coco128 --weights yolov5s.pt --image-weights", "image list"),
     ("train --data coco128 --weights yolov5s.pt --sync-bn", "batch statistics"),
     ("train --data coco128 --weights yolov5s.pt --upload_dataset --bbox_interval 1", "TensorBoard"),

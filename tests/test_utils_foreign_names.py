@@ -12,13 +12,14 @@ import detect
 import kmeans_anchors
 import test as script_test
 from engine import train_options
+from engine.search.command import SearchOptions
 from models.checkpoints.load import find_weights
 from utils.config import _say_once, build_options, find_file, flag, found_name, parse_flags, read_recipe
 from utils.errors import UserError
 from utils.foreign_names import ANSWERS, FILES, SAME, SHORT, WITHOUT_EFFECT
 
 SCRIPTS = {
-    "train": train_options.GROUPS,
+    "train": (*train_options.GROUPS, SearchOptions),
     "test": (script_test.EvaluationOptions,),
     "detect": detect.GROUPS,
     "analyze": analyze.GROUPS,

@@ -32,10 +32,12 @@ FILE_KINDS = {  # what is looked for -> folders below the working directory and 
     "data file": (("", "cfg"), (".data", ".yaml", ".yml")),
     "names file": (("", "cfg"), (".names", ".txt")),
     "recipe": (("", "cfg", "cfg/hyp"), (".yaml", ".yml")),
+    "search space": (("", "cfg", "cfg/search"), (".yaml", ".yml")),
+    "study": (("", "cfg", "cfg/study"), (".yaml", ".yml")),
 }
 
 
-def option(default: Any, text: str, choices: Sequence[str] = (), bare: str | None = None) -> Any:
+def option(default: Any, text: str, choices: Sequence[str] = (), bare: Any = None) -> Any:
     """Declare a dataclass field that is also a command-line flag.
 
     Args:
@@ -204,6 +206,17 @@ def read_recipe(path: Path, groups: Sequence[type]) -> dict[str, Any]:
     return {name: _checked(value, *by_name[name], f"{path}:{lines.get(name, 1)}: ") for name, value in values.items()}
 
 
+def checked_value(name: str, value: Any, groups: Sequence[type], place: str = "") -> Any:
+    """Return a value for one option in the type of its field.
+
+    Raises:
+        UserError: there is no such option, or it takes other values; begins with ``place``.
+    """
+    known = {item.name: (item, group) for group in groups for item in fields(group)}
+    refuse_unknown([name], known, place)
+    return _checked(value, *known[name], place)
+
+
 def refuse_unknown(names: Iterable[str], known: Collection[str], place: str = "") -> None:
     """Refuse options that there are not, all of them at once.
 
@@ -239,9 +252,14 @@ def _checked(value: Any, item: Field, group: type, place: str) -> Any:
     return tuple(result) if many else result[0]
 
 
+@cache
+def _type_hints(group: type) -> dict[str, Any]:
+    return typing.get_type_hints(group)
+
+
 def _type_of(item: Field, group: type) -> tuple[type, bool, bool]:
     """Return (element type, whether a tuple of them, whether None is allowed) of a field's annotation."""
-    annotation = typing.get_type_hints(group)[item.name]
+    annotation = _type_hints(group)[item.name]
     optional = False
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         annotation = next(arg for arg in typing.get_args(annotation) if arg is not type(None))

@@ -1,0 +1,1 @@
+"""Many trainings: a search over options by Optuna, or a grid of options and seeds; one training each is a process."""
