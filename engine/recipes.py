@@ -77,6 +77,8 @@ def values_of_cfg(cfg: str, given: Mapping[str, Any], groups: Sequence[type]) ->
     Raises:
         UserError: as :func:`recipe_of_cfg`, or a number that an option does not allow.
     """
+    if is_family(cfg):
+        raise UserError(f"--hyp {FROM_CFG}: {cfg} has no cfg; leave it out, or name a recipe of cfg/hyp")
     config = parse_cfg(find_file(cfg, "cfg"))
     recipe = recipe_by_heads(config.sections, given.get("decode", DECODES[0]))
     usual = read_recipe(find_file(recipe, "recipe"), groups)

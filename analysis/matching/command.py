@@ -32,6 +32,7 @@ from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import LoadedNetwork
 from models.detector import Detector
 from models.loss import build_loss
+from models.network import require_cfg
 from utils import distributed
 from utils.config import build_options, flag, flat_dict
 from utils.devices import choose_device, describe_device, use_threads
@@ -126,7 +127,7 @@ def open_everything(
     use_threads()
     distributed.start(device)
     found = resolve(replace(source.wanted(options.weights), decode=options.decode))
-    found.loaded.network.require_trainable()  # matches are those of a training
+    require_cfg(found.loaded.network, "--matching-stats").require_trainable()  # matches are those of a training
     annotations = open_split(found.data, source.split, found.single_cls, val_fraction=found.val_fraction, checks=checks)
     if not len(annotations):
         raise UserError(f"{found.data}: the {source.split} split has no images")
