@@ -12,6 +12,7 @@ from engine.train_loop import is_over
 from engine.training_state import check_resumable
 from models.checkpoints.format import read_checkpoint
 from models.darknet.cfg import parse_cfg_text
+from models.families.table import is_family_text
 from utils.config import flag
 from utils.errors import UserError
 from utils.renamed import record_of_run
@@ -57,8 +58,7 @@ def options_to_resume(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     path = find_last(given["resume"], project)
     checkpoint = read_checkpoint(path)
     check_resumable(checkpoint, path)
-    net = parse_cfg_text(checkpoint["cfg_text"], checkpoint["cfg_name"]).net
-    before = record_of_run(checkpoint["options"], max(net["width"] or 1, net["height"] or 1))
+    before = record_of_run(checkpoint["options"], _longer_side(checkpoint))
     values = before | given | {"resume": str(path)}
     done, epochs, patience = checkpoint["epoch"], values["epochs"], values.get("patience", 0)
     if epochs < done:
@@ -77,6 +77,14 @@ def options_to_resume(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
             f"go on with a larger one, or with --patience 0 for all {epochs} epochs"
         )
     return values, checkpoint
+
+
+def _longer_side(checkpoint: dict[str, Any]) -> int:
+    """Return the longer side of the network input in pixels, which old records are relative to."""
+    if is_family_text(checkpoint["cfg_text"]):
+        return 0  # there were none when the records were so
+    net = parse_cfg_text(checkpoint["cfg_text"], checkpoint["cfg_name"]).net
+    return max(net["width"] or 1, net["height"] or 1)
 
 
 def other_length(options: OptimizerOptions, done: int, before: int, now: int) -> str:

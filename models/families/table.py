@@ -49,6 +49,11 @@ def open_network(cfg: str, num_classes: int) -> DetectionNetwork:
     return build_network(find_file(cfg, "cfg"), num_classes)
 
 
+def is_family_text(text: str) -> bool:
+    """Whether a text that a checkpoint holds stands for a network of the table instead of being a cfg."""
+    return text.startswith(FIRST_LINE)
+
+
 def open_network_from_text(text: str, name: str, num_classes: int) -> DetectionNetwork:
     """Build the network of a text that a checkpoint holds, with random weights.
 
@@ -60,7 +65,7 @@ def open_network_from_text(text: str, name: str, num_classes: int) -> DetectionN
     Raises:
         UserError: as :func:`open_network`; the text names no network of this table.
     """
-    if not text.startswith(FIRST_LINE):
+    if not is_family_text(text):
         return build_network_from_text(text, name, num_classes)
     named = text.partition("name=")[2].strip()
     if named not in FAMILIES:
