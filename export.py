@@ -17,7 +17,7 @@ import torch
 
 from engine.exports import FORMATS, Exported, Job, export
 from engine.network_input import refuse_size, resize_option, size_option
-from engine.resolve import Resolved, Wanted, name_classes, resolve
+from engine.resolve import Resolved, name_classes, resolve, wanted_by
 from engine.run_folder import new_run_folder
 from models.checkpoints.load import find_weights
 from models.darknet.scaled_decode import DECODES
@@ -75,16 +75,7 @@ def main() -> None:
     (options,) = parse_options(__doc__.splitlines()[0], ExportOptions)
     use_threads()
     torch.manual_seed(0)
-    wanted = Wanted(
-        options.weights,
-        options.cfg,
-        options.data,
-        options.img_size,
-        resize=options.resize,
-        strict=options.strict,
-        decode=options.decode,
-    )
-    resolved = name_classes(resolve(wanted, needs_data=False), options.names)
+    resolved = name_classes(resolve(wanted_by(options), needs_data=False), options.names)
     job = job_of(options, resolved)
     folder = new_run_folder(options.project, options.name, options.exist_ok)
     print(f"export: {resolved.weights}, {resolved.resize.to(resolved.input_wh)}, opset {options.opset} -> {folder}")

@@ -26,7 +26,7 @@ from data.splits import open_split, split_shown
 from engine.evaluate import collect_results, dropped_by_limit, dropped_line, warmed_up, without_unread
 from engine.evaluate_results import ResultsComparison, ResultsOptions, compare_results, ground_truth_of, print_tables
 from engine.network_input import refuse_size, resize_option, size_option
-from engine.resolve import Resolved, Wanted, fit_classes, resolve
+from engine.resolve import Resolved, fit_classes, resolve, wanted_by
 from engine.run_folder import new_run_folder, shared_run_folder
 from engine.speed import SpeedOptions, percentiles_line, time_batches
 from engine.study import StudyOptions, checked_study, run_study, study_sizes, write_study
@@ -189,21 +189,6 @@ def evaluate_split(
         write_json_atomically(folder / "detections.json", results, indent=None)
         write_json_atomically(folder / "ground_truth.json", ground_truth, indent=None)
     print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
-
-
-def wanted_by(options: EvaluationOptions) -> Wanted:
-    """Return what the command line says of the network and the data."""
-    return Wanted(
-        options.weights,
-        options.cfg,
-        options.data,
-        options.img_size,
-        options.single_cls,
-        options.val_fraction,
-        options.resize,
-        options.strict,
-        options.decode,
-    )
 
 
 def make_detector(
