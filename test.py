@@ -160,12 +160,12 @@ def evaluate_split(
 ) -> None:
     """Detect in all images and evaluate; print and write the numbers, with the options as they are ``recorded``."""
     folder = pictures.folder
-    ground_truth = clean_ground_truth(dataset.to_coco())
-    if distributed.is_main() and not has_objects(ground_truth):
+    all_truth = clean_ground_truth(dataset.to_coco())
+    if distributed.is_main() and not has_objects(all_truth):
         where = f"{options.data} ({SPLITS[options.task]})"
         print(f"{where}: not a single object in {how_many(len(dataset), 'image')}; AP is undefined")
-    results = collect_results(detector, batches, ground_truth, options.single_cls, pictures.draw)
-    ground_truth, results = without_unread(ground_truth, results, batches)
+    results = collect_results(detector, batches, all_truth, options.single_cls, pictures.draw)
+    ground_truth, results = without_unread(all_truth, results, batches)
     dropped = dropped_by_limit(detector)
     if not distributed.is_main():
         return
@@ -176,7 +176,7 @@ def evaluate_split(
         print(line)
     speed = detector.speed()
     print_speed(speed, options)
-    truth = clean_ground_truth(dataset.to_coco()) if files.results else ground_truth
+    truth = all_truth if files.results else ground_truth  # files have detections in images that cannot be read, too
     width, height = options.img_size
     compared = compare(options, files, diagnosis, truth, results, folder)
     priors = network_priors(detector.network, (width, height), options.resize) if diagnosis.report else None
