@@ -18,6 +18,12 @@ def network():
     return build_network_from_text(CFG, "tiny.cfg")
 
 
+@pytest.fixture(autouse=True)
+def native(monkeypatch):
+    """Let this CPU have instructions for bfloat16, whether it has or not."""
+    monkeypatch.setattr(precision, "half_type", lambda _device: torch.bfloat16)
+
+
 @pytest.fixture
 def timed(monkeypatch):
     """Let every network be large enough to be tried, and bfloat16 be so many times as fast."""
@@ -42,6 +48,15 @@ def test_bfloat16_has_to_pay(network, timed, gain, name):
 def test_a_small_network_is_not_tried(network, monkeypatch):
     monkeypatch.setattr(precision, "_seconds_of_step", lambda *_: pytest.fail("it is tried"))
     assert choose_precision("", True, network, (96, 64), CPU) == Precision("float32")
+
+
+def test_a_cpu_that_would_emulate_bfloat16_does_not_try_it(network, timed, monkeypatch):
+    timed(1.5)
+    monkeypatch.setattr(precision, "half_type", lambda _device: torch.float32)
+    monkeypatch.setattr(precision, "_seconds_of_step", lambda *_: pytest.fail("it is tried"))
+    found = choose_precision("", True, network, (96, 64), CPU)
+    assert str(found) == "float32: this CPU has no instructions for bfloat16"
+    assert choose_precision("bfloat16", True, network, (96, 64), CPU) == Precision("bfloat16")
 
 
 def test_what_is_named_is_taken(network, timed):
