@@ -1,7 +1,7 @@
 """Export a network for other runtimes: ``python export.py --weights runs/train/exp/best.pt --format onnx openvino``.
 
-Every file is run and compared with the network before it gets its name. ``test.py``, ``detect.py`` and ``analyze.py``
-take the results with ``--weights``; docs/export.md says what is in them.
+Every file is run and compared with the network before it gets its name. ``test.py`` and ``detect.py`` take the results
+with ``--weights``, and ``from models import load`` does; docs/export.md says what is in them.
 """
 
 from __future__ import annotations
