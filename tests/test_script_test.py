@@ -1,6 +1,7 @@
 """test.py as a user types it: its numbers against pycocotools, its files, and what it refuses."""
 
 import contextlib
+import csv
 import io
 import json
 import re
@@ -154,6 +155,33 @@ def test_speed_alone_writes_nothing(project, test_py, monkeypatch, capsys):
     assert run_script(test_py, monkeypatch, "--task", "speed", "--workers", 0, "--batch-size", 3) == 0
     assert "at batch-size 3" in capsys.readouterr().out
     assert not (project / "runs/test").exists()
+
+
+def test_the_speed_at_several_batch_sizes_is_a_table(project, test_py, monkeypatch, capsys):
+    arguments = ("--task", "speed", "--workers", 0, "--batch-sizes", 1, 3)
+    assert run_script(test_py, monkeypatch, *arguments) == 0
+    printed = capsys.readouterr().out
+    assert "at batch-size 1\nPercentiles over 7 batches" in printed
+    assert "at batch-size 3\nPercentiles over 3 batches" in printed  # 3 + 3 + 1 images
+    content = json.loads((project / "runs/test/exp/speed.json").read_text())
+    rows = list(csv.DictReader((project / "runs/test/exp/speed.csv").open()))
+    assert [row["batch_size"] for row in rows] == ["1", "3"] and {row["images"] for row in rows} == {"7"}
+    for in_csv, in_json in zip(rows, content["rows"], strict=True):
+        assert {name: float(value) for name, value in in_csv.items()} == in_json
+        assert in_json["inference_ms"] + in_json["nms_ms"] == pytest.approx(in_json["total_ms"])
+        assert in_json["p50_ms"] <= in_json["p90_ms"] <= in_json["p99_ms"]
+        assert f"{in_json['total_ms']:.1f} ms inference/NMS/total" in printed
+    assert content["options"]["weights"] == "runs/train/exp/best.pt" and "threads" in content["device"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [(("--batch-sizes", 8), "--batch-sizes is for --task speed"),
+     (("--task", "speed", "--batch-sizes", 0), "--batch-sizes must be at least 1")],
+)  # fmt: skip
+def test_batch_sizes_that_mean_nothing(project, test_py, monkeypatch, capsys, arguments, words):
+    assert run_script(test_py, monkeypatch, *arguments) == 2
+    assert words in capsys.readouterr().err
 
 
 def test_stretch_and_a_size_that_is_not_square(project, test_py, monkeypatch, capsys):
