@@ -24,7 +24,7 @@ from engine.detect_loop import Looking, look_at_all
 from engine.evaluate import dropped_line
 from engine.network_input import refuse_size, resize_option, size_option
 from engine.predictor import Predictor
-from engine.resolve import Resolved, Wanted, name_classes, resolve
+from engine.resolve import Resolved, name_classes, resolve, wanted_by
 from engine.run_folder import new_run_folder
 from engine.tiles import TileOptions, detect_in_tiles
 from engine.tracking import tracker_maker
@@ -91,16 +91,7 @@ def main() -> None:
     device = choose_device(options.device)
     use_threads()
 
-    wanted = Wanted(
-        options.weights,
-        options.cfg,
-        options.data,
-        options.img_size,
-        resize=options.resize,
-        strict=options.strict,
-        decode=options.decode,
-    )
-    resolved = name_classes(resolve(wanted, needs_data=False), options.names, options.data)
+    resolved = name_classes(resolve(wanted_by(options), needs_data=False), options.names, options.data)
     loaded = resolved.loaded
     sources, shown = choose_sources(options.source, resolved, video)
     detector = build_detector(

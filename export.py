@@ -1,7 +1,7 @@
 """Export a network for other runtimes: ``python export.py --weights runs/train/exp/best.pt --format onnx openvino``.
 
-Every file is run and compared with the network before it gets its name. ``test.py``, ``detect.py`` and ``analyze.py``
-take the results with ``--weights``; docs/export.md says what is in them.
+Every file is run and compared with the network before it gets its name. ``test.py`` and ``detect.py`` take the results
+with ``--weights``, and ``from models import load`` does; docs/export.md says what is in them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 from engine.exports import FORMATS, Exported, Job, export
 from engine.network_input import refuse_size, resize_option, size_option
-from engine.resolve import Resolved, Wanted, name_classes, resolve
+from engine.resolve import Resolved, name_classes, resolve, wanted_by
 from engine.run_folder import new_run_folder
 from models.checkpoints.load import find_weights
 from models.darknet.scaled_decode import DECODES
@@ -76,16 +76,7 @@ def main() -> None:
     (options,) = parse_options(__doc__.splitlines()[0], ExportOptions)
     use_threads()
     torch.manual_seed(0)
-    wanted = Wanted(
-        options.weights,
-        options.cfg,
-        options.data,
-        options.img_size,
-        resize=options.resize,
-        strict=options.strict,
-        decode=options.decode,
-    )
-    resolved = name_classes(resolve(wanted, needs_data=False), options.names)
+    resolved = name_classes(resolve(wanted_by(options), needs_data=False), options.names)
     job = job_of(options, resolved)
     folder = new_run_folder(options.project, options.name, options.exist_ok)
     print(f"export: {resolved.weights}, {resolved.resize.to(resolved.input_wh)}, opset {options.opset} -> {folder}")

@@ -26,15 +26,15 @@ from data.splits import open_split, split_shown
 from engine.evaluate import collect_results, dropped_by_limit, dropped_line, warmed_up, without_unread
 from engine.evaluate_results import ResultsComparison, ResultsOptions, compare_results, ground_truth_of, print_tables
 from engine.network_input import refuse_size, resize_option, size_option
-from engine.resolve import Resolved, Wanted, fit_classes, resolve
+from engine.resolve import Resolved, fit_classes, resolve, wanted_by
 from engine.run_folder import new_run_folder, shared_run_folder
-from engine.speed import SpeedOptions, percentiles_line, time_batches
+from engine.speed import SpeedOptions, run_speed, speed_line, write_speed
 from engine.study import StudyOptions, checked_study, run_study, study_sizes, write_study
 from evaluation.coco import BACKENDS, Metrics, evaluate_coco, has_objects
 from evaluation.results import clean_ground_truth
 from models.checkpoints.load import LoadedNetwork
 from models.darknet.scaled_decode import DECODES
-from models.detector import Detector, Dropped, Speed
+from models.detector import Detector, Dropped
 from models.nms_variants import NmsOptions
 from models.views import ViewOptions, build_detector
 from utils import distributed
@@ -103,6 +103,7 @@ def main() -> None:
     options, checks, files, diagnosis, nms, views, measured, study = parse_options(__doc__.splitlines()[0], *groups)
     unused = {"--img-size": options.img_size, "--results": files.results, "--save-json": options.save_json}
     beside = checked_study(study, options.task == "study", unused)
+    measured.check_task(options.task)
     if files.results and not options.weights:
         return evaluate_files(options, files, diagnosis)
     if files.iou_type != "bbox":
@@ -128,22 +129,21 @@ def main() -> None:
     detector = make_detector(options, nms, views, loaded, device)
     announce(options, resolved, dataset, device)
     settings = loader_settings(options, checks, loaded, device)
+    recorded = flat_dict(options, nms, views)
     if options.task == "study":
         name, sizes = Path(options.weights).name, study_sizes(study, loaded.network)
         folder = shared_run_folder(options.project, options.name, options.exist_ok)
         rows = run_study(name, detector, sizes, dataset, settings, options.single_cls, options.evaluator)
-        recorded = {"device": describe_device(device), "options": flat_dict(options, nms, views)}
-        write_study(folder, rows, beside, recorded)
+        write_study(folder, rows, beside, {"device": describe_device(device), "options": recorded})
     elif options.task == "speed":
-        milliseconds = time_batches(detector, warmed_up(detector, dataset, settings))
-        print_speed(detector.speed(), options)
-        if distributed.is_main() and milliseconds:
-            print(percentiles_line(milliseconds))
+        rows_of_speed = run_speed(detector, dataset, settings, measured.batch_sizes or (options.batch_size,))
+        if measured.batch_sizes:
+            folder = shared_run_folder(options.project, options.name, options.exist_ok)
+            write_speed(folder, rows_of_speed, {"device": describe_device(device), "options": recorded})
     else:
         batches = warmed_up(detector, dataset, settings)
         folder = shared_run_folder(options.project, options.name, options.exist_ok)
         pictures = BatchPictures(folder, loaded.names or dataset.names)
-        recorded = flat_dict(options, nms, views)
         evaluate_split(options, recorded, files, diagnosis, dataset, detector, batches, pictures)
     distributed.stop()
 
@@ -160,12 +160,12 @@ def evaluate_split(
 ) -> None:
     """Detect in all images and evaluate; print and write the numbers, with the options as they are ``recorded``."""
     folder = pictures.folder
-    ground_truth = clean_ground_truth(dataset.to_coco())
-    if distributed.is_main() and not has_objects(ground_truth):
+    all_truth = clean_ground_truth(dataset.to_coco())
+    if distributed.is_main() and not has_objects(all_truth):
         where = f"{options.data} ({SPLITS[options.task]})"
         print(f"{where}: not a single object in {how_many(len(dataset), 'image')}; AP is undefined")
-    results = collect_results(detector, batches, ground_truth, options.single_cls, pictures.draw)
-    ground_truth, results = without_unread(ground_truth, results, batches)
+    results = collect_results(detector, batches, all_truth, options.single_cls, pictures.draw)
+    ground_truth, results = without_unread(all_truth, results, batches)
     dropped = dropped_by_limit(detector)
     if not distributed.is_main():
         return
@@ -175,9 +175,9 @@ def evaluate_split(
     if line := dropped_line(dropped, options.max_det, len(ground_truth["images"])):
         print(line)
     speed = detector.speed()
-    print_speed(speed, options)
-    truth = clean_ground_truth(dataset.to_coco()) if files.results else ground_truth
     width, height = options.img_size
+    print(speed_line(speed, (width, height), options.batch_size))
+    truth = all_truth if files.results else ground_truth  # files have detections in images that cannot be read, too
     compared = compare(options, files, diagnosis, truth, results, folder)
     priors = network_priors(detector.network, (width, height), options.resize) if diagnosis.report else None
     columns = {Path(options.weights).stem: results}
@@ -189,21 +189,6 @@ def evaluate_split(
         write_json_atomically(folder / "detections.json", results, indent=None)
         write_json_atomically(folder / "ground_truth.json", ground_truth, indent=None)
     print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
-
-
-def wanted_by(options: EvaluationOptions) -> Wanted:
-    """Return what the command line says of the network and the data."""
-    return Wanted(
-        options.weights,
-        options.cfg,
-        options.data,
-        options.img_size,
-        options.single_cls,
-        options.val_fraction,
-        options.resize,
-        options.strict,
-        options.decode,
-    )
 
 
 def make_detector(
@@ -342,15 +327,6 @@ def print_metrics(metrics: Metrics, verbose: bool, left_out: int) -> None:
 def defined(number: float) -> str:
     """Return four digits of a metric, "-" where it is undefined."""
     return "-" if number < 0 else f"{number:.4g}"
-
-
-def print_speed(speed: Speed, options: EvaluationOptions) -> None:
-    """Print the time per image of the main process, without loading and evaluation."""
-    if distributed.is_main():
-        width, height = options.img_size
-        times = f"{speed.inference_ms:.1f}/{speed.nms_ms:.1f}/{speed.total_ms:.1f}"
-        size = f"{width}x{height}"
-        print(f"Speed: {times} ms inference/NMS/total per {size} image at batch-size {options.batch_size}")
 
 
 def contents(

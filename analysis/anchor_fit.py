@@ -15,7 +15,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.cluster import vq
 from torch import Tensor
 from tqdm import tqdm
 
@@ -173,14 +172,15 @@ def euclidean_kmeans(sizes: BoxSizes, num: int, options: AnchorFitOptions, rng: 
 
     The distortion is the mean distance of the boxes from the nearest anchor, in pixels.
     """
+    from scipy.cluster import vq  # takes a third of a second, which no other method needs
+
     sample = _sample(sizes, rng)
     distinct, points = sample.wh.double().numpy(), _points(sample)
     best, lowest = None, math.inf
     for _ in range(options.restarts):
         start = distinct[rng.choice(len(distinct), num, replace=False)]
         centers, distortion = vq.kmeans(points, start)
-        # scipy drops a centre that loses all its points; a restart with too few anchors left does not count.
-        if len(centers) == num and distortion < lowest:
+        if len(centers) == num and distortion < lowest:  # scipy drops a centre that loses all its points
             best, lowest = centers, distortion
     if best is None:  # every restart lost a centre: the sizes of some boxes, drawn at random, are anchors, too
         return start

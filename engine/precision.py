@@ -7,11 +7,10 @@ import time
 from dataclasses import dataclass
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from models.learner import Learner
 from utils import distributed
-from utils.devices import amp_dtype
+from utils.devices import amp_dtype, half_type
 from utils.structures import Targets
 
 TYPES = {"float32": None, "float16": torch.float16, "bfloat16": torch.bfloat16}  # None: no mixed precision
@@ -48,8 +47,8 @@ def choose_precision(
 ) -> Precision:
     """Choose the type of the forward pass, the same in every process.
 
-    A GPU has what is fast there (:func:`utils.devices.amp_dtype`). Of CPUs some compute bfloat16 natively (AVX512-BF16,
-    AMX) and others emulate it, several times slower than float32; so it is tried, on a copy.
+    A GPU has what is fast there (:func:`utils.devices.amp_dtype`). Most CPUs emulate bfloat16, several times slower
+    than float32; on one that has instructions for it (AVX512-BF16, AMX), it is tried, on a copy.
 
     Args:
         named: the user's choice, or that of the run that is resumed; "": none.
@@ -70,7 +69,11 @@ def choose_precision(
 
 
 def _try_bfloat16(learner: Learner, input_wh: tuple[int, int]) -> Precision:
-    """Take some steps with and without bfloat16."""
+    """Take some steps with and without bfloat16, where the CPU has instructions for it."""
+    if half_type(torch.device("cpu")) == torch.float32:
+        return Precision("float32", "this CPU has no instructions for bfloat16")
+    from torch.utils.flop_counter import FlopCounterMode  # imports triton, which only a trial needs
+
     trial = copy.deepcopy(learner).train()
     images = torch.rand(IMAGES, 3, *input_wh[::-1], generator=torch.Generator().manual_seed(0))
     images = images.contiguous(memory_format=torch.channels_last)

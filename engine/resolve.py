@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 from data.labels.annotations import Annotations
 from data.splits import open_data
@@ -67,6 +68,12 @@ class Resolved:
     resize: Resize  # how images get into the input
     single_cls: bool  # all objects count as one class
     val_fraction: float = 0.0  # share of the training images that is held out for validation
+
+
+def wanted_by(options: Any) -> Wanted:
+    """Return what a script's options say of the network and the data: those that are called as fields of Wanted."""
+    names = (item.name for item in fields(Wanted))
+    return Wanted(**{name: getattr(options, name) for name in names if hasattr(options, name)})
 
 
 def resolve(wanted: Wanted, *, needs_data: bool = True) -> Resolved:

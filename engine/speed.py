@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from models.detector import Detector
+from data.labels.annotations import Annotations
+from data.loader import LoaderSettings
+from engine.evaluate import warmed_up
+from models.detector import Detector, Speed
+from models.exported.network import ExportedNetwork
+from utils import distributed
 from utils.config import option
+from utils.errors import UserError
+from utils.files import write_json_atomically, write_text_atomically
 from utils.structures import Batch
+from utils.tables import csv_table
 
 PERCENTILES = (50, 90, 99)
 
@@ -19,10 +30,85 @@ class SpeedOptions:
     """How the time is measured."""
 
     threads: int = option(0, "threads of the computation, of exported networks, too; default: one per core")
+    batch_sizes: tuple[int, ...] = option((), "--task speed: at each of these, into speed.csv; default: --batch-size")
 
     def __post_init__(self) -> None:
         if not 0 <= self.threads <= 1024:
             raise ValueError("--threads must lie between 1 and 1024; 0 means one per core")
+        if any(size < 1 for size in self.batch_sizes):
+            raise ValueError("--batch-sizes must be at least 1")
+
+    def check_task(self, task: str) -> None:
+        """Refuse several batch sizes where times are not what is asked for.
+
+        Raises:
+            UserError: names the option.
+        """
+        if self.batch_sizes and task != "speed":
+            raise UserError(f"--batch-sizes is for --task speed; --task {task} takes one --batch-size")
+
+
+@dataclass(frozen=True)
+class SpeedRow:
+    """Milliseconds per image at one batch size: the means over the images, and percentiles over the batches."""
+
+    batch_size: int
+    images: int
+    inference_ms: float
+    nms_ms: float
+    total_ms: float
+    p50_ms: float | None  # None without images
+    p90_ms: float | None
+    p99_ms: float | None
+
+
+def run_speed(
+    detector: Detector, dataset: Annotations, settings: LoaderSettings, batch_sizes: Sequence[int]
+) -> list[SpeedRow]:
+    """Time all images at every batch size, and print lines for each; the rows are those of the main process.
+
+    Args:
+        detector: what is timed.
+        dataset: what it looks at.
+        settings: how batches are made, of any size.
+        batch_sizes: images per batch.
+    """
+    rows = []
+    for size in batch_sizes:
+        milliseconds = time_batches(detector, warmed_up(detector, dataset, replace(settings, batch_size=size)))
+        if distributed.is_main():
+            speed = detector.speed()
+            print(speed_line(speed, settings.image_hw[::-1], size))
+            if milliseconds:
+                print(percentiles_line(milliseconds))
+            means = (speed.inference_ms, speed.nms_ms, speed.total_ms)
+            rows.append(SpeedRow(size, speed.images, *means, *percentiles(milliseconds)))
+    if distributed.is_main() and (advice := faster_road(detector)):
+        print(advice)
+    return rows
+
+
+def faster_road(detector: Detector) -> str:
+    """Return the line that says which runtime is usually faster on this device and is there; "" where none is."""
+    if detector.device.type != "cpu" or isinstance(detector.network, ExportedNetwork) or not find_spec("openvino"):
+        return ""
+    return "On CPUs OpenVINO is usually faster: export.py --format openvino, then --weights with what it wrote"
+
+
+def write_speed(folder: Path, rows: Sequence[SpeedRow], settings: dict[str, Any]) -> None:
+    """Write, in the main process, speed.csv and speed.json of the rows.
+
+    Args:
+        folder: of the run.
+        rows: one per batch size.
+        settings: what speed.json says besides.
+    """
+    if distributed.is_main():
+        of_rows = [asdict(row) for row in rows]
+        heading = [item.name for item in fields(SpeedRow)]
+        write_text_atomically(folder / "speed.csv", csv_table([heading, *(list(row.values()) for row in of_rows)]))
+        write_json_atomically(folder / "speed.json", {"rows": of_rows, **settings})
+        print(f"Written to {folder}: speed.csv, speed.json")
 
 
 def time_batches(detector: Detector, batches: Iterable[Batch]) -> list[float]:
@@ -36,8 +122,19 @@ def time_batches(detector: Detector, batches: Iterable[Batch]) -> list[float]:
     return milliseconds
 
 
-def percentiles_line(milliseconds: list[float]) -> str:
-    """Return the percentiles over the batches in words."""
-    values = np.percentile(milliseconds, PERCENTILES)
-    shown = ", ".join(f"p{percent} {value:.1f}" for percent, value in zip(PERCENTILES, values, strict=True))
+def speed_line(speed: Speed, input_wh: tuple[int, int], batch_size: int) -> str:
+    """Return the time per image in words, without loading and evaluation."""
+    times = f"{speed.inference_ms:.1f}/{speed.nms_ms:.1f}/{speed.total_ms:.1f}"
+    size = f"{input_wh[0]}x{input_wh[1]}"
+    return f"Speed: {times} ms inference/NMS/total per {size} image at batch-size {batch_size}"
+
+
+def percentiles(milliseconds: Sequence[float]) -> list[float | None]:
+    """Return the :data:`PERCENTILES` of the batches, None without any."""
+    return np.percentile(milliseconds, PERCENTILES).tolist() if milliseconds else [None] * len(PERCENTILES)
+
+
+def percentiles_line(milliseconds: Sequence[float]) -> str:
+    """Return the percentiles over the batches in words; there is a batch at least."""
+    shown = ", ".join(f"p{one} {value:.1f}" for one, value in zip(PERCENTILES, percentiles(milliseconds), strict=True))
     return f"Percentiles over {len(milliseconds)} batches: {shown} ms per image"

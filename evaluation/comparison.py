@@ -8,7 +8,7 @@ from itertools import combinations
 from typing import Any
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from evaluation.bootstrap import ResampledNumbers, resample
 from evaluation.coco import hotcoco_arrays, mean_of_defined, run_hotcoco
@@ -73,7 +73,7 @@ def _spread(runs: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     if count < 2:
         return None
     deviation = runs.std(axis=0, ddof=1)
-    return deviation, stats.t.ppf((1 + CONFIDENCE) / 2, count - 1) * deviation / np.sqrt(count)
+    return deviation, stdtrit(count - 1, (1 + CONFIDENCE) / 2) * deviation / np.sqrt(count)
 
 
 def coco_numbers(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.tiny_project import load_script, make_project
 from utils.errors import run_command
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
@@ -41,6 +42,20 @@ def run_main(monkeypatch, capfd):
         return status, *capfd.readouterr()
 
     return call
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch) -> Path:
+    """A folder as after a training, which is the current one."""
+    make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture(scope="session")
+def test_py():
+    """The module of test.py."""
+    return load_script("test")
 
 
 @pytest.fixture(autouse=True)

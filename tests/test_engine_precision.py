@@ -20,6 +20,12 @@ def learner():
     return build_network_from_text(CFG, "tiny.cfg").learner(LossOptions(), AssignmentOptions(), (96, 64))
 
 
+@pytest.fixture(autouse=True)
+def native(monkeypatch):
+    """Let this CPU have instructions for bfloat16, whether it has or not."""
+    monkeypatch.setattr(precision, "half_type", lambda _device: torch.bfloat16)
+
+
 @pytest.fixture
 def timed(monkeypatch):
     """Let every network be large enough to be tried, and bfloat16 be so many times as fast."""
@@ -44,6 +50,15 @@ def test_bfloat16_has_to_pay(learner, timed, gain, name):
 def test_a_small_network_is_not_tried(learner, monkeypatch):
     monkeypatch.setattr(precision, "_seconds_of_step", lambda *_: pytest.fail("it is tried"))
     assert choose_precision("", True, learner, (96, 64), CPU) == Precision("float32")
+
+
+def test_a_cpu_that_would_emulate_bfloat16_does_not_try_it(learner, timed, monkeypatch):
+    timed(1.5)
+    monkeypatch.setattr(precision, "half_type", lambda _device: torch.float32)
+    monkeypatch.setattr(precision, "_seconds_of_step", lambda *_: pytest.fail("it is tried"))
+    found = choose_precision("", True, learner, (96, 64), CPU)
+    assert str(found) == "float32: this CPU has no instructions for bfloat16"
+    assert choose_precision("bfloat16", True, learner, (96, 64), CPU) == Precision("bfloat16")
 
 
 def test_what_is_named_is_taken(learner, timed):

@@ -16,16 +16,9 @@ from models.checkpoints.darknet_weights import save_darknet_weights
 from models.detector import Detector
 from models.network import build_network_from_text
 from models.nms_variants import NmsOptions
-from tests.tiny_project import CFG, NAMES, make_project, random_network
+from tests.tiny_project import CFG, NAMES, random_network
 from utils.errors import UserError
 from utils.structures import ImageMeta
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    make_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def images_of_sizes(*sizes_wh):

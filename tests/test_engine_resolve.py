@@ -1,13 +1,14 @@
 """What the command line leaves open: newest run, weights alone, foreign weights, sizes, and numbers of classes."""
 
 import os
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from data.splits import open_split
 from engine.network_input import Resize
-from engine.resolve import Resolved, Wanted, fit_classes, name_classes, resolve, start_with_classes
+from engine.resolve import Resolved, Wanted, fit_classes, name_classes, resolve, start_with_classes, wanted_by
 from models.checkpoints.darknet_weights import save_darknet_weights
 from models.checkpoints.format import read_checkpoint, save_checkpoint
 from models.checkpoints.report import LoadReport
@@ -33,6 +34,13 @@ def train_as(path, **options):
     checkpoint = read_checkpoint(path)
     save_checkpoint(path, {**checkpoint, "options": {**checkpoint["options"], **options}})
     return str(path)
+
+
+def test_options_that_a_script_lacks_are_left_to_the_weights():
+    some = SimpleNamespace(weights="a.pt", img_size=(64,), strict=True, names="no field of Wanted")
+    assert wanted_by(some) == Wanted(weights="a.pt", img_size=(64,), strict=True)
+    every = Wanted("a.pt", "b.cfg", "c.data", (96, 64), True, 0.1, "stretch", True, "scaled")
+    assert wanted_by(every) == every
 
 
 def test_nothing_given_is_the_newest_run(project):

@@ -1,9 +1,14 @@
 """Times per image: percentiles of what each batch took."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
-from engine.speed import SpeedOptions, percentiles_line, time_batches
+from engine import speed
+from engine.speed import SpeedOptions, faster_road, percentiles, percentiles_line, time_batches
+from models.exported.network import ExportedNetwork
+from models.network import Network
 from utils.structures import Batch, ImageMeta, Targets
 
 
@@ -34,6 +39,18 @@ def test_percentiles_by_hand():
     # Of 1, 2, ..., 101 the p-th percentile is p + 1.
     line = percentiles_line([float(number) for number in range(1, 102)])
     assert line == "Percentiles over 101 batches: p50 51.0, p90 91.0, p99 100.0 ms per image"
+    assert percentiles([]) == [None, None, None]
+
+
+@pytest.mark.parametrize(
+    ("device", "kind", "installed", "is_said"),
+    [("cpu", Network, True, True), ("cpu", Network, False, False), ("cuda", Network, True, False),
+     ("cpu", ExportedNetwork, True, False)],
+)  # fmt: skip
+def test_the_faster_road_is_named_where_there_is_one(monkeypatch, device, kind, installed, is_said):
+    monkeypatch.setattr(speed, "find_spec", lambda _name: object() if installed else None)
+    detector = SimpleNamespace(device=torch.device(device), network=kind.__new__(kind))
+    assert ("export.py --format openvino" in faster_road(detector)) == is_said
 
 
 def test_threads_are_a_number_above_zero():

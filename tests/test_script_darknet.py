@@ -8,7 +8,7 @@ import torch
 from models.checkpoints.darknet_weights import save_darknet_weights
 from models.convert_weights import main as convert
 from models.network import build_network
-from tests.tiny_project import CFG, load_script, make_project, run_script
+from tests.tiny_project import CFG, load_script, run_script
 
 STEM = "[convolutional]\nfilters=4\nsize=3\nstride=4\npad=1\nactivation=leaky\n"
 YOLOV1 = (
@@ -18,13 +18,6 @@ YOLOV1 = (
 UNEVEN = CFG.replace("width=96", "width=90")  # cells of 8.18 pixels
 GREY = CFG.replace("channels=3", "channels=1")
 ODD = CFG.replace("pad=1", "pad=1\npads=2").replace("leaky", "Leaky")
-
-
-@pytest.fixture
-def project(tmp_path, monkeypatch):
-    make_project(tmp_path)
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def write_network(name, text):

@@ -143,6 +143,16 @@ def test_another_size_than_the_file_has_is_refused(project, monkeypatch, capfd):
     assert "works at 96 x 64 only" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["onnx", "torchscript", "openvino"])
+def test_matches_of_an_exported_file_are_refused_in_one_line(project, name, monkeypatch, capfd):
+    monkeypatch.chdir(project)
+    weights = f"runs/export/exp/{FILES[name]}"
+    assert run_script(load_script("analyze"), monkeypatch, "--matching-stats", "--weights", weights) == 2
+    error = capfd.readouterr().err
+    assert error.startswith(f"error: {weights}: has no objectness and no anchors") and error.count("\n") == 1
+    assert "name the weights that were exported" in error
+
+
 def test_a_file_that_differs_gets_no_name(project, monkeypatch, capfd):
     monkeypatch.chdir(project)
     script = load_script("export")

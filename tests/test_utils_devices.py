@@ -105,7 +105,7 @@ def test_processes_share_the_cores(monkeypatch):
 @pytest.mark.parametrize(
     ("capabilities", "dtype"),
     [({}, torch.float32), ({"avx512_bf16": False, "amx_bf16": False}, torch.float32),
-     ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16)],
+     ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16), ({"bf16": True}, torch.bfloat16)],
 )  # fmt: skip
 def test_sixteen_bits_of_a_cpu(monkeypatch, capabilities, dtype):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
@@ -114,3 +114,10 @@ def test_sixteen_bits_of_a_cpu(monkeypatch, capabilities, dtype):
     assert ("--half means nothing" in half_is_ignored(True, cpu)) == (dtype == torch.float32)
     assert half_is_ignored(False, cpu) == ""
     assert half_type(torch.device("cuda")) == torch.float16
+
+
+@pytest.mark.parametrize(("supported", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_sixteen_bits_of_a_cpu_in_torch_2_10(monkeypatch, supported, dtype):
+    monkeypatch.delattr(torch.cpu, "get_capabilities")
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: supported)
+    assert half_type(torch.device("cpu")) == dtype

@@ -88,8 +88,15 @@ def half_type(device: torch.device) -> torch.dtype:
     """
     if device.type == "cuda":
         return torch.float16
+    return torch.bfloat16 if _computes_bfloat16() else torch.float32
+
+
+def _computes_bfloat16() -> bool:
+    """Whether the CPU has instructions for bfloat16: AVX-512's, AMX's or ARM's."""
+    if not hasattr(torch.cpu, "get_capabilities"):  # torch 2.10; a CPU with AMX has AVX-512's, too
+        return torch.cpu._is_avx512_bf16_supported()
     has = torch.cpu.get_capabilities()
-    return torch.bfloat16 if has.get("avx512_bf16") or has.get("amx_bf16") else torch.float32
+    return any(has.get(name) for name in ("avx512_bf16", "amx_bf16", "bf16"))
 
 
 def half_is_ignored(half: bool, device: torch.device) -> str:

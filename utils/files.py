@@ -100,8 +100,8 @@ def _is_running(process: int) -> bool:
         os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return False
-    except OSError:  # it is another user's
-        pass
+    except PermissionError:  # there is one, of another user
+        return True
     return True
 
 

@@ -31,6 +31,7 @@ from engine.run_folder import read_config, save_config
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import LoadedNetwork
 from models.detector import Detector
+from models.exported.network import ExportedNetwork
 from models.loss import build_loss
 from models.network import require_cfg
 from utils import distributed
@@ -127,6 +128,9 @@ def open_everything(
     use_threads()
     distributed.start(device)
     found = resolve(replace(source.wanted(options.weights), decode=options.decode))
+    if isinstance(found.loaded.network, ExportedNetwork):
+        remedy = "name the weights that were exported; test.py evaluates this file"
+        raise UserError(f"{found.weights}: has no objectness and no anchors, which --matching-stats is about; {remedy}")
     require_cfg(found.loaded.network, "--matching-stats").require_trainable()  # matches are those of a training
     annotations = open_split(found.data, source.split, found.single_cls, val_fraction=found.val_fraction, checks=checks)
     if not len(annotations):

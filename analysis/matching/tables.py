@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
-
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING, Any
 
 from analysis.output.plots import anchor_labels, bars, positives_per_object
 from analysis.output.result import Table, rows_of, table_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 IOU_NAMES = {"iou": "IoU", "giou": "GIoU", "diou": "DIoU", "ciou": "CIoU"}
 LONG_BREAKDOWN = 12  # groups: of more, only those with the most objects are drawn
