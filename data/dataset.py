@@ -56,6 +56,7 @@ class DetectionDataset(Dataset):
             None: never.
         leave_out: images that cannot be read are left out of their batch, which names them. In training the next image
             of the batch's pool takes the place, so that a batch is still a function of its plan and of the files.
+        paint_later: training pictures are painted on the device to which a batch is moved, by data.device_painting.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class DetectionDataset(Dataset):
         seed: int = 0,
         largest_side: int | None = None,
         leave_out: bool = False,
+        paint_later: bool = False,
     ) -> None:
         self.annotations = annotations
         self.resize = resize
@@ -73,7 +75,7 @@ class DetectionDataset(Dataset):
         self.seed = seed
         self.largest_side = largest_side
         self.leave_out = leave_out
-        self.paint_later = False  # training pictures are painted on the device, by data.device_painting
+        self.paint_later = paint_later
         self.cached: list[np.ndarray | None] | None = None  # all images, with --cache-images; None: unreadable
         self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
         self._recent_bytes = 0

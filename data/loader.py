@@ -194,9 +194,14 @@ def training_batches(annotations: Annotations, settings: LoaderSettings, augment
     if settings.multi_scale:
         largest = int(largest * settings.multi_scale_range[1])
     dataset = DetectionDataset(
-        annotations, settings.resize, augment, settings.seed, largest, leave_out=settings.max_bad > 0
+        annotations,
+        settings.resize,
+        augment,
+        settings.seed,
+        largest,
+        leave_out=settings.max_bad > 0,
+        paint_later=settings.paint_later,
     )
-    dataset.paint_later = settings.paint_later
     if settings.cache_images:
         cache_images(dataset)
     return Batches(dataset, lambda epoch: training_plans(annotations.image_wh, settings, epoch), settings)
