@@ -30,7 +30,7 @@ from data.dataset import BatchPlan, DetectionDataset, Failure
 from data.image_checks import bad_images, too_many
 from data.labels.annotations import Annotations
 from data.letterbox import RESIZES, smallest_input
-from data.workers import is_lost_worker, own_handler, report_thread, start_worker, watched_workers
+from data.workers import dealt, is_lost_worker, own_handler, report_thread, start_worker, watched_workers
 from utils import distributed, interrupts
 from utils.errors import LostProcessError, UserError
 from utils.files import printable
@@ -85,7 +85,7 @@ class Batches:
     ) -> None:
         self.dataset = dataset
         self.unread: dict[int, str] = {}  # index of an image that could not be read so far -> the reason
-        self._plans = _PlanSampler(plans)
+        self._plans = _PlanSampler(plans, max(1, settings.workers) if dataset.looks_around() else 1)
         self.settings = settings
         if settings.pin_memory:
             threading.excepthook = report_thread
@@ -138,28 +138,34 @@ class Batches:
 
     def _until_failure(self) -> Generator[Batch, None, UserError | None]:
         """Yield the batches up to the first failure, and return that; None where there is none."""
-        batches: Iterator[Batch | Failure] | None = None
-        while True:
+        order = iter(self._plans.order())
+        early: dict[int, Batch | Failure] = {}  # number of a batch -> the batch, whose turn is yet to come
+        batches: Iterator[Batch | Failure | None] | None = None
+        for number in range(len(self)):
             try:
                 if batches is None:
                     with interrupts.held_back(), own_handler(signal.SIG_DFL):
                         batches = iter(self._loader)
-                with watched_workers():
-                    batch = next(batches, None)
+                while number not in early:
+                    place = next(order)
+                    with watched_workers():
+                        arrived = next(batches)
+                    if place is not None and arrived is not None:
+                        early[place] = arrived
             except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
                 if not is_lost_worker(error):
                     raise
                 time.sleep(0.2)  # whoever ended it may be about to interrupt this process, which says more
                 what = str(error).partition("\n")[0].rstrip(". ")
                 return LostProcessError(f"a loading process died ({what}); with less memory try fewer --workers, or 0")
+            batch = early.pop(number)
             if isinstance(batch, Failure):
                 return UserError(batch.message)
-            if batch is None:
-                return None
             failure = self._leave_out(batch.unread)
             if failure is not None:
                 return failure
             yield batch
+        return None
 
     def _leave_out(self, unread: dict[int, str]) -> UserError | None:
         """Count and name the images that could not be read; a failure where they are too many."""
@@ -329,20 +335,35 @@ def _require_images(annotations: Annotations) -> None:
 
 
 class _PlanSampler(Sampler):
-    """Gives a DataLoader the plans of an epoch, made once per epoch."""
+    """Gives a DataLoader the plans of an epoch, made once per epoch, in the order in which workers take them.
 
-    def __init__(self, plans: Callable[[int], list[BatchPlan]]) -> None:
+    Args:
+        plans: makes those of an epoch.
+        sharing: processes that would each decode the same images, were the plans dealt out one by one.
+    """
+
+    def __init__(self, plans: Callable[[int], list[BatchPlan]], sharing: int) -> None:
         self.epoch = 0
+        self.sharing = sharing
         self._make = plans
-        self._made: tuple[int, list[BatchPlan]] | None = None
+        self._made: tuple[int, list[BatchPlan], list[int | None]] | None = None
+
+    def _of_epoch(self) -> tuple[int, list[BatchPlan], list[int | None]]:
+        if self._made is None or self._made[0] != self.epoch:
+            plans = self._make(self.epoch)
+            self._made = (self.epoch, plans, dealt([plan.pool for plan in plans], self.sharing))
+        return self._made
 
     def current(self) -> list[BatchPlan]:
-        if self._made is None or self._made[0] != self.epoch:
-            self._made = (self.epoch, self._make(self.epoch))
-        return self._made[1]
+        return self._of_epoch()[1]
 
-    def __iter__(self) -> Iterator[BatchPlan]:
-        return iter(self.current())
+    def order(self) -> list[int | None]:
+        """Return the numbers of the plans as they are given out; None: the worker whose turn it is gets nothing."""
+        return self._of_epoch()[2]
+
+    def __iter__(self) -> Iterator[BatchPlan | None]:
+        plans = self.current()
+        return (None if number is None else plans[number] for number in self.order())
 
     def __len__(self) -> int:
         return len(self.current())
