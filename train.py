@@ -184,7 +184,7 @@ def loader_settings(
         rect=options.rect,
         multi_scale=options.multi_scale,
         multi_scale_range=(options.multi_scale_range[0], options.multi_scale_range[1]),
-        cache_images=options.cache == "ram",
+        cache=options.cache,
         paint_later=options.augment_on == "device",
     )
     return train, test

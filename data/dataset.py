@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.augment import AugmentOptions, Sample, SourceImage, training_picture
+from data.decoded_file import DecodedFile
 from data.device_painting import unpainted
 from data.image_files import read_image
 from data.labels.annotations import Annotations
@@ -78,7 +79,9 @@ class DetectionDataset(Dataset):
         self.largest_side = largest_side
         self.leave_out = leave_out
         self.paint_later = paint_later
-        self.cached: list[np.ndarray | None] | None = None  # all images, with --cache-images; None: unreadable
+        # Where data.image_cache puts decoded images.
+        self.cached: list[np.ndarray | None] | None = None  # all images; None: unreadable
+        self.decoded: DecodedFile | None = None
         self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
         self._recent_bytes = 0
 
@@ -192,7 +195,9 @@ class DetectionDataset(Dataset):
         if index in self._recent:
             self._recent.move_to_end(index)
             return self._recent[index]
-        image = self.decode(index)
+        image = self.decoded.read(index) if self.decoded is not None else None
+        if image is None:
+            image = self.decode(index)
         if self.augment is not None:  # testing meets each image once
             self._recent[index] = image
             self._recent_bytes += image.nbytes

@@ -10,13 +10,11 @@ Shape letters: N images of the data set.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -27,11 +25,12 @@ from tqdm import tqdm
 
 from data.augment import AugmentOptions
 from data.dataset import BatchPlan, DetectionDataset, Failure
+from data.image_cache import fill_cache
 from data.image_checks import bad_images, too_many
 from data.labels.annotations import Annotations
 from data.letterbox import RESIZES, smallest_input
 from data.workers import dealt, is_lost_worker, own_handler, report_thread, start_worker, watched_workers
-from utils import distributed, interrupts
+from utils import interrupts
 from utils.errors import LostProcessError, UserError
 from utils.files import printable
 from utils.structures import Batch
@@ -62,7 +61,7 @@ class LoaderSettings:
     rank: int = 0  # number of this training process
     world_size: int = 1  # how many there are
     pin_memory: bool = False  # for CUDA
-    cache_images: bool = False  # decode all images once, into memory (training)
+    cache: str = ""  # decode all images once, into memory (ram) or a file (disk) (training)
     paint_later: bool = False  # training pictures are painted on the device to which a batch is moved
     max_bad: float = 0.0  # share of the images that may be left out because they cannot be read; 0: none
 
@@ -92,6 +91,8 @@ class Batches:
         self._loader = self._new_loader()
 
     def _new_loader(self) -> DataLoader:
+        # Forked processes share the cached images; any other way of starting them would copy all of them.
+        shares_images = self.settings.cache == "ram" and self.settings.workers > 0 and FORKS
         return DataLoader(
             self.dataset,
             batch_size=None,
@@ -101,8 +102,7 @@ class Batches:
             pin_memory=self.settings.pin_memory,
             collate_fn=_as_it_is,
             worker_init_fn=start_worker,
-            # Forked processes share the cached images; any other way of starting them would copy all of them.
-            multiprocessing_context="fork" if self.settings.cache_images and self.settings.workers and FORKS else None,
+            multiprocessing_context="fork" if shares_images else None,
             generator=torch.Generator(),  # of its own, or every iteration would draw from the global one
         )
 
@@ -188,8 +188,7 @@ def training_batches(annotations: Annotations, settings: LoaderSettings, augment
     """Return augmented, shuffled batches; ``rect`` keeps similar shapes together and turns the mosaic off.
 
     Raises:
-        UserError: there are no images or no objects; with ``cache_images``, an image cannot be read or memory does
-            not suffice.
+        UserError: there are no images or no objects; with ``cache``, an image cannot be read or there is no room.
     """
     _require_images(annotations)
     if annotations.crowd.all():
@@ -208,8 +207,7 @@ def training_batches(annotations: Annotations, settings: LoaderSettings, augment
         leave_out=settings.max_bad > 0,
         paint_later=settings.paint_later,
     )
-    if settings.cache_images:
-        cache_images(dataset)
+    fill_cache(dataset, settings.cache)
     return Batches(dataset, lambda epoch: training_plans(annotations.image_wh, settings, epoch), settings)
 
 
@@ -293,33 +291,6 @@ def evaluation_plans(image_wh: np.ndarray, settings: LoaderSettings) -> list[Bat
         net_hw = smallest_input(image_wh[part], settings.image_hw, settings.stride) if rect else settings.image_hw
         plans.append(BatchPlan(tuple(part.tolist()), net_hw))
     return plans[settings.rank :: settings.world_size]  # of all batches; their sizes do not depend on world_size
-
-
-def cache_images(dataset: DetectionDataset) -> int:
-    """Decode all images into memory, where forked workers share them; return the number of bytes.
-
-    Raises:
-        UserError: they would need more memory than is free, or one cannot be read.
-    """
-    sizes = dataset.annotations.image_wh.astype(np.int64)
-    reduce = np.array([dataset.reduction(index) for index in range(len(sizes))])
-    # Three bytes a pixel, in every training process.
-    needed = int((np.ceil(sizes / reduce[:, None]).prod(axis=1) * 3).sum()) * distributed.world_size()
-    free = _free_memory()
-    if distributed.broadcast(needed > free * 0.9):  # the main process looks, before any other one takes memory
-        raise UserError(f"--cache-images needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:
-        dataset.cached = list(threads.map(dataset.decode_or_none, range(len(sizes))))
-    return needed
-
-
-def _free_memory() -> int:
-    """Return the bytes that can be had without swapping."""
-    try:
-        with open("/proc/meminfo") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 1 << 62  # not Linux: nothing is refused beforehand
 
 
 def _aspect(image_wh: np.ndarray) -> np.ndarray:

@@ -100,7 +100,7 @@ def empty_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         return torch.empty(shape, dtype=dtype)
     # As torch's own default_collate does it.
     storage = torch.UntypedStorage._new_shared(size)
-    return torch.empty(0, dtype=dtype).set_(storage, 0, torch.Size(shape))
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
 def start_worker(_worker: int) -> None:

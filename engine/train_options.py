@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data.augment import AugmentOptions
+from data.image_cache import CACHES
 from data.image_checks import ImageCheckOptions
 from data.loader import MULTI_SCALE, PAINTERS
 from engine.network_input import refuse_size, resize_option, size_option
@@ -48,7 +49,7 @@ class TrainOptions:
     )
     rect: bool = option(False, "rectangular training batches: images of similar shape together, without mosaic")
     val_fraction: float = option(0.0, "share of the training images to hold out for validation, where there are none")
-    cache: str = option("", "ram (also without a value): keep the decoded images in memory", bare="ram")
+    cache: str = option("", "decode the images once, into memory (also without a value) or a file", CACHES, bare="ram")
     single_cls: bool = option(False, "treat all objects as one class")
     freeze: tuple[int, ...] = option((0,), "keep the first N layers of the cfg as they are; of several numbers: these")
     device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
@@ -80,8 +81,6 @@ class TrainOptions:
             raise ValueError("--multi-scale-range takes two numbers in 0..4, the smaller first")
         if min(self.accumulate, self.workers, self.patience, self.seed, *self.freeze) < 0:
             raise ValueError("--accumulate, --workers, --patience, --freeze and --seed must not be negative")
-        if self.cache not in ("", "ram"):
-            raise ValueError(f"--cache {self.cache} is not here: --cache ram keeps decoded images in memory")
         if self.patience and self.notest:
             raise ValueError("--patience needs a test after every epoch; leave out --notest")
         if self.save_period > 0 and self.nosave:

@@ -46,7 +46,7 @@ ANSWERED = [
     ),
     ("train --data coco128 --cfg tiny --batch 4 --device 0,1", "torchrun --nproc_per_node=2"),
     ("train --data coco128 --cfg tiny --batch -1", "--batch-size must be at least 1"),
-    ("train --data coco128 --weights yolov5s.pt --cache disk", "--cache ram"),
+    ("train --data coco128 --weights yolov5s.pt --cache gpu", "choose from '', 'ram', 'disk'"),
     ("train --data coco128 --weights yolov5s.pt --evolve 300", "--compare"),
     ("train --data coco128 --weights yolov5s.pt --image-weights", "image list"),
     ("train --data coco128 --weights yolov5s.pt --sync-bn", "batch statistics"),
