@@ -19,6 +19,7 @@ import torch
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches, training_batches
 from data.splits import open_training_splits
+from engine.batch_size import with_batch_size
 from engine.ema import AveragedModel
 from engine.evaluate import evaluate
 from engine.network_input import Resize, choose_resize, input_size
@@ -70,6 +71,7 @@ def main() -> None:
     precision = choose_precision(options.train.precision, options.train.amp, network, input_wh, device)
     options = replace(options, train=replace(options.train, resize=resize.kind, precision=precision.name))
     loss_function = build_loss(options.loss, options.assignment, network.heads, math.sqrt(math.prod(input_wh)))
+    options = with_batch_size(options, network, loss_function, precision, input_wh)
     state = new_state(network, options, precision)
     if checkpoint:
         load_training_state(state, checkpoint, options.train.resume)

@@ -11,6 +11,7 @@ from torch import nn
 from engine.iteration_rates import POLICIES, IterationOptions, rate_factor
 from utils.config import option
 
+AUTO_BATCH = -1  # images per batch: as many as fit (--batch-size auto)
 NOMINAL_BATCH = 64  # images per optimizer step that the learning rate and the weight decay are meant for
 
 
