@@ -25,6 +25,7 @@ from engine.evaluate import evaluate
 from engine.network_input import Resize, choose_resize, input_size
 from engine.optimizer import Schedule, build_optimizer
 from engine.precision import Precision, choose_precision
+from engine.profiling import UNTIMED, StepProfiler
 from engine.recipes import FROM_CFG, notes_of_recipe
 from engine.resolve import as_decoded, start_with_classes, tell_oddities, warn_of_decode
 from engine.run_folder import plot_labels
@@ -89,13 +90,15 @@ def main() -> None:
         if distributed.is_main() and not has_objects(ground_truth):
             print(f"{options.train.data} (valid): not a single object to find; best.pt goes by the training loss")
         wrapped = wrap_for_processes(network, device)
+        is_timed = options.train.profile and distributed.is_main()
+        clock = StepProfiler(run.folder, device, options.train.workers) if is_timed else UNTIMED
         while not run.is_over(state):
             train_batches.set_epoch(state.epoch)
             seed_epoch(options.train.seed, state.epoch, distributed.rank())
             loss_function.images_seen = state.epoch * len(train_set)
             with EpochBar(run, state.epoch, len(train_batches)) as bar:
                 losses, counts = train_one_epoch(
-                    state, wrapped, train_batches, loss_function, schedule, precision.dtype, bar.update
+                    state, wrapped, train_batches, loss_function, schedule, precision.dtype, bar.update, clock
                 )
             state.epoch += 1
             metrics = None
@@ -104,6 +107,7 @@ def main() -> None:
                 metrics = evaluate(Detector(state.average.model), test_batches, ground_truth)
             run.finish_epoch(state, epoch_row(losses, counts, metrics, state), fitness(metrics, losses))
             report_epoch(counts, metrics)
+        clock.finish()
         run.finish(state, test_batches)
     del wrapped  # it holds the process group, which must not outlive the interpreter
     distributed.stop()
