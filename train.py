@@ -20,12 +20,13 @@ from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches, training_batches
 from data.splits import open_training_splits
 from engine.batch_size import with_batch_size
+from engine.compiling import compiled
 from engine.ema import AveragedModel
 from engine.evaluate import evaluate
 from engine.network_input import Resize, choose_resize, input_size
 from engine.optimizer import Schedule, build_optimizer
 from engine.precision import Precision, choose_precision
-from engine.profiling import UNTIMED, StepProfiler
+from engine.profiling import step_clock
 from engine.recipes import FROM_CFG, notes_of_recipe
 from engine.resolve import as_decoded, start_with_classes, tell_oddities, warn_of_decode
 from engine.run_folder import plot_labels
@@ -90,8 +91,10 @@ def main() -> None:
         if distributed.is_main() and not has_objects(ground_truth):
             print(f"{options.train.data} (valid): not a single object to find; best.pt goes by the training loss")
         wrapped = wrap_for_processes(network, device)
-        is_timed = options.train.profile and distributed.is_main()
-        clock = StepProfiler(run.folder, device, options.train.workers) if is_timed else UNTIMED
+        if options.train.compile:
+            batches_left = len(train_batches) * (options.train.epochs - state.epoch)
+            wrapped = compiled(wrapped, network, train_settings, precision, batches_left)
+        clock = step_clock(options.train.profile, run.folder, device, options.train.workers)
         while not run.is_over(state):
             train_batches.set_epoch(state.epoch)
             seed_epoch(options.train.seed, state.epoch, distributed.rank())

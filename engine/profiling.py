@@ -13,6 +13,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile, record_function
 from tqdm import tqdm
 
+from utils import distributed
 from utils.devices import synchronised_time
 from utils.files import atomic_path
 from utils.structures import Batch
@@ -130,6 +131,11 @@ class StepProfiler(StepClock):
             f"trace: {self.path} (for chrome://tracing or https://ui.perfetto.dev)",
         )
         tqdm.write("\n".join(lines))
+
+
+def step_clock(is_wanted: bool, folder: Path, device: torch.device, workers: int) -> StepClock:
+    """Return what measures the steps of a run in its main process, where ``--profile`` asks for it; see StepProfiler."""
+    return StepProfiler(folder, device, workers) if is_wanted and distributed.is_main() else UNTIMED
 
 
 def operator_rows(events: Iterable[Any], on_gpu: bool) -> list[list[str]]:

@@ -220,6 +220,7 @@ def wrap_for_processes(model: nn.Module, device: torch.device) -> nn.Module:
 
 def exchange_gradients(network: nn.Module, is_step: bool) -> AbstractContextManager[None]:
     """Within this block a backward pass averages the gradients over all processes, but only if a step follows."""
+    network = getattr(network, "_orig_mod", network)  # of a compiled one
     if isinstance(network, nn.parallel.DistributedDataParallel) and not is_step:
         return network.no_sync()
     return nullcontext()

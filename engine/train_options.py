@@ -61,6 +61,7 @@ class TrainOptions:
         "", "type of --amp; default: float16 on a GPU, on a CPU bfloat16 where it is faster", PRECISIONS
     )
     workers: int = option(2, "processes that load images, per training process")
+    compile: bool = option(False, "let torch compile the network, which takes minutes, and say whether that pays")
     profile: bool = option(False, "measure ten steps: where their time goes, whether the loader is the limit, a trace")
     augment_on: str = option("workers", "where pictures are painted: device spares the cores for decoding", PAINTERS)
     project: str = option(TRAINING_RUNS, "folder of runs; test.py and detect.py look for the newest in runs/train only")
