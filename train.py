@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches, training_batches
@@ -90,10 +91,8 @@ def main() -> None:
         announce(run, options, network, resize, train_set, device, precision)
         if distributed.is_main() and not has_objects(ground_truth):
             print(f"{options.train.data} (valid): not a single object to find; best.pt goes by the training loss")
-        wrapped = wrap_for_processes(network, device)
-        if options.train.compile:
-            batches_left = len(train_batches) * (options.train.epochs - state.epoch)
-            wrapped = compiled(wrapped, network, train_settings, precision, batches_left)
+        batches_left = len(train_batches) * (options.train.epochs - state.epoch)
+        wrapped = network_for_steps(options.train, network, train_settings, precision, batches_left)
         clock = step_clock(options.train.profile, run.folder, device, options.train.workers)
         while not run.is_over(state):
             train_batches.set_epoch(state.epoch)
@@ -167,6 +166,14 @@ def new_state(network: Network, options: TrainGroups, precision: Precision) -> T
     device = next(network.parameters()).device
     scaler = torch.amp.GradScaler(device.type, enabled=precision.needs_scale)
     return TrainState(network, AveragedModel(network), optimizer, scaler)
+
+
+def network_for_steps(
+    options: TrainOptions, network: Network, settings: LoaderSettings, precision: Precision, batches_left: int
+) -> nn.Module:
+    """Return the network wrapped for several processes, and compiled, where there are several or it is asked for."""
+    wrapped = wrap_for_processes(network, next(network.parameters()).device)
+    return compiled(wrapped, network, settings, precision, batches_left) if options.compile else wrapped
 
 
 def loader_settings(

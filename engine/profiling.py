@@ -134,7 +134,7 @@ class StepProfiler(StepClock):
 
 
 def step_clock(is_wanted: bool, folder: Path, device: torch.device, workers: int) -> StepClock:
-    """Return what measures the steps of a run in its main process, where ``--profile`` asks for it; see StepProfiler."""
+    """Return what measures the steps of a run, in its main process and where it is wanted; see StepProfiler."""
     return StepProfiler(folder, device, workers) if is_wanted and distributed.is_main() else UNTIMED
 
 
