@@ -14,15 +14,19 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import nn
 
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches, training_batches
 from data.splits import open_training_splits
+from engine.batch_size import with_batch_size
+from engine.compiling import compile_network
 from engine.ema import AveragedModel
 from engine.evaluate import evaluate
 from engine.network_input import Resize, choose_resize, input_size
 from engine.optimizer import Schedule, build_optimizer
 from engine.precision import Precision, choose_precision
+from engine.profiling import step_clock
 from engine.recipes import FROM_CFG, notes_of_recipe
 from engine.resolve import as_decoded, start_with_classes, tell_oddities, warn_of_decode
 from engine.run_folder import plot_labels, weighted_ap
@@ -38,6 +42,7 @@ from models.darknet.scaled_decode import DECODES
 from models.detection_network import DetectionNetwork
 from models.detector import Detector
 from models.families.table import open_network, open_network_from_text
+from models.learner import Learner
 from models.network import require_cfg
 from utils import distributed
 from utils.config import parse_flags
@@ -78,6 +83,7 @@ def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> N
     precision = choose_precision(options.train.precision, options.train.amp, learner, input_wh, device)
     learner.amp_dtype = precision.dtype
     options = replace(options, train=replace(options.train, resize=resize.kind, precision=precision.name))
+    options = with_batch_size(options, learner, input_wh)
     state = new_state(network, options, precision)
     if checkpoint:
         load_training_state(state, checkpoint, options.train.resume)
@@ -94,13 +100,16 @@ def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> N
         announce(run, options, network, resize, train_set, device, precision)
         if distributed.is_main() and not has_objects(ground_truth):
             print(f"{options.train.data} (valid): not a single object to find; best.pt goes by the training loss")
-        wrapped = wrap_for_processes(learner, device)
+        batches_left = len(train_batches) * (options.train.epochs - state.epoch)
+        wrapped = learner_for_steps(options.train, learner, train_settings, batches_left)
+        clock = step_clock(options.train.profile, run.folder, device, options.train.workers)
+        learner.part = clock.part
         while not run.is_over(state):
             train_batches.set_epoch(state.epoch)
             seed_epoch(options.train.seed, state.epoch, distributed.rank())
             learner.start_epoch(state.epoch * len(train_set))
             with EpochBar(run, state.epoch, len(train_batches)) as bar:
-                losses, counts = train_one_epoch(state, wrapped, train_batches, schedule, bar.update)
+                losses, counts = train_one_epoch(state, wrapped, train_batches, schedule, bar.update, clock)
             state.epoch += 1
             metrics = None
             if state.epoch == options.train.epochs or not options.train.notest:
@@ -108,6 +117,7 @@ def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> N
                 metrics = evaluate(Detector(state.average.model), test_batches, ground_truth)
             run.finish_epoch(state, epoch_row(losses, counts, metrics, state), fitness(metrics, losses))
             report_epoch(counts, metrics)
+        clock.finish()
         run.finish(state, test_batches)
     del wrapped  # it holds the process group, which must not outlive the interpreter
     distributed.stop()
@@ -166,6 +176,15 @@ def new_state(network: DetectionNetwork, options: TrainGroups, precision: Precis
     return TrainState(network, AveragedModel(network), optimizer, scaler)
 
 
+def learner_for_steps(
+    options: TrainOptions, learner: Learner, settings: LoaderSettings, batches_left: int
+) -> nn.Module:
+    """Return the learner wrapped for several processes where there are several, its network compiled on demand."""
+    if options.compile:
+        compile_network(learner, settings, batches_left)
+    return wrap_for_processes(learner, next(learner.parameters()).device)
+
+
 def loader_settings(
     groups: TrainGroups, network: DetectionNetwork, device: torch.device
 ) -> tuple[LoaderSettings, LoaderSettings]:
@@ -190,7 +209,7 @@ def loader_settings(
         rect=options.rect,
         multi_scale=options.multi_scale,
         multi_scale_range=(options.multi_scale_range[0], options.multi_scale_range[1]),
-        cache_images=options.cache == "ram",
+        cache=options.cache,
         paint_later=options.augment_on == "device",
     )
     return train, test

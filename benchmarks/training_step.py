@@ -1,5 +1,7 @@
 """Seconds of a training step, channels-last as train.py runs it against the plain layout, in one process, alternating.
 
+Between them it is taken with a fused optimizer step, as train.py takes it on a GPU only.
+
 Batch 8 with 7 objects per image, SGD: v3-tiny at 416, v3-spp at 320, nano at 320. On two cores of a Cascade Lake Xeon,
 ultralytics/yolov3 at 97b87b1 needed 1.48 s for v3-tiny and 8.23 s for v3-spp; only the ratio within one run carries
 over to another machine.
@@ -29,7 +31,11 @@ from utils.files import write_json_atomically
 from utils.structures import Targets
 
 CASES = (("yolov3-tiny.cfg", 416), ("yolov3-spp.cfg", 320), ("yolov3-nano.cfg", 320))
-LAYOUTS = {"channels-last": torch.channels_last, "plain": torch.contiguous_format}
+CONTESTANTS = {  # name -> memory layout, and whether the optimizer's steps are fused
+    "channels-last": (torch.channels_last, False),
+    "fused": (torch.channels_last, True),
+    "plain": (torch.contiguous_format, False),
+}
 PARTS = ("forward", "loss", "backward", "optimizer")
 
 
@@ -41,7 +47,7 @@ class TrainingStepOptions:
     img_size: int = option(320, "side of its input in pixels")
     batch_size: int = option(8, "images per step")
     objects: int = option(7, "objects per image")
-    repeats: int = option(5, "timed steps of each layout; the median counts")
+    repeats: int = option(5, "timed steps of each contestant; the median counts")
     device: str = option("", "cpu or a CUDA device")
 
 
@@ -56,14 +62,15 @@ class Contestant:
     seconds: dict[str, list[float]] = field(default_factory=lambda: {part: [] for part in PARTS})
 
     @classmethod
-    def build(cls, cfg: str, layout: torch.memory_format, device: torch.device) -> Contestant:
+    def build(cls, cfg: str, layout: torch.memory_format, fused: bool, device: torch.device) -> Contestant:
         """Build the network with fixed random weights."""
         torch.manual_seed(0)
         network = build_network(find_file(cfg, "cfg"))
         initialise_head_biases(network)
         network = network.to(device).to(memory_format=layout).train()
         loss_function = build_loss(LossOptions(), AssignmentOptions(), network.heads)
-        return cls(network, layout, loss_function, build_optimizer(network, OptimizerOptions(lr0=1e-4), 64))
+        optimizer = build_optimizer(network, OptimizerOptions(lr0=1e-4), 64, fused)
+        return cls(network, layout, loss_function, optimizer)
 
     def step(self, images: Tensor, targets: Targets) -> None:
         """Take one training step and note how long each part took."""
@@ -100,7 +107,7 @@ def main() -> None:
     )
     rows = []
     for cfg, size in [(options.cfg, options.img_size)] if options.cfg else CASES:
-        contestants = {name: Contestant.build(cfg, layout, device) for name, layout in LAYOUTS.items()}
+        contestants = {name: Contestant.build(cfg, *how, device) for name, how in CONTESTANTS.items()}
         classes = contestants["plain"].network.num_classes
         images = torch.rand(options.batch_size, 3, size, size, device=device)
         targets = random_targets(options.batch_size, options.batch_size * options.objects, classes, device)

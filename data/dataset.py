@@ -13,13 +13,16 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 from torch.utils.data import Dataset
 
 from data.augment import AugmentOptions, Sample, SourceImage, training_picture
+from data.decoded_file import DecodedFile
 from data.device_painting import unpainted
 from data.image_files import read_image
 from data.labels.annotations import Annotations
-from data.letterbox import PIXEL_TYPES, RESIZES, images_to_tensor, place_image
+from data.letterbox import PIXEL_TYPES, RESIZES, place_image
+from data.workers import empty_tensor
 from utils.errors import UserError
 from utils.structures import Batch, ImageMeta, Targets
 
@@ -56,6 +59,7 @@ class DetectionDataset(Dataset):
             None: never.
         leave_out: images that cannot be read are left out of their batch, which names them. In training the next image
             of the batch's pool takes the place, so that a batch is still a function of its plan and of the files.
+        paint_later: training pictures are painted on the device to which a batch is moved, by data.device_painting.
     """
 
     def __init__(
@@ -66,6 +70,7 @@ class DetectionDataset(Dataset):
         seed: int = 0,
         largest_side: int | None = None,
         leave_out: bool = False,
+        paint_later: bool = False,
     ) -> None:
         self.annotations = annotations
         self.resize = resize
@@ -73,15 +78,23 @@ class DetectionDataset(Dataset):
         self.seed = seed
         self.largest_side = largest_side
         self.leave_out = leave_out
-        self.paint_later = False  # training pictures are painted on the device, by data.device_painting
-        self.cached: list[np.ndarray | None] | None = None  # all images, with --cache-images; None: unreadable
+        self.paint_later = paint_later
+        # Where data.image_cache puts decoded images.
+        self.cached: list[np.ndarray | None] | None = None  # all images; None: unreadable
+        self.decoded: DecodedFile | None = None
         self._recent: OrderedDict[int, np.ndarray] = OrderedDict()
         self._recent_bytes = 0
 
     def __len__(self) -> int:
         return len(self.annotations)
 
-    def __getitem__(self, plan: BatchPlan) -> Batch | Failure:
+    def looks_around(self) -> bool:
+        """Whether a batch needs other images of its pool than its own, and has to decode them."""
+        return self.augment is not None and self.augment.mosaic + self.augment.mixup > 0 and self.cached is None
+
+    def __getitem__(self, plan: BatchPlan | None) -> Batch | Failure | None:
+        if plan is None:  # the others' turn
+            return None
         try:
             return self.plain_batch(plan) if self.augment is None else self.training_batch(plan, self.augment)
         except UserError as error:
@@ -107,16 +120,17 @@ class DetectionDataset(Dataset):
             # No letterbox describes an augmented picture: its meta names the image and has the picture's own size.
             metas.append(ImageMeta(*self._identity(shown[index]), (plan.net_hw[1], plan.net_hw[0])))
         if self.paint_later:
-            batch = _batch(np.empty((len(drawings), 0, 0, 3), np.uint8), samples, metas, unread, plan.net_hw)
+            batch = _batch(torch.empty(len(drawings), 0, 0, 3).byte(), samples, metas, unread, plan.net_hw)
             return unpainted(batch, drawings, plan.net_hw)
-        images = np.empty((len(drawings), *plan.net_hw, 3), dtype=np.uint8)
-        for drawing, out in zip(drawings, images, strict=True):
+        images = empty_tensor((len(drawings), *plan.net_hw, 3), torch.uint8)
+        for drawing, out in zip(drawings, images.numpy(), strict=True):
             drawing.paint(out)
         return _batch(images, samples, metas, unread, plan.net_hw)
 
     def plain_batch(self, plan: BatchPlan) -> Batch:
         """Make a batch of letterboxed (or stretched) images as they are."""
-        images = np.empty((len(plan.indices), *plan.net_hw, 3), dtype=PIXEL_TYPES[self.resize])
+        images = empty_tensor((len(plan.indices), *plan.net_hw, 3), PIXEL_TYPES[self.resize])
+        pixels = images.numpy()
         samples: list[Sample] = []
         metas = []
         unread: dict[int, str] = {}
@@ -128,7 +142,7 @@ class DetectionDataset(Dataset):
                     raise
                 unread[index] = str(error)
                 continue
-            out = images[len(samples)]
+            out = pixels[len(samples)]
             meta = RESIZES[self.resize](*self._identity(index), source.original_wh, plan.net_hw)
             place_image(source.pixels, meta, out, self.resize)
             cv2.cvtColor(out, cv2.COLOR_BGR2RGB, dst=out)
@@ -181,7 +195,9 @@ class DetectionDataset(Dataset):
         if index in self._recent:
             self._recent.move_to_end(index)
             return self._recent[index]
-        image = self.decode(index)
+        image = self.decoded.read(index) if self.decoded is not None else None
+        if image is None:
+            image = self.decode(index)
         if self.augment is not None:  # testing meets each image once
             self._recent[index] = image
             self._recent_bytes += image.nbytes
@@ -223,16 +239,16 @@ class DetectionDataset(Dataset):
 
 
 def _batch(
-    images: np.ndarray,
+    images: Tensor,
     samples: Sequence[Sample],
     metas: Sequence[ImageMeta],
     unread: dict[int, str],
     net_hw: tuple[int, int],
 ) -> Batch:
-    """Return the batch of B pictures [B H W 3], objects and crowd regions apart."""
+    """Return the batch of B pictures [B H W 3] (then channels_last [B 3 H W]), objects and crowd regions apart."""
     objects = _targets(samples, net_hw, lambda sample: ~sample.crowd)
     crowd = _targets(samples, net_hw, lambda sample: sample.crowd)
-    return Batch(images_to_tensor(images), objects, crowd, tuple(metas), unread)
+    return Batch(images.permute(0, 3, 1, 2), objects, crowd, tuple(metas), unread)
 
 
 def _targets(samples: Sequence[Sample], net_hw: tuple[int, int], which: Callable[[Sample], np.ndarray]) -> Targets:

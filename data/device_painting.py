@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 import torch
@@ -46,17 +46,15 @@ class Paints:
 class UnpaintedBatch(Batch):
     """A batch whose images have no pixels before :meth:`to` paints them on the device."""
 
-    paints: Paints | None = None
+    paints: Paints = field(kw_only=True)
 
     def pin_memory(self) -> Batch:
         """Return the same batch with all that is to be sent to the device in pinned memory."""
-        assert self.paints is not None
         pinned = {item.name: getattr(self.paints, item.name).pin_memory() for item in fields(Paints)}
         return replace(self, paints=Paints(**pinned))
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the painted batch on a device."""
-        assert self.paints is not None
         there = {item.name: getattr(self.paints, item.name).to(device, non_blocking=True) for item in fields(Paints)}
         targets, crowd = self.targets.to(device), self.crowd.to(device)
         return Batch(paint(Paints(**there)), targets, crowd, self.metas, self.unread)

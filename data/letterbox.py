@@ -60,7 +60,7 @@ def resize_as_darknet(image: np.ndarray, wh: tuple[int, int]) -> np.ndarray:
 
 PIXELS = {"letterbox": resize_for_view, "stretch": resize_as_darknet}  # --resize -> the pixels
 # --resize -> the numbers of a network input, 0..255: a stretched image is not rounded to bytes, as in Darknet.
-PIXEL_TYPES = {"letterbox": np.uint8, "stretch": np.float32}
+PIXEL_TYPES = {"letterbox": torch.uint8, "stretch": torch.float32}
 
 
 def place_image(image: np.ndarray, meta: ImageMeta, out: np.ndarray, resize: str = "letterbox") -> None:
@@ -73,19 +73,14 @@ def place_image(image: np.ndarray, meta: ImageMeta, out: np.ndarray, resize: str
     target[:] = image if image.shape[:2] == (new_h, new_w) else PIXELS[resize](image, (new_w, new_h))
 
 
-def images_to_tensor(images_hwc: np.ndarray) -> Tensor:
-    """View images [B H W 3] as [B 3 H W]; no copy, so the memory format is channels_last."""
-    return torch.from_numpy(images_hwc).permute(0, 3, 1, 2)
-
-
 def place_images(
     images_rgb: Sequence[np.ndarray], metas: Sequence[ImageMeta], net_hw: tuple[int, int], resize: str = "letterbox"
 ) -> Tensor:
     """Place each image [h w 3] by its meta; return [B 3 H W], 0..255 (PIXEL_TYPES), in channels_last memory format."""
-    batch = np.empty((len(images_rgb), *net_hw, 3), dtype=PIXEL_TYPES[resize])
-    for image, meta, out in zip(images_rgb, metas, batch, strict=True):
+    batch = torch.empty((len(images_rgb), *net_hw, 3), dtype=PIXEL_TYPES[resize])
+    for image, meta, out in zip(images_rgb, metas, batch.numpy(), strict=True):
         place_image(image, meta, out, resize)
-    return images_to_tensor(batch)
+    return batch.permute(0, 3, 1, 2)
 
 
 def smallest_input(original_wh: np.ndarray, net_hw: tuple[int, int], stride: int) -> tuple[int, int]:

@@ -10,13 +10,11 @@ Shape letters: N images of the data set.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
@@ -27,11 +25,12 @@ from tqdm import tqdm
 
 from data.augment import AugmentOptions
 from data.dataset import BatchPlan, DetectionDataset, Failure
+from data.image_cache import fill_cache
 from data.image_checks import bad_images, too_many
 from data.labels.annotations import Annotations
 from data.letterbox import RESIZES, smallest_input
-from data.workers import is_lost_worker, own_handler, report_thread, start_worker, watched_workers
-from utils import distributed, interrupts
+from data.workers import dealt, is_lost_worker, own_handler, report_thread, start_worker, watched_workers
+from utils import interrupts
 from utils.errors import LostProcessError, UserError
 from utils.files import printable
 from utils.structures import Batch
@@ -62,7 +61,7 @@ class LoaderSettings:
     rank: int = 0  # number of this training process
     world_size: int = 1  # how many there are
     pin_memory: bool = False  # for CUDA
-    cache_images: bool = False  # decode all images once, into memory (training)
+    cache: str = ""  # decode all images once, into memory (ram) or a file (disk) (training)
     paint_later: bool = False  # training pictures are painted on the device to which a batch is moved
     max_bad: float = 0.0  # share of the images that may be left out because they cannot be read; 0: none
 
@@ -85,13 +84,15 @@ class Batches:
     ) -> None:
         self.dataset = dataset
         self.unread: dict[int, str] = {}  # index of an image that could not be read so far -> the reason
-        self._plans = _PlanSampler(plans)
+        self._plans = _PlanSampler(plans, max(1, settings.workers) if dataset.looks_around() else 1)
         self.settings = settings
         if settings.pin_memory:
             threading.excepthook = report_thread
         self._loader = self._new_loader()
 
     def _new_loader(self) -> DataLoader:
+        # Forked processes share the cached images; any other way of starting them would copy all of them.
+        shares_images = self.settings.cache == "ram" and self.settings.workers > 0 and FORKS
         return DataLoader(
             self.dataset,
             batch_size=None,
@@ -101,8 +102,7 @@ class Batches:
             pin_memory=self.settings.pin_memory,
             collate_fn=_as_it_is,
             worker_init_fn=start_worker,
-            # Forked processes share the cached images; any other way of starting them would copy all of them.
-            multiprocessing_context="fork" if self.settings.cache_images and self.settings.workers and FORKS else None,
+            multiprocessing_context="fork" if shares_images else None,
             generator=torch.Generator(),  # of its own, or every iteration would draw from the global one
         )
 
@@ -138,28 +138,34 @@ class Batches:
 
     def _until_failure(self) -> Generator[Batch, None, UserError | None]:
         """Yield the batches up to the first failure, and return that; None where there is none."""
-        batches: Iterator[Batch | Failure] | None = None
-        while True:
+        order = iter(self._plans.order())
+        early: dict[int, Batch | Failure] = {}  # number of a batch -> the batch, whose turn is yet to come
+        batches: Iterator[Batch | Failure | None] | None = None
+        for number in range(len(self)):
             try:
                 if batches is None:
                     with interrupts.held_back(), own_handler(signal.SIG_DFL):
                         batches = iter(self._loader)
-                with watched_workers():
-                    batch = next(batches, None)
+                while number not in early:
+                    place = next(order)
+                    with watched_workers():
+                        arrived = next(batches)
+                    if place is not None and arrived is not None:
+                        early[place] = arrived
             except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
                 if not is_lost_worker(error):
                     raise
                 time.sleep(0.2)  # whoever ended it may be about to interrupt this process, which says more
                 what = str(error).partition("\n")[0].rstrip(". ")
                 return LostProcessError(f"a loading process died ({what}); with less memory try fewer --workers, or 0")
+            batch = early.pop(number)
             if isinstance(batch, Failure):
                 return UserError(batch.message)
-            if batch is None:
-                return None
             failure = self._leave_out(batch.unread)
             if failure is not None:
                 return failure
             yield batch
+        return None
 
     def _leave_out(self, unread: dict[int, str]) -> UserError | None:
         """Count and name the images that could not be read; a failure where they are too many."""
@@ -182,8 +188,7 @@ def training_batches(annotations: Annotations, settings: LoaderSettings, augment
     """Return augmented, shuffled batches; ``rect`` keeps similar shapes together and turns the mosaic off.
 
     Raises:
-        UserError: there are no images or no objects; with ``cache_images``, an image cannot be read or memory does
-            not suffice.
+        UserError: there are no images or no objects; with ``cache``, an image cannot be read or there is no room.
     """
     _require_images(annotations)
     if annotations.crowd.all():
@@ -194,11 +199,15 @@ def training_batches(annotations: Annotations, settings: LoaderSettings, augment
     if settings.multi_scale:
         largest = int(largest * settings.multi_scale_range[1])
     dataset = DetectionDataset(
-        annotations, settings.resize, augment, settings.seed, largest, leave_out=settings.max_bad > 0
+        annotations,
+        settings.resize,
+        augment,
+        settings.seed,
+        largest,
+        leave_out=settings.max_bad > 0,
+        paint_later=settings.paint_later,
     )
-    dataset.paint_later = settings.paint_later
-    if settings.cache_images:
-        cache_images(dataset)
+    fill_cache(dataset, settings.cache)
     return Batches(dataset, lambda epoch: training_plans(annotations.image_wh, settings, epoch), settings)
 
 
@@ -284,33 +293,6 @@ def evaluation_plans(image_wh: np.ndarray, settings: LoaderSettings) -> list[Bat
     return plans[settings.rank :: settings.world_size]  # of all batches; their sizes do not depend on world_size
 
 
-def cache_images(dataset: DetectionDataset) -> int:
-    """Decode all images into memory, where forked workers share them; return the number of bytes.
-
-    Raises:
-        UserError: they would need more memory than is free, or one cannot be read.
-    """
-    sizes = dataset.annotations.image_wh.astype(np.int64)
-    reduce = np.array([dataset.reduction(index) for index in range(len(sizes))])
-    # Three bytes a pixel, in every training process.
-    needed = int((np.ceil(sizes / reduce[:, None]).prod(axis=1) * 3).sum()) * distributed.world_size()
-    free = _free_memory()
-    if distributed.broadcast(needed > free * 0.9):  # the main process looks, before any other one takes memory
-        raise UserError(f"--cache-images needs {needed / 1e9:.1f} GB of memory, {free / 1e9:.1f} GB are free")
-    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as threads:
-        dataset.cached = list(threads.map(dataset.decode_or_none, range(len(sizes))))
-    return needed
-
-
-def _free_memory() -> int:
-    """Return the bytes that can be had without swapping."""
-    try:
-        with open("/proc/meminfo") as file:
-            return next(int(line.split()[1]) * 1024 for line in file if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return 1 << 62  # not Linux: nothing is refused beforehand
-
-
 def _aspect(image_wh: np.ndarray) -> np.ndarray:
     """Return height / width of each image, [N]."""
     return image_wh[:, 1] / image_wh[:, 0]
@@ -324,20 +306,35 @@ def _require_images(annotations: Annotations) -> None:
 
 
 class _PlanSampler(Sampler):
-    """Gives a DataLoader the plans of an epoch, made once per epoch."""
+    """Gives a DataLoader the plans of an epoch, made once per epoch, in the order in which workers take them.
 
-    def __init__(self, plans: Callable[[int], list[BatchPlan]]) -> None:
+    Args:
+        plans: makes those of an epoch.
+        sharing: processes that would each decode the same images, were the plans dealt out one by one.
+    """
+
+    def __init__(self, plans: Callable[[int], list[BatchPlan]], sharing: int) -> None:
         self.epoch = 0
+        self.sharing = sharing
         self._make = plans
-        self._made: tuple[int, list[BatchPlan]] | None = None
+        self._made: tuple[int, list[BatchPlan], list[int | None]] | None = None
+
+    def _of_epoch(self) -> tuple[int, list[BatchPlan], list[int | None]]:
+        if self._made is None or self._made[0] != self.epoch:
+            plans = self._make(self.epoch)
+            self._made = (self.epoch, plans, dealt([plan.pool for plan in plans], self.sharing))
+        return self._made
 
     def current(self) -> list[BatchPlan]:
-        if self._made is None or self._made[0] != self.epoch:
-            self._made = (self.epoch, self._make(self.epoch))
-        return self._made[1]
+        return self._of_epoch()[1]
 
-    def __iter__(self) -> Iterator[BatchPlan]:
-        return iter(self.current())
+    def order(self) -> list[int | None]:
+        """Return the numbers of the plans as they are given out; None: the worker whose turn it is gets nothing."""
+        return self._of_epoch()[2]
+
+    def __iter__(self) -> Iterator[BatchPlan | None]:
+        plans = self.current()
+        return (None if number is None else plans[number] for number in self.order())
 
     def __len__(self) -> int:
         return len(self.current())

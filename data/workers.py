@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain, groupby, zip_longest
 from types import TracebackType
 
 import cv2
+import torch
+from torch import Tensor
 from torch._C import _error_if_any_worker_fails
+from torch.utils.data import get_worker_info
 
 from utils import interrupts
+
+MOST_EARLY = 64  # batches that wait for their turn: each takes memory, and torch keeps some files open for it
 
 
 @contextmanager
@@ -56,6 +63,44 @@ def report_thread(ended: threading.ExceptHookArgs) -> None:
     is_pinning = ended.thread is not None and "_pin_memory_loop" in ended.thread.name
     if not (is_pinning and issubclass(ended.exc_type, (EOFError, OSError))):
         threading.__excepthook__(ended)
+
+
+def dealt(pools: Sequence[Hashable], workers: int) -> list[int | None]:
+    """Return the order in which tasks are given out in turn, so that those of one pool come to one worker.
+
+    A worker then decodes the images of its own pools only, instead of almost all images of every pool.
+
+    Args:
+        pools: of the tasks in the order in which their results are wanted; tasks of one pool follow each other.
+        workers: that take one task each in turn.
+
+    Returns:
+        Numbers of tasks; None where the worker whose turn it is gets nothing. No more than MOST_EARLY results arrive
+        before their turn: many workers share the tasks of a pool. So do all workers with the last pools, where there
+        are fewer pools than workers.
+    """
+    longest = max(1, MOST_EARLY // workers)
+    runs: list[list[int]] = []
+    for _, group in groupby(enumerate(pools), key=lambda task: task[1]):
+        numbers = [number for number, _ in group]
+        runs += [numbers[start : start + longest] for start in range(0, len(numbers), longest)]
+    even = len(runs) // workers * workers
+    order: list[int | None] = []
+    for start in range(0, even, workers):
+        order += chain.from_iterable(zip_longest(*runs[start : start + workers]))
+    while order and order[-1] is None:
+        order.pop()
+    return order + list(chain.from_iterable(runs[even:]))
+
+
+def empty_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Return an uninitialised tensor, in a worker one in shared memory: so it is not copied when it is sent."""
+    size = math.prod(shape) * dtype.itemsize
+    if get_worker_info() is None or not size:
+        return torch.empty(shape, dtype=dtype)
+    # As torch's own default_collate does it.
+    storage = torch.UntypedStorage._new_shared(size)
+    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
 def start_worker(_worker: int) -> None:

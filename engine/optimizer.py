@@ -11,6 +11,7 @@ from torch import nn
 from engine.iteration_rates import POLICIES, IterationOptions, rate_factor
 from utils.config import option
 
+AUTO_BATCH = -1  # images per batch: as many as fit (--batch-size auto)
 NOMINAL_BATCH = 64  # images per optimizer step that the learning rate and the weight decay are meant for
 
 
@@ -58,11 +59,20 @@ class OptimizerOptions(IterationOptions):
             raise ValueError(f"--schedule {self.schedule} needs --max-batches")
 
 
-def build_optimizer(model: nn.Module, options: OptimizerOptions, images_per_step: int) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, options: OptimizerOptions, images_per_step: int, fused: bool | None = None
+) -> torch.optim.Optimizer:
     """Return the optimizer with three groups, in this order: biases, normalisation weights, all other weights.
 
     Only the last group decays, by an amount scaled with ``images_per_step / 64``, as in ultralytics/yolov5 v7.0
     (train.py). Frozen parameters are in no group.
+
+    Args:
+        model: on its device.
+        options: kind, rates and decay.
+        images_per_step: of the training.
+        fused: one kernel for all parameters instead of one for each operation; None: on a GPU. On a CPU it would save a
+            hundredth of a step, and its rounding is another. A resumed run goes on with what it began with.
     """
     biases, norms, weights = [], [], []
     for module in model.modules():
@@ -80,11 +90,15 @@ def build_optimizer(model: nn.Module, options: OptimizerOptions, images_per_step
         {"params": norms, "weight_decay": 0.0},
         {"params": weights, "weight_decay": options.weight_decay * images_per_step / NOMINAL_BATCH},
     ]
+    if fused is None:
+        fused = next(model.parameters()).is_cuda
+    fused = fused or None  # None leaves the choice among the other ways to torch
     if options.optimizer != "SGD":
         kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[options.optimizer]
-        return kind(groups, lr=options.lr0, betas=(options.momentum, options.beta2), eps=options.adam_eps)
+        betas = (options.momentum, options.beta2)
+        return kind(groups, lr=options.lr0, betas=betas, eps=options.adam_eps, fused=fused)
     nesterov = options.nesterov and options.momentum > 0
-    return torch.optim.SGD(groups, lr=options.lr0, momentum=options.momentum, nesterov=nesterov)
+    return torch.optim.SGD(groups, lr=options.lr0, momentum=options.momentum, nesterov=nesterov, fused=fused)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from utils.words import how_many
 
 NEWEST = "newest"  # what a bare --resume means
 # All other options are those of the run.
-MAY_CHANGE = {"resume", "device", "workers", "cache", "epochs", "patience", "max_bad", "verify_images"}
+MAY_CHANGE = {"resume", "device", "workers", "cache", "epochs", "patience", "max_bad", "verify_images", "profile"}
 
 
 def find_last(named: str, project: str = TRAINING_RUNS) -> Path:

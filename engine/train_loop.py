@@ -14,6 +14,7 @@ from torch import nn
 from data.loader import Batches
 from engine.ema import AveragedModel, Model
 from engine.optimizer import Schedule
+from engine.profiling import UNTIMED, StepClock
 from models.detection_network import DetectionNetwork
 from utils import distributed
 from utils.errors import UserError
@@ -70,6 +71,7 @@ def train_one_epoch(
     batches: Batches | Sequence[Batch],
     schedule: Schedule,
     report: Callable[[dict[str, float], Batch], None],
+    clock: StepClock = UNTIMED,
 ) -> tuple[dict[str, float], Any]:
     """Go once through the batches.
 
@@ -79,6 +81,7 @@ def train_one_epoch(
         batches: of one epoch.
         schedule: rates and accumulation of every step.
         report: called after every batch with the running mean of the loss parts and the batch, for the progress bar.
+        clock: is told which part of a step is computed.
 
     Returns:
         The mean of each loss part per image, and the sum of the counts of all matches.
@@ -91,18 +94,21 @@ def train_one_epoch(
     totals: dict[str, float] = {}
     counts = None
     images_seen = waiting = 0  # waiting: batches whose gradients are summed for the next step
-    for number, batch in enumerate(batches):
+    for number, batch in enumerate(clock.waiting(batches)):
         position = state.epoch * len(batches) + number  # batches since the run began
         schedule.set_rates(state.optimizer, position)
 
         # Sum the gradients of several batches, then step; the last batch of an epoch steps in any case.
-        batch = batch.to(device)
+        with clock.part("to device"):
+            batch = batch.to(device)
         waiting += 1
         is_step = waiting >= schedule.accumulation(position) or number == len(batches) - 1
         with exchange_gradients(learner, is_step):
-            parts, batch_counts = add_gradients(state, learner, batch)
+            parts, batch_counts = add_gradients(state, learner, batch, clock)
         if is_step:
-            if not optimizer_step(state, schedule.options.clip_norm):
+            with clock.part("optimizer"):
+                is_sound = optimizer_step(state, schedule.options.clip_norm)
+            if not is_sound:
                 _refuse_batch(batch, f"the gradient is not finite (the loss is: {parts})", state)
             waiting = 0
 
@@ -112,10 +118,13 @@ def train_one_epoch(
             totals[name] = totals.get(name, 0.0) + value
         counts = batch_counts if counts is None or batch_counts is None else counts + batch_counts
         report({name: total / images_seen for name, total in totals.items()}, batch)
+        clock.end_step()
     return _mean_over_processes(totals, images_seen, device), _sum_over_processes(counts)
 
 
-def add_gradients(state: TrainState, learner: nn.Module, batch: Batch) -> tuple[dict[str, float], Any]:
+def add_gradients(
+    state: TrainState, learner: nn.Module, batch: Batch, clock: StepClock = UNTIMED
+) -> tuple[dict[str, float], Any]:
     """Add a batch's gradients to those that wait for the next step; return its loss parts and match counts.
 
     Raises:
@@ -128,7 +137,8 @@ def add_gradients(state: TrainState, learner: nn.Module, batch: Batch) -> tuple[
     if not all(map(math.isfinite, values)):
         _refuse_batch(batch, f"the loss is not finite ({parts})", state)
     # DistributedDataParallel averages over processes; the loss is a sum over images, so undo that.
-    state.scaler.scale(result.total * distributed.world_size()).backward()
+    with clock.part("backward"):
+        state.scaler.scale(result.total * distributed.world_size()).backward()
     return parts, result.counts
 
 

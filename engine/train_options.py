@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from data.augment import AugmentOptions
+from data.image_cache import CACHES
 from data.image_checks import ImageCheckOptions
 from data.loader import MULTI_SCALE, PAINTERS
 from engine.network_input import refuse_size, resize_option, size_option
-from engine.optimizer import NOMINAL_BATCH, OptimizerOptions
+from engine.optimizer import AUTO_BATCH, NOMINAL_BATCH, OptimizerOptions
 from engine.precision import PRECISIONS
 from engine.recipes import FROM_CFG, as_many_epochs, default_recipe, values_of_cfg
 from engine.resumed_run import NEWEST, options_to_resume, other_length
@@ -21,6 +22,7 @@ from models.families.table import is_family
 from models.loss import LossOptions
 from utils import distributed
 from utils.config import build_options, find_file, flat_dict, found_name, option, read_recipe
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,9 @@ class TrainOptions:
         "", "YAML recipe of options, or cfg: the cfg's own training keys; default: what fits it in cfg/hyp"
     )
     epochs: int = option(300, "passes over the training images; 0: as many as --max-batches iterations take")
-    batch_size: int = option(16, "images per batch, over all processes")
+    batch_size: int = option(
+        16, "images per batch, over all processes; auto or -1: as many as fit into a GPU", words={"auto": AUTO_BATCH}
+    )
     accumulate: int = option(0, "batches per optimizer step; 0: as many as make 64 images")
     img_size: tuple[int, ...] = size_option("the cfg's")
     test_size: tuple[int, ...] = option((), "the same for testing; default: --img-size")
@@ -49,7 +53,7 @@ class TrainOptions:
     )
     rect: bool = option(False, "rectangular training batches: images of similar shape together, without mosaic")
     val_fraction: float = option(0.0, "share of the training images to hold out for validation, where there are none")
-    cache: str = option("", "ram (also without a value): keep the decoded images in memory", bare="ram")
+    cache: str = option("", "decode the images once, into memory (also without a value) or a file", CACHES, bare="ram")
     single_cls: bool = option(False, "treat all objects as one class")
     freeze: tuple[int, ...] = option((0,), "keep the first N layers of the cfg as they are; of several numbers: these")
     device: str = option("", "cpu, or a CUDA device such as 0; default: CUDA if there is one")
@@ -58,6 +62,8 @@ class TrainOptions:
         "", "type of --amp; default: float16 on a GPU, on a CPU bfloat16 where it is faster", PRECISIONS
     )
     workers: int = option(2, "processes that load images, per training process")
+    compile: bool = option(False, "let torch compile the network, which takes minutes, and say whether that pays")
+    profile: bool = option(False, "measure ten steps: where their time goes, whether the loader is the limit, a trace")
     augment_on: str = option("workers", "where pictures are painted: device spares the cores for decoding", PAINTERS)
     project: str = option(TRAINING_RUNS, "folder of runs; test.py and detect.py look for the newest in runs/train only")
     name: str = option("exp", "the run is written to <project>/<name>")
@@ -75,14 +81,12 @@ class TrainOptions:
     save_period: int = option(0, "keep the weights of every N-th epoch as epoch<N>.pt; 0: never")
 
     def __post_init__(self) -> None:
-        if self.epochs < 0 or self.batch_size < 1:
+        if self.epochs < 0 or (self.batch_size < 1 and not self.finds_batch_size):
             raise ValueError(f"--epochs and --batch-size must be at least 1, not {self.epochs} and {self.batch_size}")
         if len(self.multi_scale_range) != 2 or not 0 < self.multi_scale_range[0] <= self.multi_scale_range[1] <= 4:
             raise ValueError("--multi-scale-range takes two numbers in 0..4, the smaller first")
         if min(self.accumulate, self.workers, self.patience, self.seed, *self.freeze) < 0:
             raise ValueError("--accumulate, --workers, --patience, --freeze and --seed must not be negative")
-        if self.cache not in ("", "ram"):
-            raise ValueError(f"--cache {self.cache} is not here: --cache ram keeps decoded images in memory")
         if self.patience and self.notest:
             raise ValueError("--patience needs a test after every epoch; leave out --notest")
         if self.save_period > 0 and self.nosave:
@@ -91,10 +95,15 @@ class TrainOptions:
             raise ValueError(f"--seed {self.seed} is too large: it must be below 2^63")
         refuse_size(self.img_size, "--img-size")
         refuse_size(self.test_size, "--test-size")
-        if self.batch_size % distributed.world_size():
+        if not self.finds_batch_size and self.batch_size % distributed.world_size():
             raise ValueError(
                 f"--batch-size {self.batch_size} cannot be shared among {distributed.world_size()} processes"
             )
+
+    @property
+    def finds_batch_size(self) -> bool:
+        """Whether engine/batch_size.py is to find the number of images per batch."""
+        return self.batch_size == AUTO_BATCH
 
     @property
     def batches_per_step(self) -> int:
@@ -145,6 +154,8 @@ def choose_options(given: dict[str, Any]) -> tuple[TrainGroups, dict[str, Any] |
         given["decode"] = "scaled"
     cfg = given.get("cfg") or TrainOptions.cfg
     if given.get("hyp") == FROM_CFG:
+        if given.get("batch_size") == AUTO_BATCH:
+            raise UserError("--batch-size auto: with --hyp cfg the rates follow from the batch; give a number")
         values = values_of_cfg(cfg, given, GROUPS) | given
     else:
         recipe = find_file(given.get("hyp") or default_recipe(cfg, given.get("decode", DECODES[0])), "recipe")

@@ -15,6 +15,7 @@ import torch
 from tqdm import tqdm
 
 from data.labels.annotations import Annotations
+from engine.profiling import TRACE
 from engine.provenance import CODE_DIFF, RECORD, record_start
 from engine.run_folder import (
     BAR_FORMAT,
@@ -77,7 +78,7 @@ class TrainingRun:
         else:
             folder = shared_run_folder(parent, options["name"], options["exist_ok"])
         # Neither is of use in a recipe: config.yaml as --hyp must start a run of its own.
-        run = cls(folder, {**options, "resume": "", "exist_ok": False}, learned.names, cfg_text)
+        run = cls(folder, {**options, "resume": "", "exist_ok": False, "profile": False}, learned.names, cfg_text)
         if distributed.is_main():
             if options["resume"]:
                 (folder / "results.png").unlink(missing_ok=True)  # it says that a run has finished
@@ -216,6 +217,7 @@ WRITTEN = {
     "labels.png": "the training labels",
     "train_batch*.jpg": "what the network was shown",
     "val_batch*.jpg": "truth and predictions",
+    TRACE: "ten steps (--profile), for chrome://tracing or https://ui.perfetto.dev",
     "events.*": "for: tensorboard --logdir",
 }
 

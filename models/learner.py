@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,12 +39,16 @@ class Learner(nn.Module, ABC):
     Attributes:
         network: what is trained.
         amp_dtype: the type in which the network computes, None for float32 throughout; losses are always float32.
+        part: a context manager that is told what is computed within it, "forward" or "loss", to measure it.
     """
+
+    network: Any  # a module of any kind, which only this learner calls
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
         self.amp_dtype: torch.dtype | None = None
+        self.part: Callable[[str], AbstractContextManager[None]] = lambda _: nullcontext()
 
     @abstractmethod
     def forward(self, images: Tensor, targets: Targets, crowd: Targets) -> BatchLoss:
@@ -72,9 +78,10 @@ class MapsLearner(Learner):
 
     def forward(self, images: Tensor, targets: Targets, crowd: Targets) -> BatchLoss:
         """As :meth:`Learner.forward`."""
-        with self.mixed_precision(images):
+        with self.part("forward"), self.mixed_precision(images):
             raw_maps = self.network(images)
-        return self.loss_function(raw_maps, targets, crowd)
+        with self.part("loss"):
+            return self.loss_function(raw_maps, targets, crowd)
 
     def start_epoch(self, images_seen: int) -> None:
         """As :meth:`Learner.start_epoch`; the first images of a run count in Darknet's loss."""

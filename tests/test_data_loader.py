@@ -83,9 +83,7 @@ def test_workers_change_nothing_and_an_epoch_can_be_made_again(notes, options):
 
 def test_cached_images_change_nothing(notes):
     plain = epoch_of(training_batches(notes, LoaderSettings(**SETTINGS), AugmentOptions()), 2)
-    cached = epoch_of(
-        training_batches(notes, LoaderSettings(**SETTINGS, cache_images=True, workers=1), AugmentOptions()), 2
-    )
+    cached = epoch_of(training_batches(notes, LoaderSettings(**SETTINGS, cache="ram", workers=1), AugmentOptions()), 2)
     assert all(same(a, b) for a, b in zip(plain, cached, strict=True))
 
 

@@ -1,5 +1,7 @@
 """Parameter groups, and the learning rate, momentum and accumulation of every batch, by hand."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -75,3 +77,62 @@ def test_adam_and_sgd():
         Schedule(options, epochs=10, batches_per_epoch=200, accumulate=1).set_rates(optimizer, 0)
         assert (optimizer.param_groups[0]["lr"] > 0.01) == (name == "SGD")  # the biases of Adam warm up from 0
     assert build_optimizer(small_network(), OptimizerOptions(), 64).defaults["nesterov"]
+
+
+def steps(network, optimizer, numbers, scaler=None):
+    """Take a step per number, with gradients that follow from the number alone; infinite ones for -1."""
+    for number in numbers:
+        generator = torch.Generator().manual_seed(abs(number))
+        for parameter in network.parameters():
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = parameter.grad / (0 if number < 0 else 1)
+        if scaler is None:
+            optimizer.step()
+        else:
+            scaler.scale(torch.ones(1))
+            scaler.unscale_(optimizer)
+            scaler.step(optimizer)
+            scaler.update()
+    return [parameter.detach().clone() for parameter in network.parameters()]
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW"])
+def test_fused_steps_are_the_same_and_go_on_to_the_bit_after_a_resume(kind):
+    options = OptimizerOptions(optimizer=kind)
+    torch.manual_seed(0)
+    network = small_network()
+    networks = [copy.deepcopy(network) for _ in range(4)]
+    plain, whole, first, second = (
+        build_optimizer(one, options, 64, fused=fused)
+        for one, fused in zip(networks, (None, True, True, None), strict=True)
+    )
+    expected, undisturbed = steps(networks[0], plain, range(6)), steps(networks[1], whole, range(6))
+    for one, other in zip(undisturbed, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+    steps(networks[2], first, range(3))
+    networks[3].load_state_dict(networks[2].state_dict())
+    second.load_state_dict(
+        first.state_dict()
+    )  # the resumed run may have a device that would not begin with fused steps
+    assert all(group["fused"] for group in second.param_groups)
+    assert all(map(torch.equal, steps(networks[3], second, range(3, 6)), undisturbed))
+
+    old = build_optimizer(networks[3], options, 64, fused=True)
+    old.load_state_dict(plain.state_dict())
+    assert not any(group["fused"] for group in old.param_groups)
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+def test_a_fused_step_that_is_not_finite_is_left_out(kind):
+    network = small_network()
+    optimizer = build_optimizer(network, OptimizerOptions(optimizer=kind), 64, fused=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    before = steps(network, optimizer, [0], scaler)
+    assert all(map(torch.equal, steps(network, optimizer, [-1], scaler), before))
+    assert scaler.get_scale() == 512
+
+
+def test_a_gpu_begins_with_fused_steps(device):
+    groups = build_optimizer(small_network().to(device), OptimizerOptions(), 64).param_groups
+    assert {group["fused"] for group in groups} == {True if device.type == "cuda" else None}

@@ -14,7 +14,7 @@ import shlex
 import sys
 import types
 import typing
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import MISSING, Field, asdict, field, fields
 from functools import cache
 from pathlib import Path
@@ -37,7 +37,13 @@ FILE_KINDS = {  # what is looked for -> folders below the working directory and 
 }
 
 
-def option(default: Any, text: str, choices: Sequence[str] = (), bare: Any = None) -> Any:
+def option(
+    default: Any,
+    text: str,
+    choices: Sequence[str] = (),
+    bare: Any = None,
+    words: Mapping[str, Any] | None = None,
+) -> Any:
     """Declare a dataclass field that is also a command-line flag.
 
     Args:
@@ -45,8 +51,10 @@ def option(default: Any, text: str, choices: Sequence[str] = (), bare: Any = Non
         text: meaning and unit, for ``--help``.
         choices: allowed values, for fields of type ``str`` or tuples of them.
         bare: the value where the flag is given without one; None where it needs one.
+        words: that may be written for some values: ``{"auto": -1}``.
     """
-    return field(default=default, metadata={"help": text, "choices": tuple(choices), "bare": bare})
+    metadata = {"help": text, "choices": tuple(choices), "bare": bare, "words": words or {}}
+    return field(default=default, metadata=metadata)
 
 
 def flag(field_name: str) -> str:
@@ -238,6 +246,7 @@ def _checked(value: Any, item: Field, group: type, place: str) -> Any:
     values = value if many and isinstance(value, (list, tuple)) else [value]
     result = []
     for one in values:
+        one = item.metadata.get("words", {}).get(one, one) if isinstance(one, str) else one
         if kind is float and isinstance(one, (int, str)) and not isinstance(one, bool):
             with contextlib.suppress(ValueError, OverflowError):  # YAML reads 1e-3 (without a dot) as a string
                 one = float(one)
@@ -285,7 +294,7 @@ def _add_flag(section: argparse._ArgumentGroup, item: Field, group: type, other_
         *flags,
         dest=item.name,
         default=argparse.SUPPRESS,
-        type={float: _number, int: _whole_number}.get(kind, kind),
+        type=_reader(kind, item.metadata.get("words", {})),
         nargs="+" if many else None if bare is None else "?",
         const=bare,
         choices=item.metadata.get("choices") or None,
@@ -298,6 +307,19 @@ def _add_flag(section: argparse._ArgumentGroup, item: Field, group: type, other_
 def _add_constant(section: argparse._ArgumentGroup, name: str, target: str, value: str) -> None:
     text = argparse.SUPPRESS if name.startswith("--no-") else f"the same as {flag(target)} {value}"
     section.add_argument(name, dest=target, action="store_const", const=value, default=argparse.SUPPRESS, help=text)
+
+
+def _reader(kind: type, words: Mapping[str, Any]) -> Callable[[str], Any]:
+    """Return what turns an argument into a value, with the name that a message about it takes."""
+    read: Callable[[str], Any] = {float: _number, int: _whole_number}.get(kind, kind)
+    if not words:
+        return read
+
+    def read_word(text: str) -> Any:
+        return words[text] if text in words else read(text)
+
+    read_word.__name__ = read.__name__
+    return read_word
 
 
 def _shown(default: Any) -> str:

@@ -6,7 +6,7 @@ Shape letters: B images, H W pixels of the network input.
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -32,9 +32,8 @@ class OwnLossLearner(Learner):
 
     def forward(self, images: Tensor, targets: Targets, crowd: Targets) -> BatchLoss:
         """As :meth:`Learner.forward`; crowd regions are background."""
-        network: Any = self.network
-        with self.mixed_precision(images):
-            losses = network.losses(images, targets)
+        with self.part("forward"), self.mixed_precision(images):  # and the loss, which is computed inside
+            losses = self.network.losses(images, targets)
         parts = {name: loss.float() * len(images) for name, loss in losses.items()}
         return BatchLoss(parts, share=1 / IMAGES_PER_STEP)
 

@@ -1,0 +1,80 @@
+"""--compile: what is said of its cost, and that the trial leaves the network as it was."""
+
+import re
+
+import pytest
+import torch
+
+from data.loader import LoaderSettings
+from engine import compiling
+from engine.compiling import compile_network, verdict
+from models.families.own_loss import OwnLossLearner
+from models.learner import MapsLearner
+from models.network import build_network_from_text
+from tests.tiny_project import CFG
+from utils.errors import UserError
+
+SETTINGS = LoaderSettings((64, 96), 2)
+
+
+@pytest.mark.parametrize(
+    ("plain", "fast", "batches", "words"),
+    [
+        (
+            0.100,
+            0.098,
+            10**6,
+            "does not pay on this machine: it took 30 s, a pass takes 98 instead of 100 ms; leave it",
+        ),
+        (0.100, 0.120, 10**6, "does not pay on this machine"),
+        (0.100, 0.050, 599, "does not pay in this run of 599 batches: .*, which pays after 601"),  # 30 / 0.05
+        (0.100, 0.050, 601, "pays after 601 of 601 batches"),
+    ],
+)
+def test_what_compiling_costs_and_gains(plain, fast, batches, words):
+    assert re.match(words, verdict(plain, fast, 30.0, batches))
+
+
+def tiny():
+    torch.manual_seed(0)
+    return build_network_from_text(CFG, "tiny.cfg", 3)
+
+
+def test_the_trial_leaves_the_network_as_it_was(monkeypatch, capsys):
+    network, expected = tiny(), tiny().state_dict()
+    monkeypatch.setattr(torch, "compile", lambda module: module)
+    learner = MapsLearner(network, None)
+    compile_network(learner, SETTINGS, 100)
+    assert learner.network is network
+    assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
+    assert all(parameter.grad is None for parameter in network.parameters())
+    assert capsys.readouterr().out.startswith("--compile: ")
+
+
+def test_without_a_compiler_there_is_one_line(monkeypatch):
+    def fails(*_):
+        raise torch._dynamo.exc.BackendCompilerFailed(lambda: None, RuntimeError("no C++ compiler"), [])
+
+    monkeypatch.setattr(compiling, "_seconds_of_pass", fails)
+    with pytest.raises(UserError, match=r"--compile: torch cannot compile here .*no C\+\+ compiler.*leave it out"):
+        compile_network(MapsLearner(tiny(), None), SETTINGS, 100)
+
+
+def test_a_network_that_computes_its_loss_inside_is_refused():
+    with pytest.raises(UserError, match="--compile: leave it out"):
+        compile_network(OwnLossLearner(tiny()), SETTINGS, 100)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same():
+    network = tiny().train()
+    images = torch.rand(2, 3, 64, 96)
+    learner = MapsLearner(network, None)
+    compile_network(learner, SETTINGS, 100)
+    gradients = []
+    for one in (network, learner.network):
+        sum(raw.square().mean() for raw in one(images)).backward()
+        gradients.append([parameter.grad.clone() for parameter in network.parameters()])
+        network.zero_grad(set_to_none=True)
+    for plain, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(other, plain, rtol=1e-4, atol=1e-6)
