@@ -9,6 +9,7 @@ from pathlib import Path
 
 from models.detection_network import DetectionNetwork
 from models.families import torchvision_networks
+from models.families.centernet import build_centernet
 from models.network import build_network, build_network_from_text
 from utils.config import find_file
 from utils.errors import UserError
@@ -25,7 +26,9 @@ class Family:
 
 
 FAMILIES: dict[str, Family] = {
-    name: Family(partial(kind.build, name), "torchvision") for name, kind in torchvision_networks.DETECTORS.items()
+    **{name: Family(partial(kind.build, name), "torchvision") for name, kind in torchvision_networks.DETECTORS.items()},
+    "centernet_resnet18": Family(partial(build_centernet, 18), "torchvision"),
+    "centernet_resnet50": Family(partial(build_centernet, 50), "torchvision"),
 }
 
 
