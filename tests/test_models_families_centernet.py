@@ -27,7 +27,7 @@ TARGETS = Targets(  # two near one another, one at the border, one of another im
         ]
     ),
 )
-SHAPE = (2, 2, 12, 16)  # B C h w
+SHAPE = (2, 2, 36, 48)  # B C h w
 
 
 def maps(seed=0):
@@ -73,10 +73,11 @@ def heat_oracle():
 def test_targets_equal_a_loop_over_cells():
     found = center_targets(TARGETS, SHAPE)
     torch.testing.assert_close(found.heat.double(), heat_oracle(), rtol=1e-5, atol=1e-6)
+    assert ((found.heat > 0) & (found.heat < 1)).sum() > 40
     assert (found.heat == 1).sum() == 4 and len(found.image) == 4
-    assert (found.col.tolist(), found.row.tolist()) == ([6, 8, 15, 4], [6, 6, 0, 9])
-    torch.testing.assert_close(found.size[0], torch.tensor([8.0, 7.2]))
-    torch.testing.assert_close(found.offset[3], torch.tensor([4.96 - 4, 9.24 - 9]))
+    assert (found.col.tolist(), found.row.tolist()) == ([19, 26, 47, 14], [18, 18, 0, 27])
+    torch.testing.assert_close(found.size[0], torch.tensor([24.0, 21.6]))
+    torch.testing.assert_close(found.offset[3], torch.tensor([14.88 - 14, 27.72 - 27]))
 
 
 def loss_oracle(raw):
