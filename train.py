@@ -27,6 +27,7 @@ from engine.precision import Precision, choose_precision
 from engine.recipes import FROM_CFG, notes_of_recipe
 from engine.resolve import as_decoded, start_with_classes, tell_oddities, warn_of_decode
 from engine.run_folder import plot_labels
+from engine.saving import use_deterministic_operations
 from engine.train_loop import TrainState, freeze_layers, train_one_epoch, wrap_for_processes
 from engine.train_options import TrainGroups, TrainOptions, choose_options, with_epochs
 from engine.training_run import EpochBar, TrainingRun
@@ -58,6 +59,8 @@ def main() -> None:
     use_threads()
     distributed.start(device)
     seed_everything(options.train.seed)
+    if options.safety.deterministic:
+        use_deterministic_operations()
 
     train_set, test_set = open_training_splits(
         options.train.data, options.train.val_fraction, options.train.single_cls, options.images
@@ -82,22 +85,21 @@ def main() -> None:
     schedule = Schedule(options.optimizer, options.train.epochs, len(train_batches), options.train.batches_per_step)
 
     run = TrainingRun.start(options.train.project, options.as_dict(), (train_set, test_set), network.cfg_text, state)
-    with run.interruptible():
+    with run.interruptible(state):
         announce(run, options, network, resize, train_set, device, precision)
         if distributed.is_main() and not has_objects(ground_truth):
             print(f"{options.train.data} (valid): not a single object to find; best.pt goes by the training loss")
         wrapped = wrap_for_processes(network, device)
         while not run.is_over(state):
-            train_batches.set_epoch(state.epoch)
+            train_batches.set_epoch(state.epoch, state.progress.batches)
             seed_epoch(options.train.seed, state.epoch, distributed.rank())
-            loss_function.images_seen = state.epoch * len(train_set)
-            with EpochBar(run, state.epoch, len(train_batches)) as bar:
+            loss_function.images_seen = state.epoch * len(train_set) + state.progress.images * distributed.world_size()
+            with run.steps(state) as after_step, EpochBar(run, state, len(train_batches)) as bar:
                 losses, counts = train_one_epoch(
-                    state, wrapped, train_batches, loss_function, schedule, precision.dtype, bar.update
+                    state, wrapped, train_batches, loss_function, schedule, precision.dtype, bar.update, after_step
                 )
-            state.epoch += 1
             metrics = None
-            if state.epoch == options.train.epochs or not options.train.notest:
+            if state.epoch + 1 == options.train.epochs or not options.train.notest:
                 distributed.copy_from_main(state.average.model)  # batch norms have seen other images in each process
                 metrics = evaluate(Detector(state.average.model), test_batches, ground_truth)
             run.finish_epoch(state, epoch_row(losses, counts, metrics, state), fitness(metrics, losses))

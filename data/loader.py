@@ -106,12 +106,12 @@ class Batches:
             generator=torch.Generator(),  # of its own, or every iteration would draw from the global one
         )
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch (from 0) whose batches the next iteration gives."""
-        self._plans.epoch = epoch
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Choose the epoch (from 0) whose batches the next iteration gives, and with which it begins."""
+        self._plans.epoch, self._plans.first = epoch, first
 
     def plans(self) -> list[BatchPlan]:
-        """Return what the batches of the chosen epoch will be."""
+        """Return what the batches of the chosen epoch are, also those that the next iteration leaves out."""
         return self._plans.current()
 
     def unread_image_ids(self) -> set[int]:
@@ -119,6 +119,7 @@ class Batches:
         return {int(self.dataset.annotations.image_ids[index]) for index in self.unread}
 
     def __len__(self) -> int:
+        """Return how many batches the chosen epoch has, also where the next iteration does not begin with the first."""
         return len(self._plans)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -327,7 +328,7 @@ class _PlanSampler(Sampler):
     """Gives a DataLoader the plans of an epoch, made once per epoch."""
 
     def __init__(self, plans: Callable[[int], list[BatchPlan]]) -> None:
-        self.epoch = 0
+        self.epoch = self.first = 0
         self._make = plans
         self._made: tuple[int, list[BatchPlan]] | None = None
 
@@ -337,7 +338,7 @@ class _PlanSampler(Sampler):
         return self._made[1]
 
     def __iter__(self) -> Iterator[BatchPlan]:
-        return iter(self.current())
+        return iter(self.current()[self.first :])
 
     def __len__(self) -> int:
         return len(self.current())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from data.augment import AugmentOptions
@@ -12,8 +12,9 @@ from engine.network_input import refuse_size, resize_option, size_option
 from engine.optimizer import NOMINAL_BATCH, OptimizerOptions
 from engine.precision import PRECISIONS
 from engine.recipes import FROM_CFG, as_many_epochs, default_recipe, values_of_cfg
-from engine.resumed_run import NEWEST, options_to_resume, other_length
+from engine.resumed_run import NEWEST, go_on_after_restart, options_to_resume, other_length
 from engine.run_folder import TRAINING_RUNS
+from engine.saving import SafetyOptions
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import cfg_of_weights, decode_of_weights
 from models.darknet.scaled_decode import DECODES
@@ -101,7 +102,15 @@ class TrainOptions:
         return self.accumulate or max(1, round(NOMINAL_BATCH / self.batch_size))
 
 
-GROUPS = (TrainOptions, OptimizerOptions, AugmentOptions, AssignmentOptions, LossOptions, ImageCheckOptions)
+GROUPS = (
+    TrainOptions,
+    OptimizerOptions,
+    AugmentOptions,
+    AssignmentOptions,
+    LossOptions,
+    ImageCheckOptions,
+    SafetyOptions,
+)
 
 
 @dataclass(frozen=True)
@@ -114,10 +123,11 @@ class TrainGroups:
     assignment: AssignmentOptions
     loss: LossOptions
     images: ImageCheckOptions
+    safety: SafetyOptions
 
     def as_dict(self) -> dict[str, Any]:
         """Return all options as one flat dict of plain values."""
-        return flat_dict(self.train, self.optimizer, self.augment, self.assignment, self.loss, self.images)
+        return flat_dict(*(getattr(self, item.name) for item in fields(self)))
 
 
 def choose_options(title: str) -> tuple[TrainGroups, dict[str, Any] | None]:
@@ -129,7 +139,7 @@ def choose_options(title: str) -> tuple[TrainGroups, dict[str, Any] | None]:
     Raises:
         UserError: an option, a recipe, a checkpoint or a cfg cannot be used.
     """
-    given = parse_flags(title, *GROUPS)
+    given = go_on_after_restart(parse_flags(title, *GROUPS))
     if given.get("resume"):
         values, checkpoint = options_to_resume(given)
         options = TrainGroups(*build_options(values, GROUPS, values["resume"]))

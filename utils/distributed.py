@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 
 from utils.errors import LostProcessError
+from utils.files import this_machine
 
 Value = TypeVar("Value")
 
@@ -71,6 +72,22 @@ def local_world_size() -> int:
 def world_size() -> int:
     """Return how many processes ``torchrun`` started, 1 without it."""
     return int(os.environ.get("WORLD_SIZE", 1))
+
+
+def restarts() -> int:
+    """Return how often ``torchrun`` has started this process again, after one of the run had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def launch() -> str:
+    """Return what tells one call of ``torchrun`` from others, also after restarts; empty where nothing does.
+
+    That is the ``--rdzv-id``, which is the same on all machines; without one, on a single machine, torchrun's process.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    if name != "none":
+        return name
+    return f"{this_machine()}-{os.getppid()}" if world_size() == local_world_size() else ""
 
 
 def is_main() -> bool:
