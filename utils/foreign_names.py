@@ -31,7 +31,6 @@ SHORT = {  # a flag without a value -> the option and the value that it stands f
     "linear_lr": ("schedule", "linear"),
 }
 WITHOUT_EFFECT = {  # accepted with this note; each may have a value
-    "deterministic": "every random choice follows from --seed",
     "local_rank": "torchrun says which process this is",
     "noautoanchor": "anchors always stay those of the cfg; kmeans_anchors.py finds others",
     "noplots": "curves and pictures are drawn all the same",
