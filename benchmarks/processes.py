@@ -1,12 +1,12 @@
-"""What several processes hold in memory and what their exchange costs: why gradients are exchanged and nothing is split.
+"""What several processes hold in memory and what their exchange costs, counted and on paper.
 
 Bytes are counted, not measured: of the parameters, their gradients, what the optimizer keeps, the average, and the
 activations that the forward pass of one image keeps for the backward pass. Images per second of N machines follow from
-the seconds of a step and of the exchange: a ring sends and receives 2 (N - 1) / N times the gradients (NCCL and Gloo for
-large buffers), before the step (worst) or wholly beside the backward pass (best: the longer of the two counts).
+the seconds of a step and of the exchange: each machine of a ring sends and receives 2 (N - 1) / N times the gradients,
+after the backward pass (worst) or as far as possible beside it (best).
 
-Run: ``python -m benchmarks.processes [--images-per-second 207 533] [--gbit 25]``; under ``torchrun --nproc_per_node=2 -m
-benchmarks.processes`` it also measures the exchange of the gradients.
+Run: ``python -m benchmarks.processes [--images-per-second 207 533] [--gbit 25]``; also under ``torchrun
+--nproc_per_node=2 -m``, where it measures the exchange of the gradients as well.
 """
 
 from __future__ import annotations

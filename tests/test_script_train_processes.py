@@ -39,7 +39,10 @@ def ranks(launcher: subprocess.Popen) -> list[int]:
     found = Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split()
     by_rank = {}
     for pid in found:
-        variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        try:
+            variables = Path(f"/proc/{pid}/environ").read_text().split("\0")
+        except OSError:  # it has just ended
+            continue
         by_rank |= {int(line[5:]): int(pid) for line in variables if line.startswith("RANK=")}
     return [by_rank[rank] for rank in sorted(by_rank)]
 
@@ -78,14 +81,14 @@ def test_torchruns_restarts_go_on_from_the_last_checkpoint(project):
     chance, run, places = random.Random(0), project / "runs/train/cut", []
     launcher = start(project, *GIVEN, *EACH_STEP, "--name", "cut", restarts=3)
     for number in range(3):
-        wait_until(launcher, lambda: epochs_done(run / "last.pt") >= number and len(ranks(launcher)) == 2)
+        wait_until(launcher, lambda done=number: epochs_done(run / "last.pt") >= done and len(ranks(launcher)) == 2)
         time.sleep(chance.uniform(0, 0.5))
         if launcher.poll() is not None:
             break
         places.append(place_of(run / "last.pt"))
         before = ranks(launcher)
         os.kill(before[chance.randrange(2)], signal.SIGKILL)
-        wait_until(launcher, lambda: not set(ranks(launcher)) & set(before))
+        wait_until(launcher, lambda gone=set(before): not gone & set(ranks(launcher)))
     printed, _ = finish(launcher)
     assert len(places) == 3 and printed.count("torchrun has started the processes again: goes on with") >= 1, places
     assert [path.name for path in sorted((project / "runs/train").iterdir())] == ["cut", "whole"]

@@ -51,7 +51,7 @@ def joined() -> Iterator[None]:
     except RuntimeError as error:
         if world_size() == 1 or not (isinstance(error, dist.DistError) or "gloo/transport" in str(error)):
             raise
-        raise LostProcessError("another process of this run has ended; it has said why") from None
+        raise LostProcessError("another process of this run has ended; it has said why, unless it was killed") from None
 
 
 def rank() -> int:
