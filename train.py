@@ -89,7 +89,7 @@ def main() -> None:
         announce(run, options, network, resize, train_set, device, precision)
         if distributed.is_main() and not has_objects(ground_truth):
             print(f"{options.train.data} (valid): not a single object to find; best.pt goes by the training loss")
-        wrapped = wrap_for_processes(network, device)
+        wrapped = wrap_for_processes(network, device, options.train.sync_bn)
         while not run.is_over(state):
             train_batches.set_epoch(state.epoch, state.progress.batches)
             seed_epoch(options.train.seed, state.epoch, distributed.rank())

@@ -16,6 +16,7 @@ from engine.ema import AveragedModel, Model
 from engine.optimizer import Schedule
 from engine.progress import Progress, share_of_process
 from models.network import Network
+from models.synced_norm import synchronise_norms
 from utils import distributed
 from utils.errors import UserError
 from utils.structures import Batch
@@ -223,10 +224,18 @@ def optimizer_step(state: TrainState, clip_norm: float) -> bool:
     return is_finite or (state.scaler.is_enabled() and state.scaler.get_scale() >= SMALLEST_LOSS_SCALE)
 
 
-def wrap_for_processes(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return the model wrapped for ``torchrun``, or as it is in a single process."""
+def wrap_for_processes(model: nn.Module, device: torch.device, sync_norms: bool = False) -> nn.Module:
+    """Return the model wrapped for ``torchrun``, or as it is in a single process.
+
+    Args:
+        model: on the device.
+        device: of this process.
+        sync_norms: batch norms take the statistics of the images of all processes.
+    """
     if distributed.world_size() == 1:
         return model
+    if sync_norms:
+        synchronise_norms(model)
     ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 

@@ -57,6 +57,7 @@ class TrainOptions:
     precision: str = option(
         "", "type of --amp; default: float16 on a GPU, on a CPU bfloat16 where it is faster", PRECISIONS
     )
+    sync_bn: bool = option(False, "batch norms take the statistics of the images of all processes of torchrun")
     workers: int = option(2, "processes that load images, per training process")
     augment_on: str = option("workers", "where pictures are painted: device spares the cores for decoding", PAINTERS)
     project: str = option(TRAINING_RUNS, "folder of runs; test.py and detect.py look for the newest in runs/train only")

@@ -1,5 +1,6 @@
 """train.py under torchrun: what a process that dies means to the others, to a restart and to the weights at the end."""
 
+import json
 import os
 import random
 import re
@@ -132,3 +133,41 @@ def test_a_signal_stops_all_processes_at_the_same_step(project, how):
     assert len(content["progress"]) in (0, 2) and content["epoch"] < 6
     finish(start(project, "--resume", str(run)))
     assert same_run(project / "runs/train/whole", run)
+
+
+def losses_of(project: Path, processes: int, *arguments: str) -> list[dict[str, float]]:
+    """Train in so many processes; return the loss parts of each batch, summed over the processes."""
+    launcher = [sys.executable]
+    if processes > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    done = subprocess.run(
+        [*launcher, str(ROOT / "tests/share_losses.py"), *arguments], cwd=project, text=True, capture_output=True,
+        env={**environment(), "PYTHONPATH": str(ROOT)}, timeout=3000,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [json.loads((project / f"losses{rank}.json").read_text()) for rank in range(processes)]
+    return [{name: sum(part[name] for part in parts) for name in parts[0]} for parts in zip(*found, strict=True)]
+
+
+def test_two_processes_have_the_losses_of_one(project):
+    """Whose batch norms and loss take all images: 24 batches and as many steps."""
+    cfg = (project / "tiny.cfg").read_text().replace("[dropout]\nprobability=.2\n", "")  # masks differ by process
+    (project / "tiny.cfg").write_text(cfg)
+    shared = (*BASIC, "--epochs", "12", "--accumulate", "1", "--workers", "0", "--no-amp", "--notest", "--sync-bn")
+    one, two = (losses_of(project, processes, *shared, "--multi-scale") for processes in (1, 2))
+    assert len(one) == len(two) == 24
+    for number, (alone, together) in enumerate(zip(one, two, strict=True)):
+        assert together == pytest.approx(alone, rel=1e-5), number
+    apart = losses_of(project, 2, *shared[:-1], "--multi-scale")
+    assert apart[0] != pytest.approx(one[0], rel=1e-5)  # each process normalises by its own images
+
+
+def test_two_processes_learn_the_demo_set_as_one_does(tmp_path):
+    """The same mAP within one point, and the first 20 losses within 1e-5."""
+    shared = ("--no-amp", "--sync-bn", "--workers", "0", "--device", "cpu", "--accumulate", "1")
+    losses = [losses_of(tmp_path, number, *shared, "--name", f"by{number}") for number in (1, 2)]
+    for number in range(20):
+        assert losses[1][number] == pytest.approx(losses[0][number], rel=1e-5), number
+    lasts = [tmp_path / f"runs/train/by{number}/last.pt" for number in (1, 2)]
+    one, two = (torch.load(last, weights_only=True)["history"][-1] for last in lasts)
+    assert abs(one["metrics/mAP_0.5:0.95"] - two["metrics/mAP_0.5:0.95"]) <= 0.01

@@ -93,7 +93,6 @@ ANSWERS = {  # what is not here -> what to use instead
     "show_labels": DRAWING,
     "source": "detect.py --source looks at pictures; test.py evaluates a labelled data set (--data)",
     "stream_buffer": "detect.py --every-frame looks at each frame of a stream",
-    "sync_bn": "each process has batch statistics of its own; a larger --batch-size per GPU has the same aim",
     "time": "use --epochs; an interrupted run goes on with --resume",
     "update": "a file of weights is read as it is; best.pt holds nothing that is only needed to train on",
     "upload_dataset": NO_LOGGING_SERVICE,
