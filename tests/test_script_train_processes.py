@@ -80,7 +80,7 @@ def test_torchruns_restarts_go_on_from_the_last_checkpoint(project):
     """Three times one of two processes is killed at a random moment; torchrun starts both again, without --resume."""
     finish(start(project, *GIVEN, *EACH_STEP, "--name", "whole"))
     chance, run, places = random.Random(0), project / "runs/train/cut", []
-    launcher = start(project, *GIVEN, *EACH_STEP, "--name", "cut", restarts=3)
+    launcher = start(project, *GIVEN, *EACH_STEP, "--name", "cut", restarts=6)
     for number in range(3):
         wait_until(launcher, lambda done=number: epochs_done(run / "last.pt") >= done and len(ranks(launcher)) == 2)
         time.sleep(chance.uniform(0, 0.5))

@@ -26,7 +26,8 @@ def start(device: torch.device) -> None:
         # DistributedDataParallel imports torch.distributed.nn, whose functions keep the process group of that moment
         # as a default argument for ever. Imported before there is a group, they keep none, and stop() can end it.
         importlib.import_module("torch.distributed.nn")
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        with joined():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
 def stop() -> None:
