@@ -30,6 +30,7 @@ from engine.profiling import step_clock
 from engine.recipes import FROM_CFG, notes_of_recipe
 from engine.resolve import as_decoded, start_with_classes, tell_oddities, warn_of_decode
 from engine.run_folder import plot_labels, weighted_ap
+from engine.saving import use_deterministic_operations
 from engine.search.command import SearchOptions, is_of_many, train_many
 from engine.train_loop import TrainState, freeze_layers, train_one_epoch, wrap_for_processes
 from engine.train_options import GROUPS, TrainGroups, TrainOptions, choose_options, with_epochs
@@ -70,6 +71,8 @@ def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> N
     use_threads()
     distributed.start(device)
     seed_everything(options.train.seed)
+    if options.safety.deterministic:
+        use_deterministic_operations()
 
     train_set, test_set = open_training_splits(
         options.train.data, options.train.val_fraction, options.train.single_cls, options.images
@@ -78,12 +81,7 @@ def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> N
 
     network, resize = new_network(options.train, train_set.names, checkpoint)
     network = network.to(device).to(memory_format=torch.channels_last)
-    input_wh = input_size(options.train.img_size, network)
-    learner = network.learner(options.loss, options.assignment, input_wh)
-    precision = choose_precision(options.train.precision, options.train.amp, learner, input_wh, device)
-    learner.amp_dtype = precision.dtype
-    options = replace(options, train=replace(options.train, resize=resize.kind, precision=precision.name))
-    options = with_batch_size(options, learner, input_wh)
+    learner, precision, options = new_learner(network, resize, options, device)
     state = new_state(network, options, precision)
     if checkpoint:
         load_training_state(state, checkpoint, options.train.resume)
@@ -96,23 +94,20 @@ def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> N
     schedule = Schedule(options.optimizer, options.train.epochs, len(train_batches), options.train.batches_per_step)
 
     run = TrainingRun.start(options.train.project, options.as_dict(), (train_set, test_set), network.cfg_text, state)
-    with run.interruptible():
-        announce(run, options, network, resize, train_set, device, precision)
-        if distributed.is_main() and not has_objects(ground_truth):
-            print(f"{options.train.data} (valid): not a single object to find; best.pt goes by the training loss")
+    with run.interruptible(state):
+        announce(run, options, network, resize, train_set, ground_truth, device, precision)
         batches_left = len(train_batches) * (options.train.epochs - state.epoch)
         wrapped = learner_for_steps(options.train, learner, train_settings, batches_left)
         clock = step_clock(options.train.profile, run.folder, device, options.train.workers)
         learner.part = clock.part
         while not run.is_over(state):
-            train_batches.set_epoch(state.epoch)
+            train_batches.set_epoch(state.epoch, state.progress.batches)
             seed_epoch(options.train.seed, state.epoch, distributed.rank())
-            learner.start_epoch(state.epoch * len(train_set))
-            with EpochBar(run, state.epoch, len(train_batches)) as bar:
-                losses, counts = train_one_epoch(state, wrapped, train_batches, schedule, bar.update, clock)
-            state.epoch += 1
+            learner.start_epoch(state.epoch * len(train_set) + state.progress.images * distributed.world_size())
+            with run.steps(state) as after_step, EpochBar(run, state, len(train_batches)) as bar:
+                losses, counts = train_one_epoch(state, wrapped, train_batches, schedule, bar.update, after_step, clock)
             metrics = None
-            if state.epoch == options.train.epochs or not options.train.notest:
+            if state.epoch + 1 == options.train.epochs or not options.train.notest:
                 distributed.copy_from_main(state.average.model)  # batch norms have seen other images in each process
                 metrics = evaluate(Detector(state.average.model), test_batches, ground_truth)
             run.finish_epoch(state, epoch_row(losses, counts, metrics, state), fitness(metrics, losses))
@@ -168,6 +163,18 @@ def new_network(
     return network, resize
 
 
+def new_learner(
+    network: DetectionNetwork, resize: Resize, options: TrainGroups, device: torch.device
+) -> tuple[Learner, Precision, TrainGroups]:
+    """Return the network with its loss, in what it computes, and the options with what they had left open."""
+    input_wh = input_size(options.train.img_size, network)
+    learner = network.learner(options.loss, options.assignment, input_wh)
+    precision = choose_precision(options.train.precision, options.train.amp, learner, input_wh, device)
+    learner.amp_dtype = precision.dtype
+    options = replace(options, train=replace(options.train, resize=resize.kind, precision=precision.name))
+    return learner, precision, with_batch_size(options, learner, input_wh)
+
+
 def new_state(network: DetectionNetwork, options: TrainGroups, precision: Precision) -> TrainState[DetectionNetwork]:
     """Return the state before the first epoch: weights, their average, optimizer and loss scale."""
     optimizer = build_optimizer(network, options.optimizer, options.train.batch_size * options.train.batches_per_step)
@@ -182,7 +189,7 @@ def learner_for_steps(
     """Return the learner wrapped for several processes where there are several, its network compiled on demand."""
     if options.compile:
         compile_network(learner, settings, batches_left)
-    return wrap_for_processes(learner, next(learner.parameters()).device)
+    return wrap_for_processes(learner, next(learner.parameters()).device, options.sync_bn)
 
 
 def loader_settings(
@@ -221,6 +228,7 @@ def announce(
     network: DetectionNetwork,
     resize: Resize,
     train_set: Annotations,
+    ground_truth: dict[str, Any],
     device: torch.device,
     precision: Precision,
 ) -> None:
@@ -235,6 +243,8 @@ def announce(
         f"train: {train.cfg} ({parameters:,} parameters) on {train.data}, {images}, {how_many(train.epochs, 'epoch')}, "
         f"recipe {train.hyp}, {rule} -> {run.folder} ({describe_device(device)}, {precision})"
     )
+    if not has_objects(ground_truth):
+        print(f"{train.data} (valid): not a single object to find; best.pt goes by the training loss")
     objects = train_set.select_boxes(~train_set.crowd)
     image_wh = objects.image_wh[objects.box_image]
     corners = objects.boxes_xyxy.reshape(-1, 2, 2)  # M corner xy

@@ -106,12 +106,12 @@ class Batches:
             generator=torch.Generator(),  # of its own, or every iteration would draw from the global one
         )
 
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch (from 0) whose batches the next iteration gives."""
-        self._plans.epoch = epoch
+    def set_epoch(self, epoch: int, first: int = 0) -> None:
+        """Choose the epoch (from 0) whose batches the next iteration gives, and with which it begins."""
+        self._plans.epoch, self._plans.first = epoch, first
 
     def plans(self) -> list[BatchPlan]:
-        """Return what the batches of the chosen epoch will be."""
+        """Return what the batches of the chosen epoch are, also those that the next iteration leaves out."""
         return self._plans.current()
 
     def unread_image_ids(self) -> set[int]:
@@ -119,6 +119,7 @@ class Batches:
         return {int(self.dataset.annotations.image_ids[index]) for index in self.unread}
 
     def __len__(self) -> int:
+        """Return how many batches the chosen epoch has, also where the next iteration does not begin with the first."""
         return len(self._plans)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -141,7 +142,7 @@ class Batches:
         order = iter(self._plans.order())
         early: dict[int, Batch | Failure] = {}  # number of a batch -> the batch, whose turn is yet to come
         batches: Iterator[Batch | Failure | None] | None = None
-        for number in range(len(self)):
+        for number in range(self._plans.first, len(self)):
             try:
                 if batches is None:
                     with interrupts.held_back(), own_handler(signal.SIG_DFL):
@@ -314,23 +315,20 @@ class _PlanSampler(Sampler):
     """
 
     def __init__(self, plans: Callable[[int], list[BatchPlan]], sharing: int) -> None:
-        self.epoch = 0
+        self.epoch = self.first = 0
         self.sharing = sharing
         self._make = plans
-        self._made: tuple[int, list[BatchPlan], list[int | None]] | None = None
-
-    def _of_epoch(self) -> tuple[int, list[BatchPlan], list[int | None]]:
-        if self._made is None or self._made[0] != self.epoch:
-            plans = self._make(self.epoch)
-            self._made = (self.epoch, plans, dealt([plan.pool for plan in plans], self.sharing))
-        return self._made
+        self._made: tuple[int, list[BatchPlan]] | None = None
 
     def current(self) -> list[BatchPlan]:
-        return self._of_epoch()[1]
+        if self._made is None or self._made[0] != self.epoch:
+            self._made = (self.epoch, self._make(self.epoch))
+        return self._made[1]
 
     def order(self) -> list[int | None]:
         """Return the numbers of the plans as they are given out; None: the worker whose turn it is gets nothing."""
-        return self._of_epoch()[2]
+        left = [plan.pool for plan in self.current()[self.first :]]
+        return [None if number is None else number + self.first for number in dealt(left, self.sharing)]
 
     def __iter__(self) -> Iterator[BatchPlan | None]:
         plans = self.current()

@@ -42,7 +42,8 @@ def with_batch_size(options: TrainGroups, learner: Learner, input_wh: tuple[int,
     if device.type == "cuda":
         factor, stride = train.multi_scale_range[1] if train.multi_scale else 1.0, learner.network.max_stride
         width, height = (max(int(side * factor / stride), 1) * stride for side in input_wh)
-        found = _try(learner, (width, height), COPIES[options.optimizer.optimizer])
+        with distributed.alone():
+            found = _try(learner, (width, height), COPIES[options.optimizer.optimizer])
         each, words = distributed.broadcast(found)
         gc.collect()  # the copy that was tried
         torch.cuda.empty_cache()

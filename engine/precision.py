@@ -64,8 +64,11 @@ def choose_precision(
     if device.type != "cpu":
         fast = amp_dtype(device)
         return Precision(next(name for name, dtype in TYPES.items() if dtype == fast))
-    with torch.random.fork_rng(devices=[]):  # some losses draw from their candidates
-        return distributed.broadcast(_try_bfloat16(learner, input_wh) if distributed.is_main() else None)
+    found = None
+    if distributed.is_main():
+        with distributed.alone(), torch.random.fork_rng(devices=[]):  # some losses draw from their candidates
+            found = _try_bfloat16(learner, input_wh)
+    return distributed.broadcast(found)
 
 
 def _try_bfloat16(learner: Learner, input_wh: tuple[int, int]) -> Precision:

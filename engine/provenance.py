@@ -20,7 +20,7 @@ import torch
 
 from data.labels.annotations import Annotations
 from utils.devices import describe_device
-from utils.distributed import world_size
+from utils.distributed import launch, local_world_size, world_size
 from utils.files import write_json_atomically, write_text_atomically
 
 RECORD, CODE_DIFF = "environment.json", "code.diff"
@@ -47,11 +47,13 @@ def record_start(folder: Path, splits: Mapping[str, Annotations], device: torch.
         device: of the training.
     """
     revision, diff = revision_and_diff()
+    data = {name: fingerprint(annotations) for name, annotations in splits.items()}
     start = {
         "at": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": shlex.join(["python", *sys.argv]),
         "folder": os.getcwd(),
-        "again": f"python train.py --hyp {shlex.quote(str(folder / 'config.yaml'))}",
+        "again": again(folder),
+        "launch": launch(),  # of torchrun
         "git_revision": revision,
         "changed_since": bool(diff) if revision else None,  # code.diff says how
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
@@ -63,11 +65,39 @@ def record_start(folder: Path, splits: Mapping[str, Annotations], device: torch.
             "device": describe_device(device),
             "processes": world_size(),
         },
-        "data": {name: fingerprint(annotations) for name, annotations in splits.items()},
+        "data": data,
     }
-    write_json_atomically(folder / RECORD, {"starts": [*_starts_so_far(folder / RECORD), start]})
+    before = _starts_so_far(folder / RECORD)
+    _tell_other_data(before, data)
+    write_json_atomically(folder / RECORD, {"starts": [*before, start]})
     if diff:
         write_text_atomically(folder / CODE_DIFF, diff)
+
+
+def _tell_other_data(before: list[Any], data: Mapping[str, Any]) -> None:
+    """Say where a resumed run has other data than at its start before: a label file has gone, an image was added."""
+    if not before or not isinstance(before[-1], dict):
+        return
+    known = before[-1].get("data", {})
+    for name, now in data.items():
+        was = known.get(name, now) if isinstance(known, dict) else now
+        if was != now:
+            counts = [f"{one.get('images')} images with {one.get('boxes')} boxes" for one in (was, now)]
+            print(f"WARNING: the {name} data has changed since the start before: {counts[0]}, now {counts[1]}")
+
+
+def again(folder: Path) -> str:
+    """Return the command that repeats a run, with as many processes."""
+    program = "python" if world_size() == 1 else f"torchrun --nproc_per_node={local_world_size()}"
+    if world_size() > local_world_size():
+        program += f" --nnodes={world_size() // local_world_size()}"
+    return f"{program} train.py --hyp {shlex.quote(str(folder / 'config.yaml'))}"
+
+
+def launch_of(path: Path) -> str | None:
+    """Return which call of ``torchrun`` made the latest start in an ``environment.json``; None where it is unknown."""
+    starts = _starts_so_far(path)
+    return starts[-1].get("launch") if starts and isinstance(starts[-1], dict) else None
 
 
 def _starts_so_far(path: Path) -> list[Any]:

@@ -7,20 +7,24 @@ from typing import Any
 
 from engine.iteration_rates import POLICIES
 from engine.optimizer import OptimizerOptions, Schedule
+from engine.provenance import RECORD, launch_of
 from engine.run_folder import TRAINING_RUNS
 from engine.train_loop import is_over
 from engine.training_state import check_resumable
 from models.checkpoints.format import read_checkpoint
 from models.darknet.cfg import parse_cfg_text
 from models.families.table import is_family_text
+from utils import distributed
 from utils.config import flag
 from utils.errors import UserError
+from utils.files import previous_path
 from utils.renamed import record_of_run
 from utils.words import how_many
 
 NEWEST = "newest"  # what a bare --resume means
 # All other options are those of the run.
 MAY_CHANGE = {"resume", "device", "workers", "cache", "epochs", "patience", "max_bad", "verify_images", "profile"}
+MAY_CHANGE |= {"save_minutes", "keep"}
 
 
 def find_last(named: str, project: str = TRAINING_RUNS) -> Path:
@@ -41,6 +45,26 @@ def find_last(named: str, project: str = TRAINING_RUNS) -> Path:
     return max(found, key=lambda path: path.stat().st_mtime)
 
 
+def go_on_after_restart(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of a process that ``torchrun`` has started again: those to go on with the run it had begun.
+
+    Args:
+        given: on the command line. They stay as they are where this is the first start, where ``resume`` is among them,
+            and where the processes before had not saved anything.
+    """
+    if not distributed.restarts() or not distributed.launch() or given.get("resume"):
+        return given
+    project = Path(given.get("project", TRAINING_RUNS))
+    records = [path for path in project.glob(f"*/{RECORD}") if launch_of(path) == distributed.launch()]
+    lasts = [path.with_name("last.pt") for path in records if path.with_name("last.pt").is_file()]
+    if not lasts:
+        return given
+    last = max(lasts, key=lambda path: path.stat().st_mtime)
+    if distributed.is_main():
+        print(f"torchrun has started the processes again: goes on with {last}")
+    return {name: value for name, value in given.items() if name in MAY_CHANGE} | {"resume": str(last)}
+
+
 def options_to_resume(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return the options of a run to go on with, and the checkpoint in its ``last.pt``.
 
@@ -56,8 +80,13 @@ def options_to_resume(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
     if fixed:
         raise UserError(f"--resume goes on with the run's own options; leave out {flag(fixed[0])}")
     path = find_last(given["resume"], project)
-    checkpoint = read_checkpoint(path)
-    check_resumable(checkpoint, path)
+    try:
+        checkpoint = read_checkpoint(path)
+        check_resumable(checkpoint, path)
+    except UserError as error:
+        older = previous_path(path, 1)
+        hint = f"; the one before it is there: --resume {older}" if older.is_file() else ""
+        raise UserError(f"{error}{hint}") from error
     before = record_of_run(checkpoint["options"], _longer_side(checkpoint))
     values = before | given | {"resume": str(path)}
     done, epochs, patience = checkpoint["epoch"], values["epochs"], values.get("patience", 0)

@@ -15,7 +15,9 @@ from data.loader import Batches
 from engine.ema import AveragedModel, Model
 from engine.optimizer import Schedule
 from engine.profiling import UNTIMED, StepClock
+from engine.progress import Progress, share_of_process
 from models.detection_network import DetectionNetwork
+from models.synced_norm import synchronise_norms
 from utils import distributed
 from utils.errors import UserError
 from utils.structures import Batch
@@ -36,6 +38,27 @@ class TrainState(Generic[Model]):
     best_fitness: float = -1.0
     best_epoch: int = 0  # that had it, from 1
     history: list[dict[str, float]] = field(default_factory=list)  # one row per epoch, as in results.csv
+    progress: Progress = field(default_factory=Progress)  # of this process, in the epoch that has begun
+    # What every process needs to go on from this very moment; None while a step is made, or after it was finished.
+    resume_point: list[Progress] | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(self.model.parameters()).device
+
+    def take_resume_point(self) -> None:
+        """Let the state be saved as it is now, after an optimizer step; all processes together."""
+        if distributed.world_size() == 1:
+            self.resume_point = [self.progress]
+        else:
+            self.resume_point = distributed.gather(self.progress.taken(self.device))
+
+    def end_epoch(self) -> None:
+        """Count an epoch that is finished; the next one has no progress yet."""
+        self.resume_point = None
+        self.progress = Progress()
+        self.epoch += 1
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values only, so that the file loads with ``weights_only=True``."""
@@ -49,6 +72,7 @@ class TrainState(Generic[Model]):
             "best_fitness": self.best_fitness,
             "best_epoch": self.best_epoch,
             "history": self.history,
+            "progress": [part.taken(self.device).state_dict() for part in self.resume_point or ()],
         }
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
@@ -63,6 +87,8 @@ class TrainState(Generic[Model]):
         self.best_fitness = content["best_fitness"]
         self.best_epoch = content.get("best_epoch", self.epoch)  # older checkpoints do not know it
         self.history = content["history"]
+        parts = [Progress.from_state_dict(part) for part in content.get("progress", ())]  # older ones: between epochs
+        self.progress = share_of_process(parts, distributed.rank(), distributed.world_size())
 
 
 def train_one_epoch(
@@ -71,16 +97,18 @@ def train_one_epoch(
     batches: Batches | Sequence[Batch],
     schedule: Schedule,
     report: Callable[[dict[str, float], Batch], None],
+    after_step: Callable[[bool], None] = lambda is_last: None,
     clock: StepClock = UNTIMED,
 ) -> tuple[dict[str, float], Any]:
-    """Go once through the batches.
+    """Go once through the batches, or through those that a resumed run has not learned from.
 
     Args:
-        state: model, average, optimizer and scaler, all changed in place.
+        state: model, average, optimizer, scaler and progress, all changed in place.
         learner: a :class:`models.learner.Learner` of ``state.model``, wrapped for processes where there are several.
-        batches: of one epoch.
+        batches: of one epoch; their number is that of all, also where the first are left out.
         schedule: rates and accumulation of every step.
         report: called after every batch with the running mean of the loss parts and the batch, for the progress bar.
+        after_step: called after every optimizer step with whether it was the last of the epoch, to save the state.
         clock: is told which part of a step is computed.
 
     Returns:
@@ -90,11 +118,11 @@ def train_one_epoch(
         UserError: the loss is not finite; the message names the images of the batch.
     """
     set_training_mode(state.model)
-    device = next(state.model.parameters()).device
-    totals: dict[str, float] = {}
-    counts = None
-    images_seen = waiting = 0  # waiting: batches whose gradients are summed for the next step
-    for number, batch in enumerate(clock.waiting(batches)):
+    device = state.device
+    progress = state.progress = state.progress.resumed(device)
+    waiting = 0  # batches whose gradients are summed for the next step
+    for number, batch in enumerate(clock.waiting(batches), start=progress.batches):
+        state.resume_point = None
         position = state.epoch * len(batches) + number  # batches since the run began
         schedule.set_rates(state.optimizer, position)
 
@@ -102,7 +130,8 @@ def train_one_epoch(
         with clock.part("to device"):
             batch = batch.to(device)
         waiting += 1
-        is_step = waiting >= schedule.accumulation(position) or number == len(batches) - 1
+        is_last = number == len(batches) - 1
+        is_step = waiting >= schedule.accumulation(position) or is_last
         with exchange_gradients(learner, is_step):
             parts, batch_counts = add_gradients(state, learner, batch, clock)
         if is_step:
@@ -110,16 +139,16 @@ def train_one_epoch(
                 is_sound = optimizer_step(state, schedule.options.clip_norm)
             if not is_sound:
                 _refuse_batch(batch, f"the gradient is not finite (the loss is: {parts})", state)
-            waiting = 0
 
         # The loss parts are sums over images, the running mean is per image.
-        images_seen += len(batch.images)
-        for name, value in parts.items():
-            totals[name] = totals.get(name, 0.0) + value
-        counts = batch_counts if counts is None or batch_counts is None else counts + batch_counts
-        report({name: total / images_seen for name, total in totals.items()}, batch)
+        progress.add(len(batch.images), parts, batch_counts)
+        progress.batches = number + 1
+        report(progress.means(), batch)
         clock.end_step()
-    return _mean_over_processes(totals, images_seen, device), _sum_over_processes(counts)
+        if is_step:
+            waiting = 0
+            after_step(is_last)
+    return _mean_over_processes(progress.totals, progress.images, device), _sum_over_processes(progress.counts)
 
 
 def add_gradients(
@@ -201,10 +230,18 @@ def optimizer_step(state: TrainState, clip_norm: float) -> bool:
     return is_finite or (state.scaler.is_enabled() and state.scaler.get_scale() >= SMALLEST_LOSS_SCALE)
 
 
-def wrap_for_processes(model: nn.Module, device: torch.device) -> nn.Module:
-    """Return the model wrapped for ``torchrun``, or as it is in a single process."""
+def wrap_for_processes(model: nn.Module, device: torch.device, sync_norms: bool = False) -> nn.Module:
+    """Return the model wrapped for ``torchrun``, or as it is in a single process.
+
+    Args:
+        model: on the device.
+        device: of this process.
+        sync_norms: batch norms take the statistics of the images of all processes.
+    """
     if distributed.world_size() == 1:
         return model
+    if sync_norms:
+        synchronise_norms(model)
     ids = [device.index] if device.type == "cuda" else None
     return nn.parallel.DistributedDataParallel(model, device_ids=ids)
 
@@ -238,5 +275,5 @@ def _refuse_batch(batch: Batch, what: str, state: TrainState) -> None:
     amp = ", try --no-amp" if state.scaler.is_enabled() else ""
     raise UserError(
         f"{what} in epoch {state.epoch + 1}, batch of {paths}; look at these labels{amp} or lower --lr0; "
-        "the last checkpoint is that of the epoch before"
+        "the last checkpoint is from before it"
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from data.augment import AugmentOptions
@@ -13,8 +13,9 @@ from engine.network_input import refuse_size, resize_option, size_option
 from engine.optimizer import AUTO_BATCH, NOMINAL_BATCH, OptimizerOptions
 from engine.precision import PRECISIONS
 from engine.recipes import FROM_CFG, as_many_epochs, default_recipe, values_of_cfg
-from engine.resumed_run import NEWEST, options_to_resume, other_length
+from engine.resumed_run import NEWEST, go_on_after_restart, options_to_resume, other_length
 from engine.run_folder import TRAINING_RUNS
+from engine.saving import SafetyOptions
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import cfg_of_weights, decode_of_weights
 from models.darknet.scaled_decode import DECODES
@@ -61,6 +62,7 @@ class TrainOptions:
     precision: str = option(
         "", "type of --amp; default: float16 on a GPU, on a CPU bfloat16 where it is faster", PRECISIONS
     )
+    sync_bn: bool = option(False, "batch norms take the statistics of the images of all processes of torchrun")
     workers: int = option(2, "processes that load images, per training process")
     compile: bool = option(False, "let torch compile the network, which takes minutes, and say whether that pays")
     profile: bool = option(False, "measure ten steps: where their time goes, whether the loader is the limit, a trace")
@@ -111,7 +113,15 @@ class TrainOptions:
         return self.accumulate or max(1, round(NOMINAL_BATCH / self.batch_size))
 
 
-GROUPS = (TrainOptions, OptimizerOptions, AugmentOptions, AssignmentOptions, LossOptions, ImageCheckOptions)
+GROUPS = (
+    TrainOptions,
+    OptimizerOptions,
+    AugmentOptions,
+    AssignmentOptions,
+    LossOptions,
+    ImageCheckOptions,
+    SafetyOptions,
+)
 
 
 @dataclass(frozen=True)
@@ -124,10 +134,11 @@ class TrainGroups:
     assignment: AssignmentOptions
     loss: LossOptions
     images: ImageCheckOptions
+    safety: SafetyOptions
 
     def as_dict(self) -> dict[str, Any]:
         """Return all options as one flat dict of plain values."""
-        return flat_dict(self.train, self.optimizer, self.augment, self.assignment, self.loss, self.images)
+        return flat_dict(*(getattr(self, item.name) for item in fields(self)))
 
 
 def choose_options(given: dict[str, Any]) -> tuple[TrainGroups, dict[str, Any] | None]:
@@ -139,7 +150,7 @@ def choose_options(given: dict[str, Any]) -> tuple[TrainGroups, dict[str, Any] |
     Raises:
         UserError: an option, a recipe, a checkpoint or a cfg cannot be used.
     """
-    given = dict(given)
+    given = go_on_after_restart(dict(given))
     if given.get("resume"):
         values, checkpoint = options_to_resume(given)
         options = TrainGroups(*build_options(values, GROUPS, values["resume"]))

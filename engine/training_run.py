@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
@@ -31,16 +31,19 @@ from engine.train_loop import TrainState, is_over
 from models.checkpoints.format import save_checkpoint
 from models.detection_network import DetectionNetwork
 from models.detector import Detector
-from utils import distributed
+from utils import distributed, interrupts
 from utils.config import command_from_here
 from utils.draw import draw_batch, draw_predictions
-from utils.errors import LostProcessError, UserError
+from utils.errors import OUT_OF_MEMORY, LostProcessError, UserError, describe_os_error, is_out_of_memory
 from utils.files import remove_unfinished
 from utils.structures import Batch
 from utils.words import how_many
 
+LAST = "last.pt"
+STEP_FIRST = "interrupted: finishes a step and saves it; press Ctrl-C again to end at once"
 PICTURED_BATCHES = 3  # training batches of the first epoch, and testing batches after the last, that are drawn
-NEEDED_TO_RESUME_ONLY = ("optimizer", "scaler", "model")  # left out of best.pt, which has a third of the size then
+# Left out of best.pt, which has a third of the size then.
+NEEDED_TO_RESUME_ONLY = ("optimizer", "scaler", "model", "progress")
 
 
 @dataclass
@@ -53,6 +56,8 @@ class TrainingRun:
     cfg_text: str  # kept in each checkpoint, which then needs no cfg file
     tensorboard: TensorBoardLog | None = None
     started: float = field(default_factory=time.time)
+    saved: str = ""  # up to where last.pt has the run, in words
+    saved_at: float = 0.0  # when it was written, or read by this process, in seconds of time.monotonic
 
     @classmethod
     def start(
@@ -88,8 +93,9 @@ class TrainingRun:
             save_config(folder, run.options)
             record_start(folder, {"train": learned, "valid": validated}, next(state.model.parameters()).device)
             run.tensorboard = TensorBoardLog(folder, purge_after=state.epoch)
+            run.note_saved(state)
             if not options["resume"] and not options["nosave"]:
-                run.save(state, "last.pt")  # so that a run that is interrupted in its first epoch can be resumed, too
+                run.save_last(state)  # so that a run that is interrupted in its first epoch can be resumed, too
         return run
 
     def remove_previous(self) -> None:
@@ -119,33 +125,104 @@ class TrainingRun:
             "options": self.options,
             **{key: value for key, value in state.state_dict().items() if key not in without},
         }
-        save_checkpoint(self.folder / name, content)
+        save_checkpoint(self.folder / name, content, self.options["keep"] if name == LAST else 0)
+
+    def save_last(self, state: TrainState) -> None:
+        """Write what a resumed run goes on from."""
+        self.save(state, LAST)
+        self.note_saved(state)
+
+    def note_saved(self, state: TrainState) -> None:
+        """Remember that ``last.pt`` is as the state is now."""
+        self.saved, self.saved_at = position(state), time.monotonic()
 
     @contextmanager
-    def interruptible(self) -> Iterator[None]:
-        """Within this block an interrupt, or a process that dies, says how to go on."""
+    def interruptible(self, state: TrainState) -> Iterator[None]:
+        """Within this block, what breaks the run off is one line that says what is kept and how to go on.
+
+        That is a signal, a process that dies, a full disk or a lack of memory. Between two steps of the optimizer, and
+        while the run is tested, everything is kept; in a step, what was saved last.
+
+        Raises:
+            KeyboardInterrupt: after a signal.
+            UserError: after anything else.
+        """
         try:
             with distributed.joined():
                 yield
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"interrupted; {self._how_to_go_on()}") from None
+            raise KeyboardInterrupt(f"interrupted{self._kept(state)}") from None
         except LostProcessError as error:
-            raise UserError(f"{error}; {self._how_to_go_on()}") from None
+            if interrupts.has_come():  # it has reached the other processes as well
+                raise KeyboardInterrupt(f"interrupted{self._kept(state)}") from None
+            raise UserError(f"{error}{self._kept(state)}") from None
+        except ConnectionError:  # nobody reads the output any more
+            raise
+        except OSError as error:
+            raise UserError(f"{describe_os_error(error)}{self._how_to_go_on()}") from error
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise UserError(f"{OUT_OF_MEMORY}{self._how_to_go_on()}") from error
+
+    @contextmanager
+    def steps(self, state: TrainState) -> Iterator[Callable[[bool], None]]:
+        """Within this block, which makes the optimizer steps of an epoch, a signal waits until one is finished.
+
+        Yields:
+            What is to be called after each step, in all processes, with whether it was the last one of the epoch. It
+            writes ``last.pt`` where it is time to, and ends the run where a signal has come to any process.
+        """
+        seconds = 60 * self.options["save_minutes"]
+        several = distributed.world_size() > 1
+        device = state.device if several else "cpu"  # where processes exchange; a GPU need not be waited for
+        with interrupts.postponed(STEP_FIRST if distributed.is_main() else "") as signal:
+
+            def after_step(is_last: bool) -> None:
+                is_due = distributed.is_main() and 0 < seconds <= time.monotonic() - self.saved_at
+                flags = torch.tensor([signal.number, is_due], dtype=torch.float32, device=device)
+                stops, saves = distributed.sum_over_processes(flags).tolist()
+                if stops or saves or is_last or not several:
+                    state.take_resume_point()
+                if stops:
+                    raise KeyboardInterrupt
+                if is_due and not self.options["nosave"]:
+                    self.require_folder()
+                    self.save_last(state)
+
+            yield after_step
+
+    def _kept(self, state: TrainState) -> str:
+        """Save the state, where it is whole and has not been saved; return what is kept and how to go on."""
+        if not distributed.is_main():
+            return ""
+        note = ""
+        if state.resume_point and self.saved != position(state) and not self.options["nosave"]:
+            try:
+                self.save_last(state)
+            except OSError as error:  # the file before it is still there
+                note = f"; {describe_os_error(error)}"
+        return note + self._how_to_go_on()
 
     def _how_to_go_on(self) -> str:
-        last = self.folder / "last.pt"
+        last = self.folder / LAST
         if not last.exists():
-            return "nothing was saved (--nosave)"
-        return f"go on with: {command_from_here(f'python train.py --resume {last}')}"
+            return "; nothing was saved (--nosave)"
+        return f"; kept up to {self.saved}; go on with: {command_from_here(f'python train.py --resume {last}')}"
 
     def finish_epoch(self, state: TrainState, row: Mapping[str, float], fitness: float | None) -> None:
         """Append an epoch's numbers to the history and write everything that shows or keeps them.
 
         Args:
-            state: already counts the epoch.
+            state: does not count the epoch yet.
             row: the numbers of the epoch, by column of ``results.csv``.
             fitness: what decides which epoch is the best, None where it was not tested.
         """
+        with interrupts.postponed():  # until the epoch is kept
+            self._finish_epoch(state, row, fitness)
+
+    def _finish_epoch(self, state: TrainState, row: Mapping[str, float], fitness: float | None) -> None:
+        state.end_epoch()
         state.history.append({"epoch": state.epoch, **row})
         best_so_far = state.best_fitness
         if fitness is not None:
@@ -166,7 +243,7 @@ class TrainingRun:
             period = self.options["save_period"]
             if period > 0 and state.epoch % period == 0:
                 self.save(state, f"epoch{state.epoch}.pt", without=NEEDED_TO_RESUME_ONLY)
-            self.save(state, "last.pt")
+            self.save_last(state)
 
     def is_over(self, state: TrainState) -> bool:
         """Whether the epoch that the state counts was the last one."""
@@ -206,9 +283,17 @@ class TrainingRun:
                 print(f"  {', '.join(path.name for path in paths):44} {meaning}")
 
 
+def position(state: TrainState) -> str:
+    """Return in words how far a run has come."""
+    if state.progress.batches:
+        return f"batch {state.progress.batches} of epoch {state.epoch + 1}"
+    return f"epoch {state.epoch}" if state.epoch else "the start"
+
+
 WRITTEN = {
     "best.pt": "weights of the best epoch; test.py and detect.py take the newest run's",
-    "last.pt": "weights and training state of the last epoch",
+    LAST: "weights and training state of the last epoch",
+    "last-*.pt": "the last.pt before it (--keep)",
     "epoch*.pt": "weights of every so many epochs (--save-period)",
     "results.*": "every number of every epoch, and its curves",
     "config.yaml": "all options, as a recipe for --hyp",
@@ -225,11 +310,13 @@ WRITTEN = {
 class EpochBar:
     """The progress bar of one epoch: loss parts, memory, objects, image size; also draws the first batches of a run."""
 
-    def __init__(self, run: TrainingRun, epoch: int, num_batches: int) -> None:
+    def __init__(self, run: TrainingRun, state: TrainState, num_batches: int) -> None:
         self.run = run
-        self.epoch = epoch
-        self.number = 0
-        self.bar = tqdm(total=num_batches, disable=not distributed.is_main(), leave=True, bar_format=BAR_FORMAT)
+        self.epoch = state.epoch
+        self.number = state.progress.batches
+        self.bar = tqdm(
+            total=num_batches, initial=self.number, disable=not distributed.is_main(), leave=True, bar_format=BAR_FORMAT
+        )
 
     def __enter__(self) -> EpochBar:
         return self

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from engine.progress import is_progress
 from engine.train_loop import TrainState
 from models.checkpoints.format import check_network_content, is_state_dict
 from models.checkpoints.load import load_state
@@ -39,6 +40,8 @@ def check_resumable(content: Mapping[str, Any], path: str | Path) -> None:
         wrong.append("best_epoch")
     if not wrong and not all(_is_row(row) for row in content["history"]):
         wrong.append("history")
+    if not is_progress(content.get("progress", [])):
+        wrong.append("progress")
     if not _is_count(content["options"].get("epochs")):
         wrong.append("options")
     if wrong:

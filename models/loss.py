@@ -168,16 +168,31 @@ class DetectionLoss:
             return LossResult(parts=scaled, assignment=assignment, counts=counts)
 
         box = class_loss = objectness[0].new_zeros(())
-        for part, share in ((base, 1 - self.alpha), (extra, self.alpha)):
+        sizes = self._sizes(base, extra, is_trained=raw_maps[0].requires_grad)
+        for part, share, size in zip((base, extra), (1 - self.alpha, self.alpha), sizes, strict=True):
             if share == 0 or len(part.matches) == 0:
                 continue  # 0 x NaN is not 0: what has no share must not be computed
-            box = box + share * part.mean(1 - part.iou, self.normalise)
+            box = box + share * part.mean(1 - part.iou, size)
             if self.num_classes > 1:
-                class_loss = class_loss + share * part.mean(self.class_cross_entropy(part), self.normalise)
+                class_loss = class_loss + share * part.mean(self.class_cross_entropy(part), size)
         objectness_loss = self.objectness_loss(objectness, assignment.ignore, base, extra)
 
         parts = {"box": box, "obj": objectness_loss, "cls": class_loss}
         return LossResult(parts=self._scaled(parts, raw_maps), assignment=assignment, counts=counts)
+
+    def _sizes(
+        self, base: MatchedPredictions, extra: MatchedPredictions, is_trained: bool
+    ) -> Sequence[Sequence[float] | Tensor]:
+        """Return by what the sums over base and over extra matches are divided, once or per head.
+
+        It is their number, at least 1; in training the mean number over all processes, whose gradients are averaged, so
+        that several processes learn what one with all images would.
+        """
+        counts = [part.sizes(self.normalise) for part in (base, extra)]
+        if not is_trained or distributed.world_size() == 1:
+            return [[max(1, count) for count in part] for part in counts]
+        total = distributed.sum_over_processes(torch.tensor(counts, dtype=torch.float32, device=base.iou.device))
+        return total.clamp(min=1).div(distributed.world_size()).unbind()
 
     def _warms_up(self, images: int) -> bool:
         """Count a batch, and say whether it belongs to the first images of a run."""
@@ -279,17 +294,22 @@ class MatchedPredictions:
     class_logits: Tensor  # [M C]
     label: Tensor  # [M] int64, class of the object
 
-    def mean(self, values: Tensor, normalise: str) -> Tensor:
-        """Return the sum of ``values`` [M] times the matches' weights, divided by the number of matches.
+    def sizes(self, normalise: str) -> Sequence[int]:
+        """Return the number of matches: "head" in each head, "batch" in all."""
+        return [len(self.matches)] if normalise == "batch" else self.matches.per_head
+
+    def mean(self, values: Tensor, sizes: Sequence[float] | Tensor) -> Tensor:
+        """Return the sum of ``values`` times the matches' weights, divided by the number of matches.
 
         Args:
-            values: one per match.
-            normalise: "head" divides within each head and sums over the heads; "batch" takes all matches at once.
+            values: one per match, [M].
+            sizes: that number; or one per head, by which the sums within each head are divided.
         """
         weighted = values * self.matches.weight
-        if normalise == "batch":
-            return weighted.sum() / max(1, len(weighted))
-        return torch.stack([part.sum() / max(1, len(part)) for part in weighted.split(self.matches.per_head)]).sum()
+        if len(sizes) == 1:
+            return weighted.sum() / sizes[0]
+        parts = weighted.split(self.matches.per_head)
+        return torch.stack([part.sum() / size for part, size in zip(parts, sizes, strict=True)]).sum()
 
     def objectness_target(self, gr: float) -> Tensor:
         """Return (1 − gr) + gr · max(IoU, 0), [M], without gradient."""

@@ -159,7 +159,13 @@ def test_a_checkpoint_from_before_these_options_is_resumed(project, monkeypatch,
 def test_save_period_keeps_every_nth_epoch(project, run_main):
     run_epochs(run_main, *QUICK, "--epochs", 5, "--save-period", 2, "--name", "a")
     folder = project / "runs/train/a"
-    assert sorted(path.name for path in folder.glob("*.pt")) == ["best.pt", "epoch2.pt", "epoch4.pt", "last.pt"]
+    assert sorted(path.name for path in folder.glob("*.pt")) == [
+        "best.pt",
+        "epoch2.pt",
+        "epoch4.pt",
+        "last-1.pt",
+        "last.pt",
+    ]
     assert read_checkpoint(folder / "epoch2.pt")["epoch"] == 2
     said = run_epochs(run_main, "--resume", folder / "epoch2.pt", status=2)
     assert "holds no training state" in said

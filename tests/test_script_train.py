@@ -132,7 +132,8 @@ def test_without_an_object_to_find_the_training_loss_decides(project):
     best = torch.load(run / "best.pt", weights_only=True)
     assert best["epoch"] == losses.index(min(losses)) + 1
     assert not any(name.startswith("metrics/") and row[name] for row in rows for name in row)
-    assert "  test: P" not in done.stdout and "-1" not in done.stdout.split("over the tested epochs")[1]
+    assert "  test: P" not in done.stdout
+    assert "-1" not in done.stdout.split("over the tested epochs")[1].split("Written to")[0]
 
 
 def test_the_written_configuration_repeats_the_run(project):

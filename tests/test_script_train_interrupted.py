@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -68,7 +69,12 @@ def test_a_signal_to_all_processes_of_a_run_ends_it_with_a_hint(project, how, mo
     if moment == "the folder is there":
         assert message.startswith("interrupted")
     else:
-        assert message == f"interrupted; go on with: python {ROOT}/train.py --resume runs/train/cut/last.pt"
+        words = message.split("; ")
+        assert [words[0], words[2]] == [
+            "interrupted",
+            f"go on with: python {ROOT}/train.py --resume runs/train/cut/last.pt",
+        ]
+        assert re.fullmatch("kept up to (the start|epoch [0-9]+|batch [0-9] of epoch [0-9]+)", words[1])
         assert epochs_done(run / "last.pt") >= 0 and not list(run.glob(".*"))
 
 
@@ -80,7 +86,9 @@ def test_a_worker_that_is_killed_in_a_run_is_one_line_and_the_run_goes_on_from_i
     os.kill(workers_of(process)[0 if which == "of training" else -1], signal.SIGKILL)
     message = only_message(process.communicate(timeout=60)[1])
     assert process.returncode == 2
-    assert re.fullmatch(r"error: a loading process died .*; go on with: python .*train.py --resume .*last.pt", message)
+    assert re.fullmatch(
+        r"error: a loading process died .*; kept up to .*; go on with: python .*train.py --resume .*last.pt", message
+    )
     assert epochs_done(run / "last.pt") >= 0 and not list(run.glob(".*"))
 
 
@@ -98,38 +106,56 @@ def test_a_run_whose_folder_goes_stops_with_one_line(project, how):
     assert not run.exists()
 
 
+def same_run(first: Path, second: Path) -> bool:
+    """Whether the checkpoints and the log of two runs are equal to the bit."""
+    for name in ("last.pt", "best.pt"):
+        one, other = (torch.load(run / name, weights_only=True) for run in (first, second))
+        parts = one.keys() & {"model", "ema"}
+        if one["history"] != other["history"] or one["epoch"] != other["epoch"] or not parts:
+            return False
+        if not all(torch.equal(one[part][key], other[part][key]) for part in parts for key in one[part]):
+            return False
+    return (first / "results.csv").read_bytes() == (second / "results.csv").read_bytes()
+
+
+def place_of(last: Path) -> str:
+    """Where a run is that was killed."""
+    if not last.exists():
+        return "before anything was saved"
+    content = torch.load(last, weights_only=True)
+    return "within an epoch" if content["progress"] else "between epochs" if content["epoch"] else "in the first epoch"
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", ["0", "2"])
-def test_runs_that_are_killed_at_random_moments_end_as_if_undisturbed(project, workers):
-    """SIGKILL until the run has come to its end: the checkpoints and the log are bit for bit those of a whole run."""
-    shared = (*BASIC, "--epochs", "6", "--workers", workers, "--multi-scale", "--mixup", "0.5")
+@pytest.mark.parametrize("every_step", [False, True])
+def test_a_run_that_is_killed_at_twenty_random_moments_ends_as_if_undisturbed(project, every_step, capsys):
+    """SIGKILL, then --resume, again and again, until twenty runs have lost a process; with 0 and 2 workers in turn."""
+    shared = (*BASIC, "--batch-size", "2", "--accumulate", "2", "--epochs", "6", "--multi-scale", "--mixup", "0.5")
+    if every_step:
+        shared += ("--save-minutes", "0.000001")
     started = time.time()
     train(project, *shared, "--name", "whole")
     seconds = time.time() - started
-    chance = random.Random(int(workers))
-    for number in range(6):
-        run, kills = project / f"runs/train/cut{number}", 0
-        while True:
-            last = run / "last.pt"
-            arguments = ("--resume", str(last)) if last.exists() else (*shared, "--name", run.name)
+    chance, places = random.Random(int(every_step)), Counter()
+    run = project / "runs/train/cut"
+    last = run / "last.pt"
+    while places.total() < 20:
+        shutil.rmtree(run, ignore_errors=True)
+        for kills_here in range(4):  # three kills at most, so that every run comes to its end
             if run.exists() and not last.exists():
                 shutil.rmtree(run)  # killed before anything was saved
-            process = start_run(project, *arguments)
+            arguments = ("--resume", str(last)) if last.exists() else (*shared, "--name", run.name)
+            process = start_run(project, *arguments, "--workers", str(places.total() % 2 * 2))
             try:
-                # Three kills at most, so that every run comes to its end.
-                errors = process.communicate(timeout=chance.uniform(0, seconds) if kills < 3 else 300)[1]
+                errors = process.communicate(timeout=chance.uniform(0, seconds) if kills_here < 3 else 300)[1]
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.communicate()
-                kills += 1
+                places[place_of(last)] += 1
                 continue
             assert process.returncode == 0 or "has finished its" in errors, errors
             break
-        files = [[torch.load(folder / name, weights_only=True) for name in ("last.pt", "best.pt")]
-                 for folder in (project / "runs/train/whole", run)]  # fmt: skip
-        for whole, cut in zip(*files, strict=True):
-            assert whole["history"] == cut["history"] and whole["epoch"] == cut["epoch"]
-            parts = whole.keys() & {"model", "ema"}
-            assert parts and all(torch.equal(whole[part][key], cut[part][key]) for part in parts for key in whole[part])
-        assert (run / "results.csv").read_bytes() == (project / "runs/train/whole/results.csv").read_bytes()
+        assert same_run(project / "runs/train/whole", run)
         assert not list(run.glob(".*")), "what a killed process left half written"
+    with capsys.disabled():
+        print(f"\nkilled {dict(places)}")

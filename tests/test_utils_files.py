@@ -14,6 +14,7 @@ from utils.errors import UserError
 from utils.files import (
     GrowingFile,
     atomic_path,
+    keep_previous,
     read_text,
     remove_unfinished,
     write_json_atomically,
@@ -124,3 +125,23 @@ def test_a_growing_file_has_its_name_when_it_is_closed(tmp_path):
     assert not file.path.exists()
     file.close()
     assert file.path.read_text(encoding="utf-8") == "één, \\udcff" and list(file.path.parent.iterdir()) == [file.path]
+
+
+@pytest.mark.parametrize("has_links", [True, False])
+def test_the_files_before_stay_in_their_order(tmp_path, monkeypatch, has_links):
+    def refuse(*_):
+        raise OSError("no links here")
+
+    if not has_links:
+        monkeypatch.setattr(os, "link", refuse)
+    path = tmp_path / "last.pt"
+    for number in range(5):
+        with atomic_path(path) as temporary:
+            temporary.write_text(str(number))
+            keep_previous(path, 2)
+            assert path.is_file() == (number > 0)
+    assert {found.name: found.read_text() for found in tmp_path.iterdir()} == {
+        "last.pt": "4", "last-1.pt": "3", "last-2.pt": "2"
+    }  # fmt: skip
+    keep_previous(path, 0)
+    assert [found.name for found in tmp_path.iterdir()] == ["last.pt"]

@@ -125,3 +125,27 @@ def test_a_forked_process_leaves_the_signals_to_its_parent(number):
 def test_a_program_that_only_imports_the_toolkit_keeps_its_handlers():
     code = "import signal, utils.errors; print('ready'); print(signal.getsignal(signal.SIGTERM) is signal.SIG_DFL)"
     assert ended(started(["-c", code])) == (0, "True\n", "")
+
+
+POSTPONED = (
+    "with interrupts.postponed('waits') as noted:\n"
+    "    print('ready')\n    while not noted.number:\n        time.sleep(0.01)\n    print('whole')\n{more}"
+    "print('not reached')"
+)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_postponed_signal_is_said_at_once_and_answered_at_the_end_of_the_block(number):
+    process = started(command(POSTPONED.format(more="")))
+    process.send_signal(number)
+    assert ended(process) == (128 + number, "whole\n", "\nwaits\ninterrupted\n")
+
+
+def test_a_second_signal_is_not_postponed():
+    body = POSTPONED.format(more="    interrupts.ONE_EVENT = 0.0\n    time.sleep(600)\n")
+    process = started(command(body))
+    process.send_signal(signal.SIGTERM)
+    assert process.stdout.readline() == "whole\n"
+    time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    assert ended(process) == (143, "", "\nwaits\ninterrupted\n")

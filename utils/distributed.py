@@ -13,8 +13,10 @@ import torch.distributed as dist
 from torch import nn
 
 from utils.errors import LostProcessError
+from utils.files import this_machine
 
 Value = TypeVar("Value")
+_is_alone = False  # see alone()
 
 
 def start(device: torch.device) -> None:
@@ -25,7 +27,8 @@ def start(device: torch.device) -> None:
         # DistributedDataParallel imports torch.distributed.nn, whose functions keep the process group of that moment
         # as a default argument for ever. Imported before there is a group, they keep none, and stop() can end it.
         importlib.import_module("torch.distributed.nn")
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        with joined():
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
 
 
 def stop() -> None:
@@ -50,7 +53,7 @@ def joined() -> Iterator[None]:
     except RuntimeError as error:
         if world_size() == 1 or not (isinstance(error, dist.DistError) or "gloo/transport" in str(error)):
             raise
-        raise LostProcessError("another process of this run has ended; it has said why") from None
+        raise LostProcessError("another process of this run has ended; it has said why, unless it was killed") from None
 
 
 def rank() -> int:
@@ -68,9 +71,36 @@ def local_world_size() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
+@contextmanager
+def alone() -> Iterator[None]:
+    """Within this block this process computes as if there were no others: for trials that not all of them make."""
+    global _is_alone
+    _is_alone = True
+    try:
+        yield
+    finally:
+        _is_alone = False
+
+
 def world_size() -> int:
-    """Return how many processes ``torchrun`` started, 1 without it."""
-    return int(os.environ.get("WORLD_SIZE", 1))
+    """Return how many processes ``torchrun`` started, 1 without it and within :func:`alone`."""
+    return 1 if _is_alone else int(os.environ.get("WORLD_SIZE", 1))
+
+
+def restarts() -> int:
+    """Return how often ``torchrun`` has started this process again, after one of the run had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def launch() -> str:
+    """Return what tells one call of ``torchrun`` from others, also after restarts; empty where nothing does.
+
+    That is the ``--rdzv-id``, which is the same on all machines; without one, on a single machine, torchrun's process.
+    """
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    if name != "none":
+        return name
+    return f"{this_machine()}-{os.getppid()}" if world_size() == local_world_size() else ""
 
 
 def is_main() -> bool:

@@ -80,12 +80,11 @@ def run_command(main: Callable[[], None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:
-        place = f"{error.filename}: " if error.filename else ""
-        _fail(f"{place}{error.strerror or error}")
+        _fail(describe_os_error(error))
     except (MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             _report(error)
-        _fail("out of memory; lower --batch-size, --img-size or the number of --workers")
+        _fail(OUT_OF_MEMORY)
     except Exception as error:
         _report(error)
     except KeyboardInterrupt as error:
@@ -93,7 +92,15 @@ def run_command(main: Callable[[], None]) -> None:
         sys.exit(interrupts.exit_status())
 
 
-def _is_out_of_memory(error: Exception) -> bool:
+OUT_OF_MEMORY = "out of memory; lower --batch-size, --img-size or the number of --workers"
+
+
+def describe_os_error(error: OSError) -> str:
+    """Return the file, where there is one, and what was wrong with it."""
+    return (f"{error.filename}: " if error.filename else "") + (error.strerror or str(error))
+
+
+def is_out_of_memory(error: Exception) -> bool:
     """Whether Python, NumPy or torch (on a GPU or on the CPU) found no memory; torch has no common class for it."""
     return (
         isinstance(error, MemoryError)

@@ -7,6 +7,7 @@ killed has left can so be told from what another one is just writing.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -65,14 +66,54 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 
 def temporary_path(path: Path) -> Path:
     """Return the name beside ``path`` under which this process writes it."""
-    return path.with_name(f".{path.stem}.{_machine()}-{os.getpid()}{path.suffix}")
+    return path.with_name(f".{path.stem}.{this_machine()}-{os.getpid()}{path.suffix}")
+
+
+def keep_previous(path: Path, count: int) -> None:
+    """Let a file that is about to be replaced stay beside it: ``last.pt`` as ``last-1.pt``, that as ``last-2.pt``, …
+
+    The file itself keeps its name until it is replaced, so that there is one at every moment.
+
+    Args:
+        path: the file; where there is none, nothing happens.
+        count: how many stay; older ones are removed.
+    """
+    names = [path, *(previous_path(path, number) for number in range(1, count + 1))]
+    if path.is_file():
+        for newer, older in reversed(list(itertools.pairwise(names[1:]))):
+            if newer.is_file():
+                os.replace(newer, older)
+        if count:
+            _second_name(path, names[1])
+    number = count + 1
+    while previous_path(path, number).is_file():
+        previous_path(path, number).unlink()
+        number += 1
+
+
+def previous_path(path: Path, number: int) -> Path:
+    """Return the name of the file that was ``path`` so many replacements ago."""
+    return path.with_name(f"{path.stem}-{number}{path.suffix}")
+
+
+def _second_name(path: Path, name: Path) -> None:
+    """Give a file another name, too; where the file system has no links, copy it."""
+    temporary = temporary_path(name)
+    try:
+        try:
+            os.link(path, temporary)
+        except OSError:
+            shutil.copyfile(path, temporary)
+        os.replace(temporary, name)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def remove_unfinished(paths: Iterable[Path]) -> None:
     """Remove those of some files and folders that a process of this machine was writing when it was killed."""
     for path in paths:
         found = UNFINISHED.search(path.name)
-        if found and found["machine"] == _machine() and not _is_running(int(found["process"])):
+        if found and found["machine"] == this_machine() and not _is_running(int(found["process"])):
             with contextlib.suppress(OSError):  # another run may have removed it, or the folder is read-only
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
@@ -83,7 +124,7 @@ def remove_unfinished(paths: Iterable[Path]) -> None:
 UNFINISHED = re.compile(r"^\..*\.(?P<machine>[0-9a-f]{8})-(?P<process>[0-9]{1,10})(\.[^.]*)?$")
 
 
-def _machine() -> str:
+def this_machine() -> str:
     """Return eight letters for this machine, and for the container in which process numbers count, if in one."""
     try:
         numbering = os.readlink("/proc/self/ns/pid")

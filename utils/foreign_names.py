@@ -31,7 +31,6 @@ SHORT = {  # a flag without a value -> the option and the value that it stands f
     "linear_lr": ("schedule", "linear"),
 }
 WITHOUT_EFFECT = {  # accepted with this note; each may have a value
-    "deterministic": "every random choice follows from --seed",
     "local_rank": "torchrun says which process this is",
     "noautoanchor": "anchors always stay those of the cfg; kmeans_anchors.py finds others",
     "noplots": "curves and pictures are drawn all the same",
@@ -93,7 +92,6 @@ ANSWERS = {  # what is not here -> what to use instead
     "show_labels": DRAWING,
     "source": "detect.py --source looks at pictures; test.py evaluates a labelled data set (--data)",
     "stream_buffer": "detect.py --every-frame looks at each frame of a stream",
-    "sync_bn": "each process has batch statistics of its own; a larger --batch-size per GPU has the same aim",
     "time": "use --epochs; an interrupted run goes on with --resume",
     "update": "a file of weights is read as it is; best.pt holds nothing that is only needed to train on",
     "upload_dataset": NO_LOGGING_SERVICE,

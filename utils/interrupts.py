@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
@@ -34,6 +35,7 @@ def as_exceptions() -> Iterator[None]:
         yield
     finally:
         sys.unraisablehook = hook
+        _received.append((0, time.monotonic()))  # a signal that comes from now on finds a command that has said its end
         _put_back(before)
 
 
@@ -51,6 +53,47 @@ def held_back() -> Iterator[None]:
         _put_back(before)
         if waiting:
             signal.raise_signal(waiting[0])
+
+
+@dataclass
+class Postponed:
+    """Whether a signal has come in a block of :func:`postponed`."""
+
+    number: int = 0  # of the signal; 0: none
+
+
+@contextmanager
+def postponed(note: str = "") -> Iterator[Postponed]:
+    """Within this block, the first signal is only noted; it is a KeyboardInterrupt when the block ends.
+
+    A second one is a KeyboardInterrupt at once.
+
+    Args:
+        note: a line that the first signal writes to the error output.
+    """
+    noted = Postponed()
+
+    def note_it(number: int, frame: FrameType | None) -> None:
+        if noted.number or not _is_new_event():
+            _interrupt(number, frame)
+            return
+        noted.number = number
+        _received.append((number, time.monotonic()))
+        if note:
+            os.write(2, f"\n{note}\n".encode())
+
+    before = _install(note_it)
+    try:
+        yield noted
+    finally:
+        _put_back(before)
+    if noted.number:
+        raise KeyboardInterrupt
+
+
+def has_come() -> bool:
+    """Whether a signal has come since the command began."""
+    return bool(_received)
 
 
 def exit_status() -> int:
@@ -83,10 +126,14 @@ def _put_back(handlers: dict[int, signal.Handlers | Callable | int]) -> None:
 
 
 def _interrupt(number: int, _frame: FrameType | None) -> None:
-    now = time.monotonic()
-    if os.getpid() == _process and (not _received or now - _received[-1][1] > ONE_EVENT):
-        _received.append((number, now))
+    if _is_new_event():
+        _received.append((number, time.monotonic()))
         raise KeyboardInterrupt
+
+
+def _is_new_event() -> bool:
+    """Whether a signal that has just come is not one with those before it, and is this process's to answer."""
+    return os.getpid() == _process and (not _received or time.monotonic() - _received[-1][1] > ONE_EVENT)
 
 
 def _raise_again(lost: sys.UnraisableHookArgs) -> None:

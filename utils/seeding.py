@@ -27,3 +27,18 @@ def seed_epoch(seed: int, epoch: int, process: int) -> None:
     and no two processes draw the same masks.
     """
     torch.manual_seed(int(np.random.SeedSequence((seed, epoch, process)).generate_state(1, np.uint64)[0]))
+
+
+def generator_state(device: torch.device) -> torch.Tensor:
+    """Return the state of the generator from which layers draw on a device, uint8 on the CPU."""
+    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
+
+
+def set_generator_state(device: torch.device, state: torch.Tensor) -> None:
+    """Put the generator of a device into the state it had there; one of another kind of device stays as it is."""
+    if state.shape != generator_state(device).shape:
+        return
+    if device.type == "cuda":
+        torch.cuda.set_rng_state(state, device)
+    else:
+        torch.set_rng_state(state)

@@ -11,19 +11,26 @@ import torch
 from models.checkpoints.torch_zip import check_archive
 from utils.class_names import is_class_name
 from utils.errors import UserError
-from utils.files import atomic_path
+from utils.files import atomic_path, keep_previous
 from utils.renamed import with_current_names
 
 FORMAT = "yolo-lab-1"
 
 
-def save_checkpoint(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` to ``path``; a process killed meanwhile leaves the previous file as it was."""
+def save_checkpoint(path: Path, content: dict[str, Any], keep: int = 0) -> None:
+    """Write ``content`` to ``path``; a process killed meanwhile leaves the previous file as it was.
+
+    Args:
+        path: the file.
+        content: plain values and tensors.
+        keep: how many of the files before this one stay beside it, see :func:`utils.files.keep_previous`.
+    """
     with atomic_path(path) as temporary:
         try:
             torch.save({"format": FORMAT} | content, temporary)
         except RuntimeError as error:  # torch's own writer knows no OSError
             raise OSError(f"{path}: cannot be written completely; is the disk full?") from error
+        keep_previous(path, keep)
 
 
 def read_checkpoint(path: str | Path) -> dict[str, Any]:

@@ -1,0 +1,98 @@
+"""How far an epoch has come: what each process sums up, and that a run goes on at the very batch, bit for bit."""
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+import train
+from engine.progress import Progress, is_progress, share_of_process
+from models.assignment.counts import MatchCounts
+from models.checkpoints.format import read_checkpoint
+from tests.tiny_project import CFG, make_project
+
+SIZED = {"objects", "unmatched", "unmatched_base", "lost_slots", "lost_all_slots"}
+
+
+def counts_of(value):
+    sizes = {item.name: (3,) if item.name in SIZED else () for item in fields(MatchCounts)}
+    return MatchCounts(**{name: torch.full(size, value, dtype=torch.float64) for name, size in sizes.items()})
+
+
+def process(images, box, value):
+    progress = Progress(batches=2)
+    progress.add(images, {"box": box, "obj": 1.0}, counts_of(value))
+    return progress
+
+
+def test_means_are_per_image():
+    progress = process(4, 6.0, 1.0)
+    progress.add(2, {"box": 3.0, "obj": 2.0}, counts_of(2.0))
+    assert progress.means() == {"box": 1.5, "obj": 0.5} and progress.counts.objects.tolist() == [3.0] * 3
+
+
+def test_each_process_goes_on_with_its_own_part_and_one_with_the_sum():
+    parts = [process(4, 6.0, 1.0), process(2, 3.0, 5.0)]
+    assert [share_of_process(parts, rank, 2) for rank in (0, 1)] == parts
+    whole = share_of_process(parts, 0, 1)
+    assert (whole.batches, whole.images, whole.totals) == (2, 6, {"box": 9.0, "obj": 2.0})
+    assert whole.counts.base == 6 and parts[0].images == 4
+    assert share_of_process(parts, 2, 3) == Progress(batches=2)
+    assert share_of_process([], 0, 1) == Progress()
+
+
+def test_a_file_that_holds_something_else_is_refused():
+    part = process(4, 6.0, 1.0).taken(torch.device("cpu")).state_dict()
+    assert is_progress([]) and is_progress([part, part])
+    broken = (
+        {"batches": -1}, {"images": "4"}, {"totals": {"box": float("nan")}}, {"totals": [1.0]}, {"counts": {}},
+        {"generator": torch.zeros(3)}, {"more": 1},
+    )  # fmt: skip
+    assert not any(is_progress([part | change]) for change in broken)
+    assert not is_progress(part) and not is_progress([None])
+
+
+def test_the_generator_goes_on_where_it_was():
+    device = torch.device("cpu")
+    torch.manual_seed(3)
+    taken = Progress(batches=1).taken(device)
+    expected = torch.rand(4)
+    torch.manual_seed(4)
+    taken.resumed(device)
+    assert torch.equal(torch.rand(4), expected)
+
+
+@pytest.fixture
+def project(tmp_path, monkeypatch):
+    make_project(tmp_path, num_images=8)
+    dropout = "[dropout]\nprobability=.2\n\n[convolutional]\nfilters=24"
+    (tmp_path / "drop.cfg").write_text(CFG.replace("[convolutional]\nfilters=24", dropout))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def same_run(first, second):
+    return first["history"] == second["history"] and all(
+        torch.equal(first[part][key], second[part][key]) for part in ("model", "ema") for key in first[part]
+    )
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_from_every_step_bit_for_bit(project, run_main):
+    """Two epochs of three batches, two to a step and the last alone; every step is saved, and each file resumed."""
+    flags = ["--data", "tiny.data", "--cfg", "drop.cfg", "--img", 64, "--batch", 3, "--accumulate", 2, "--epochs", 2,
+             "--workers", 0, "--device", "cpu", "--multi-scale", "--mixup", 0.5, "--warmup-epochs", 0]  # fmt: skip
+    assert run_main(train, *flags, "--name", "whole")[0] == 0
+    assert run_main(train, *flags, "--name", "saved", "--save-minutes", 1e-9, "--keep", 99)[0] == 0
+    whole = read_checkpoint("runs/train/whole/last.pt")
+    assert same_run(whole, read_checkpoint("runs/train/saved/last.pt"))
+    found = sorted(project.glob("runs/train/saved/last-*.pt"), key=lambda path: int(path.stem.partition("-")[2]))
+    places = [(content["epoch"], [part["batches"] for part in content["progress"]])
+              for content in map(read_checkpoint, reversed(found))]  # fmt: skip
+    assert places == [(0, []), (0, [2]), (0, [3]), (1, []), (1, [2]), (1, [3])]
+    for number, path in enumerate(found):
+        (project / f"runs/train/again{number}").mkdir()
+        copy = project / f"runs/train/again{number}/last.pt"
+        copy.write_bytes(path.read_bytes())
+        assert run_main(train, "--resume", copy, "--workers", number % 2, "--save-minutes", 0)[0] == 0
+        assert same_run(whole, read_checkpoint(copy)), path
