@@ -98,6 +98,6 @@ def test_mixed_precision_learns(device):
         parts, counts = train_one_epoch(state, model, batches, loss_function, schedule,
                                         torch.float16 if has_scale else torch.bfloat16, lambda *_: None)  # fmt: skip
         losses.append(sum(parts.values()))
-        state.epoch += 1
+        state.end_epoch()
     assert losses[1] < 0.8 * losses[0] and counts.summary()["objects"] == 120
     assert state.average.updates > 50  # a step or two may be left out while the scale is looked for
