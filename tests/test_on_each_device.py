@@ -98,6 +98,6 @@ def test_mixed_precision_learns(device):
     for _ in range(2):
         parts, counts = train_one_epoch(state, learner, batches, schedule, lambda *_: None)
         losses.append(sum(parts.values()))
-        state.epoch += 1
+        state.end_epoch()
     assert losses[1] < 0.8 * losses[0] and counts.summary()["objects"] == 120
     assert state.average.updates > 50  # a step or two may be left out while the scale is looked for
