@@ -21,7 +21,7 @@ def train(clock, count):
     if clock:
         learner.part = clock.part
     arguments = (state, learner, [batch_of(9)] * count, Schedule(PLAIN, 1, count, 1))
-    train_one_epoch(*arguments, lambda *_: None, *([clock] if clock else []))
+    train_one_epoch(*arguments, lambda *_: None, **({"clock": clock} if clock else {}))
     return state.model.weight
 
 
