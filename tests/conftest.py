@@ -1,7 +1,12 @@
 """Fixtures shared by all tests."""
 
+import os
 import sys
 from pathlib import Path
+
+# Before torch is imported, also for the processes that tests start: networks of tests are so small that threads wait
+# for one another most of the time.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

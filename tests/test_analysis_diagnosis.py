@@ -21,7 +21,7 @@ def read(folder, name):
 
 
 def test_a_network_of_ours(project, test_py, monkeypatch, capsys):
-    arguments = ("--workers", 0, "--report", "--at-conf", 0.1, "--points", 11)
+    arguments = ("--workers", 0, "--report", "--resamples", 10, "--at-conf", 0.1, "--points", 11)
     assert run_script(test_py, monkeypatch, *arguments) == 0
     folder, printed = project / "runs/test/exp", capsys.readouterr().out
     files = {path.name for path in folder.iterdir()}

@@ -402,7 +402,9 @@ def test_tracking_without_its_package_is_one_line(project, script, monkeypatch, 
 def test_ctrl_c_in_a_long_video_leaves_a_file_that_plays(project):
     write_video(project / "film.avi", num_frames=3000)
     command = [sys.executable, "-u", str(REPOSITORY / "detect.py"), "--source", "film.avi", "--save-json", "--save-csv"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=project) as run:
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": project}
+    # Ctrl-C counts as in a terminal, although a shell lets commands ignore it that it starts in the background.
+    with subprocess.Popen(command, **pipes, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)) as run:
         for line in run.stdout:
             if line.startswith("video 1/1 25/3000 "):
                 run.send_signal(signal.SIGINT)

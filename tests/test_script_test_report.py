@@ -7,6 +7,7 @@ import pytest
 
 from tests.tiny_project import run_script
 
+REPORT = ("--report", "--resamples", 10)
 NEW_KEYS = {"breakdowns", "worst_images", "suspicious_labels"}
 
 
@@ -16,7 +17,7 @@ def test_a_network(project, test_py, monkeypatch, capsys):
     assert not before.keys() & NEW_KEYS
     assert "Objects by" not in capsys.readouterr().out
 
-    assert run_script(test_py, monkeypatch, "--report", "--match", "standard,ratio", "--workers", 0) == 0
+    assert run_script(test_py, monkeypatch, *REPORT, "--match", "standard,ratio", "--workers", 0) == 0
     folder = project / "runs/test/exp2"
     content = json.loads((folder / "metrics.json").read_text())
     assert content.keys() - before.keys() == NEW_KEYS | {"best_thresholds", "comparison"}
@@ -81,7 +82,7 @@ def test_masks_have_no_report_yet(shared, test_py, tmp_path, monkeypatch, capsys
     monkeypatch.chdir(tmp_path)
     files = (shared / "data/cocoapi" / f"instances_val2014_{name}" for name in ("fakesegm100_results.json", "100.json"))
     results, truth = files
-    arguments = ("--results", results, "--data", truth, "--iou-type", "segm", "--report")
+    arguments = ("--results", results, "--data", truth, "--iou-type", "segm", *REPORT)
     assert run_script(test_py, monkeypatch, *arguments) == 0
     assert "told of boxes, not of segm" in capsys.readouterr().out
     assert not json.loads((tmp_path / "runs/test/exp/metrics.json").read_text()).keys() & NEW_KEYS

@@ -1,11 +1,13 @@
 """train.py as a user types it: what it writes, what it says of mistakes, and that a killed run resumes bit for bit."""
 
 import csv
+import io
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import cv2
@@ -13,6 +15,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+
+import train as train_script
+from utils.errors import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -54,6 +59,24 @@ def command(*arguments: str) -> list[str]:
 
 
 def train(folder: Path, *arguments: str, status: int = 0) -> subprocess.CompletedProcess:
+    """Run train.py in this process, which saves its start, with one thread as :func:`train_as_typed`."""
+    output, errors, code, threads = io.StringIO(), io.StringIO(), 0, torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(output), redirect_stderr(errors):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["train.py", *arguments])
+        torch.set_num_threads(1)
+        try:
+            run_command(train_script.main)
+        except SystemExit as stop:
+            code = stop.code
+        finally:
+            torch.set_num_threads(threads)
+    assert code == status, errors.getvalue()[-3000:]
+    return subprocess.CompletedProcess(arguments, code, output.getvalue(), errors.getvalue())
+
+
+def train_as_typed(folder: Path, *arguments: str, status: int = 0) -> subprocess.CompletedProcess:
+    """Run train.py in a process of its own."""
     done = subprocess.run(
         command(*arguments), cwd=folder, capture_output=True, text=True, timeout=300, env=environment()
     )
@@ -96,7 +119,7 @@ BASIC = ("--cfg", "tiny.cfg", "--data", "d.data", "--batch-size", "4", "--device
 
 
 def test_a_run_writes_what_it_promises(project):
-    done = train(project, *BASIC, "--epochs", "2", "--workers", "0", "--name", "first", "--seed", "3")
+    done = train_as_typed(project, *BASIC, "--epochs", "2", "--workers", "0", "--name", "first", "--seed", "3")
     run = project / "runs/train/first"
     expected = {
         "best.pt",

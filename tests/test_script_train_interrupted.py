@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.test_script_train import BASIC, ROOT, command, environment, epochs_done, make_project, train
+from tests.test_script_train import BASIC, ROOT, command, environment, epochs_done, make_project, train_as_typed
 
 
 @pytest.fixture
@@ -57,8 +57,14 @@ MOMENTS = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+# All three go the same way; the slow ones repeat at the other moments what SIGINT shows.
+CASES = [(how, moment) for how in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP) for moment in MOMENTS]
+QUICK = [*CASES[: len(MOMENTS)], (signal.SIGTERM, "in the third epoch"), (signal.SIGHUP, "a worker starts")]
+
+
+@pytest.mark.parametrize(
+    ("how", "moment"), [pytest.param(*one, marks=[] if one in QUICK else pytest.mark.slow) for one in CASES]
+)
 def test_a_signal_to_all_processes_of_a_run_ends_it_with_a_hint(project, how, moment):
     run = project / "runs/train/cut"
     process = start_run(project, *BASIC, "--epochs", "60", "--workers", "2", "--name", "cut")
@@ -134,7 +140,7 @@ def test_a_run_that_is_killed_at_twenty_random_moments_ends_as_if_undisturbed(pr
     if every_step:
         shared += ("--save-minutes", "0.000001")
     started = time.time()
-    train(project, *shared, "--name", "whole")
+    train_as_typed(project, *shared, "--name", "whole")
     seconds = time.time() - started
     chance, places = random.Random(int(every_step)), Counter()
     run = project / "runs/train/cut"
