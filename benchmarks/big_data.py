@@ -25,7 +25,7 @@ import cv2
 import numpy as np
 from tqdm import tqdm
 
-from benchmarks.harness import resident_mib
+from benchmarks.harness import children, resident_mib
 from data.augment import AugmentOptions
 from data.image_cache import CACHES
 from data.loader import LoaderSettings, training_batches
@@ -114,11 +114,11 @@ def measure_start(folder: str, cache: str, whole_epoch: bool) -> dict[str, Any]:
         if number == BATCHES_BEFORE_MEMORY and not whole_epoch:
             break
         if number % BATCHES_BEFORE_MEMORY == 0 and number:
-            memory = [worker_mib(process) for process in workers()]
+            memory = [worker_mib(process) for process in children()]
             own.append(max(one[0] for one in memory))
             resident.append(max(one[1] for one in memory))
         del batch
-    memory = [worker_mib(process) for process in workers()]
+    memory = [worker_mib(process) for process in children()]
     result["worker_own_mib"] = [*own, max(one[0] for one in memory)]
     result["worker_resident_mib"] = [*resident, max(one[1] for one in memory)]
     result["main_resident_mib"] = resident_mib()
@@ -133,11 +133,6 @@ def seconds_lived() -> float:
     ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
     uptime = float(Path("/proc/uptime").read_text().split()[0])
     return uptime - ticks / os.sysconf("SC_CLK_TCK")
-
-
-def workers() -> list[int]:
-    """Return the numbers of the processes that load: the children of this one."""
-    return [int(text) for text in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
 
 
 def worker_mib(process: int) -> tuple[float, float]:
