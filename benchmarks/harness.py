@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -80,13 +81,19 @@ def peak_mib(function: Callable[[], Any], device: torch.device) -> float:
     return max(0.0, _status_mib("VmHWM") - before)
 
 
-def resident_mib() -> float:
-    """Return the memory of this process that is in use now, in MiB; Linux only."""
-    return _status_mib("VmRSS")
+def resident_mib(process: int | None = None) -> float:
+    """Return the memory of a process, this one by default, that is in use now, in MiB; Linux only."""
+    return _status_mib("VmRSS", process)
 
 
-def _status_mib(key: str) -> float:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key))
+def children() -> list[int]:
+    """Return the numbers of the processes that this one has started, such as those that load; Linux only."""
+    return [int(text) for text in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+def _status_mib(key: str, process: int | None = None) -> float:
+    text = Path(f"/proc/{process or 'self'}/status").read_text()
+    line = next(line for line in text.splitlines() if line.startswith(key))
     return int(line.split()[1]) / 1024
 
 

@@ -1,4 +1,4 @@
-"""Images per second of the loader: 200 JPEG files of 640x480, size 640, batch 16; mosaic and plain, 0 and 2 workers.
+"""Speed of the loader: 200 JPEG files of 640x480, size 640, batch 16; mosaic and plain, 0 to 2 workers; its memory.
 
 No process can keep all 200 images decoded, so that the rate is that of a large data set. On two cores of a Cascade Lake
 Xeon, three other loaders reached, without and with two workers:
@@ -7,27 +7,40 @@ Xeon, three other loaders reached, without and with two workers:
 - ultralytics/yolov3 at 97b87b1: mosaic 44 and 87, plain 84 and 138;
 - ultralytics 8.4.190: mosaic 65 and 119, plain 85 and 157.
 
-Run: ``python -m benchmarks.loader``
+CPU time counts what all processes need together, also on a machine with other load. ``--jpeg`` times JPEG decoders,
+those that are installed, and compares their pixels with OpenCV's.
+
+Run: ``python -m benchmarks.loader [--jpeg]``
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
+import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
+from benchmarks.harness import children, resident_mib
 from data.augment import AugmentOptions
 from data.labels.read import read_dataset
 from data.loader import LoaderSettings, training_batches
 from data.splits import open_data
-from utils.config import parse_options
+from utils.config import option, parse_options
+from utils.devices import use_threads
 from utils.errors import run_command
 
+Decode = Callable[[bytes], np.ndarray]
 NUM_IMAGES, IMAGE_WH, SIZE, BATCH, EPOCHS = 200, (640, 480), 640, 16, 4
+ROUNDS = 5  # of decoding all files
 
 
 def make_images(folder: Path) -> None:
@@ -47,35 +60,140 @@ def make_images(folder: Path) -> None:
         (folder / "labels" / f"{index:04d}.txt").write_text(text)
 
 
-def images_per_second(annotations, workers: int, augment: AugmentOptions) -> tuple[float, float]:
-    """Return the median over the epochs after the first: per second, and per second of this process's CPU time."""
-    settings = LoaderSettings((SIZE, SIZE), BATCH, workers=workers)
-    batches = training_batches(annotations, settings, augment)
-    rates, cpu_rates = [], []
-    for epoch in range(EPOCHS):
+@dataclass(frozen=True)
+class LoaderBenchmarkOptions:
+    """What to time."""
+
+    jpeg: bool = option(False, "decoders of JPEG files instead of the loader")
+    workers: tuple[int, ...] = option((0, 1, 2), "numbers of processes that load")
+    epochs: int = option(EPOCHS, "passes over the images; the first one does not count")
+
+
+@dataclass(frozen=True)
+class LoaderSpeed:
+    """How fast a loader was."""
+
+    per_second: float  # images, the median over the epochs after the first
+    cpu_ms: float  # of all processes, per image, with their start
+    growth_mib: float  # of the resident memory of all processes, from the second epoch to the last
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of those that it started and that have ended."""
+    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+
+
+def speed(annotations, workers: int, augment: AugmentOptions, epochs: int) -> LoaderSpeed:
+    """Load all epochs."""
+    before = cpu_seconds()
+    batches = training_batches(annotations, LoaderSettings((SIZE, SIZE), BATCH, workers=workers), augment)
+    rates, memory = [], []
+    for epoch in range(epochs):
         batches.set_epoch(epoch)
-        start, cpu_start = time.perf_counter(), time.process_time()
+        start = time.perf_counter()
         count = sum(len(batch.images) for batch in batches)
         rates.append(count / (time.perf_counter() - start))
-        cpu_rates.append(count / (time.process_time() - cpu_start))
-    return statistics.median(rates[1:]), statistics.median(cpu_rates[1:])
+        memory.append(resident_mib() + sum(map(resident_mib, children())))
+    del batches
+    gc.collect()  # so that the workers end, and their time counts
+    cpu_ms = (cpu_seconds() - before) / (epochs * len(annotations)) * 1e3
+    return LoaderSpeed(statistics.median(rates[1:]), cpu_ms, memory[-1] - memory[1])
+
+
+def time_loaders(folder: Path, options: LoaderBenchmarkOptions) -> None:
+    """Print a row for each number of workers, with mosaics and without."""
+    annotations = read_dataset(open_data(str(folder / "images")), "train")
+    print(
+        f"{len(annotations)} images of {IMAGE_WH[0]}x{IMAGE_WH[1]}, size {SIZE}, batch {BATCH}, {options.epochs} epochs"
+    )
+    print(f"{'':8}{'images per second':>22}{'CPU ms per image':>22}{'memory, MiB more':>22}")
+    print("workers " + f"{'mosaic':>12}{'plain':>10}" * 3)
+    for workers in options.workers:
+        mosaic, plain = (
+            speed(annotations, workers, AugmentOptions(mosaic=share), options.epochs) for share in (1.0, 0.0)
+        )
+        print(
+            f"{workers:7d} {mosaic.per_second:12.0f}{plain.per_second:10.0f}{mosaic.cpu_ms:12.2f}{plain.cpu_ms:10.2f}"
+            f"{mosaic.growth_mib:12.0f}{plain.growth_mib:10.0f}",
+            flush=True,
+        )
+
+
+def opencv(data: bytes) -> np.ndarray:
+    """Decode as the loader does."""
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    assert image is not None  # it was written here
+    return image
+
+
+def torchvision_decoder() -> Decode:
+    """Return torchvision's decoder; its RGB planes become BGR pixels, as a loader needs them."""
+    io = importlib.import_module("torchvision.io")
+
+    def decode(data: bytes) -> np.ndarray:
+        planes = io.decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), io.ImageReadMode.RGB)
+        return np.ascontiguousarray(planes.flip(0).permute(1, 2, 0).numpy())
+
+    return decode
+
+
+def simplejpeg_decoder() -> Decode:
+    """Return that of simplejpeg, which brings libjpeg-turbo along."""
+    module = importlib.import_module("simplejpeg")
+    return lambda data: module.decode_jpeg(data, colorspace="BGR")
+
+
+def turbojpeg_decoder() -> Decode:
+    """Return that of PyTurboJPEG, which calls the libjpeg-turbo of the system."""
+    return importlib.import_module("turbojpeg").TurboJPEG().decode
+
+
+DECODERS: dict[str, Callable[[], Decode]] = {
+    "OpenCV": lambda: opencv,
+    "torchvision.io": torchvision_decoder,
+    "simplejpeg": simplejpeg_decoder,
+    "PyTurboJPEG": turbojpeg_decoder,
+}
+
+
+def time_decoders(folder: Path) -> None:
+    """Print the CPU time of each decoder, in turns, and how far its pixels are from OpenCV's."""
+    files = [path.read_bytes() for path in sorted((folder / "images").iterdir())]
+    decoders = {}
+    for name, make in DECODERS.items():
+        try:
+            decoders[name] = make()
+        except (ImportError, RuntimeError, OSError) as error:
+            print(f"{name}: left out, {error!s:.80}")
+    seconds: dict[str, list[float]] = {name: [] for name in decoders}
+    worst = dict.fromkeys(decoders, 0)
+    for _ in range(ROUNDS):
+        for name, decode in decoders.items():
+            before = time.process_time()
+            for data in files:
+                decode(data)
+            seconds[name].append(time.process_time() - before)
+    for name, decode in decoders.items():
+        for data in files:
+            difference = np.abs(decode(data).astype(int) - opencv(data).astype(int))
+            worst[name] = max(worst[name], int(difference.max()))
+    print(f"{len(files)} JPEG files of {IMAGE_WH[0]}x{IMAGE_WH[1]}; CPU ms per image, the best of {ROUNDS} rounds")
+    base = min(seconds["OpenCV"])
+    for name, each in seconds.items():
+        print(f"{name:16}{min(each) / len(files) * 1e3:8.2f} ms  {base / min(each):5.2f} times as fast, "
+              f"pixels at most {worst[name]} grey levels from OpenCV's")  # fmt: skip
 
 
 def main() -> None:
-    """Print the table."""
-    parse_options(__doc__.splitlines()[0])
+    """Print a table."""
+    (options,) = parse_options(__doc__.splitlines()[0], LoaderBenchmarkOptions)
+    use_threads(1)
     with tempfile.TemporaryDirectory() as folder:
         make_images(Path(folder))
-        annotations = read_dataset(open_data(str(Path(folder) / "images")), "train")
-        print(
-            f"{len(annotations)} images of {IMAGE_WH[0]}x{IMAGE_WH[1]}, size {SIZE}, batch {BATCH}; images per second"
-        )
-        print("workers   mosaic    plain")
-        for workers in (0, 2):
-            rates = [images_per_second(annotations, workers, AugmentOptions(mosaic=mosaic)) for mosaic in (1.0, 0.0)]
-            print(f"{workers:7d} {rates[0][0]:8.0f} {rates[1][0]:8.0f}", flush=True)
-            if workers == 0:  # what a busy machine cannot hide
-                print(f"per CPU second {rates[0][1]:.0f} {rates[1][1]:.0f}", flush=True)
+        if options.jpeg:
+            time_decoders(Path(folder))
+        else:
+            time_loaders(Path(folder), options)
 
 
 if __name__ == "__main__":

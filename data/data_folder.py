@@ -10,6 +10,7 @@ Darknet, YOLO                                 ``train.txt``, ``val.txt``: lists 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -116,13 +117,15 @@ def _split_folders(folder: Path) -> dict[str, Path]:
     """Return what describes each split where sub-folders have the names of splits: a COCO JSON, or the folder."""
     if not folder.is_dir():
         return {}
-    splits = _by_split(path for path in sorted(folder.iterdir()) if path.is_dir() and not path.name.startswith("."))
+    # Among many images there are few folders: they are told apart before they are sorted.
+    names = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    splits = _by_split(folder / name for name in names)
     return {split: _annotations_of(path) or path for split, path in splits.items()}
 
 
 def _image_lists(folder: Path) -> dict[str, Path]:
     """Return the lists of images beside the images; a label file has no image's name in its first line."""
-    return _by_split(path for path in sorted(folder.glob("*.txt")) if _is_list_of_images(path))
+    return _by_split(sorted(path for path in folder.glob("*.txt") if _is_list_of_images(path)))
 
 
 def _is_list_of_images(path: Path) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 from data.description import DataDescription, ends_of
@@ -100,15 +101,21 @@ def image_folder_candidates(json_path: Path) -> list[Path]:
 
 def label_candidates(image_path: str) -> list[str]:
     """Return where the label of an image may lie, in the order of preference."""
-    stem = os.path.splitext(image_path)[0]
-    parts = Path(stem).parts
-    last = max((i for i, part in enumerate(parts[:-1]) if part in IMAGE_FOLDERS), default=None)
+    folder, name = os.path.split(os.path.splitext(image_path)[0])
+    return [os.path.join(place, name) + suffix for place, suffix in _label_places(folder)]
+
+
+@lru_cache(maxsize=1000)
+def _label_places(folder: str) -> list[tuple[str, str]]:
+    """Return the folders in which labels of a folder's images may lie, each with the ending that they have there."""
+    parts = Path(folder).parts
+    last = max((i for i, part in enumerate(parts) if part in IMAGE_FOLDERS), default=None)
     found = []
     for label_format in FORMATS.values():
         if last is not None:
-            folder = (*parts[:last], label_format.folder, *parts[last + 1 :])
-            found.append(os.path.join(*folder) + label_format.suffix)
-        found.append(stem + label_format.suffix)
+            place = os.path.join(*parts[:last], label_format.folder, *parts[last + 1 :])
+            found.append((place, label_format.suffix))
+        found.append((folder, label_format.suffix))
     return found
 
 
