@@ -25,6 +25,7 @@ from analysis.output.result import Result, print_result, write_result
 from data.splits import split_shown
 from engine.network_input import AUTO
 from engine.run_folder import newest_run, options_of_run, weights_of_run
+from models.families.catalogue import print_if_asked
 from utils import distributed
 from utils.config import build_options, find_file, flag, option, parse_flags
 
@@ -86,6 +87,7 @@ def choose(given: dict[str, Any]) -> tuple[Request, list[str]]:
     Raises:
         UserError: an option that none of the analyses reads.
     """
+    print_if_asked(str(given.get("cfg", "")))
     groups = dict(zip(GROUPS, build_options(given, GROUPS), strict=True))
     chosen = {
         name: value for name, mode in MODES.items() if (value := getattr(groups[mode.chosen_by or ChosenModes], name))

@@ -18,6 +18,7 @@ from models.checkpoints.report import LoadReport
 from models.darknet.scaled_decode import decode_warning
 from models.detection_network import DetectionNetwork
 from models.exported.network import ExportedNetwork
+from models.families.catalogue import print_if_asked
 from models.network import Network, decode_scaled, require_cfg
 from utils import distributed
 from utils.class_names import are_numbers, first_moved, places_in, read_names
@@ -87,6 +88,7 @@ def resolve(wanted: Wanted, *, needs_data: bool = True) -> Resolved:
         UserError: there are no trained weights, the file holds none, no data set is known, or the size does not fit
             the network's strides.
     """
+    print_if_asked(wanted.cfg)
     weights = wanted.weights or str(find_newest_checkpoint())
     loaded = load_network(weights, wanted.cfg)
     tell_oddities(loaded.network, wanted.strict)

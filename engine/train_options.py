@@ -19,6 +19,7 @@ from engine.saving import SafetyOptions
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import cfg_of_weights, decode_of_weights
 from models.darknet.scaled_decode import DECODES
+from models.families.catalogue import print_if_asked
 from models.families.table import is_family
 from models.loss import LossOptions
 from utils import distributed
@@ -30,7 +31,10 @@ from utils.errors import UserError
 class TrainOptions:
     """What to train, on what, for how long."""
 
-    cfg: str = option("yolov3-nano.cfg", "network, looked up here and in cfg/; with --weights: the one that fits them")
+    cfg: str = option(
+        "yolov3-nano.cfg",
+        "network, looked up here and in cfg/, or a name that --cfg help lists; with --weights: the one that fits them",
+    )
     decode: str = option("cfg", "boxes as the cfg says, or as PyTorch_YOLOv4, ScaledYOLOv4 and yolor compute", DECODES)
     strict: bool = option(False, "refuse a cfg with keys, lines or names that Darknet does not know")
     data: str = option("shapes.data", "data set, looked up here and in cfg/; shapes.data is the built-in demo set")
@@ -164,6 +168,7 @@ def choose_options(given: dict[str, Any]) -> tuple[TrainGroups, dict[str, Any] |
     if given.get("weights") and decode_of_weights(given["weights"]) == "scaled":
         given["decode"] = "scaled"
     cfg = given.get("cfg") or TrainOptions.cfg
+    print_if_asked(cfg)
     if given.get("hyp") == FROM_CFG:
         if given.get("batch_size") == AUTO_BATCH:
             raise UserError("--batch-size auto: with --hyp cfg the rates follow from the batch; give a number")

@@ -23,6 +23,7 @@ class Family:
 
     build: Callable[[int], DetectionNetwork]  # from the number of classes
     package: str  # that it comes from
+    finds: str = "boxes"
 
 
 FAMILIES: dict[str, Family] = {
