@@ -39,6 +39,7 @@ from data.workers import start_worker
 from engine.ema import AveragedModel
 from engine.precision import choose_precision
 from engine.train_loop import TrainState, add_gradients, optimizer_step
+from models.learner import MapsLearner
 from models.network import Network
 from utils.config import option, parse_options
 from utils.devices import choose_device, describe_device, synchronised_time, use_threads
@@ -111,17 +112,18 @@ class Ours:
 
     def __init__(self, cfg: str, size: int, device: torch.device) -> None:
         built = Contestant.build(cfg, torch.channels_last, device.type == "cuda", device)
-        self.precision = choose_precision("", True, built.network, (size, size), device)
+        self.learner = MapsLearner(built.network, built.loss_function)
+        self.precision = choose_precision("", True, self.learner, (size, size), device)
+        self.learner.amp_dtype = self.precision.dtype
         scaler = torch.amp.GradScaler(device.type, enabled=self.precision.needs_scale)
         self.state: TrainState[Network] = TrainState(
             built.network, AveragedModel(built.network), built.optimizer, scaler
         )
-        self.loss = built.loss_function
         self.device = device
 
     def __call__(self, batch: Batch) -> None:
         """Learn from a batch."""
-        add_gradients(self.state, self.state.model, batch.to(self.device), self.loss, self.precision.dtype)
+        add_gradients(self.state, self.learner, batch.to(self.device))
         optimizer_step(self.state, 10.0)
 
 
