@@ -36,6 +36,7 @@ from engine.train_loop import TrainState, freeze_layers, train_one_epoch, wrap_f
 from engine.train_options import GROUPS, TrainGroups, TrainOptions, choose_options, with_epochs
 from engine.training_run import EpochBar, TrainingRun
 from engine.training_state import load_training_state
+from engine.validation_loss import ValidationLoss
 from evaluation.coco import Metrics, has_objects
 from models.assignment.counts import MatchCounts
 from models.checkpoints.load import load_weights
@@ -101,17 +102,18 @@ def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> N
         clock = step_clock(options.train.profile, run.folder, device, options.train.workers)
         learner.part = clock.part
         while not run.is_over(state):
-            train_batches.set_epoch(state.epoch, state.progress.batches)
+            closes_mosaic = state.epoch >= options.train.epochs - options.augment.close_mosaic
+            train_batches.set_epoch(state.epoch, state.progress.batches, closes_mosaic)
             seed_epoch(options.train.seed, state.epoch, distributed.rank())
             learner.start_epoch(state.epoch * len(train_set) + state.progress.images * distributed.world_size())
             with run.steps(state) as after_step, EpochBar(run, state, len(train_batches)) as bar:
                 losses, counts = train_one_epoch(state, wrapped, train_batches, schedule, bar.update, after_step, clock)
-            metrics = None
+            metrics, loss = None, ValidationLoss.of(learner)
             if state.epoch + 1 == options.train.epochs or not options.train.notest:
                 distributed.copy_from_main(state.average.model)  # batch norms have seen other images in each process
-                metrics = evaluate(Detector(state.average.model), test_batches, ground_truth)
-            run.finish_epoch(state, epoch_row(losses, counts, metrics, state), fitness(metrics, losses))
-            report_epoch(counts, metrics)
+                metrics = evaluate(Detector(state.average.model), test_batches, ground_truth, loss=loss)
+            run.finish_epoch(state, epoch_row(losses, counts, metrics, loss, state), fitness(metrics, losses))
+            report_epoch(counts, metrics, run.time_left(state))
         clock.finish()
         run.finish(state, test_batches)
     del wrapped  # it holds the process group, which must not outlive the interpreter
@@ -254,7 +256,11 @@ def announce(
 
 
 def epoch_row(
-    losses: dict[str, float], counts: MatchCounts | None, metrics: Metrics | None, state: TrainState
+    losses: dict[str, float],
+    counts: MatchCounts | None,
+    metrics: Metrics | None,
+    loss: ValidationLoss | None,
+    state: TrainState,
 ) -> dict[str, float]:
     """Return one line of ``results.csv``."""
     row = {f"train/{name}": value for name, value in losses.items()}
@@ -266,12 +272,13 @@ def epoch_row(
             "metrics/mAP_0.5:0.95": metrics.ap,
         }
         row |= {name: value for name, value in columns.items() if value >= 0}  # nothing is defined without an object
+        row |= {f"val/{name}": value for name, value in loss.means().items()} if loss else {}
     row |= {f"match/{name}": value for name, value in counts.summary().items()} if counts else {}
     return row | {"lr": state.optimizer.param_groups[-1]["lr"]}
 
 
-def report_epoch(counts: MatchCounts | None, metrics: Metrics | None) -> None:
-    """Say in two lines how the epoch went."""
+def report_epoch(counts: MatchCounts | None, metrics: Metrics | None, time_left: str) -> None:
+    """Say in two lines how the epoch went, and in a third how long the rest of the run may take."""
     if not distributed.is_main():
         return
     if counts:
@@ -281,6 +288,8 @@ def report_epoch(counts: MatchCounts | None, metrics: Metrics | None) -> None:
             f"  test: P {metrics.precision:.3f}  R {metrics.recall:.3f}  "
             f"mAP@0.5 {metrics.ap50:.4f}  mAP@0.5:0.95 {metrics.ap:.4f}"
         )
+    if time_left:
+        print(f"  {time_left}")
 
 
 def fitness(metrics: Metrics | None, losses: dict[str, float]) -> float | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -38,6 +38,7 @@ class BatchPlan:
     net_hw: tuple[int, int]  # size of the network input, pixels
     epoch: int = 0
     pool: tuple[int, ...] = ()  # images from which mosaic and mixup take partners
+    closes_mosaic: bool = False  # no partners are taken
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,8 @@ class DetectionDataset(Dataset):
 
     def training_batch(self, plan: BatchPlan, augment: AugmentOptions) -> Batch:
         """Make an augmented batch; with ``paint_later``, one that is painted on the device to which it is moved."""
+        if plan.closes_mosaic:
+            augment = replace(augment, mosaic=0.0, mixup=0.0)
         pool = np.array(plan.pool or plan.indices)
         drawings, samples, metas = [], [], []
         unread: dict[int, str] = {}

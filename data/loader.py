@@ -106,9 +106,15 @@ class Batches:
             generator=torch.Generator(),  # of its own, or every iteration would draw from the global one
         )
 
-    def set_epoch(self, epoch: int, first: int = 0) -> None:
-        """Choose the epoch (from 0) whose batches the next iteration gives, and with which it begins."""
-        self._plans.epoch, self._plans.first = epoch, first
+    def set_epoch(self, epoch: int, first: int = 0, closes_mosaic: bool = False) -> None:
+        """Choose what the next iteration gives.
+
+        Args:
+            epoch: whose batches, from 0.
+            first: the batch that it begins with.
+            closes_mosaic: whether pictures are made without mosaic and mixup.
+        """
+        self._plans.epoch, self._plans.first, self._plans.closes_mosaic = epoch, first, closes_mosaic
 
     def plans(self) -> list[BatchPlan]:
         """Return what the batches of the chosen epoch are, also those that the next iteration leaves out."""
@@ -316,6 +322,7 @@ class _PlanSampler(Sampler):
 
     def __init__(self, plans: Callable[[int], list[BatchPlan]], sharing: int) -> None:
         self.epoch = self.first = 0
+        self.closes_mosaic = False
         self.sharing = sharing
         self._make = plans
         self._made: tuple[int, list[BatchPlan]] | None = None
@@ -331,7 +338,7 @@ class _PlanSampler(Sampler):
         return [None if number is None else number + self.first for number in dealt(left, self.sharing)]
 
     def __iter__(self) -> Iterator[BatchPlan | None]:
-        plans = self.current()
+        plans = [replace(plan, closes_mosaic=self.closes_mosaic) for plan in self.current()]
         return (None if number is None else plans[number] for number in self.order())
 
     def __len__(self) -> int:

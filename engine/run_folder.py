@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
@@ -134,10 +135,8 @@ class TensorBoardLog:
             self.writer.close()
 
 
+LOSSES = {"box": "box", "obj": "objectness", "cls": "class"}  # parts by other names keep theirs
 PANELS = {  # title -> columns of results.csv
-    "loss: box": ("train/box",),
-    "loss: objectness": ("train/obj",),
-    "loss: class": ("train/cls",),
     "precision and recall": ("metrics/precision", "metrics/recall"),
     "mAP": ("metrics/mAP_0.5", "metrics/mAP_0.5:0.95"),
     "positives per object": ("match/positives_per_object",),
@@ -147,13 +146,22 @@ PANELS = {  # title -> columns of results.csv
 
 
 def plot_results(path: Path, history: Sequence[Row]) -> None:
-    """Draw the curves of ``results.csv``, one panel per kind of number."""
-    figure = new_figure(figsize=(15, 7), layout="constrained")
-    for axes, (title, columns) in zip(figure.subplots(2, 4).flat, PANELS.items(), strict=True):
+    """Draw the curves of ``results.csv``, one panel per kind of number that there is."""
+    known = {column: None for row in history for column in row}
+    parts = [column.removeprefix("train/") for column in known if column.startswith("train/")]
+    losses = {f"loss: {LOSSES.get(part, part)}": (f"train/{part}", f"val/{part}") for part in parts}
+    panels = {title: columns for title, columns in (losses | PANELS).items() if known.keys() & set(columns)}
+    rows = math.ceil(len(panels) / 4)
+    figure = new_figure(figsize=(15, 3.5 * rows), layout="constrained")
+    grid = figure.subplots(rows, 4, squeeze=False)
+    for axes in grid.flat[len(panels) :]:
+        axes.set_visible(False)
+    for axes, (title, columns) in zip(grid.flat, panels.items(), strict=False):
         for column in columns:
             points = [(row["epoch"], row[column]) for row in history if column in row]
             if points:
-                axes.plot(*zip(*points, strict=True), marker=".", markersize=4, label=column.split("/")[-1])
+                label = column if title in losses else column.split("/")[-1]
+                axes.plot(*zip(*points, strict=True), marker=".", markersize=4, label=label)
         axes.set_title(title)
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -56,6 +56,7 @@ class TrainingRun:
     cfg_text: str  # kept in each checkpoint, which then needs no cfg file
     tensorboard: TensorBoardLog | None = None
     started: float = field(default_factory=time.time)
+    epochs_here: int = 0  # that this process has finished
     saved: str = ""  # up to where last.pt has the run, in words
     saved_at: float = 0.0  # when it was written, or read by this process, in seconds of time.monotonic
 
@@ -223,6 +224,7 @@ class TrainingRun:
 
     def _finish_epoch(self, state: TrainState, row: Mapping[str, float], fitness: float | None) -> None:
         state.end_epoch()
+        self.epochs_here += 1
         state.history.append({"epoch": state.epoch, **row})
         best_so_far = state.best_fitness
         if fitness is not None:
@@ -244,6 +246,15 @@ class TrainingRun:
             if period > 0 and state.epoch % period == 0:
                 self.save(state, f"epoch{state.epoch}.pt", without=NEEDED_TO_RESUME_ONLY)
             self.save_last(state)
+
+    def time_left(self, state: TrainState) -> str:
+        """Return in words how long the rest of the run takes, by its epochs so far; empty below a minute."""
+        seconds = (time.time() - self.started) / max(1, self.epochs_here)
+        minutes = round(seconds * (self.options["epochs"] - state.epoch) / 60)
+        if minutes < 1 or self.is_over(state):
+            return ""
+        shown = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+        return f"{shown} left" + (", unless --patience ends it before" if self.options["patience"] else "")
 
     def is_over(self, state: TrainState) -> bool:
         """Whether the epoch that the state counts was the last one."""

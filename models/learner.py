@@ -5,6 +5,7 @@ Shape letters: B images, H W pixels of the network input.
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -63,6 +64,10 @@ class Learner(nn.Module, ABC):
     def start_epoch(self, images_seen: int) -> None:
         """Say how many images of the run were seen before the epoch that begins."""
 
+    def loss_of_outputs(self) -> Callable | None:
+        """Return ``(raw, targets, crowd) -> BatchLoss`` of what the network says in testing; None without one."""
+        return None
+
     def mixed_precision(self, images: Tensor) -> torch.autocast:
         """Return the context in which the network computes."""
         return torch.autocast(images.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
@@ -85,4 +90,12 @@ class MapsLearner(Learner):
 
     def start_epoch(self, images_seen: int) -> None:
         """As :meth:`Learner.start_epoch`; the first images of a run count in Darknet's loss."""
-        self.loss_function.images_seen = images_seen  # type: ignore[attr-defined]
+        if hasattr(self.loss_function, "images_seen"):
+            self.loss_function.images_seen = images_seen
+
+    def loss_of_outputs(self) -> Callable:
+        """As :meth:`Learner.loss_of_outputs`; a copy, which counts no images of the run."""
+        loss_function = copy.copy(self.loss_function)
+        if hasattr(loss_function, "images_seen"):
+            loss_function.images_seen = None
+        return loss_function

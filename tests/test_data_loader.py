@@ -81,6 +81,19 @@ def test_workers_change_nothing_and_an_epoch_can_be_made_again(notes, options):
     assert [batch.metas for batch in first] != [batch.metas for batch in ours]
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_closed_mosaic_is_an_epoch_without_mosaic_and_mixup(notes, workers):
+    settings = LoaderSettings(**SETTINGS, workers=workers)
+    batches = training_batches(notes, settings, AugmentOptions(mixup=0.5, degrees=5.0, close_mosaic=1))
+    plain = training_batches(notes, settings, AugmentOptions(mosaic=0.0, mixup=0.0, degrees=5.0))
+    before = epoch_of(batches, 1)
+    batches.set_epoch(1, closes_mosaic=True)
+    assert all(same(*pair) for pair in zip(batches, epoch_of(plain, 1), strict=True))
+    batches.set_epoch(1)
+    assert all(same(*pair) for pair in zip(before, batches, strict=True))
+    assert not same(before[0], epoch_of(plain, 1)[0])
+
+
 def test_cached_images_change_nothing(notes):
     plain = epoch_of(training_batches(notes, LoaderSettings(**SETTINGS), AugmentOptions()), 2)
     cached = epoch_of(training_batches(notes, LoaderSettings(**SETTINGS, cache="ram", workers=1), AugmentOptions()), 2)

@@ -2,6 +2,7 @@
 
 import csv
 import os
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -18,6 +19,7 @@ from engine.run_folder import (
     save_results_csv,
     weights_of_run,
 )
+from engine.training_run import TrainingRun
 from models.checkpoints.format import save_checkpoint
 from utils.errors import UserError
 
@@ -141,3 +143,13 @@ def test_weights_that_were_never_trained_are_not_the_newest(tmp_path):
     assert find_newest_checkpoint(tmp_path) == tmp_path / "old/best.pt"
     write_at(tmp_path / "damaged/last.pt", 8, "cut off")  # is named, not passed over
     assert find_newest_checkpoint(tmp_path) == tmp_path / "damaged/last.pt"
+
+
+def test_the_time_that_is_left_is_that_of_the_epochs_here(monkeypatch, tmp_path):
+    run = TrainingRun(tmp_path, {"epochs": 10, "patience": 0}, (), "", started=1000.0, epochs_here=2)
+    state = SimpleNamespace(epoch=4, best_epoch=4)
+    for now, words in ((1000 + 2 * 600, "1 h 0 min left"), (1000 + 2 * 70, "7 min left"), (1004, "")):
+        monkeypatch.setattr("engine.training_run.time.time", lambda now=now: now)
+        assert run.time_left(state) == words  # six epochs are left
+    state.epoch = 10
+    assert run.time_left(state) == ""

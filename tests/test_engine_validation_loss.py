@@ -1,0 +1,50 @@
+"""The loss on the validation images: that of the learner on the same maps, summed over uneven batches."""
+
+import copy
+
+import pytest
+import torch
+
+from engine.validation_loss import ValidationLoss
+from models.assignment.options import AssignmentOptions
+from models.detector import Detector
+from models.families.own_loss import OwnLossLearner
+from models.loss import LossOptions
+from models.network import build_network_from_text
+from tests.tiny_project import CFG
+from utils.structures import Batch, ImageMeta, Targets
+
+
+def batch_of(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.randint(0, 256, (count, 3, 64, 96), generator=generator).to(torch.uint8)
+    boxes = torch.rand(count, 4, generator=generator) * 0.4 + 0.2
+    targets = Targets(torch.arange(count), torch.randint(0, 3, (count,), generator=generator), boxes)
+    return Batch(images, targets, Targets.empty(), tuple(ImageMeta(i, "", (96, 64)) for i in range(count)))
+
+
+def test_it_is_the_mean_over_images_of_the_learners_loss():
+    torch.manual_seed(0)
+    network = build_network_from_text(CFG, "tiny.cfg", 3)
+    learner = network.learner(LossOptions(), AssignmentOptions(match="standard+fast", alpha=0.3), (96, 64))
+    learner.start_epoch(7)
+    detector, measured = Detector(network), ValidationLoss.of(learner)
+    batches = [batch_of(3, 1), batch_of(1, 2)]
+    expected: dict[str, float] = {}
+    plain = copy.deepcopy(learner).eval()
+    for batch in batches:
+        raw = detector.raw_outputs(batch.images)
+        found = detector.detect(raw, batch.metas)
+        measured.add(raw, batch)
+        for one, other in zip(found, detector(batch.images, batch.metas), strict=True):
+            assert torch.equal(one.boxes_xyxy, other.boxes_xyxy)  # what is found does not depend on it
+        with torch.no_grad():
+            result = plain(batch.images.float() / 255, batch.targets, batch.crowd)
+        for name, part in result.parts.items():
+            expected[name] = expected.get(name, 0.0) + part.item()
+    assert measured.means() == {name: pytest.approx(total / 4, rel=1e-4) for name, total in expected.items()}
+    assert learner.loss_function.images_seen == 7  # counts the images of the training only
+
+
+def test_networks_with_a_loss_inside_have_none():
+    assert ValidationLoss.of(OwnLossLearner(build_network_from_text(CFG, "tiny.cfg", 3))) is None
