@@ -19,6 +19,7 @@ from torch import nn
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches, training_batches
 from data.splits import open_training_splits
+from engine.anchor_check import anchor_line
 from engine.batch_size import with_batch_size
 from engine.compiling import compile_network
 from engine.ema import AveragedModel
@@ -247,6 +248,9 @@ def announce(
     )
     if not has_objects(ground_truth):
         print(f"{train.data} (valid): not a single object to find; best.pt goes by the training loss")
+    better = f"python kmeans_anchors.py --data {train.data} --cfg {train.cfg} --write better.cfg"
+    if line := anchor_line(network.heads, train_set, input_size(train.img_size, network), resize.kind, better):
+        print(line)
     objects = train_set.select_boxes(~train_set.crowd)
     image_wh = objects.image_wh[objects.box_image]
     corners = objects.boxes_xyxy.reshape(-1, 2, 2)  # M corner xy

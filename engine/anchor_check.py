@@ -1,0 +1,65 @@
+"""Whether the anchors of a network fit the objects that it is to learn, as ultralytics/yolov5 v7.0 measures it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from data.labels.annotations import Annotations
+from data.letterbox import RESIZES
+from models.heads import Head
+from utils.config import command_from_here
+
+LARGEST_RATIO = 4.0  # of an anchor's side to the object's, or the other way round
+ENOUGH = 0.98  # share of the objects that have such an anchor
+
+
+def anchor_line(
+    heads: Sequence[Head], annotations: Annotations, input_wh: tuple[int, int], resize: str, command: str
+) -> str:
+    """Return in one line how the anchors fit, with the command that finds better ones where they do not.
+
+    Args:
+        heads: of the network.
+        annotations: of the training images.
+        input_wh: of the network, pixels.
+        resize: how images get into the input, a key of ``data.letterbox.RESIZES``.
+        command: that finds better ones.
+
+    Returns:
+        Nothing where there are no anchors or no objects.
+    """
+    anchors_wh = np.array([wh for head in heads for wh in head.anchors_wh], dtype=np.float64).reshape(-1, 2)
+    sizes_wh = object_sizes(annotations, input_wh, resize)
+    if not len(anchors_wh) or not len(sizes_wh):
+        return ""
+    recall, per_object = anchor_fit(anchors_wh, sizes_wh)
+    line = (
+        f"anchors: {per_object:.2f} per object within a ratio of {LARGEST_RATIO:g}, best possible recall {recall:.4f}"
+    )
+    return line if recall >= ENOUGH else f"{line}; better ones: {command_from_here(command)}"
+
+
+def object_sizes(annotations: Annotations, input_wh: tuple[int, int], resize: str) -> np.ndarray:
+    """Return width and height [M 2] of all objects in network pixels, as images get into the input."""
+    objects = annotations.select_boxes(~annotations.crowd)
+    shapes, which = np.unique(objects.image_wh[objects.box_image], axis=0, return_inverse=True)
+    metas = [RESIZES[resize](0, "", (int(width), int(height)), input_wh[::-1]) for width, height in shapes]
+    scales = np.array([meta.scale_xy for meta in metas]).reshape(-1, 2)[which.reshape(-1)]
+    sizes_wh = (objects.boxes_xyxy[:, 2:] - objects.boxes_xyxy[:, :2]) * scales
+    return sizes_wh[(sizes_wh > 0).all(axis=1)]
+
+
+def anchor_fit(anchors_wh: np.ndarray, sizes_wh: np.ndarray) -> tuple[float, float]:
+    """Return the share of objects that have an anchor within the ratio, and how many they have in the mean.
+
+    Args:
+        anchors_wh: [A 2].
+        sizes_wh: [M 2] of the objects, in the same unit.
+    """
+    fitting = np.zeros(len(sizes_wh), dtype=np.int64)  # anchors of each object
+    for anchor_wh in anchors_wh:  # one by one: a large data set has a million objects
+        ratio = sizes_wh / anchor_wh
+        fitting += np.maximum(ratio, 1 / ratio).max(axis=1) < LARGEST_RATIO
+    return float((fitting > 0).mean()), float(fitting.mean())
