@@ -2,8 +2,8 @@
 
 Four networks at 320 and 416, batch 16, on images of the demo set's kind. The step is that of train.py: channels-last,
 in the type that ``--amp`` chooses; the plain one is float32 in the usual layout. The loader paints a mosaic with one
-matrix per image and decodes an image once for its block. The plain one decodes all four images of each mosaic, lays them
-on a canvas and moves that, without boxes. CPU time counts all processes: it tells more on a machine with other load.
+matrix per image and decodes an image once for its block. The plain one decodes all four images of each mosaic, lays
+them on a canvas and moves that, without boxes. CPU time counts all processes: on a busy machine it tells more.
 
 Run: ``python -m benchmarks.training [--cfg yolov5n.cfg --img-size 320] [--workers 2]``
 """
