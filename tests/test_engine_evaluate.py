@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,6 @@ from pycocotools.coco import COCO
 
 from engine.evaluate import collect_results, evaluate
 from evaluation.results import coco_results
-from models.heads import Head
 from utils.structures import Batch, Detections, ImageMeta, Targets
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -23,7 +23,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 class FixedDetector:
     """Finds in each image what a table says."""
 
-    heads = (Head(((1.0, 1.0),), 8, 3),)
+    network = SimpleNamespace(num_classes=3)
 
     def __init__(self, table):
         self.table = table

@@ -45,8 +45,8 @@ def test_a_file_that_holds_something_else_is_refused():
     part = process(4, 6.0, 1.0).taken(torch.device("cpu")).state_dict()
     assert is_progress([]) and is_progress([part, part])
     broken = (
-        {"batches": -1}, {"images": "4"}, {"totals": {"box": float("nan")}}, {"totals": [1.0]}, {"counts": {}},
-        {"generator": torch.zeros(3)}, {"more": 1},
+        {"batches": -1}, {"images": "4"}, {"totals": {"box": float("nan")}}, {"totals": [1.0]},
+        {"counts": {"objects": 1}}, {"generator": torch.zeros(3)}, {"more": 1},
     )  # fmt: skip
     assert not any(is_progress([part | change]) for change in broken)
     assert not is_progress(part) and not is_progress([None])

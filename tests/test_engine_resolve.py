@@ -1,6 +1,7 @@
 """What the command line leaves open: newest run, weights alone, foreign weights, sizes, and numbers of classes."""
 
 import os
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -32,7 +33,7 @@ def project(tmp_path, monkeypatch):
 def train_as(path, **options):
     """Change the options of the training in a checkpoint."""
     checkpoint = read_checkpoint(path)
-    save_checkpoint(path, {**checkpoint, "options": {**checkpoint["options"], **options}})
+    save_checkpoint(Path(path), {**checkpoint, "options": {**checkpoint["options"], **options}})
     return str(path)
 
 

@@ -49,7 +49,6 @@ ANSWERED = [
     ("train --data coco128 --weights yolov5s.pt --cache gpu", "choose from '', 'ram', 'disk'"),
     ("train --data coco128 --weights yolov5s.pt --resume_evolve x", "goes on with its search"),
     ("train --data coco128 --weights yolov5s.pt --image-weights", "image list"),
-    ("train --data coco128 --weights yolov5s.pt --sync-bn", "batch statistics"),
     ("train --data coco128 --weights yolov5s.pt --upload_dataset --bbox_interval 1", "TensorBoard"),
     ("train --resume", "no run in runs/train/ has a last.pt"),
     ("train --resume runs/train/none/weights/last.pt", "no such checkpoint"),
