@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.assignment.options import AssignmentOptions
-from models.detection_network import DetectionNetwork
 from models.exported.required import required
+from models.families.named import NamedNetwork
 from models.families.own_loss import IMAGES_PER_STEP, refuse_other_rules
 from models.learner import BatchLoss, Learner, MapsLearner
 from models.loss import LossOptions
@@ -45,7 +45,7 @@ class CenterMaps(NamedTuple):
     offset: Tensor  # [B 2 h w] of the centre from the cell's corner, x and y, cells
 
 
-class CenterNet(DetectionNetwork):
+class CenterNet(NamedNetwork):
     """A ResNet, three upsampling stages and three heads."""
 
     input_wh = (SIDE, SIDE)
@@ -76,16 +76,6 @@ class CenterNet(DetectionNetwork):
         nn.init.constant_(bias, RARE)
         self.register_buffer("mean", torch.tensor(MEAN).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(STD).view(3, 1, 1), persistent=False)
-
-    @property
-    def cfg_path(self) -> str:
-        """Its name."""
-        return self.name
-
-    @property
-    def cfg_text(self) -> str:
-        """As :meth:`DetectionNetwork.cfg_text`: its name is enough."""
-        return f"[detector]\nname={self.name}\n"
 
     @property
     def num_classes(self) -> int:
@@ -131,10 +121,6 @@ class CenterNet(DetectionNetwork):
         if first == "upsample":
             return len(self.backbone) + int(number)
         return len(self.backbone) + len(self.upsample) + ("heat", "size", "offset").index(first)
-
-    def describe(self, name: str) -> str:
-        """As :meth:`DetectionNetwork.describe`."""
-        return name
 
     def depends_on_classes(self, name: str) -> bool:
         """As :meth:`DetectionNetwork.depends_on_classes`."""

@@ -10,11 +10,10 @@ from pathlib import Path
 from models.detection_network import DetectionNetwork
 from models.families import torchvision_networks
 from models.families.centernet import build_centernet
+from models.families.named import FIRST_LINE
 from models.network import build_network, build_network_from_text
 from utils.config import find_file
 from utils.errors import UserError
-
-FIRST_LINE = "[detector]"  # of the text that stands for such a network where others have their cfg
 
 
 @dataclass(frozen=True)

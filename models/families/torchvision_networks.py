@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from models.assignment.options import AssignmentOptions
-from models.detection_network import DetectionNetwork
 from models.exported.required import required
+from models.families.named import NamedNetwork
 from models.families.own_loss import OwnLossLearner, refuse_other_rules
 from models.learner import Learner
 from models.loss import LossOptions
@@ -73,7 +73,7 @@ DETECTORS = {
 }
 
 
-class TorchvisionNetwork(DetectionNetwork):
+class TorchvisionNetwork(NamedNetwork):
     """One of torchvision's detectors; ``model`` is torchvision's own."""
 
     knows_half = False
@@ -100,16 +100,6 @@ class TorchvisionNetwork(DetectionNetwork):
         last = _last_stage(model)
         last.nms_thresh, last.detections_per_img = NEVER, NO_LIMIT
         self._parts = _parts(model)
-
-    @property
-    def cfg_path(self) -> str:
-        """Its name."""
-        return self.name
-
-    @property
-    def cfg_text(self) -> str:
-        """As :meth:`DetectionNetwork.cfg_text`: its name is enough."""
-        return f"[detector]\nname={self.name}\n"
 
     @property
     def num_classes(self) -> int:
@@ -168,10 +158,6 @@ class TorchvisionNetwork(DetectionNetwork):
     def part_of(self, name: str) -> int:
         """As :meth:`DetectionNetwork.part_of`."""
         return next(number for number, part in enumerate(self._parts) if name.startswith(f"model.{part}."))
-
-    def describe(self, name: str) -> str:
-        """As :meth:`DetectionNetwork.describe`."""
-        return name.removeprefix("model.")
 
     def depends_on_classes(self, name: str) -> bool:
         """As :meth:`DetectionNetwork.depends_on_classes`."""
