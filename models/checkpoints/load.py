@@ -1,7 +1,7 @@
 """Networks from files of weights, which are told apart by their content.
 
-Read are the checkpoints of this toolkit, also as safetensors, Darknet ``.weights``, official ultralytics/yolov5 ``.pt``
-and the exported files of ``export.py``.
+Read are the checkpoints of this toolkit, also as safetensors, Darknet ``.weights``, official ultralytics/yolov5
+``.pt``, state dicts of torchvision's detectors and the exported files of ``export.py``.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from models.checkpoints.darknet_weights import is_darknet_weights, load_darknet_
 from models.checkpoints.format import FORMAT, check_network_content, read_checkpoint
 from models.checkpoints.report import LoadReport
 from models.checkpoints.safetensors_file import is_safetensors, read_safetensors
+from models.checkpoints.state_dict_file import read_state_dict
 from models.checkpoints.tensor_checks import has_bad_variance, why_unusable
 from models.checkpoints.yolov5 import load_yolov5_checkpoint, read_yolov5_checkpoint
 from models.detection_network import DetectionNetwork
 from models.exported.open_file import exported_kind, open_exported
-from models.families.table import open_network, open_network_from_text
+from models.families.table import open_network, open_network_from_text, published_by
 from models.network import Network, build_network, require_cfg
 from utils.config import REPOSITORY, find_file
 from utils.errors import UserError
@@ -85,6 +86,11 @@ def load_weights(network: DetectionNetwork, weights: str | Path) -> LoadReport:
     kind = _kind(path)
     if kind == "ours":
         return _loaded_state(network, _read_ours(path), path)
+    if kind == "tensors":
+        source = _open_tensors(path, network.cfg_path, None)
+        count, wanted = source.network.num_classes, network.num_classes
+        report = load_state(network, source.network.state_dict(), path, skip_heads=count != wanted)
+        return replace(report, names=source.names, classes=(count, wanted) if report.skipped else None)
     return LOADERS[kind](require_cfg(network, str(path)), path)
 
 
@@ -100,6 +106,8 @@ def cfg_of_weights(weights: str | Path) -> str:
         raise UserError(f"{path}: {_NOT_TRAINED}")
     if kind == "ours":
         return str(_read_ours(path)["cfg_name"])
+    if kind == "tensors":
+        published_by("", str(path))
     return str(_cfg_for(path)) if kind == "darknet" else read_yolov5_checkpoint(path).cfg_name
 
 
@@ -136,10 +144,10 @@ def _kind(path: Path) -> str:
         start = file.read(9)
     if is_safetensors(start):
         return "ours"
-    if start.startswith(b"PK"):
-        return "ours" if _is_ours(path) else "yolov5"  # its reader runs nothing and names what it refuses
-    if start.startswith(b"\x80"):  # a bare pickle, as torch wrote before 1.6
-        return "yolov5"
+    if start.startswith(b"PK") and _is_ours(path):
+        return "ours"
+    if start.startswith((b"PK", b"\x80")):  # the latter is a bare pickle, as torch wrote before 1.6
+        return "tensors" if read_state_dict(path) else "yolov5"  # whose reader runs nothing and names what it refuses
     if is_darknet_weights(path):
         return "darknet"
     raise UserError(f"{path}: neither a checkpoint (.pt) nor Darknet weights; a cut-off or wrong download?")
@@ -190,6 +198,17 @@ def _open_yolov5(path: Path, cfg: str, num_classes: int | None) -> LoadedNetwork
     checkpoint = read_yolov5_checkpoint(path)
     network = build_network(find_file(cfg or checkpoint.cfg_name, "cfg"), num_classes or len(checkpoint.names))
     return LoadedNetwork(network, load_yolov5_checkpoint(network, checkpoint), checkpoint.names)
+
+
+def _open_tensors(path: Path, cfg: str, num_classes: int | None) -> LoadedNetwork:
+    kind, state = published_by(cfg, str(path)), read_state_dict(path)
+    assert state is not None
+    network = kind.filled(cfg, state, path)
+    for name, tensor in network.state_dict().items():
+        if problem := why_unusable(tensor, tensor):
+            raise UserError(f"{path}: damaged, {network.describe(name)} {problem}; use another copy")
+    count = len(network.parts())
+    return LoadedNetwork(network, LoadReport(str(path), count, count), kind.names(cfg, network.num_classes))
 
 
 def _cfg_for(path: Path) -> Path:
@@ -281,5 +300,8 @@ def _shape(tensor: Tensor) -> str:
 
 
 _NOT_TRAINED = "is exported and cannot be trained; name the weights that were exported"
-OPENERS = {"exported": _open_exported, "ours": _open_ours, "darknet": _open_darknet, "yolov5": _open_yolov5}
+OPENERS = {
+    "exported": _open_exported, "ours": _open_ours, "tensors": _open_tensors, "darknet": _open_darknet,
+    "yolov5": _open_yolov5,
+}  # fmt: skip
 LOADERS = {"exported": _load_exported, "darknet": load_darknet_weights, "yolov5": load_yolov5_checkpoint}

@@ -8,9 +8,9 @@ from functools import partial
 from pathlib import Path
 
 from models.detection_network import DetectionNetwork
-from models.families import torchvision_networks
 from models.families.centernet import build_centernet
 from models.families.named import FIRST_LINE
+from models.families.torchvision_networks import DETECTORS, TorchvisionDetector
 from models.network import build_network, build_network_from_text
 from utils.config import find_file
 from utils.errors import UserError
@@ -23,10 +23,11 @@ class Family:
     build: Callable[[int], DetectionNetwork]  # from the number of classes
     package: str  # that it comes from
     finds: str = "boxes"
+    library: TorchvisionDetector | None = None  # what reads the files of weights that the package publishes
 
 
 FAMILIES: dict[str, Family] = {
-    **{name: Family(partial(kind.build, name), "torchvision") for name, kind in torchvision_networks.DETECTORS.items()},
+    **{name: Family(partial(kind.build, name), "torchvision", library=kind) for name, kind in DETECTORS.items()},
     "centernet_resnet18": Family(partial(build_centernet, 18), "torchvision"),
     "centernet_resnet50": Family(partial(build_centernet, 50), "torchvision"),
 }
@@ -50,6 +51,18 @@ def open_network(cfg: str, num_classes: int) -> DetectionNetwork:
     if is_family(cfg):
         return FAMILIES[cfg].build(num_classes)
     return build_network(find_file(cfg, "cfg"), num_classes)
+
+
+def published_by(cfg: str, what: str) -> TorchvisionDetector:
+    """Return what reads a file of tensors alone, for the network that ``--cfg`` names.
+
+    Raises:
+        UserError: no network is named whose package publishes such files.
+    """
+    library = FAMILIES[cfg].library if is_family(cfg) else None
+    if library is None:
+        raise UserError(f"{what}: holds tensors and not their network; name it with --cfg (--cfg help lists all)")
+    return library
 
 
 def is_family_text(text: str) -> bool:

@@ -9,9 +9,10 @@ Shape letters: B images, H W pixels of the network input, N boxes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ from models.families.own_loss import OwnLossLearner, refuse_other_rules
 from models.learner import Learner
 from models.loss import LossOptions
 from utils.boxes import cxcywh_to_xyxy
+from utils.errors import UserError
 from utils.structures import Detections, Targets
 
 NEVER = 2.0  # an overlap above which no box is dropped, for no IoU is above 1
@@ -57,6 +59,37 @@ class TorchvisionDetector:
             weights=None, weights_backbone=None, num_classes=num_classes + int(self.has_background)
         )
         return TorchvisionNetwork(name, self, model, num_classes)
+
+    def filled(self, name: str, state: Mapping[str, Tensor], path: Path) -> TorchvisionNetwork:
+        """Return the network with the tensors of a file of torchvision's, and as many classes as that has.
+
+        torchvision itself reads names of older releases.
+
+        Raises:
+            UserError: they are the tensors of another network.
+        """
+        one, two = (self.build(name, count).model.state_dict() for count in (1, 2))
+        key = next(key for key in one if one[key].shape != two[key].shape)
+        if key not in state or not state[key].dim():
+            raise UserError(f"{path}: the weights of another network than {name}, which has {key}")
+        slots = len(state[key]) // (len(two[key]) - len(one[key]))
+        network = self.build(name, max(1, slots - int(self.has_background)))
+        try:
+            missing, surplus = network.model.load_state_dict(dict(state), strict=False)
+        except RuntimeError as error:
+            raise UserError(f"{path}: the weights of another network than {name}; tensors of other shapes") from error
+        # Batch norms that were frozen when the file was written have counted nothing.
+        wrong = [one for one in missing if not one.endswith("num_batches_tracked")] + surplus
+        if wrong:
+            raise UserError(f"{path}: the weights of another network than {name}, for one of them lacks {wrong[0]}")
+        return network
+
+    def names(self, name: str, num_classes: int) -> tuple[str, ...]:
+        """Return the names of the classes of a published file: COCO's where it has its 91 slots, else nothing."""
+        first = int(self.has_background)
+        if num_classes + first != len(coco := required("torchvision.models._meta", name)._COCO_CATEGORIES):
+            return ()
+        return tuple(f"unused {slot}" if coco[slot] == "N/A" else coco[slot] for slot in range(first, len(coco)))
 
 
 DETECTORS = {
