@@ -8,10 +8,11 @@ import numpy as np
 
 from data.labels.annotations import Annotations
 from data.letterbox import RESIZES
+from models.assignment.prior import Ratio
 from models.heads import Head
 from utils.config import command_from_here
 
-LARGEST_RATIO = 4.0  # of an anchor's side to the object's, or the other way round
+LARGEST_RATIO = Ratio.anchor_t  # of an anchor's side to the object's, or the other way round
 ENOUGH = 0.98  # share of the objects that have such an anchor
 
 

@@ -56,7 +56,8 @@ class TrainingRun:
     cfg_text: str  # kept in each checkpoint, which then needs no cfg file
     tensorboard: TensorBoardLog | None = None
     started: float = field(default_factory=time.time)
-    epochs_here: int = 0  # that this process has finished
+    epoch_ended: float = 0.0  # when the last epoch ended that this process has made; 0 before
+    epoch_seconds: float = 0.0  # that it took, the first one with the start
     saved: str = ""  # up to where last.pt has the run, in words
     saved_at: float = 0.0  # when it was written, or read by this process, in seconds of time.monotonic
 
@@ -224,7 +225,8 @@ class TrainingRun:
 
     def _finish_epoch(self, state: TrainState, row: Mapping[str, float], fitness: float | None) -> None:
         state.end_epoch()
-        self.epochs_here += 1
+        now = time.time()
+        self.epoch_seconds, self.epoch_ended = now - (self.epoch_ended or self.started), now
         state.history.append({"epoch": state.epoch, **row})
         best_so_far = state.best_fitness
         if fitness is not None:
@@ -248,9 +250,8 @@ class TrainingRun:
             self.save_last(state)
 
     def time_left(self, state: TrainState) -> str:
-        """Return in words how long the rest of the run takes, by its epochs so far; empty below a minute."""
-        seconds = (time.time() - self.started) / max(1, self.epochs_here)
-        minutes = round(seconds * (self.options["epochs"] - state.epoch) / 60)
+        """Return in words how long the rest of the run takes if its epochs are like the last; empty below a minute."""
+        minutes = round(self.epoch_seconds * (self.options["epochs"] - state.epoch) / 60)
         if minutes < 1 or self.is_over(state):
             return ""
         shown = f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"

@@ -145,11 +145,10 @@ def test_weights_that_were_never_trained_are_not_the_newest(tmp_path):
     assert find_newest_checkpoint(tmp_path) == tmp_path / "damaged/last.pt"
 
 
-def test_the_time_that_is_left_is_that_of_the_epochs_here(monkeypatch, tmp_path):
-    run = TrainingRun(tmp_path, {"epochs": 10, "patience": 0}, (), "", started=1000.0, epochs_here=2)
+def test_the_time_that_is_left_is_that_of_epochs_like_the_last(tmp_path):
+    run = TrainingRun(tmp_path, {"epochs": 10, "patience": 0}, (), "")
     state = SimpleNamespace(epoch=4, best_epoch=4)
-    for now, words in ((1000 + 2 * 600, "1 h 0 min left"), (1000 + 2 * 70, "7 min left"), (1004, "")):
-        monkeypatch.setattr("engine.training_run.time.time", lambda now=now: now)
+    for run.epoch_seconds, words in ((600, "1 h 0 min left"), (70, "7 min left"), (4, "")):
         assert run.time_left(state) == words  # six epochs are left
     state.epoch = 10
     assert run.time_left(state) == ""
