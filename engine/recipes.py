@@ -37,7 +37,7 @@ YOLO_KEYS = ("iou_loss", "label_smooth_eps")
 # Of the toolkit's own augmentation and schedule nothing is left, and no gradient is clipped.
 NEUTRAL = {
     "hsv_h": 0.0, "hsv_s": 0.0, "hsv_v": 0.0, "degrees": 0.0, "translate": 0.0, "scale": 0.0, "shear": 0.0,
-    "flipud": 0.0, "warmup_epochs": 0.0, "warmup_bias_lr": 0.0, "clip_norm": 0.0, "nesterov": False,
+    "flipud": 0.0, "close_mosaic": 0, "warmup_epochs": 0.0, "warmup_bias_lr": 0.0, "clip_norm": 0.0, "nesterov": False,
 }  # fmt: skip
 
 

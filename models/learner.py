@@ -93,8 +93,10 @@ class MapsLearner(Learner):
         if hasattr(self.loss_function, "images_seen"):
             self.loss_function.images_seen = images_seen
 
-    def loss_of_outputs(self) -> Callable:
+    def loss_of_outputs(self) -> Callable | None:
         """As :meth:`Learner.loss_of_outputs`; a copy, which counts no images of the run."""
+        if not getattr(self.loss_function, "is_of_outputs", True):
+            return None
         loss_function = copy.copy(self.loss_function)
         if hasattr(loss_function, "images_seen"):
             loss_function.images_seen = None

@@ -139,6 +139,7 @@ class DetectionLoss:
         self.num_classes = heads[0].num_classes
         self.assigner = build_assigner(assignment, heads)
         self.normalise = assignment.normalise
+        self.is_of_outputs = options.loss != "darknet"  # Darknet's are gradients, and numbers of training only
         self.alpha = assignment.alpha if makes_extra_matches(assignment.match) else 0.0
         self.tobj = (assignment.tobj or "base+extra").split("+")
         self.gains = GAINS[options.gains]

@@ -272,5 +272,6 @@ def test_eight_steps_are_those_that_darknet_took():
 def test_augmentation_of_the_toolkit_is_off():
     found = recipe()
     ours = {"hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear", "flipud", "fliplr", "mosaic", "mixup"}
+    ours |= {"close_mosaic"}
     darknets = {"jitter", "saturation", "exposure", "hue"}
     assert ours | darknets == set(AugmentOptions.__dataclass_fields__) and ours | darknets <= found.keys()

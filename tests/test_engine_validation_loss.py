@@ -46,5 +46,13 @@ def test_it_is_the_mean_over_images_of_the_learners_loss():
     assert learner.loss_function.images_seen == 7  # counts the images of the training only
 
 
+def test_darknets_loss_has_none():
+    text = CFG[: CFG.index("[yolo]")] + "[region]\nanchors=1,1, 2,2, 4,4\nnum=3\nclasses=3\n"
+    learner = build_network_from_text(text, "x.cfg").learner(
+        LossOptions(loss="darknet"), AssignmentOptions(match="darknet"), (96, 64)
+    )
+    assert ValidationLoss.of(learner) is None
+
+
 def test_networks_with_a_loss_inside_have_none():
     assert ValidationLoss.of(OwnLossLearner(build_network_from_text(CFG, "tiny.cfg", 3))) is None

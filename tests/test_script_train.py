@@ -226,7 +226,8 @@ def test_heads_with_a_loss_of_darknets_train_by_its_recipe_and_resume_bit_for_bi
     assert "darknet.yaml, --match darknet --loss darknet -> " in done.stdout
     # The state after two of three epochs, as an interruption leaves it.
     state = "import torch, train; real = train.evaluate; count = []\n" + (
-        "def stop(*a):\n    count.append(1)\n    if len(count) == 3: raise KeyboardInterrupt\n    return real(*a)\n"
+        "def stop(*a, **b):\n    count.append(1)\n    if len(count) == 3: raise KeyboardInterrupt\n"
+        "    return real(*a, **b)\n"
         "train.evaluate = stop; train.run_command(train.main)"
     )
     arguments = [sys.executable, "-c", state, *shared, "cut", "--epochs", "3"]
