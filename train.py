@@ -10,6 +10,7 @@ from utils.errors import UserError, run_command  # first: for Ctrl-C during the 
 from utils.words import how_many
 
 # isort: split
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -276,7 +277,8 @@ def epoch_row(
             "metrics/mAP_0.5:0.95": metrics.ap,
         }
         row |= {name: value for name, value in columns.items() if value >= 0}  # nothing is defined without an object
-        row |= {f"val/{name}": value for name, value in loss.means().items()} if loss else {}
+        # A value that is no number could not be read again; the cell stays empty.
+        row |= {f"val/{name}": value for name, value in loss.means().items() if math.isfinite(value)} if loss else {}
     row |= {f"match/{name}": value for name, value in counts.summary().items()} if counts else {}
     return row | {"lr": state.optimizer.param_groups[-1]["lr"]}
 

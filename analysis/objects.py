@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from analysis.limits import limits_reached
-from data.letterbox import RESIZES
+from data.letterbox import scales_and_offsets
 from models.heads import Head
 from utils.boxes import SIZE_LIMITS
 
@@ -110,12 +110,8 @@ def _inside(objects: Objects) -> np.ndarray:
 
 def _places_of_images(objects: Objects, input_wh: tuple[int, int], resize: str) -> tuple[np.ndarray, np.ndarray]:
     """Return scale and offset of the image of every object in the network input, [M 2] each."""
-    sizes, which = np.unique(objects.image_wh, axis=0, return_inverse=True)
-    metas = [RESIZES[resize](0, "", (int(w), int(h)), input_wh[::-1]) for w, h in sizes]
-    scale = np.array([meta.scale_xy for meta in metas]).reshape(-1, 2)
-    offset = np.array([meta.offset_xy for meta in metas]).reshape(-1, 2)
-    meta_of = which.reshape(-1)[objects.image]
-    return scale[meta_of], offset[meta_of]
+    scale, offset = scales_and_offsets(objects.image_wh, input_wh[::-1], resize)
+    return scale[objects.image], offset[objects.image]
 
 
 @dataclass(frozen=True)

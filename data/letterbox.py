@@ -83,6 +83,21 @@ def place_images(
     return batch.permute(0, 3, 1, 2)
 
 
+def scales_and_offsets(image_wh: np.ndarray, net_hw: tuple[int, int], resize: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return where images [N 2] lie in the network input: ``network = original * scale + offset``, [N 2] each.
+
+    Args:
+        image_wh: sizes in original pixels.
+        net_hw: size of the network input, pixels.
+        resize: a key of :data:`RESIZES`.
+    """
+    sizes, which = np.unique(image_wh, axis=0, return_inverse=True)
+    metas = [RESIZES[resize](0, "", (int(width), int(height)), net_hw) for width, height in sizes]
+    scales = np.array([meta.scale_xy for meta in metas]).reshape(-1, 2)
+    offsets = np.array([meta.offset_xy for meta in metas]).reshape(-1, 2)
+    return scales[which.reshape(-1)], offsets[which.reshape(-1)]
+
+
 def smallest_input(original_wh: np.ndarray, net_hw: tuple[int, int], stride: int) -> tuple[int, int]:
     """Return the smallest (height, width) in multiples of the stride that holds all images [N 2] fitted into net_hw."""
     ratio = np.minimum(net_hw[1] / original_wh[:, 0], net_hw[0] / original_wh[:, 1])

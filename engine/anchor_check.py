@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.labels.annotations import Annotations
-from data.letterbox import RESIZES
+from data.letterbox import scales_and_offsets
 from models.assignment.prior import Ratio
 from models.heads import Head
 from utils.config import command_from_here
@@ -45,10 +45,8 @@ def anchor_line(
 def object_sizes(annotations: Annotations, input_wh: tuple[int, int], resize: str) -> np.ndarray:
     """Return width and height [M 2] of all objects in network pixels, as images get into the input."""
     objects = annotations.select_boxes(~annotations.crowd)
-    shapes, which = np.unique(objects.image_wh[objects.box_image], axis=0, return_inverse=True)
-    metas = [RESIZES[resize](0, "", (int(width), int(height)), input_wh[::-1]) for width, height in shapes]
-    scales = np.array([meta.scale_xy for meta in metas]).reshape(-1, 2)[which.reshape(-1)]
-    sizes_wh = (objects.boxes_xyxy[:, 2:] - objects.boxes_xyxy[:, :2]) * scales
+    scales, _ = scales_and_offsets(objects.image_wh, input_wh[::-1], resize)
+    sizes_wh = (objects.boxes_xyxy[:, 2:] - objects.boxes_xyxy[:, :2]) * scales[objects.box_image]
     return sizes_wh[(sizes_wh > 0).all(axis=1)]
 
 

@@ -58,7 +58,7 @@ def project(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def test_py():
+def evaluation_script():
     """The module of test.py."""
     return load_script("test")
 

@@ -20,9 +20,9 @@ def read(folder, name):
     return json.loads((folder / name).read_text(), parse_constant=pytest.fail)
 
 
-def test_a_network_of_ours(project, test_py, monkeypatch, capsys):
+def test_a_network_of_ours(project, evaluation_script, monkeypatch, capsys):
     arguments = ("--workers", 0, "--report", "--resamples", 10, "--at-conf", 0.1, "--points", 11)
-    assert run_script(test_py, monkeypatch, *arguments) == 0
+    assert run_script(evaluation_script, monkeypatch, *arguments) == 0
     folder, printed = project / "runs/test/exp", capsys.readouterr().out
     files = {path.name for path in folder.iterdir()}
     assert files >= PICTURES | TABLES | {
@@ -48,8 +48,8 @@ def test_a_network_of_ours(project, test_py, monkeypatch, capsys):
     assert max(float(row["f1"]) for row in rows if row["class"] == "all") == pytest.approx(of_all["f1"], abs=1e-5)
 
 
-def test_several_files_are_drawn_together_and_have_a_matrix_each(project, test_py, monkeypatch, capsys):
-    assert run_script(test_py, monkeypatch, "--save-json", "--workers", 0) == 0
+def test_several_files_are_drawn_together_and_have_a_matrix_each(project, evaluation_script, monkeypatch, capsys):
+    assert run_script(evaluation_script, monkeypatch, "--save-json", "--workers", 0) == 0
     plain = {path.name for path in (project / "runs/test/exp").iterdir()}
     assert not plain & (PICTURES | TABLES) and "working_points" not in read(project / "runs/test/exp", "metrics.json")
     assert "conf_thresh" not in capsys.readouterr().out
@@ -69,7 +69,7 @@ def test_several_files_are_drawn_together_and_have_a_matrix_each(project, test_p
         "--name",
         "two",
     )
-    assert run_script(test_py, monkeypatch, *arguments) == 0
+    assert run_script(evaluation_script, monkeypatch, *arguments) == 0
     folder = project / "runs/test/two"
     names = {path.name for path in folder.iterdir()}
     assert names >= PICTURES | TABLES | {f"confusion_matrix{kind}_{ending}.png" for kind in ("", "_normalized")
@@ -80,12 +80,12 @@ def test_several_files_are_drawn_together_and_have_a_matrix_each(project, test_p
 
 
 def test_a_confidence_that_lowers_map_is_said_once_and_not_where_speed_is_measured(
-    project, test_py, monkeypatch, capsys
+    project, evaluation_script, monkeypatch, capsys
 ):
-    assert run_script(test_py, monkeypatch, "--workers", 0, "--conf-thres", 0.1) == 0
+    assert run_script(evaluation_script, monkeypatch, "--workers", 0, "--conf-thres", 0.1) == 0
     assert capsys.readouterr().out.count("WARNING: --conf-thres 0.1 lowers mAP") == 1
     for more in (("--task", "speed", "--conf-thres", 0.1), ("--conf-thres", 0.01)):
-        assert run_script(test_py, monkeypatch, "--workers", 0, *more) == 0
+        assert run_script(evaluation_script, monkeypatch, "--workers", 0, *more) == 0
         assert "lowers mAP" not in capsys.readouterr().out
 
 
@@ -98,16 +98,16 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("arguments, words", MISTAKES)
-def test_mistakes_are_one_line(project, test_py, monkeypatch, capsys, arguments, words):
+def test_mistakes_are_one_line(project, evaluation_script, monkeypatch, capsys, arguments, words):
     (project / "empty.json").write_text("[]")
-    assert run_script(test_py, monkeypatch, *arguments) == 2
+    assert run_script(evaluation_script, monkeypatch, *arguments) == 2
     assert words in capsys.readouterr().err.splitlines()[-1]
 
 
-def test_no_detections_at_all(project, test_py, monkeypatch):
+def test_no_detections_at_all(project, evaluation_script, monkeypatch):
     (project / "empty.json").write_text("[]")
     arguments = ("--results", "empty.json", "--data", "tiny.data", "--resamples", 0, "--report", "--at-conf", 0.3)
-    assert run_script(test_py, monkeypatch, *arguments) == 0
+    assert run_script(evaluation_script, monkeypatch, *arguments) == 0
     content = read(project / "runs/test/exp", "metrics.json")
     assert content["working_points"]["empty"]["precision"] is None
     assert content["columns"][0]["calibration_error"] is None

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import yaml
 
+import train
 from engine.run_folder import (
     epoch_summary,
     find_newest_checkpoint,
@@ -152,3 +153,11 @@ def test_the_time_that_is_left_is_that_of_epochs_like_the_last(tmp_path):
         assert run.time_left(state) == words  # six epochs are left
     state.epoch = 10
     assert run.time_left(state) == ""
+
+
+def test_a_validation_loss_that_is_no_number_has_no_cell():
+    metrics = SimpleNamespace(precision=0.5, recall=0.5, ap50=0.5, ap=0.5)
+    loss = SimpleNamespace(means=lambda: {"box": 0.25, "obj": float("nan"), "cls": float("inf")})
+    optimizer = SimpleNamespace(param_groups=[{"lr": 0.1}])
+    row = train.epoch_row({"box": 1.0}, None, metrics, loss, SimpleNamespace(optimizer=optimizer))
+    assert row["val/box"] == 0.25 and not {"val/obj", "val/cls"} & row.keys()

@@ -70,7 +70,7 @@ def test_thirty_steps_on_four_images(name):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_through_the_scripts(name, tmp_path, monkeypatch, run_main, test_py):
+def test_through_the_scripts(name, tmp_path, monkeypatch, run_main, evaluation_script):
     make_project(tmp_path, num_images=4)
     monkeypatch.chdir(tmp_path)
     side = KINDS[name][0]
@@ -84,7 +84,9 @@ def test_through_the_scripts(name, tmp_path, monkeypatch, run_main, test_py):
     assert status == 0, error
     whole, resumed = (read_checkpoint(f"runs/train/{run}/last.pt")["model"] for run in ("whole", "cut"))
     assert all(torch.equal(tensor, resumed[key]) for key, tensor in whole.items())
-    status, out, error = run_main(test_py, "--weights", "runs/train/whole/last.pt", "--workers", 0, "--device", "cpu")
+    status, out, error = run_main(
+        evaluation_script, "--weights", "runs/train/whole/last.pt", "--workers", 0, "--device", "cpu"
+    )
     assert status == 0 and name in out, error
     status, out, error = run_main(
         detect, "--weights", "runs/train/whole/last.pt", "--device", "cpu", "--conf-thres", 0.01

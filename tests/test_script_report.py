@@ -16,9 +16,9 @@ def data_of(path):
     return json.loads(Elements(Path(path).read_text(encoding="utf-8")).data)
 
 
-def test_a_network_alone_and_beside_a_file(project, test_py, monkeypatch, capsys):
+def test_a_network_alone_and_beside_a_file(project, evaluation_script, monkeypatch, capsys):
     settings = ("--workers", 0, "--resamples", 10, "--report")
-    assert run_script(test_py, monkeypatch, *settings, "--save-json") == 0
+    assert run_script(evaluation_script, monkeypatch, *settings, "--save-json") == 0
     assert "open runs/test/exp/report.html in a browser" in capsys.readouterr().out
     alone, metrics = data_of("runs/test/exp/report.html"), json.loads(Path("runs/test/exp/metrics.json").read_text())
     assert metrics["comparison"].items() <= alone["numbers"]["results"].items()
@@ -30,17 +30,17 @@ def test_a_network_alone_and_beside_a_file(project, test_py, monkeypatch, capsys
     assert lost == sorted(lost, reverse=True) and lost[0] > lost[-1]
 
     files = ("--weights", "runs/train/exp/best.pt", "--results", "file=runs/test/exp/detections.json")
-    assert run_script(test_py, monkeypatch, *settings, *files, "--report-images", 2, "--name", "both") == 0
+    assert run_script(evaluation_script, monkeypatch, *settings, *files, "--report-images", 2, "--name", "both") == 0
     both = data_of("runs/test/both/report.html")["images"]["images-that-cost-most"]
     assert both["detectors"] == ["best", "file"] and len(both["images"]) == 2
     of_detectors = [[box[:7] for box in both["images"][0]["boxes"] if box[7] == number] for number in (0, 1)]
     assert of_detectors[0] == of_detectors[1] != []
 
 
-def test_the_same_report_of_files_by_both_scripts(project, test_py, run_main, monkeypatch):
-    assert run_script(test_py, monkeypatch, "--workers", 0, "--save-json", "--name", "own") == 0
+def test_the_same_report_of_files_by_both_scripts(project, evaluation_script, run_main, monkeypatch):
+    assert run_script(evaluation_script, monkeypatch, "--workers", 0, "--save-json", "--name", "own") == 0
     arguments = ("--results", "own=runs/test/own/detections.json", "--data", "tiny.data", "--resamples", 10, "--report")
-    assert run_script(test_py, monkeypatch, *arguments, "--name", "files") == 0
+    assert run_script(evaluation_script, monkeypatch, *arguments, "--name", "files") == 0
     assert run_main(analyze, *arguments, "--name", "files")[0] == 0
     folder = Path("runs/analyze/files")
     assert [path.name for path in Path("runs/analyze").iterdir()] == ["files"]
@@ -55,21 +55,21 @@ def test_the_same_report_of_files_by_both_scripts(project, test_py, run_main, mo
     assert "| own" in (folder / "tables.md").read_text()
 
 
-def test_images_that_are_not_on_the_disk_are_counted(project, test_py, monkeypatch):
-    assert run_script(test_py, monkeypatch, "--workers", 0, "--save-json", "--name", "own") == 0
+def test_images_that_are_not_on_the_disk_are_counted(project, evaluation_script, monkeypatch):
+    assert run_script(evaluation_script, monkeypatch, "--workers", 0, "--save-json", "--name", "own") == 0
     shutil.rmtree(project / "images")
     files = ("--results", "runs/test/own/detections.json", "--data", "runs/test/own/ground_truth.json")
-    assert run_script(test_py, monkeypatch, *files, "--resamples", 0, "--report", "--name", "files") == 0
+    assert run_script(evaluation_script, monkeypatch, *files, "--resamples", 0, "--report", "--name", "files") == 0
     page = Elements(Path("runs/test/files/report.html").read_text(encoding="utf-8"))
     assert "not shown: 7 images not on the disk" in page.text
     assert json.loads(page.data)["images"]["images-that-cost-most"]["images"] == []
 
 
-def test_masks_have_numbers_and_no_pictures(shared, test_py, tmp_path, monkeypatch):
+def test_masks_have_numbers_and_no_pictures(shared, evaluation_script, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = shared / "data/cocoapi"
     files = ("--results", folder / "keypoints_dt.json", "--data", folder / "keypoints_gt.json")
-    assert run_script(test_py, monkeypatch, *files, "--iou-type", "keypoints", "--report") == 0
+    assert run_script(evaluation_script, monkeypatch, *files, "--iou-type", "keypoints", "--report") == 0
     data = data_of("runs/test/exp/report.html")
     assert data["images"] == {} and data["numbers"]["results"]["columns"][0]["numbers"]["AR75"] == pytest.approx(
         0.737, abs=1

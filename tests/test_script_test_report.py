@@ -11,13 +11,13 @@ REPORT = ("--report", "--resamples", 10)
 NEW_KEYS = {"breakdowns", "worst_images", "suspicious_labels"}
 
 
-def test_a_network(project, test_py, monkeypatch, capsys):
-    assert run_script(test_py, monkeypatch, "--workers", 0) == 0
+def test_a_network(project, evaluation_script, monkeypatch, capsys):
+    assert run_script(evaluation_script, monkeypatch, "--workers", 0) == 0
     before = json.loads((project / "runs/test/exp/metrics.json").read_text())
     assert not before.keys() & NEW_KEYS
     assert "Objects by" not in capsys.readouterr().out
 
-    assert run_script(test_py, monkeypatch, *REPORT, "--match", "standard,ratio", "--workers", 0) == 0
+    assert run_script(evaluation_script, monkeypatch, *REPORT, "--match", "standard,ratio", "--workers", 0) == 0
     folder = project / "runs/test/exp2"
     content = json.loads((folder / "metrics.json").read_text())
     assert content.keys() - before.keys() == NEW_KEYS | {"best_thresholds", "comparison"}
@@ -38,13 +38,13 @@ def test_a_network(project, test_py, monkeypatch, capsys):
     assert "### Objects by elongation" in (folder / "table.md").read_text()
 
 
-def test_files_side_by_side_with_pictures(project, test_py, monkeypatch, capsys):
-    assert run_script(test_py, monkeypatch, "--save-json", "--workers", 0) == 0
+def test_files_side_by_side_with_pictures(project, evaluation_script, monkeypatch, capsys):
+    assert run_script(evaluation_script, monkeypatch, "--save-json", "--workers", 0) == 0
     found = json.loads((project / "runs/test/exp/detections.json").read_text())
     (project / "a.json").write_text(json.dumps(found[::2]))
     (project / "b.json").write_text(json.dumps(found[1::2]))
     arguments = ("--results", "a.json", "b.json", "--data", "tiny.data", "--resamples", 0, "--report", "--name", "two")
-    assert run_script(test_py, monkeypatch, *arguments) == 0
+    assert run_script(evaluation_script, monkeypatch, *arguments) == 0
     folder = project / "runs/test/two"
     content = json.loads((folder / "metrics.json").read_text())
     assert list(content["breakdowns"]) == ["a", "b"] and "best prior IoU" not in content["breakdowns"]["a"]
@@ -58,16 +58,19 @@ def test_files_side_by_side_with_pictures(project, test_py, monkeypatch, capsys)
     capsys.readouterr()
 
     arguments = ("--cfg", "tiny.cfg", "--img-size", 96, "--results", "a.json", "--data", "tiny.data", "--resamples", 0)
-    assert run_script(test_py, monkeypatch, *arguments, "--report", "--name", "cfg") == 0
+    assert run_script(evaluation_script, monkeypatch, *arguments, "--report", "--name", "cfg") == 0
     content = json.loads((project / "runs/test/cfg/metrics.json").read_text())
     assert "positives of standard" in content["breakdowns"]["a"]
 
 
-def test_images_that_are_not_there(shared, test_py, tmp_path, monkeypatch, capsys):
+def test_images_that_are_not_there(shared, evaluation_script, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     files = (shared / "data/cocoapi" / f"instances_val2014_{name}" for name in ("fakebbox100_results.json", "100.json"))
     results, truth = files
-    assert run_script(test_py, monkeypatch, "--results", results, "--data", truth, "--resamples", 0, "--report") == 0
+    assert (
+        run_script(evaluation_script, monkeypatch, "--results", results, "--data", truth, "--resamples", 0, "--report")
+        == 0
+    )
     folder = tmp_path / "runs/test/exp"
     content = json.loads((folder / "metrics.json").read_text())
     assert "no pictures: the images are not on the disk" in capsys.readouterr().out
@@ -78,12 +81,12 @@ def test_images_that_are_not_there(shared, test_py, tmp_path, monkeypatch, capsy
     assert sizes == pytest.approx([column["numbers"][name] for name in ("APs", "APm", "APl")])
 
 
-def test_masks_have_no_report_yet(shared, test_py, tmp_path, monkeypatch, capsys):
+def test_masks_have_no_report_yet(shared, evaluation_script, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     files = (shared / "data/cocoapi" / f"instances_val2014_{name}" for name in ("fakesegm100_results.json", "100.json"))
     results, truth = files
     arguments = ("--results", results, "--data", truth, "--iou-type", "segm", *REPORT)
-    assert run_script(test_py, monkeypatch, *arguments) == 0
+    assert run_script(evaluation_script, monkeypatch, *arguments) == 0
     assert "told of boxes, not of segm" in capsys.readouterr().out
     assert not json.loads((tmp_path / "runs/test/exp/metrics.json").read_text()).keys() & NEW_KEYS
 
@@ -98,7 +101,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("arguments, words", MISTAKES)
-def test_mistakes_are_one_line(project, test_py, monkeypatch, capsys, arguments, words):
+def test_mistakes_are_one_line(project, evaluation_script, monkeypatch, capsys, arguments, words):
     (project / "empty.json").write_text("[]")
-    assert run_script(test_py, monkeypatch, *arguments) == 2
+    assert run_script(evaluation_script, monkeypatch, *arguments) == 2
     assert words in capsys.readouterr().err.splitlines()[-1]

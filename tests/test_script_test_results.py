@@ -19,12 +19,12 @@ PUBLISHED = [  # of the COCO API: kind of IoU, results, ground truth, numbers
 
 
 @pytest.mark.parametrize("published", PUBLISHED)
-def test_the_published_numbers(shared, test_py, tmp_path, monkeypatch, capsys, published):
+def test_the_published_numbers(shared, evaluation_script, tmp_path, monkeypatch, capsys, published):
     monkeypatch.chdir(tmp_path)
     kind, results, truth, numbers = published
     folder = shared / "data/cocoapi"
     arguments = ("--results", folder / results, "--data", folder / truth, "--iou-type", kind, "--resamples", 20)
-    assert run_script(test_py, monkeypatch, *arguments) == 0
+    assert run_script(evaluation_script, monkeypatch, *arguments) == 0
     shown = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert [words[1] for words in shown if words and words[0].startswith("A") and words[1][0] == "0"] == numbers.split()
     run = tmp_path / "runs/test/exp"
@@ -40,12 +40,12 @@ def test_the_published_numbers(shared, test_py, tmp_path, monkeypatch, capsys, p
     assert re.search(rf"^\| AP +\| +{numbers.split()[0]}", (run / "table.md").read_text(), re.MULTILINE)
 
 
-def test_darknets_own_detections_side_by_side(shared, test_py, tmp_path, monkeypatch, capsys):
+def test_darknets_own_detections_side_by_side(shared, evaluation_script, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     files = [f"{name}={shared}/oracle/{file}_darknet_val128_results.json" for name, file in
              (("small", "yolo-fastest-1.1"), ("large", "yolo-fastest-1.1-xl"))]  # fmt: skip
     truth = shared / "data/coco/annotations/instances_val2017.json"
-    assert run_script(test_py, monkeypatch, "--results", *files, "--data", truth, "--resamples", 100) == 0
+    assert run_script(evaluation_script, monkeypatch, "--results", *files, "--data", truth, "--resamples", 100) == 0
     found = json.loads((tmp_path / "runs/test/exp/metrics.json").read_text())
     small, large = found["columns"]
     assert [round(one["numbers"]["AP"], 4) for one in (small, large)] == [0.1587, 0.2274]
@@ -58,12 +58,12 @@ def test_darknets_own_detections_side_by_side(shared, test_py, tmp_path, monkeyp
     assert "large - small" in capsys.readouterr().out
 
 
-def test_a_network_is_one_more_column_and_its_file_differs_by_nothing(project, test_py, monkeypatch, capsys):
-    assert run_script(test_py, monkeypatch, "--save-json", "--workers", 0) == 0
+def test_a_network_is_one_more_column_and_its_file_differs_by_nothing(project, evaluation_script, monkeypatch, capsys):
+    assert run_script(evaluation_script, monkeypatch, "--save-json", "--workers", 0) == 0
     file = "runs/test/exp/detections.json"
     weights = "runs/train/exp/best.pt"
     arguments = ("--weights", weights, "--results", f"file={file}", "--workers", 0, "--resamples", 30, "--name", "both")
-    assert run_script(test_py, monkeypatch, *arguments) == 0
+    assert run_script(evaluation_script, monkeypatch, *arguments) == 0
     content = json.loads((project / "runs/test/both/metrics.json").read_text())
     own, other = content["comparison"]["columns"]
     assert (own["name"], other["name"]) == ("best", "file") and own["numbers"] == other["numbers"]
@@ -74,14 +74,14 @@ def test_a_network_is_one_more_column_and_its_file_differs_by_nothing(project, t
     assert (project / "runs/test/both/table.csv").is_file() and "file - best" in capsys.readouterr().out
 
 
-def test_runs_of_one_name_have_a_spread(project, test_py, monkeypatch, capsys):
-    assert run_script(test_py, monkeypatch, "--save-json", "--workers", 0) == 0
+def test_runs_of_one_name_have_a_spread(project, evaluation_script, monkeypatch, capsys):
+    assert run_script(evaluation_script, monkeypatch, "--save-json", "--workers", 0) == 0
     rows = json.loads((project / "runs/test/exp/detections.json").read_text())
     for number in (2, 3):
         (project / f"{number}.json").write_text(json.dumps(rows[::number]))
     capsys.readouterr()
     arguments = ("--results", "a=2.json", "a=3.json", "--data", "tiny.data", "--resamples", 0, "--name", "runs")
-    assert run_script(test_py, monkeypatch, *arguments) == 0
+    assert run_script(evaluation_script, monkeypatch, *arguments) == 0
     (column,) = json.loads((project / "runs/test/runs/metrics.json").read_text())["columns"]
     each = [run["AP"] for run in column["runs"]]
     assert column["files"] == 2 and column["numbers"]["AP"] == pytest.approx(sum(each) / 2)
@@ -89,15 +89,15 @@ def test_runs_of_one_name_have_a_spread(project, test_py, monkeypatch, capsys):
     assert "over 2 runs" in capsys.readouterr().out
 
 
-def test_differences_of_runs_are_paired_in_the_order_given(project, test_py, monkeypatch, capsys):
-    assert run_script(test_py, monkeypatch, "--save-json", "--workers", 0) == 0
+def test_differences_of_runs_are_paired_in_the_order_given(project, evaluation_script, monkeypatch, capsys):
+    assert run_script(evaluation_script, monkeypatch, "--save-json", "--workers", 0) == 0
     rows = json.loads((project / "runs/test/exp/detections.json").read_text())
     for number in (2, 3, 4, 5):
         (project / f"{number}.json").write_text(json.dumps(rows[::number]))
     files = ("a=2.json", "b=4.json", "a=3.json", "b=5.json", "c=2.json")
     arguments = ("--results", *files, "--data", "tiny.data", "--resamples", 0, "--name", "runs")
     capsys.readouterr()
-    assert run_script(test_py, monkeypatch, *arguments) == 0
+    assert run_script(evaluation_script, monkeypatch, *arguments) == 0
     content = json.loads((project / "runs/test/runs/metrics.json").read_text())
     first, second, _ = ([run["AP"] for run in column["runs"]] for column in content["columns"])
     (difference,) = content["differences"]  # those with c have no partner for the second run
@@ -112,14 +112,14 @@ def test_differences_of_runs_are_paired_in_the_order_given(project, test_py, mon
     assert f"± {half:.3f} over 2 runs" in line and ("(0)" in line) == (half >= abs(sum(each) / 2))
 
 
-def test_parameters_reach_every_column(project, test_py, monkeypatch, capsys):
-    assert run_script(test_py, monkeypatch, "--save-json", "--workers", 0) == 0
+def test_parameters_reach_every_column(project, evaluation_script, monkeypatch, capsys):
+    assert run_script(evaluation_script, monkeypatch, "--save-json", "--workers", 0) == 0
     weights, file = "runs/train/exp/best.pt", "runs/test/exp/detections.json"
     chosen = ("--max-dets", 1, 2, "--area", "tiny=0:900", "--iou-thresholds", 0.3, "0.5:0.7:0.1", "--class-agnostic",
               "--resamples", 20)  # fmt: skip
     arguments = ("--weights", weights, "--results", f"file={file}", "--workers", 0, *chosen, "--name", "both")
     capsys.readouterr()
-    assert run_script(test_py, monkeypatch, *arguments) == 0
+    assert run_script(evaluation_script, monkeypatch, *arguments) == 0
     content = json.loads((project / "runs/test/both/metrics.json").read_text())
     own, other = content["comparison"]["columns"]
     assert list(own["numbers"]) == ["AP", "AP50", "AP_tiny", "AR1", "AR2", "AR_tiny"]
@@ -133,17 +133,17 @@ def test_parameters_reach_every_column(project, test_py, monkeypatch, capsys):
     assert "[all classes as one; IoU 0.3, 0.5, 0.6, 0.7; areas" in capsys.readouterr().out
 
     plain = ("--weights", weights, "--workers", 0, *chosen, "--name", "plain")
-    assert run_script(test_py, monkeypatch, *plain) == 0
+    assert run_script(evaluation_script, monkeypatch, *plain) == 0
     again = json.loads((project / "runs/test/plain/metrics.json").read_text())
     assert again["ap"] == content["ap"], "COCO's own numbers stay what they are"
     assert [one["numbers"] for one in again["comparison"]["columns"]] == [own["numbers"]]
 
 
-def test_masks_beside_a_network_are_refused_before_it_runs(shared, project, test_py, monkeypatch, capsys):
+def test_masks_beside_a_network_are_refused_before_it_runs(shared, project, evaluation_script, monkeypatch, capsys):
     folder = shared / "data/cocoapi"
     arguments = ("--results", folder / "instances_val2014_fakesegm100_results.json", "--iou-type", "segm",
                  "--data", folder / "instances_val2014_100.json", "--weights", "no-such-weights.pt")  # fmt: skip
-    assert run_script(test_py, monkeypatch, *arguments) == 2
+    assert run_script(evaluation_script, monkeypatch, *arguments) == 2
     assert "--iou-type segm: leave out --weights" in capsys.readouterr().err
 
 
@@ -161,7 +161,7 @@ MISTAKES = [
 
 
 @pytest.mark.parametrize("arguments, words", MISTAKES)
-def test_mistakes_are_one_line(project, test_py, monkeypatch, capsys, arguments, words):
+def test_mistakes_are_one_line(project, evaluation_script, monkeypatch, capsys, arguments, words):
     (project / "empty.json").write_text("[]")
-    assert run_script(test_py, monkeypatch, *arguments) == 2
+    assert run_script(evaluation_script, monkeypatch, *arguments) == 2
     assert words in capsys.readouterr().err.splitlines()[-1]

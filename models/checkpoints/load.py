@@ -147,7 +147,9 @@ def _kind(path: Path) -> str:
     if start.startswith(b"PK") and _is_ours(path):
         return "ours"
     if start.startswith((b"PK", b"\x80")):  # the latter is a bare pickle, as torch wrote before 1.6
-        return "tensors" if read_state_dict(path) else "yolov5"  # whose reader runs nothing and names what it refuses
+        return (
+            "tensors" if read_state_dict(path, "meta") else "yolov5"
+        )  # whose reader runs nothing and names what it refuses
     if is_darknet_weights(path):
         return "darknet"
     raise UserError(f"{path}: neither a checkpoint (.pt) nor Darknet weights; a cut-off or wrong download?")

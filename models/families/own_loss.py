@@ -6,7 +6,6 @@ Shape letters: B images, H W pixels of the network input.
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Protocol
 
 from torch import Tensor
 
@@ -20,15 +19,11 @@ from utils.structures import Targets
 IMAGES_PER_STEP = 64  # whose mean loss a step follows, the nominal batch that learning rates here are meant for
 
 
-class HasLosses(Protocol):
-    """A network that computes its losses itself."""
-
-    def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
-        """Return the losses by name, means over the images [B 3 H W], 0..1, RGB."""
-
-
 class OwnLossLearner(Learner):
-    """A network with its own losses, which are means over the batch, as a learner, whose parts are sums."""
+    """A network with its own losses as a learner, whose parts are sums over the images of a batch.
+
+    The network has ``losses(images, targets)``, which returns means over the batch by name.
+    """
 
     def forward(self, images: Tensor, targets: Targets, crowd: Targets) -> BatchLoss:
         """As :meth:`Learner.forward`; crowd regions are background."""

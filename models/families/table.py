@@ -59,9 +59,13 @@ def published_by(cfg: str, what: str) -> TorchvisionDetector:
     Raises:
         UserError: no network is named whose package publishes such files.
     """
-    library = FAMILIES[cfg].library if is_family(cfg) else None
-    if library is None:
+    if not is_family(cfg):
         raise UserError(f"{what}: holds tensors and not their network; name it with --cfg (--cfg help lists all)")
+    library = FAMILIES[cfg].library
+    if library is None:
+        raise UserError(
+            f"{what}: holds tensors alone, of which none are known for {cfg}; give a checkpoint of train.py"
+        )
     return library
 
 

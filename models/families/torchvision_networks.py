@@ -30,6 +30,7 @@ from utils.structures import Detections, Targets
 
 NEVER = 2.0  # an overlap above which no box is dropped, for no IoU is above 1
 NO_LIMIT = 1 << 30  # of the detections of an image
+STRIDE = 32  # sides of an input are multiples of it, unless the size is fixed
 EXPANDED = ("backbone", "body")  # whose children are parts of their own
 OF_CLASSES = (  # layers whose size depends on the number of classes, as beginnings of keys of the state dict
     "model.head.classification_head.cls_logits.",
@@ -46,7 +47,6 @@ class TorchvisionDetector:
     has_background: bool = False  # its class 0 is no class
     fixed_size: bool = False
     ends_in_one_cell: bool = False  # a batch norm has one number per image, which is no statistics of one image
-    stride: int = 32  # sides of an input are multiples of it
 
     def build(self, name: str, num_classes: int) -> TorchvisionNetwork:
         """Return the network with random weights.
@@ -68,12 +68,10 @@ class TorchvisionDetector:
         Raises:
             UserError: they are the tensors of another network.
         """
-        one, two = (self.build(name, count).model.state_dict() for count in (1, 2))
-        key = next(key for key in one if one[key].shape != two[key].shape)
+        key, rows = next(iter(self.rows_per_class(name).items()))
         if key not in state or not state[key].dim():
             raise UserError(f"{path}: the weights of another network than {name}, which has {key}")
-        slots = len(state[key]) // (len(two[key]) - len(one[key]))
-        network = self.build(name, max(1, slots - int(self.has_background)))
+        network = self.build(name, max(1, len(state[key]) // rows - int(self.has_background)))
         try:
             missing, surplus = network.model.load_state_dict(dict(state), strict=False)
         except RuntimeError as error:
@@ -83,6 +81,13 @@ class TorchvisionDetector:
         if wrong:
             raise UserError(f"{path}: the weights of another network than {name}, for one of them lacks {wrong[0]}")
         return network
+
+    def rows_per_class(self, name: str) -> dict[str, int]:
+        """Return the tensors of the model whose first dimension grows with the classes, and by how much for each."""
+        with torch.device("meta"):
+            one, two = (self.build(name, count).model.state_dict() for count in (1, 2))
+        rows = {key: len(two[key]) - len(tensor) if tensor.dim() else 0 for key, tensor in one.items()}
+        return {key: count for key, count in rows.items() if count}
 
     def names(self, name: str, num_classes: int) -> tuple[str, ...]:
         """Return the names of the classes of a published file: COCO's where it has its 91 slots, else nothing."""
@@ -123,11 +128,10 @@ class TorchvisionNetwork(NamedNetwork):
         super().__init__()
         self.name, self.kind = name, kind
         self.input_wh = (kind.side, kind.side)
-        self.max_stride = kind.stride
+        self.max_stride = 1 if kind.fixed_size else STRIDE
         self.fixed_size = kind.fixed_size
-        first = int(kind.has_background)
-        self.place: Tensor  # [labels of the model] int64, the class that each stands for, -1 for none
-        self.register_buffer("place", torch.arange(-first, num_classes), persistent=False)
+        self.classes_of_model = num_classes
+        self.shown = num_classes  # classes of the model that are told of, the first ones
         self.model = model
         model.transform = _without_resize(model.transform)
         last = _last_stage(model)
@@ -137,7 +141,7 @@ class TorchvisionNetwork(NamedNetwork):
     @property
     def num_classes(self) -> int:
         """Classes that it tells apart, without the background."""
-        return int(self.place.max()) + 1
+        return self.shown
 
     def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
         """Return the model's boxes, in evaluation mode; training goes by :meth:`losses`."""
@@ -174,8 +178,8 @@ class TorchvisionNetwork(NamedNetwork):
         """As :meth:`DetectionNetwork.candidates`."""
         found = []
         for of_image in raw:
-            labels = self.place[of_image["labels"]]
-            kept = (of_image["scores"] > confidence) & (labels >= 0)
+            labels = of_image["labels"] - int(self.kind.has_background)
+            kept = (of_image["scores"] > confidence) & (labels >= 0) & (labels < self.shown)
             found.append(Detections(of_image["boxes"][kept], of_image["scores"][kept], labels[kept]))
         return found
 
@@ -197,11 +201,22 @@ class TorchvisionNetwork(NamedNetwork):
         return name.startswith(OF_CLASSES)
 
     def with_classes(self, classes: Sequence[int]) -> TorchvisionNetwork:
-        """As :meth:`DetectionNetwork.with_classes`: the others are left out of what is found."""
-        other = _shallow_copy(self)
-        other._buffers = {"place": torch.full_like(self.place, -1)}
-        for new, old in enumerate(classes):
-            other.place[self.place == old] = new
+        """As :meth:`DetectionNetwork.with_classes`.
+
+        The model keeps those that are not named behind the others, for scores of some models are shares of all classes.
+        """
+        first = int(self.kind.has_background)
+        rest = [index for index in range(self.classes_of_model) if index not in classes]
+        slots = torch.tensor([*range(first), *(first + index for index in (*classes, *rest))])
+        other = copy.deepcopy(self)
+        state = self.model.state_dict()
+        for key, rows in self.kind.rows_per_class(self.name).items():
+            # The rows of a class follow each other where a box belongs to a class, else those of an anchor do.
+            axis, shape = (0, (-1, rows)) if ".bbox_pred." in key else (1, (rows, -1))
+            place = torch.arange(len(state[key])).view(shape).index_select(axis, slots).flatten()
+            state[key] = state[key][place.to(state[key].device)]
+        other.model.load_state_dict(state)
+        other.shown = len(classes)
         return other
 
     def looking_above(self, confidence: float) -> TorchvisionNetwork:
