@@ -148,6 +148,8 @@ def new_network(
         if options.decode == "scaled":
             network = as_decoded(network)
         network.require_trainable()
+        if network.fixed_size and (options.multi_scale or options.rect):
+            raise UserError(f"--multi-scale and --rect: leave them out; {network.cfg_path} works at one size only")
         from_cfg = options.hyp == FROM_CFG
         for note in notes_of_recipe(require_cfg(network, "--hyp cfg")) if from_cfg else network.notes:
             if note not in network.oddities:
@@ -205,7 +207,7 @@ def loader_settings(
         image_hw=input_size(options.test_size or options.img_size, network)[::-1],
         batch_size=max(1, options.batch_size // distributed.world_size()),
         stride=network.max_stride,
-        rect=True,
+        rect=not network.fixed_size,
         resize=options.resize,
         workers=options.workers,
         seed=options.seed,

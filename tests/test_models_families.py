@@ -171,12 +171,14 @@ def test_a_single_image_learns_with_the_statistics_of_the_others(ssdlite):
     assert all(module.training for module in ssdlite.modules())
 
 
-def test_parts_have_all_parameters_once(ssdlite):
-    parts = ssdlite.parts()
+@pytest.mark.parametrize("name", EVERY)
+def test_parts_have_all_parameters_once(name):
+    network = open_network(name, CLASSES)
+    parts = network.parts()
     counted = [id(parameter) for part in parts for parameter in part.parameters()]
-    assert len(set(counted)) == len(counted) == len(list(ssdlite.parameters()))
-    for name, parameter in ssdlite.named_parameters():
-        assert any(parameter is one for one in parts[ssdlite.part_of(name)].parameters())
+    assert len(set(counted)) == len(counted) == len(list(network.parameters()))
+    for name, parameter in network.named_parameters():
+        assert any(parameter is one for one in parts[network.part_of(name)].parameters())
 
 
 def test_what_it_has_of_its_own_cannot_be_chosen(ssdlite):

@@ -31,7 +31,7 @@ from utils.structures import Detections, Targets
 NEVER = 2.0  # an overlap above which no box is dropped, for no IoU is above 1
 NO_LIMIT = 1 << 30  # of the detections of an image
 STRIDE = 32  # sides of an input are multiples of it, unless the size is fixed
-EXPANDED = ("backbone", "body")  # whose children are parts of their own
+EXPANDED = ("backbone", "body")  # whose children are parts, unless they have parameters beside those
 OF_CLASSES = (  # layers whose size depends on the number of classes, as beginnings of keys of the state dict
     "model.head.classification_head.cls_logits.",
     "model.head.classification_head.module_list.",
@@ -249,7 +249,7 @@ def _parts(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
     """Return the modules that have parameters, by the beginning of their keys, in the order of the model."""
     found: dict[str, nn.Module] = {}
     for name, child in model.named_children():
-        if name in EXPANDED:
+        if name in EXPANDED and not list(child.parameters(recurse=False)):
             found |= _parts(child, f"{prefix}{name}.")
         elif any(True for _ in child.parameters()):
             found[prefix + name] = child
