@@ -42,6 +42,10 @@ def test_flags_give_typed_values_and_keep_defaults():
     assert gains == Gains(box=0.001)
 
 
+def test_a_choice_is_known_however_it_is_written():
+    assert parse_flags("d", *GROUPS, argv=["--kind", "GIoU"]) == {"kind": "giou"}
+
+
 def test_what_a_recipe_switches_on_a_flag_switches_off():
     assert parse_flags("d", *GROUPS, argv=["--no-deep"]) == {"deep": False}
 

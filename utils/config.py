@@ -289,16 +289,17 @@ def _add_flag(section: argparse._ArgumentGroup, item: Field, group: type, other_
         action = argparse.BooleanOptionalAction
         section.add_argument(*flags, dest=item.name, default=argparse.SUPPRESS, action=action, help=text)
         return
-    bare = item.metadata.get("bare")
+    bare, choices = item.metadata.get("bare"), item.metadata.get("choices", ())
+    words = {choice.lower(): choice for choice in choices} | dict(item.metadata.get("words", {}))
     section.add_argument(
         *flags,
         dest=item.name,
         default=argparse.SUPPRESS,
-        type=_reader(kind, item.metadata.get("words", {})),
+        type=_reader(kind, words),
         nargs="+" if many else None if bare is None else "?",
         const=bare,
-        choices=item.metadata.get("choices") or None,
-        metavar=None if item.metadata.get("choices") else kind.__name__.upper(),
+        choices=choices or None,
+        metavar=None if choices else kind.__name__.upper(),
         action=_StoreTuple if many else "store",
         help=text,
     )
@@ -310,13 +311,19 @@ def _add_constant(section: argparse._ArgumentGroup, name: str, target: str, valu
 
 
 def _reader(kind: type, words: Mapping[str, Any]) -> Callable[[str], Any]:
-    """Return what turns an argument into a value, with the name that a message about it takes."""
+    """Return what turns an argument into a value, with the name that a message about it takes.
+
+    Args:
+        kind: of the value.
+        words: in lower case, and the values that they stand for, however they are written.
+    """
     read: Callable[[str], Any] = {float: _number, int: _whole_number}.get(kind, kind)
     if not words:
         return read
 
     def read_word(text: str) -> Any:
-        return words[text] if text in words else read(text)
+        word = text.lower()
+        return words[word] if word in words else read(text)
 
     read_word.__name__ = read.__name__
     return read_word
