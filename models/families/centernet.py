@@ -1,7 +1,9 @@
 """CenterNet: objects as points (arXiv 1904.07850): a heat map of centres per class, and a size and an offset at each.
 
-The backbone is torchvision's ResNet, followed by three transposed convolutions (arXiv 1804.06208) instead of the
-paper's deformable ones. A peak of the heat map is a detection, so that boxes need no suppression.
+The backbone is torchvision's ResNet. Three stages with 256, 128 and 64 channels, as many as the paper's, upsample its
+last map: a plain 3x3 convolution in place of the deformable one, then a transposed one. Each adds the ResNet's own map
+of the size that it reaches, as the paper's DLA does and its ResNets do not: else a small image would have to pass
+through a few cells, 4 x 4 of them at 128 pixels. A peak of the heat map is a detection: boxes need no suppression.
 
 Shape letters: B images, C classes, H W pixels of the network input, h w cells of the maps (a quarter of them), T
 objects, K detections.
@@ -12,6 +14,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -28,7 +31,8 @@ from utils.structures import Detections, Targets
 
 STRIDE = 4  # input pixels per cell
 SIDE = 512  # of a usual input, pixels
-CHANNELS, HEAD_CHANNELS = 256, 64  # of the upsampled maps, and inside each head
+CHANNELS = (256, 128, 64)  # of the upsampled maps
+HEAD_CHANNELS = 64  # inside each head
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of RGB in 0..1, as torchvision's backbones were trained
 RARE = -2.19  # the heat map begins at sigmoid(-2.19) = 0.1 everywhere
 OVERLAP = 0.7  # IoU that a box within the radius still has with its object
@@ -43,6 +47,24 @@ class CenterMaps(NamedTuple):
     heat: Tensor  # [B C h w] logits of a centre
     size: Tensor  # [B 2 h w] width and height, cells
     offset: Tensor  # [B 2 h w] of the centre from the cell's corner, x and y, cells
+
+
+class Upsampling(nn.Module):
+    """Doubles height and width of a map, and adds one of the backbone's that has this size."""
+
+    def __init__(self, before: int, beside: int, after: int) -> None:
+        """Take the channels of the map, those of the backbone's, and those that come out."""
+        super().__init__()
+        self.smooth = nn.Sequential(
+            nn.Conv2d(before, after, 3, padding=1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
+        )
+        transposed = nn.ConvTranspose2d(after, after, 4, stride=2, padding=1, bias=False)
+        self.enlarge = nn.Sequential(transposed, nn.BatchNorm2d(after))
+        self.lateral = nn.Sequential(nn.Conv2d(beside, after, 1, bias=False), nn.BatchNorm2d(after))
+
+    def forward(self, coarse: Tensor, fine: Tensor) -> Tensor:
+        """Return a map [B after 2h 2w] of one [B before h w] and the backbone's [B beside 2h 2w]."""
+        return functional.relu(self.enlarge(self.smooth(coarse)) + self.lateral(fine))
 
 
 class CenterNet(NamedNetwork):
@@ -67,8 +89,9 @@ class CenterNet(NamedNetwork):
         self.name = name
         channels = int(backbone.fc.in_features)  # type: ignore[union-attr, arg-type]
         self.backbone = nn.Sequential(*list(backbone.children())[:-2])  # without pooling and classifier
-        self.upsample = nn.Sequential(
-            _upsampling(channels, CHANNELS), _upsampling(CHANNELS, CHANNELS), _upsampling(CHANNELS, CHANNELS)
+        self.upsample = nn.ModuleList(
+            Upsampling(before, channels // 2**number, after)
+            for number, (before, after) in enumerate(pairwise((channels, *CHANNELS)), 1)
         )
         self.heat, self.size, self.offset = _head(num_classes), _head(2), _head(2)
         bias = _last(self.heat).bias
@@ -84,7 +107,12 @@ class CenterNet(NamedNetwork):
 
     def forward(self, images: Tensor) -> CenterMaps:
         """Return the three maps of images [B 3 H W], 0..1, RGB."""
-        features = self.upsample(self.backbone((images - self.mean) / self.std))
+        features, finer = (images - self.mean) / self.std, []
+        for stage in self.backbone:
+            features = stage(features)
+            finer.append(features)
+        for stage, beside in zip(self.upsample, finer[-2::-1], strict=False):
+            features = stage(features, beside)
         return CenterMaps(self.heat(features), self.size(features), self.offset(features))
 
     def candidates(self, raw: CenterMaps, confidence: float) -> list[Detections]:
@@ -231,14 +259,8 @@ def _smaller_root(a: float, b: Tensor, c: Tensor) -> Tensor:
     return (b - (b**2 - 4 * a * c).sqrt()) / (2 * a)
 
 
-def _upsampling(before: int, after: int) -> nn.Sequential:
-    """Return a stage that doubles height and width."""
-    convolution = nn.ConvTranspose2d(before, after, 4, stride=2, padding=1, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(after), nn.ReLU(inplace=True))
-
-
 def _head(channels: int) -> nn.Sequential:
-    hidden = nn.Conv2d(CHANNELS, HEAD_CHANNELS, 3, padding=1)
+    hidden = nn.Conv2d(CHANNELS[-1], HEAD_CHANNELS, 3, padding=1)
     return nn.Sequential(hidden, nn.ReLU(inplace=True), nn.Conv2d(HEAD_CHANNELS, channels, 1))
 
 
