@@ -156,7 +156,7 @@ def look(plan: DetectionMeasurement, found: Resolved, request: Request, notes: l
             notes.append(f"--hard: by AP50 lost, for there is no training loss: {error}")
     settings = LoaderSettings(
         image_hw=found.input_wh[::-1],
-        batch_size=1 if loss else options.batch_size,  # a batch's loss takes means that would mix its images
+        batch_size=options.batch_size,
         stride=1 if network.fixed_size else network.max_stride,
         rect=found.resize.kind == "letterbox" and not network.fixed_size,
         resize=found.resize.kind,

@@ -130,13 +130,14 @@ def picture(image: ReportImage, pixels: np.ndarray, detectors: Sequence[str], na
     for name in detectors:
         panel, counts = pixels.copy(), Counter[str]()
         for box in image.boxes:
-            if box.detector == name and box.state not in ("found", "crowd"):
+            state = STATES[box.state]
+            if box.detector == name and (state.is_error or not state.is_object):
                 score = "" if box.score is None else f" {box.score:.2f}"
                 text = f"{box.class_name}{score}" if box.state == "correct" else f"{box.state}: {box.class_name}{score}"
-                draw_box(panel, box.box_xyxy, text, bgr(STATES[box.state].color))
-                counts[box.state] += 1
+                draw_box(panel, box.box_xyxy, text, bgr(state.color))
+                counts["missed" if state.is_object else "wrong" if state.is_error else box.state] += 1
         panels.append(panel)
-        captions.append(f"{name}: {', '.join(f'{count} {state}' for state, count in counts.items())}")
+        captions.append(f"{name}: {', '.join(f'{count} {what}' for what, count in sorted(counts.items()))}")
     return side_by_side(panels, captions)
 
 

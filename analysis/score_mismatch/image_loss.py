@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any
 
 import torch
 from torch import nn
 
-from analysis.matching.losses import loss_options_of
+from analysis.matching.losses import loss_options_of, only_image
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import LoadedNetwork
+from models.detector import Detector
 from models.learner import Learner
 from utils.config import build_options
 from utils.structures import Batch
@@ -20,7 +20,7 @@ OF_TRAINING = (nn.modules.batchnorm._NormBase, nn.modules.dropout._DropoutNd)
 
 
 class ImageLoss:
-    """Computes the loss of batches of one image.
+    """Computes the loss of single images.
 
     Args:
         learner: on its device; changed in place: it computes losses as in training, but normalises as in testing.
@@ -47,20 +47,25 @@ class ImageLoss:
         loss = loss_options_of(loaded.options, assignment.match)
         return cls(loaded.network.learner(loss, assignment, input_wh))
 
-    def parts(self, raw: Any, batch: Batch) -> dict[str, float]:
-        """Return the parts of the loss of one image.
+    def parts(self, detector: Detector, batch: Batch) -> list[dict[str, float]]:
+        """Return the parts of the loss of each image, as of a batch of it alone: means over a batch mix its images.
 
         Args:
-            raw: what the network said of it in testing; unread where the loss needs another look at the image.
-            batch: of this image, on the device of the network.
+            detector: with the same network.
+            batch: of images of any number.
         """
-        if self.of_outputs is not None:
-            with torch.inference_mode():
-                parts = self.of_outputs(raw, batch.targets, batch.crowd).parts
-        else:
-            # Some networks learn from boxes that are drawn at random: from the same ones every time.
-            device = batch.images.device
-            with torch.random.fork_rng([device] if device.type == "cuda" else []):
-                torch.manual_seed(0)
-                parts = self.learner(batch.images.float() / 255, batch.targets, batch.crowd).parts
-        return {name: float(part.detach()) for name, part in parts.items()}
+        on_device = batch.to(detector.device)
+        found = []
+        for number in range(len(batch.images)):
+            image = on_device.images[number : number + 1]
+            targets, crowd = (only_image(targets, number) for targets in (on_device.targets, on_device.crowd))
+            if self.of_outputs is not None:
+                with torch.inference_mode():
+                    parts = self.of_outputs(detector.raw_outputs(image), targets, crowd).parts
+            else:
+                # Some networks learn from boxes that are drawn at random: from the same ones every time.
+                with torch.random.fork_rng([detector.device] if detector.device.type == "cuda" else []):
+                    torch.manual_seed(0)
+                    parts = self.learner(image.float() / 255, targets, crowd).parts
+            found.append({name: float(part.detach()) for name, part in parts.items()})
+        return found

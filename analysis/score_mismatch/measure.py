@@ -111,7 +111,7 @@ def measure_network(
     Args:
         plan: what is measured.
         detector: with a low confidence (0.001), as for AP.
-        batches: of the images; each of one image where there is a loss.
+        batches: of the images.
         loss: None where losses are not wanted.
         single_class: all detections count as of class 0.
 
@@ -175,6 +175,6 @@ def _measure_batch(
     }
     losses = {}
     if loss is not None:
-        (meta,) = batch.metas
-        losses[meta.image_id] = loss.parts(raw, batch.to(detector.device))
+        parts = loss.parts(detector, batch)
+        losses = {meta.image_id: one for meta, one in zip(batch.metas, parts, strict=True)}
     return _MeasuredBatch(objects.row, scores, plan.suppress(objects, before, clip=True), results, losses)

@@ -164,7 +164,7 @@ def _draw_histogram(axes: Axes, scores: Mapping[str, Any]) -> None:
     edges, counts = scores["histogram"]["edges"], np.asarray(scores["histogram"]["counts"], dtype=float)
     shown = np.where(counts > 0, counts, np.nan).T  # rows are the IoU, upwards
     mesh = axes.pcolormesh(edges, edges, shown, cmap="Blues", norm=LogNorm(vmin=0.5, vmax=max(counts.max(), 2)))
-    axes.figure.colorbar(mesh, ax=axes, label="boxes")
+    axes.figure.colorbar(mesh, ax=axes, label="boxes", format="{x:,.0f}")
     bins = [one for one in scores["reliability"] if one["boxes"]]
     axes.plot((0, 1), (0, 1), color="0.5", linestyle="--", linewidth=1, label="IoU = score")
     x, y = [one["mean_score"] for one in bins], [one["mean_iou"] for one in bins]
