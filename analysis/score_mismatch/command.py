@@ -61,6 +61,8 @@ def run(request: Request) -> Result | None:
     if not distributed.is_main():
         return None
     options, asked = request.options(MatchingOptions), request.asked
+    if "matches" in options.by.split(","):
+        raise UserError("--by matches is for --matching-stats: boxes alone are matched to nothing")
     files = columns_of(request.options(ResultsOptions).results)
     checks = request.options(ImageCheckOptions)
     from_files_alone = bool(files) and not options.weights

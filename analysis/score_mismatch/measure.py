@@ -18,7 +18,6 @@ from analysis.score_mismatch.image_loss import ImageLoss
 from analysis.score_mismatch.scores import ComparedScores, compare_scores
 from analysis.score_mismatch.suppression import (
     Suppressed,
-    drops_nothing,
     measure_suppression,
     nms_rules,
     suppress_images,
@@ -42,7 +41,7 @@ class MeasuredDetector:
     scores: dict[str, ComparedScores]  # by CANDIDATES and DETECTIONS; of a file, DETECTIONS alone
     suppression: dict[str, Suppressed]  # by kind of suppression, the chosen one first; empty where nothing is dropped
     results: list[dict]  # the detections in COCO's format
-    why_no_suppression: str = ""
+    note: str = ""  # on suppression, what cannot be told
     losses: dict[int, dict[str, float]] = field(default_factory=dict)  # image id -> the parts of its training loss
     unread: frozenset[int] = frozenset()  # ids of images that could not be read, whose objects are not measured
 
@@ -90,13 +89,35 @@ class DetectionMeasurement:
 
 
 def measure_results(plan: DetectionMeasurement, results: list[dict]) -> MeasuredDetector:
-    """Measure the results of a file; suppression only where they hold boxes that it would drop."""
+    """Measure the results of a file; suppression only where it would drop some of their boxes."""
     objects, found = ObjectBoxes.of(plan.annotations), FoundBoxes.of_results(results, plan.truth)
-    scores = {DETECTIONS: plan.compare(objects, found)}
-    if drops_nothing(found.select(found.scores > plan.rule.confidence), plan.nms):
-        why = f"NMS at {plan.nms.iou_threshold:g} drops none of its boxes; what was dropped before is not in the file"
-        return MeasuredDetector(objects.row, scores, {}, results, why)
-    return MeasuredDetector(objects.row, scores, plan.suppress(objects, found, clip=False), results)
+    kinds = plan.suppress(objects, found, clip=False)
+    why = why_nothing_is_dropped(plan, kinds["greedy"])
+    dropped = kinds["greedy"].boxes_before - kinds["greedy"].boxes_after
+    note = why or (
+        f"suppression is that of the file's boxes, of which NMS at {plan.nms.iou_threshold:g} drops {dropped:,} of "
+        f"{kinds['greedy'].boxes_before:,}; what was dropped before cannot be known"
+    )
+    return MeasuredDetector(
+        objects.row, {DETECTIONS: plan.compare(objects, found)}, {} if why else kinds, results, note
+    )
+
+
+def why_nothing_is_dropped(plan: DetectionMeasurement, greedy: Suppressed, suppresses: bool = True) -> str:
+    """Return in words why greedy suppression drops no box; "" where it drops some."""
+    if not suppresses:
+        return "no statistics of suppression, for it needs none: it gives every object one box"
+    if not greedy.boxes_before:
+        return (
+            "no statistics of suppression, for none of its boxes has a score above --conf-thres "
+            f"{plan.rule.confidence:g}"
+        )
+    if greedy.boxes_after < greedy.boxes_before:
+        return ""
+    return (
+        f"no statistics of suppression, for NMS at {plan.nms.iou_threshold:g} drops none of its boxes; what was "
+        "dropped before cannot be known"
+    )
 
 
 def measure_network(
@@ -127,14 +148,14 @@ def measure_network(
         stage: ComparedScores.joined([part.scores[stage] for part in parts]) for stage in (CANDIDATES, DETECTIONS)
     }
     kinds = {kind: Suppressed.joined([part.suppression[kind] for part in parts]) for kind in nms_rules(plan.nms)}
-    drops = kinds["greedy"].boxes_after < kinds["greedy"].boxes_before
+    why = why_nothing_is_dropped(plan, kinds["greedy"], detector.network.suppresses)
     by_image = {image_id: rows for part in parts for image_id, rows in part.results.items()}
     return MeasuredDetector(
         rows=np.concatenate([part.rows for part in parts]),
         scores=scores,
-        suppression=kinds if drops else {},
+        suppression={} if why else kinds,
         results=[row for image in plan.truth["images"] for row in by_image.get(image["id"], ())],
-        why_no_suppression="" if drops else "NMS drops none of its boxes: the network or its file has done that itself",
+        note=why,
         losses={image_id: one for part in parts for image_id, one in part.losses.items()},
         unread=frozenset(batches.unread_image_ids()),
     )

@@ -64,6 +64,6 @@ def notes_of(detectors: Mapping[str, MeasuredDetector], statistics: Mapping[str,
                 )
             else:
                 notes.append(f"{name}, {stage}: no box overlaps an object of its class; shares and means are undefined")
-        if why := detectors[name].why_no_suppression:
-            notes.append(f"{name}: no statistics of suppression, for {why}")
+        if note := detectors[name].note:
+            notes.append(f"{name}: {note}")
     return tuple(notes)

@@ -145,8 +145,3 @@ def statistics_of_objects(one: Suppressed, chosen: np.ndarray) -> dict[str, Any]
         "best_box_lost": {"objects": int(is_lost.sum()), "found_share": share(is_lost.sum(), len(is_lost))},
         "mean_iou_ratio": mean(after / before),
     }
-
-
-def drops_nothing(before: FoundBoxes, rule: NmsRule) -> bool:
-    """Whether greedy suppression by this rule leaves all boxes, since they have been suppressed before."""
-    return len(suppress_images(before, nms_rules(rule)["greedy"])) == len(before)
