@@ -126,8 +126,12 @@ def test_a_network_without_a_cfg(project, run_main, name):
     assert status == 0 and "Traceback" not in err, err
     found = results("report")
     assert found["data"]["cfg"] == name
-    assert found["statistics"]["detectors"]["best"]["scores"]["candidates"]["boxes"] > 0
-    assert any("best: no statistics of suppression" in note for note in found["notes"])
+    own = found["statistics"]["detectors"]["best"]
+    assert own["scores"]["candidates"]["objects"] > 40
+    if "centernet" in name:
+        assert any("it gives every object one box" in note for note in found["notes"]) and own["suppression"] is None
+    else:
+        assert own["scores"]["candidates"]["boxes"] > own["scores"]["detections"]["boxes"] > 0
     totals = [one["total"] for one in found["statistics"]["hard_images"]]
     assert totals == sorted(totals, reverse=True) and min(totals) > 0
     assert len(list(Path("runs/analyze/report/hard").iterdir())) == 2
@@ -141,7 +145,7 @@ def test_an_exported_network_gives_what_the_network_gives(tmp_path, monkeypatch,
     make_project(tmp_path)
     assert run_script(load_script("export"), monkeypatch, "--format", kind, "--img-size", "96", "64") == 0
     (exported,) = (path for path in Path("runs/export/exp").iterdir() if path.stem.startswith("best"))
-    size = ("--img-size", "96", "64", "--data", "tiny.data", "--workers", "0", "--batch-size", "1")
+    size = ("--img-size", "96", "64", "--data", "tiny.data", "--workers", "0", "--resize", "stretch")
     for number, weights in enumerate((exported, "runs/train/exp/best.pt")):
         arguments = ("--weights", weights, *size, "--hard", "2", "--name", f"run{number}")
         status, _, err = run_main(analyze, "--score-mismatch", *arguments)
