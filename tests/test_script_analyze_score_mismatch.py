@@ -133,7 +133,7 @@ def test_a_network_without_a_cfg(project, run_main, name):
     else:
         assert own["scores"]["candidates"]["boxes"] > own["scores"]["detections"]["boxes"] > 0
     totals = [one["total"] for one in found["statistics"]["hard_images"]]
-    assert totals == sorted(totals, reverse=True) and min(totals) > 0
+    assert totals == sorted(totals, reverse=True) and totals[0] > 0  # SSD: nothing without objects
     assert len(list(Path("runs/analyze/report/hard").iterdir())) == 2
 
 
