@@ -78,15 +78,27 @@ def test_a_network_and_the_file_of_its_detections_agree(project, run_main, no_dr
         (("--results", "tiny.cfg", "--data", "tiny.data", "--cfg", "tiny.cfg"), "--cfg is about a network"),
         (("--results", "tiny.cfg", "--data", "tiny.data", "--resamples", "9"), "--resamples is read by"),
         (("--match", "fast"), "--match is read by"),
+        (("--weights", "runs/train/exp/best.pt", "--results", "best=empty.json"), "'best' is the name of the weights"),
         (("--by", "matches"), "--by matches is for --matching-stats"),
         (("--nms-sigma", "1"), "--nms-sigma is for --nms soft-gaussian"),
         (("--weights", "tiny.cfg"), "tiny.cfg"),
     ],
 )
 def test_mistakes_are_one_line(project, run_main, arguments, says):
+    Path("empty.json").write_text("[]")
     status, _, err = run_main(analyze, "--score-mismatch", *arguments)
     assert status == 2 and says in err and len(err.strip().splitlines()) == 1
     assert not Path("runs/analyze").exists()
+
+
+def test_a_detector_that_finds_nothing_has_undefined_numbers(project, run_main, no_drawing):
+    Path("empty.json").write_text("[]")
+    arguments = ("--results", "empty.json", "--data", "tiny.data", "--hard", "1")
+    status, _, err = run_main(analyze, "--score-mismatch", *arguments)
+    assert status == 0, err
+    numbers = results()["statistics"]["detectors"]["empty"]
+    assert numbers["suppression"] is None and numbers["scores"]["detections"]["mean_iou_ratio"] is None
+    assert any("no box overlaps an object" in note for note in results()["notes"])
 
 
 def test_the_published_results_equal_pycocotools(shared, run_main, no_drawing, tmp_path, monkeypatch):

@@ -69,6 +69,9 @@ def run(request: Request) -> Result | None:
     opened = open_data_of_files(asked, options) if from_files_alone else open_network(asked, options, checks)
     truth = clean_ground_truth(opened.annotations.to_coco())
     rows = {column.name: read_results(column.paths[0], truth) for column in files}
+    own_name = Path(opened.network.weights).stem if opened.network is not None else ""
+    if own_name in rows:
+        raise UserError(f"--results: '{own_name}' is the name of the weights, too; give another, as in other=FILE")
     nms = nms_rule(options, request.options(NmsOptions))
     rule = SuppressionRule(options.conf_thres, options.iou_thres)
     plan = DetectionMeasurement(opened.annotations, truth, options.min_q, rule, nms)
@@ -77,8 +80,7 @@ def run(request: Request) -> Result | None:
         f"{column.name}: the first of {how_many(len(column.paths), 'file')}" for column in files if column.paths[1:]
     ]  # fmt: skip
     if opened.network is not None:
-        name = Path(opened.network.weights).stem
-        measured[name] = look(plan, opened.network, request, notes)
+        measured[own_name] = look(plan, opened.network, request, notes)
     measured |= {name: measure_results(plan, results) for name, results in rows.items()}
     return result_of(plan, measured, opened, request, folder, notes)
 
