@@ -93,6 +93,8 @@ def choose(given: dict[str, Any]) -> tuple[Request, list[str]]:
         name: value for name, mode in MODES.items() if (value := getattr(groups[mode.chosen_by or ChosenModes], name))
     }
     modes = list(chosen) or default_modes(given)
+    stand_back = {name for mode in modes for name in MODES[mode].instead_of}
+    modes = [mode for mode in modes if mode not in stand_back]
     for name in given:
         if name in MODES or name in READ_BY_ALL:
             continue

@@ -127,6 +127,7 @@ class Mode:
     distributed: bool = False  # runs in every process of ``torchrun``; else the main one does it alone
     chosen_by: type | None = None  # of ``groups``, the one that has the mode's flag; None: ``analyze.py`` makes it
     split: str = "train"  # that it is about where the user names none
+    instead_of: frozenset[str] = frozenset()  # analyses that do not run beside it: their flags say what it is about
 
 
 def side_or_sides(input_wh: tuple[int, int]) -> int | list[int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from analysis import anchor_stats, compare_runs, dataset_stats, evaluation_report
 from analysis.matching import command
 from analysis.mode import Mode
+from analysis.score_mismatch import command as score_mismatch
 
 MODES: dict[str, Mode] = {
     mode.name: mode
@@ -15,6 +16,7 @@ MODES: dict[str, Mode] = {
         dataset_stats.MODE,
         anchor_stats.MODE,
         command.MODE,
+        score_mismatch.MODE,
         compare_runs.MODE,
         evaluation_report.MODE,
     )

@@ -261,7 +261,7 @@ def test_a_mistake_is_one_line(project, run, arguments, says):
 
 def test_options_of_matching_stats_alone_are_refused_elsewhere(project, run):
     status, _, err = run("--dataset-stats", "--weights", "x.pt")
-    assert status == 2 and "--weights is read by --matching-stats only" in err
+    assert status == 2 and "--weights is read by --matching-stats, --score-mismatch only" in err
 
 
 def test_the_most_difficult_images_by_hand():

@@ -1,4 +1,4 @@
-"""The options of ``--matching-stats``."""
+"""The options of ``--matching-stats``, of which ``--score-mismatch`` reads those that need no slots."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ BREAKDOWNS = ("class", "size", "elongation", "occlusion", "matches")
 
 @dataclass(frozen=True)
 class MatchingOptions:
-    """What --matching-stats measures."""
+    """What --matching-stats and --score-mismatch measure."""
 
-    weights: str = option("", "checkpoint, Darknet .weights or official yolov5 .pt; default: the newest run's best.pt")
+    weights: str = option("", "checkpoint, Darknet .weights, yolov5 .pt or exported; default: the newest run's best.pt")
     decode: str = option("cfg", "boxes as the cfg says, or as PyTorch_YOLOv4, ScaledYOLOv4 and yolor compute", DECODES)
     by: str = option(
         ",".join(BREAKDOWNS[:4]), f"what the statistics are broken down by: some of {','.join(BREAKDOWNS)}"
     )
-    min_q: float = option(0.1, "scores are looked at over the slots whose prediction has at least this IoU")
+    min_q: float = option(0.1, "scores are looked at over the slots or boxes that have at least this IoU")
     hard: int = option(0, "measure the training loss of every image and draw the N hardest")
     draw_lost: int = option(16, "draw at most so many images with merged or suppressed objects")
     conf_thres: float = option(0.25, "confidence of the detections in which objects are merged or suppressed")

@@ -166,7 +166,7 @@ def picture(view: ImageView, names: Sequence[str], strategies: Sequence[str]) ->
     loss = view.remarks.get("loss")
     right = "" if loss is None else ", ".join(f"{name} {value:.3g}" for name, value in loss.items())
     captions = (f"{view.image_id}: truth", "detections", f"{strategies[0]}: predictions of the matched slots  {right}")
-    return _side_by_side((truth, found, matched), captions)
+    return side_by_side((truth, found, matched), captions)
 
 
 def lost_picture(view: ImageView, names: Sequence[str]) -> np.ndarray:
@@ -182,7 +182,7 @@ def lost_picture(view: ImageView, names: Sequence[str]) -> np.ndarray:
             draw_box(truth, box, "", OTHER_COLOR)
     for number, why in lost.items():
         draw_box(truth, view.boxes_xyxy[number], f"{class_name(view.labels[number], names)} {why}", LOST_COLOR)
-    return _side_by_side((truth, found), (f"{view.image_id}: lost objects in red, others grey", "detections"))
+    return side_by_side((truth, found), (f"{view.image_id}: lost objects in red, others grey", "detections"))
 
 
 def _draw_truth(image: np.ndarray, view: ImageView, names: Sequence[str]) -> None:
@@ -190,7 +190,7 @@ def _draw_truth(image: np.ndarray, view: ImageView, names: Sequence[str]) -> Non
         draw_box(image, box, class_name(label, names), class_color(label))
 
 
-def _side_by_side(panels: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
+def side_by_side(panels: Sequence[np.ndarray], captions: Sequence[str]) -> np.ndarray:
     """Return panels of one size, scaled to PANEL_PIXELS, on a white sheet, each under its caption."""
     height, width = panels[0].shape[:2]
     scale = PANEL_PIXELS / max(height, width)
