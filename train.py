@@ -17,8 +17,10 @@ from typing import Any
 import torch
 
 from data.labels.annotations import Annotations
-from data.loader import LoaderSettings, evaluation_batches, training_batches
+from data.loader import Batches, LoaderSettings, evaluation_batches, training_batches
+from data.sampling import EpochSampler
 from data.splits import open_training_splits
+from engine.anchor_check import check_anchors
 from engine.ema import AveragedModel
 from engine.evaluate import evaluate
 from engine.network_input import Resize, choose_resize, input_size
@@ -31,12 +33,13 @@ from engine.train_loop import TrainState, freeze_layers, train_one_epoch, wrap_f
 from engine.train_options import TrainGroups, TrainOptions, choose_options, with_epochs
 from engine.training_run import EpochBar, TrainingRun
 from engine.training_state import load_training_state
+from engine.validation_loss import ValidationLoss
 from evaluation.coco import Metrics, has_objects
 from models.assignment.counts import MatchCounts
 from models.checkpoints.load import load_weights
 from models.darknet.scaled_decode import DECODES
 from models.detector import Detector
-from models.loss import build_loss
+from models.loss import DetectionLoss, build_loss
 from models.network import (
     Network,
     build_network,
@@ -65,8 +68,10 @@ def main() -> None:
     check_names(options.train, train_set.names, checkpoint)
 
     network, resize = new_network(options.train, train_set.names, checkpoint)
-    network = network.to(device).to(memory_format=torch.channels_last)
     input_wh = input_size(options.train.img_size, network)
+    if not checkpoint:
+        network = check_anchors(network, train_set, input_wh, resize.kind, options.anchors, options.train)
+    network = network.to(device).to(memory_format=torch.channels_last)
     precision = choose_precision(options.train.precision, options.train.amp, network, input_wh, device)
     options = replace(options, train=replace(options.train, resize=resize.kind, precision=precision.name))
     loss_function = build_loss(options.loss, options.assignment, network.heads, math.sqrt(math.prod(input_wh)))
@@ -75,7 +80,8 @@ def main() -> None:
         load_training_state(state, checkpoint, options.train.resume)
 
     train_settings, test_settings = loader_settings(options, network, device)
-    train_batches = training_batches(train_set, train_settings, options.augment)
+    sampler = EpochSampler(train_set, options.sampling)
+    train_batches = training_batches(train_set, train_settings, options.augment, sampler)
     options = with_epochs(options, len(train_batches))
     test_batches = evaluation_batches(test_set, test_settings)
     ground_truth = test_set.to_coco()
@@ -83,11 +89,12 @@ def main() -> None:
 
     run = TrainingRun.start(options.train.project, options.as_dict(), (train_set, test_set), network.cfg_text, state)
     with run.interruptible():
-        announce(run, options, network, resize, train_set, device, precision)
+        announce(run, options, network, resize, train_set, device, precision, sampler.note())
         if distributed.is_main() and not has_objects(ground_truth):
             print(f"{options.train.data} (valid): not a single object to find; best.pt goes by the training loss")
         wrapped = wrap_for_processes(network, device)
         while not run.is_over(state):
+            sampler.class_ap, sampler.with_mosaic = state.class_ap, options.has_mosaic(state.epoch)
             train_batches.set_epoch(state.epoch)
             seed_epoch(options.train.seed, state.epoch, distributed.rank())
             loss_function.images_seen = state.epoch * len(train_set)
@@ -96,11 +103,10 @@ def main() -> None:
                     state, wrapped, train_batches, loss_function, schedule, precision.dtype, bar.update
                 )
             state.epoch += 1
-            metrics = None
+            metrics, val_losses = None, None
             if state.epoch == options.train.epochs or not options.train.notest:
-                distributed.copy_from_main(state.average.model)  # batch norms have seen other images in each process
-                metrics = evaluate(Detector(state.average.model), test_batches, ground_truth)
-            run.finish_epoch(state, epoch_row(losses, counts, metrics, state), fitness(metrics, losses))
+                metrics, val_losses = validate(state, test_batches, ground_truth, loss_function)
+            run.finish_epoch(state, epoch_row(losses, counts, metrics, val_losses, state), fitness(metrics, losses))
             report_epoch(counts, metrics)
         run.finish(state, test_batches)
     del wrapped  # it holds the process group, which must not outlive the interpreter
@@ -198,8 +204,9 @@ def announce(
     train_set: Annotations,
     device: torch.device,
     precision: Precision,
+    note: str,
 ) -> None:
-    """Say in one line what was chosen, and draw how the training labels are distributed."""
+    """Say in one line what was chosen, add a note, and draw how the training labels are distributed."""
     if not distributed.is_main():
         return
     train = options.train
@@ -210,6 +217,8 @@ def announce(
         f"train: {train.cfg} ({parameters:,} parameters) on {train.data}, {images}, {how_many(train.epochs, 'epoch')}, "
         f"recipe {train.hyp}, {rule} -> {run.folder} ({describe_device(device)}, {precision})"
     )
+    if note:
+        print(note)
     objects = train_set.select_boxes(~train_set.crowd)
     image_wh = objects.image_wh[objects.box_image]
     corners = objects.boxes_xyxy.reshape(-1, 2, 2)  # M corner xy
@@ -218,10 +227,25 @@ def announce(
     plot_labels(run.folder / "labels.png", objects.labels, centers_xy, sizes_wh, objects.names)
 
 
+def validate(
+    state: TrainState[Network], batches: Batches, ground_truth: dict, loss_function: DetectionLoss
+) -> tuple[Metrics, dict[str, float]]:
+    """Return how good the averaged model is, and its loss by part, from the same forward pass."""
+    distributed.copy_from_main(state.average.model)  # batch norms have seen other images in each process
+    loss = ValidationLoss(loss_function)
+    metrics = evaluate(Detector(state.average.model), batches, ground_truth, loss=loss)
+    state.class_ap = list(metrics.class_ap)
+    return metrics, loss.means()
+
+
 def epoch_row(
-    losses: dict[str, float], counts: MatchCounts, metrics: Metrics | None, state: TrainState
+    losses: dict[str, float],
+    counts: MatchCounts,
+    metrics: Metrics | None,
+    val_losses: dict[str, float] | None,
+    state: TrainState,
 ) -> dict[str, float]:
-    """Return one line of ``results.csv``."""
+    """Return one line of ``results.csv``, in the order of ultralytics/yolov5 v7.0; a test adds metrics and losses."""
     row = {f"train/{name}": value for name, value in losses.items()}
     if metrics:
         columns = {
@@ -231,6 +255,7 @@ def epoch_row(
             "metrics/mAP_0.5:0.95": metrics.ap,
         }
         row |= {name: value for name, value in columns.items() if value >= 0}  # nothing is defined without an object
+    row |= {f"val/{name}": value for name, value in (val_losses or {}).items()}
     row |= {f"match/{name}": value for name, value in counts.summary().items()}
     return row | {"lr": state.optimizer.param_groups[-1]["lr"]}
 

@@ -30,7 +30,13 @@ MAX_ASPECT = 100.0  # the longer side is less than this many times the shorter o
 # Both parameters of the beta distribution of mixup's share, which is nearly one half; as in ultralytics/yolov5 v7.0.
 MIXUP_BETA = 32.0
 
-LIMITS = {"degrees": 180.0, "shear": 89.0, "saturation": 1e3, "exposure": 1e3}  # of options; of all others 1
+LIMITS = {  # of options; of all others 1
+    "degrees": 180.0,
+    "shear": 89.0,
+    "close_mosaic": 1e6,
+    "saturation": 1e3,
+    "exposure": 1e3,
+}
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,7 @@ class AugmentOptions:
     fliplr: float = option(0.5, "probability of a flip left to right")
     mosaic: float = option(1.0, "probability that a picture is made of four images")
     mixup: float = option(0.0, "probability that a second picture is blended in")
+    close_mosaic: int = option(0, "without mosaic and mixup in the last so many epochs")
     jitter: float = option(0.0, "Darknet's: move each side of an image by up to +- this share of it, in or out")
     saturation: float = option(1.0, "Darknet's: multiply or divide the saturation by a number from 1 to this")
     exposure: float = option(1.0, "Darknet's: multiply or divide the brightness by a number from 1 to this")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -25,6 +25,8 @@ from utils.structures import Batch, ImageMeta, Targets
 
 # At most so many decoded images stay in the memory of each process, for the mosaics of a block (see data/loader.py).
 RECENT_IMAGES, RECENT_BYTES = 96, 256 << 20
+# The fourth number of the seed of an image that an epoch shows again, see SHUFFLE and SIZES in data/loader.py.
+REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class BatchPlan:
     net_hw: tuple[int, int]  # size of the network input, pixels
     epoch: int = 0
     pool: tuple[int, ...] = ()  # images from which mosaic and mixup take partners
+    repeats: tuple[int, ...] = ()  # B, how often the epoch has shown each image before; empty: never
+    with_mosaic: bool = True  # False: neither mosaic nor mixup
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,8 @@ class DetectionDataset(Dataset):
         annotations: the split.
         resize: key of :data:`data.letterbox.RESIZES`.
         augment: None for testing: nothing is random, each image is shown as it is.
-        seed: of the run; a picture is drawn with ``default_rng((seed, epoch, index))``.
+        seed: of the run; a picture is drawn with ``default_rng((seed, epoch, index))``, and by two more numbers where
+            the epoch shows the image again.
         largest_side: decode an image at 1/2, 1/4 or 1/8 of its size where its longer side still has as many pixels;
             None: never.
         leave_out: images that cannot be read are left out of their batch, which names them. In training the next image
@@ -89,6 +94,8 @@ class DetectionDataset(Dataset):
 
     def training_batch(self, plan: BatchPlan, augment: AugmentOptions) -> Batch:
         """Make an augmented batch; with ``paint_later``, one that is painted on the device to which it is moved."""
+        if not plan.with_mosaic:
+            augment = replace(augment, mosaic=0.0, mixup=0.0)
         pool = np.array(plan.pool or plan.indices)
         drawings, samples, metas = [], [], []
         unread: dict[int, str] = {}
@@ -99,8 +106,9 @@ class DetectionDataset(Dataset):
                 shown[index] = self.readable(index, pool, unread)
             return self.source(shown[index])
 
-        for index in plan.indices:
-            rng = np.random.default_rng((self.seed, plan.epoch, index))
+        for index, repeat in zip(plan.indices, plan.repeats or (0,) * len(plan.indices), strict=True):
+            again = (REPEATS, repeat) if repeat else ()
+            rng = np.random.default_rng((self.seed, plan.epoch, index, *again))
             drawing, sample = training_picture(index, pool, source, plan.net_hw, augment, rng, self.resize)
             drawings.append(drawing)
             samples.append(sample)

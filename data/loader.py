@@ -30,6 +30,7 @@ from data.dataset import BatchPlan, DetectionDataset, Failure
 from data.image_checks import bad_images, too_many
 from data.labels.annotations import Annotations
 from data.letterbox import RESIZES, smallest_input
+from data.sampling import EpochSampler
 from data.workers import is_lost_worker, own_handler, report_thread, start_worker, watched_workers
 from utils import distributed, interrupts
 from utils.errors import LostProcessError, UserError
@@ -41,7 +42,8 @@ FORKS = sys.platform == "linux"  # a forked process shares the memory of its par
 MOST_WORKERS = 1024
 PAINTERS = ("workers", "device")  # where the pixels of training pictures are computed
 MULTI_SCALE = (0.67, 1.5)  # the range of sizes relative to the nominal one, as in ultralytics/yolov3 v8
-# The fourth number of a generator's seed keeps it apart from those of the pictures, whose seeds have three.
+# The fourth number of a generator's seed keeps it apart from those of the pictures, whose seeds have three, or of an
+# image that is shown again five (REPEATS in data/dataset.py).
 SHUFFLE, SIZES = 1, 2
 _Loaded = TypeVar("_Loaded")
 
@@ -108,7 +110,7 @@ class Batches:
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch (from 0) whose batches the next iteration gives."""
-        self._plans.epoch = epoch
+        self._plans.choose(epoch)
 
     def plans(self) -> list[BatchPlan]:
         """Return what the batches of the chosen epoch will be."""
@@ -178,8 +180,16 @@ class Batches:
         return None
 
 
-def training_batches(annotations: Annotations, settings: LoaderSettings, augment: AugmentOptions) -> Batches:
+def training_batches(
+    annotations: Annotations, settings: LoaderSettings, augment: AugmentOptions, sampler: EpochSampler | None = None
+) -> Batches:
     """Return augmented, shuffled batches; ``rect`` keeps similar shapes together and turns the mosaic off.
+
+    Args:
+        annotations: the images to learn from.
+        settings: of this process.
+        augment: how pictures are changed.
+        sampler: which images an epoch shows; None: each once.
 
     Raises:
         UserError: there are no images or no objects; with ``cache_images``, an image cannot be read or memory does
@@ -199,7 +209,7 @@ def training_batches(annotations: Annotations, settings: LoaderSettings, augment
     dataset.paint_later = settings.paint_later
     if settings.cache_images:
         cache_images(dataset)
-    return Batches(dataset, lambda epoch: training_plans(annotations.image_wh, settings, epoch), settings)
+    return Batches(dataset, lambda epoch: training_plans(annotations.image_wh, settings, epoch, sampler), settings)
 
 
 def evaluation_batches(annotations: Annotations, settings: LoaderSettings) -> Batches:
@@ -213,21 +223,26 @@ def evaluation_batches(annotations: Annotations, settings: LoaderSettings) -> Ba
     return Batches(dataset, lambda epoch: evaluation_plans(annotations.image_wh, settings), settings)
 
 
-def training_plans(image_wh: np.ndarray, settings: LoaderSettings, epoch: int) -> list[BatchPlan]:
+def training_plans(
+    image_wh: np.ndarray, settings: LoaderSettings, epoch: int, sampler: EpochSampler | None = None
+) -> list[BatchPlan]:
     """Return this process's batches of an epoch; all processes get the same number of them and of images.
 
     Args:
         image_wh: [N 2] sizes of all images in original pixels.
         settings: of this process.
         epoch: from 0.
+        sampler: which images the epoch shows; None: each once.
     """
     rng = np.random.default_rng((settings.seed, epoch, 0, SHUFFLE))
-    order = rng.permutation(len(image_wh))
+    order, repeat = sampler.draw(rng) if sampler else (rng.permutation(len(image_wh)), np.zeros(len(image_wh), int))
     step = settings.batch_size * settings.world_size  # images of one batch in all processes
     if settings.rect:  # by aspect ratio; images of one ratio stay in random order
-        order = order[np.argsort(_aspect(image_wh)[order], kind="stable")]
+        by_shape = np.argsort(_aspect(image_wh)[order], kind="stable")
+        order, repeat = order[by_shape], repeat[by_shape]
     if settings.world_size > 1:  # every process needs the same share: the first images serve twice
-        order = np.resize(order, -(-len(order) // settings.world_size) * settings.world_size)
+        needed = -(-len(order) // settings.world_size) * settings.world_size
+        order, repeat = np.resize(order, needed), np.resize(repeat, needed)
     starts = list(range(0, len(order), step))
     if settings.rect:  # sorted images, but batches in random order
         starts = [starts[i] for i in rng.permutation(len(starts))]
@@ -235,7 +250,7 @@ def training_plans(image_wh: np.ndarray, settings: LoaderSettings, epoch: int) -
     plans = []
     for number, start in enumerate(starts):
         whole = order[start : start + step]
-        mine = whole[settings.rank :: settings.world_size]
+        mine = slice(start + settings.rank, start + step, settings.world_size)
         first = start // block * block  # of the block in which the batch begins
         pool = order[first : first + block]
         # The size follows from the batch of all processes, so that they train at one size.
@@ -244,7 +259,9 @@ def training_plans(image_wh: np.ndarray, settings: LoaderSettings, epoch: int) -
             net_hw = random_size(settings, epoch, number)
         if settings.rect and settings.resize == "letterbox":
             net_hw = smallest_input(image_wh[whole], net_hw, settings.stride)
-        plans.append(BatchPlan(tuple(mine.tolist()), net_hw, epoch, tuple(pool.tolist())))
+        indices, repeats = tuple(order[mine].tolist()), tuple(repeat[mine].tolist())
+        with_mosaic = sampler is None or sampler.with_mosaic
+        plans.append(BatchPlan(indices, net_hw, epoch, tuple(pool.tolist()), repeats, with_mosaic))
     return plans
 
 
@@ -324,17 +341,20 @@ def _require_images(annotations: Annotations) -> None:
 
 
 class _PlanSampler(Sampler):
-    """Gives a DataLoader the plans of an epoch, made once per epoch."""
+    """Gives a DataLoader the plans of an epoch, made once after the epoch was chosen."""
 
     def __init__(self, plans: Callable[[int], list[BatchPlan]]) -> None:
         self.epoch = 0
         self._make = plans
-        self._made: tuple[int, list[BatchPlan]] | None = None
+        self._made: list[BatchPlan] | None = None
+
+    def choose(self, epoch: int) -> None:
+        self.epoch, self._made = epoch, None  # the same epoch may be another one by now: see EpochSampler
 
     def current(self) -> list[BatchPlan]:
-        if self._made is None or self._made[0] != self.epoch:
-            self._made = (self.epoch, self._make(self.epoch))
-        return self._made[1]
+        if self._made is None:
+            self._made = self._make(self.epoch)
+        return self._made
 
     def __iter__(self) -> Iterator[BatchPlan]:
         return iter(self.current())

@@ -11,6 +11,7 @@ from data.image_checks import bad_images, too_many
 from data.labels.annotations import Annotations
 from data.loader import Batches, LoaderSettings, evaluation_batches
 from engine.run_folder import BAR_FORMAT
+from engine.validation_loss import ValidationLoss
 from evaluation.coco import Metrics, evaluate_coco
 from evaluation.results import coco_results
 from models.detector import Detector, Dropped
@@ -22,7 +23,13 @@ from utils.words import how_many
 OnBatch = Callable[[Batch, Sequence[Detections]], None]
 
 
-def evaluate(detector: Detector, batches: Iterable[Batch], ground_truth: dict, evaluator: str = "auto") -> Metrics:
+def evaluate(
+    detector: Detector,
+    batches: Iterable[Batch],
+    ground_truth: dict,
+    evaluator: str = "auto",
+    loss: ValidationLoss | None = None,
+) -> Metrics:
     """Run the detector over all batches and evaluate what it finds.
 
     Under ``torchrun`` every process detects in its share of the images and gets the metrics of all of them.
@@ -32,11 +39,12 @@ def evaluate(detector: Detector, batches: Iterable[Batch], ground_truth: dict, e
         batches: iterable with a length; what padding repeats is counted once.
         ground_truth: in COCO's format; its category ``i`` is the network's class ``i``.
         evaluator: a backend of :mod:`evaluation.coco`.
+        loss: gets the loss of every batch of this process.
 
     Raises:
         UserError: the evaluator is not installed.
     """
-    results = collect_results(detector, batches, ground_truth)
+    results = collect_results(detector, batches, ground_truth, loss=loss)
     ground_truth, results = without_unread(ground_truth, results, batches)
     metrics = evaluate_coco(ground_truth, results, evaluator) if distributed.is_main() else None
     return distributed.broadcast(metrics)
@@ -96,6 +104,7 @@ def collect_results(
     ground_truth: dict,
     single_class: bool = False,
     on_batch: OnBatch | None = None,
+    loss: ValidationLoss | None = None,
 ) -> list[dict]:
     """Return COCO results for all batches, in the same order for any batch size and number of processes.
 
@@ -105,6 +114,7 @@ def collect_results(
         ground_truth: gives the order of the images and the category ids.
         single_class: results carry the only category of the ground truth, whatever the network's class.
         on_batch: called with every batch and its detections, in the main process, to draw them for instance.
+        loss: gets the loss of every batch of this process.
 
     Returns:
         Results ordered by image, the strongest of an image first; empty in all processes but the main one.
@@ -115,7 +125,7 @@ def collect_results(
     by_image: dict[int, list[dict]] = {}
     bar = tqdm(batches, desc="test", disable=not distributed.is_main(), leave=False, bar_format=BAR_FORMAT)
     for batch in bar:
-        found = detector(batch.images, batch.metas)
+        found = loss.detect(detector, batch) if loss else detector(batch.images, batch.metas)
         if on_batch is not None and distributed.is_main():
             on_batch(batch, found)
         for meta, detections in zip(batch.metas, found, strict=True):

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from engine.iteration_rates import POLICIES, IterationOptions, rate_factor
+from models.network import Network
 from utils.config import option
 
+ONE_CYCLE = "one-cycle"
 NOMINAL_BATCH = 64  # images per optimizer step that the learning rate and the weight decay are meant for
 
 
@@ -25,9 +28,14 @@ class OptimizerOptions(IterationOptions):
     lrf: float = option(0.01, "last learning rate as a share of --lr0")
     schedule: str = option(
         "cosine",
-        "how the learning rate falls: over the epochs (cosine, linear), or by Darknet's policies over the iterations",
-        choices=("cosine", "linear", *POLICIES),
+        "how the learning rate goes: falls over the epochs (cosine, linear), rises and falls over the batches "
+        "(one-cycle), or by Darknet's policies over the iterations",
+        choices=("cosine", "linear", ONE_CYCLE, *POLICIES),
     )
+    one_cycle_start: float = option(0.04, "first learning rate of --schedule one-cycle as a share of --lr0")
+    one_cycle_rise: float = option(0.3, "share of the batches in which it rises from there to --lr0")
+    one_cycle_momentum: float = option(0.85, "its momentum where the rate is highest; --momentum at both ends")
+    layer_decay: float = option(1.0, "learning rate of each layer as a share of the next layer's; the heads have --lr0")
     momentum: float = option(0.937, "SGD momentum, or Adam's beta1")
     nesterov: bool = option(True, "Nesterov's form of SGD momentum; Darknet has the plain one")
     beta2: float = option(0.999, "Adam's second decay rate")
@@ -52,6 +60,10 @@ class OptimizerOptions(IterationOptions):
             raise ValueError(f"--beta2 must be in 0..1 and --adam-eps positive, not {self.beta2}, {self.adam_eps}")
         if self.burn_in and self.schedule not in POLICIES:
             raise ValueError(f"--burn-in is for --schedule {', '.join(POLICIES)}; {self.schedule} has --warmup-epochs")
+        if not 0 < self.one_cycle_start <= 1 or not 0 < self.one_cycle_rise < 1 or not 0 < self.layer_decay <= 1:
+            raise ValueError("--one-cycle-start, --one-cycle-rise and --layer-decay must be above 0 and at most 1")
+        if not 0 <= self.one_cycle_momentum < 1:
+            raise ValueError(f"--one-cycle-momentum must be in 0..1, not {self.one_cycle_momentum}")
         if self.schedule == "steps" and not self.lr_steps:
             raise ValueError("--schedule steps needs --lr-steps and --lr-scales")
         if self.schedule in ("poly", "sgdr") and not (self.max_batches or (self.schedule == "sgdr" and self.lr_cycle)):
@@ -62,8 +74,25 @@ def build_optimizer(model: nn.Module, options: OptimizerOptions, images_per_step
     """Return the optimizer with three groups, in this order: biases, normalisation weights, all other weights.
 
     Only the last group decays, by an amount scaled with ``images_per_step / 64``, as in ultralytics/yolov5 v7.0
-    (train.py). Frozen parameters are in no group.
+    (train.py). Frozen parameters are in no group. With ``--layer-decay`` there are three groups for each layer.
     """
+    decay = options.weight_decay * images_per_step / NOMINAL_BATCH
+    if options.layer_decay == 1:
+        groups = _three_groups(model, decay)
+    else:
+        scales = layer_scales(model, options.layer_decay)
+        groups = [
+            {**group, "lr_scale": scale} for layer, scale in scales.items() for group in _three_groups(layer, decay)
+        ]
+    if options.optimizer != "SGD":
+        kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[options.optimizer]
+        return kind(groups, lr=options.lr0, betas=(options.momentum, options.beta2), eps=options.adam_eps)
+    nesterov = options.nesterov and options.momentum > 0
+    return torch.optim.SGD(groups, lr=options.lr0, momentum=options.momentum, nesterov=nesterov)
+
+
+def _three_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return biases, normalisation weights and all other weights of a model or one of its layers."""
     biases, norms, weights = [], [], []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -75,16 +104,24 @@ def build_optimizer(model: nn.Module, options: OptimizerOptions, images_per_step
                 norms.append(parameter)
             else:
                 weights.append(parameter)
-    groups = [
+    return [
         {"params": biases, "weight_decay": 0.0},
         {"params": norms, "weight_decay": 0.0},
-        {"params": weights, "weight_decay": options.weight_decay * images_per_step / NOMINAL_BATCH},
+        {"params": weights, "weight_decay": weight_decay},
     ]
-    if options.optimizer != "SGD":
-        kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[options.optimizer]
-        return kind(groups, lr=options.lr0, betas=(options.momentum, options.beta2), eps=options.adam_eps)
-    nesterov = options.nesterov and options.momentum > 0
-    return torch.optim.SGD(groups, lr=options.lr0, momentum=options.momentum, nesterov=nesterov)
+
+
+def layer_scales(model: nn.Module, decay: float) -> dict[nn.Module, float]:
+    """Return the factor on the learning rate of each layer with parameters, in their order.
+
+    It is ``decay`` to the power of the number of such layers that follow, as the layer decay of timm and BEiT (arXiv
+    2106.08254); the convolutions that the heads read have 1 wherever they stand. The cfg's order counts.
+    """
+    network = cast(Network, model)
+    predicting = {layer for head in range(len(network.heads)) for layer in network.predicting_layers(head)}
+    numbers = [index for index, layer in enumerate(network.layers) if any(True for _ in layer.parameters())]
+    following = {index: len(numbers) - 1 - place for place, index in enumerate(numbers)}
+    return {network.layers[i]: 1.0 if i in predicting else decay ** following[i] for i in numbers}
 
 
 @dataclass(frozen=True)
@@ -104,7 +141,7 @@ class Schedule:
     @property
     def warmup_batches(self) -> int:
         """Length of the warm-up, in batches."""
-        if self.options.warmup_epochs == 0:
+        if self.options.warmup_epochs == 0 or self.options.schedule == ONE_CYCLE:  # which has a rise of its own
             return 0
         wanted = max(round(self.options.warmup_epochs * self.batches_per_epoch), 100)
         return min(wanted, self.epochs * self.batches_per_epoch // 2)
@@ -124,9 +161,31 @@ class Schedule:
     def factor(self, batch: int) -> float:
         """Return the factor on ``lr0``, warm-up aside, at ``batch``, counted over the whole run."""
         options = self.options
+        if options.schedule == ONE_CYCLE:
+            return self.one_cycle(batch, options.one_cycle_start, 1.0, options.lrf)
         if options.schedule in POLICIES:
             return rate_factor(options.schedule, options, options.lrf, self.iteration(batch))
         return self.decay(batch // self.batches_per_epoch)
+
+    def one_cycle(self, batch: int, first: float, middle: float, last: float) -> float:
+        """Return a value that goes by two half cosines from ``first`` to ``middle`` and from there to ``last``.
+
+        As in torch.optim.lr_scheduler.OneCycleLR (arXiv 1708.07120), with a batch for its step.
+        """
+        end = max(1, self.epochs * self.batches_per_epoch - 1)  # the last batch
+        top = max(self.options.one_cycle_rise * (end + 1) - 1, 0.0)
+        if batch <= top:
+            start, goal, progress = first, middle, batch / top if top else 1.0
+        else:
+            start, goal, progress = middle, last, min(1.0, (batch - top) / (end - top))
+        return goal + (start - goal) * (1 + math.cos(math.pi * progress)) / 2
+
+    def momentum(self, batch: int, warmup_factor: float) -> float:
+        """Return the momentum, or Adam's beta1, at ``batch``."""
+        options = self.options
+        if options.schedule == ONE_CYCLE:
+            return self.one_cycle(batch, options.momentum, options.one_cycle_momentum, options.momentum)
+        return options.warmup_momentum + (options.momentum - options.warmup_momentum) * warmup_factor
 
     def accumulation(self, batch: int) -> int:
         """Return how many batches make one optimizer step at ``batch``, counted over the whole run."""
@@ -139,10 +198,12 @@ class Schedule:
         target_lr = self.options.lr0 * self.factor(batch)
         # Batch 0 has a factor above 0, so that the first step moves the weights, too.
         warmup_factor = min(1.0, (batch + 1) / self.warmup_batches) if self.warmup_batches else 1.0
+        momentum = self.momentum(batch, warmup_factor)
         for index, group in enumerate(optimizer.param_groups):
-            # The rate of the biases, group 0, comes from above; all others come from 0.
-            start_lr = self.options.warmup_bias_lr if index == 0 and self.options.optimizer == "SGD" else 0.0
-            group["lr"] = start_lr + (target_lr - start_lr) * warmup_factor
+            # The rate of the biases, the first of three groups, comes from above; all others come from 0.
+            start_lr = self.options.warmup_bias_lr if index % 3 == 0 and self.options.optimizer == "SGD" else 0.0
+            group["lr"] = (start_lr + (target_lr - start_lr) * warmup_factor) * group.get("lr_scale", 1.0)
             if "momentum" in group:
-                start = self.options.warmup_momentum
-                group["momentum"] = start + (self.options.momentum - start) * warmup_factor
+                group["momentum"] = momentum
+            elif self.options.schedule == ONE_CYCLE:
+                group["betas"] = (momentum, self.options.beta2)

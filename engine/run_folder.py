@@ -102,34 +102,10 @@ def epoch_summary(history: Sequence[Row], column: str, last: int | None = None) 
     }
 
 
-class TensorBoardLog:
-    """TensorBoard events; none where the tensorboard package is missing, for ``results.csv`` has the same numbers."""
-
-    def __init__(self, folder: Path, purge_after: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self.writer = None
-        else:
-            self.writer = SummaryWriter(str(folder), purge_step=purge_after + 1)
-
-    def log(self, row: Row) -> None:
-        """Add every number of an epoch's row."""
-        if self.writer is not None:
-            for name, value in row.items():
-                self.writer.add_scalar(name, value, int(row["epoch"]))
-            self.writer.flush()
-
-    def close(self) -> None:
-        """Finish the events file."""
-        if self.writer is not None:
-            self.writer.close()
-
-
 PANELS = {  # title -> columns of results.csv
-    "loss: box": ("train/box",),
-    "loss: objectness": ("train/obj",),
-    "loss: class": ("train/cls",),
+    "loss: box": ("train/box", "val/box"),
+    "loss: objectness": ("train/obj", "val/obj"),
+    "loss: class": ("train/cls", "val/cls"),
     "precision and recall": ("metrics/precision", "metrics/recall"),
     "mAP": ("metrics/mAP_0.5", "metrics/mAP_0.5:0.95"),
     "positives per object": ("match/positives_per_object",),
@@ -145,7 +121,9 @@ def plot_results(path: Path, history: Sequence[Row]) -> None:
         for column in columns:
             points = [(row["epoch"], row[column]) for row in history if column in row]
             if points:
-                axes.plot(*zip(*points, strict=True), marker=".", markersize=4, label=column.split("/")[-1])
+                group, name = column.rpartition("/")[::2]
+                label = group if title.startswith("loss") else name
+                axes.plot(*zip(*points, strict=True), marker=".", markersize=4, label=label)
         axes.set_title(title)
         axes.set_xlabel("epoch")
         axes.xaxis.get_major_locator().set_params(integer=True)

@@ -35,6 +35,7 @@ class TrainState(Generic[Model]):
     best_fitness: float = -1.0
     best_epoch: int = 0  # that had it, from 1
     history: list[dict[str, float]] = field(default_factory=list)  # one row per epoch, as in results.csv
+    class_ap: list[float] = field(default_factory=list)  # of the last evaluation, -1 where not defined
 
     def state_dict(self) -> dict[str, Any]:
         """Return tensors and plain values only, so that the file loads with ``weights_only=True``."""
@@ -48,6 +49,7 @@ class TrainState(Generic[Model]):
             "best_fitness": self.best_fitness,
             "best_epoch": self.best_epoch,
             "history": self.history,
+            "class_ap": self.class_ap,
         }
 
     def load_state_dict(self, content: dict[str, Any]) -> None:
@@ -62,6 +64,7 @@ class TrainState(Generic[Model]):
         self.best_fitness = content["best_fitness"]
         self.best_epoch = content.get("best_epoch", self.epoch)  # older checkpoints do not know it
         self.history = content["history"]
+        self.class_ap = list(content.get("class_ap", ()))
 
 
 def train_one_epoch(

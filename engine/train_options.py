@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from data.augment import AugmentOptions
 from data.image_checks import ImageCheckOptions
 from data.loader import MULTI_SCALE, PAINTERS
+from data.sampling import SamplingOptions
+from engine.anchor_check import AnchorOptions
 from engine.network_input import refuse_size, resize_option, size_option
 from engine.optimizer import NOMINAL_BATCH, OptimizerOptions
 from engine.precision import PRECISIONS
 from engine.recipes import FROM_CFG, as_many_epochs, default_recipe, values_of_cfg
 from engine.resumed_run import NEWEST, options_to_resume, other_length
 from engine.run_folder import TRAINING_RUNS
+from engine.run_logs import LogOptions
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import cfg_of_weights, decode_of_weights
 from models.darknet.scaled_decode import DECODES
 from models.loss import LossOptions
 from utils import distributed
 from utils.config import build_options, find_file, flat_dict, found_name, option, parse_flags, read_recipe
+from utils.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -101,7 +105,17 @@ class TrainOptions:
         return self.accumulate or max(1, round(NOMINAL_BATCH / self.batch_size))
 
 
-GROUPS = (TrainOptions, OptimizerOptions, AugmentOptions, AssignmentOptions, LossOptions, ImageCheckOptions)
+GROUPS = (
+    TrainOptions,
+    OptimizerOptions,
+    AugmentOptions,
+    AssignmentOptions,
+    LossOptions,
+    ImageCheckOptions,
+    SamplingOptions,
+    AnchorOptions,
+    LogOptions,
+)
 
 
 @dataclass(frozen=True)
@@ -114,10 +128,21 @@ class TrainGroups:
     assignment: AssignmentOptions
     loss: LossOptions
     images: ImageCheckOptions
+    sampling: SamplingOptions
+    anchors: AnchorOptions
+    logs: LogOptions
+
+    def __post_init__(self) -> None:
+        if self.sampling.image_weights and self.train.notest:
+            raise UserError("--image-weights goes by the AP of every epoch; leave out --notest")
 
     def as_dict(self) -> dict[str, Any]:
         """Return all options as one flat dict of plain values."""
-        return flat_dict(self.train, self.optimizer, self.augment, self.assignment, self.loss, self.images)
+        return flat_dict(*(getattr(self, group.name) for group in fields(self)))
+
+    def has_mosaic(self, epoch: int) -> bool:
+        """Whether ``--close-mosaic`` leaves mosaic and mixup in an epoch, counted from 0."""
+        return self.train.epochs - epoch > self.augment.close_mosaic
 
 
 def choose_options(title: str) -> tuple[TrainGroups, dict[str, Any] | None]:

@@ -1,4 +1,4 @@
-"""What one training run leaves behind: checkpoints, ``results.csv``, curves, pictures, TensorBoard events, a table."""
+"""What one training run leaves behind: checkpoints, ``results.csv``, curves, pictures, a table; logs are told of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import methodcaller
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,7 +19,6 @@ from data.labels.annotations import Annotations
 from engine.provenance import CODE_DIFF, RECORD, record_start
 from engine.run_folder import (
     BAR_FORMAT,
-    TensorBoardLog,
     epoch_summary,
     plot_results,
     save_config,
@@ -26,6 +26,7 @@ from engine.run_folder import (
     shared_run_folder,
     weights_of_run,
 )
+from engine.run_logs import RUN_IDS, RunLog, open_logs, tell
 from engine.train_loop import TrainState, is_over
 from models.checkpoints.format import save_checkpoint
 from models.detector import Detector
@@ -36,7 +37,7 @@ from utils.draw import draw_batch, draw_predictions
 from utils.errors import LostProcessError, UserError
 from utils.files import remove_unfinished
 from utils.structures import Batch
-from utils.words import how_many
+from utils.words import how_long, how_many
 
 PICTURED_BATCHES = 3  # training batches of the first epoch, and testing batches after the last, that are drawn
 NEEDED_TO_RESUME_ONLY = ("optimizer", "scaler", "model")  # left out of best.pt, which has a third of the size then
@@ -50,8 +51,9 @@ class TrainingRun:
     options: dict[str, Any]  # flat, as in config.yaml
     names: tuple[str, ...]
     cfg_text: str  # kept in each checkpoint, which then needs no cfg file
-    tensorboard: TensorBoardLog | None = None
+    logs: list[RunLog] = field(default_factory=list)
     started: float = field(default_factory=time.time)
+    first_epoch: int = 0  # epochs that were finished when this process started
 
     @classmethod
     def start(
@@ -77,7 +79,8 @@ class TrainingRun:
         else:
             folder = shared_run_folder(parent, options["name"], options["exist_ok"])
         # Neither is of use in a recipe: config.yaml as --hyp must start a run of its own.
-        run = cls(folder, {**options, "resume": "", "exist_ok": False}, learned.names, cfg_text)
+        kept = {**options, "resume": "", "exist_ok": False}
+        run = cls(folder, kept, learned.names, cfg_text, first_epoch=state.epoch)
         if distributed.is_main():
             if options["resume"]:
                 (folder / "results.png").unlink(missing_ok=True)  # it says that a run has finished
@@ -86,7 +89,7 @@ class TrainingRun:
             remove_unfinished(folder.glob(".*"))
             save_config(folder, run.options)
             record_start(folder, {"train": learned, "valid": validated}, next(state.model.parameters()).device)
-            run.tensorboard = TensorBoardLog(folder, purge_after=state.epoch)
+            run.logs = open_logs(folder, run.options, state.epoch)
             if not options["resume"] and not options["nosave"]:
                 run.save(state, "last.pt")  # so that a run that is interrupted in its first epoch can be resumed, too
         return run
@@ -156,8 +159,9 @@ class TrainingRun:
             return
         self.require_folder()
         save_results_csv(self.folder / "results.csv", state.history)
-        if self.tensorboard is not None:
-            self.tensorboard.log(state.history[-1])
+        tell(self.logs, methodcaller("numbers", state.history[-1]))
+        if state.epoch == 1:
+            self._show(("labels.png", "train_batch*.jpg"), state.epoch)
         if self.is_over(state) or not self.options["nosave"]:
             # last.pt last: a kill between these then repeats an epoch instead of losing its weights.
             if improved:
@@ -166,6 +170,22 @@ class TrainingRun:
             if period > 0 and state.epoch % period == 0:
                 self.save(state, f"epoch{state.epoch}.pt", without=NEEDED_TO_RESUME_ONLY)
             self.save(state, "last.pt")
+
+    def _show(self, patterns: Sequence[str], epoch: int) -> None:
+        """Hand on the pictures of the folder that are there."""
+        for path in (path for pattern in patterns for path in sorted(self.folder.glob(pattern))):
+            tell(self.logs, methodcaller("picture", path, epoch))
+
+    def time_left(self, epochs_done: float) -> str:
+        """Return how long the rest of the run takes if it goes on as in this process so far: ``2 h 10 min left``.
+
+        Args:
+            epochs_done: of the whole run, with the part of the present one.
+        """
+        done_here = epochs_done - self.first_epoch
+        if done_here <= 0:
+            return ""
+        return f"{how_long((time.time() - self.started) / done_here * (self.options['epochs'] - epochs_done))} left"
 
     def is_over(self, state: TrainState) -> bool:
         """Whether the epoch that the state counts was the last one."""
@@ -181,8 +201,9 @@ class TrainingRun:
             found = detector(batch.images, batch.metas)
             draw_predictions(self.folder / f"val_batch{number}.jpg", batch, found, self.names)
         plot_results(self.folder / "results.png", state.history)
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+        self._show(("val_batch*.jpg", "results.png"), state.epoch)
+        best = self.folder / "best.pt"
+        tell(self.logs, methodcaller("finish", best if best.is_file() else None))
         rows = [
             (name, epoch_summary(state.history, column))
             for name, column in (("mAP@0.5", "metrics/mAP_0.5"), ("mAP@0.5:0.95", "metrics/mAP_0.5:0.95"))
@@ -217,6 +238,7 @@ WRITTEN = {
     "train_batch*.jpg": "what the network was shown",
     "val_batch*.jpg": "truth and predictions",
     "events.*": "for: tensorboard --logdir",
+    RUN_IDS: "under which ids --log knows the run",
 }
 
 
@@ -226,6 +248,7 @@ class EpochBar:
     def __init__(self, run: TrainingRun, epoch: int, num_batches: int) -> None:
         self.run = run
         self.epoch = epoch
+        self.num_batches = num_batches
         self.number = 0
         self.bar = tqdm(total=num_batches, disable=not distributed.is_main(), leave=True, bar_format=BAR_FORMAT)
 
@@ -243,9 +266,10 @@ class EpochBar:
         shown = " ".join(f"{name} {value:.4f}" for name, value in losses.items())
         memory = f"{torch.cuda.max_memory_reserved(batch.images.device) / 2**30:.1f}G " if batch.images.is_cuda else ""
         epochs = self.run.options["epochs"]
+        left = self.run.time_left(self.epoch + (self.number + 1) / max(1, self.num_batches))
+        of_batch = f"objects {len(batch.targets)} size {width}x{height}"
         self.bar.set_description_str(
-            f"epoch {self.epoch + 1}/{epochs} {memory}{shown} objects {len(batch.targets)} size {width}x{height}",
-            refresh=False,
+            f"epoch {self.epoch + 1}/{epochs} {left} {memory}{shown} {of_batch}", refresh=False
         )
         self.bar.update()
         if distributed.is_main():

@@ -24,3 +24,15 @@ def plural(noun: str) -> str:
     if word.endswith("y") and len(word) > 1 and word[-2].isalpha() and word[-2] not in VOWELS:
         return f"{noun[:-1]}ies"
     return f"{noun}s"
+
+
+def how_long(seconds: float) -> str:
+    """Return a time in its two largest units: ``2 h 10 min``, ``3 d 4 h``, ``5 min``, ``40 s``."""
+    if seconds < 60:
+        return f"{max(0, round(seconds))} s"
+    minutes = round(seconds / 60)
+    hours, minutes = divmod(minutes, 60)
+    days, hours = divmod(hours, 24)
+    if days:
+        return f"{days:,} d {hours} h"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min"
