@@ -2,7 +2,7 @@
 
 import pytest
 
-from utils.words import how_many, plural
+from utils.words import how_long, how_many, plural
 
 
 @pytest.mark.parametrize(
@@ -27,3 +27,8 @@ def test_no_plural_has_a_double_s_that_the_noun_has_not():
 
 def test_large_numbers():
     assert how_many(1234, "image") == "1,234 images"
+
+
+def test_a_time_has_its_two_largest_units():
+    times = {0.2: "0 s", 40: "40 s", 300: "5 min", 3599: "1 h 0 min", 7800: "2 h 10 min", 273600: "3 d 4 h"}
+    assert {seconds: how_long(seconds) for seconds in times} == times
