@@ -27,7 +27,7 @@ from utils.files import write_text_atomically
 EXPERIMENT = "train"  # the name of the project or experiment that the runs are filed under
 RUN_IDS = "loggers.yaml"  # in the folder of a run: under which id each service knows it, so that a resume goes on there
 REQUIREMENTS = "requirements-loggers.txt"
-MOST_CHARACTERS = 500  # of an option's value in MLflow, which refuses 6,000, and of a service's message
+MOST_CHARACTERS = 500  # of an option's value in MLflow, which refuses 6,000
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ class MlflowLog:
     def __init__(self, folder: Path, options: dict[str, Any], run_id: str) -> None:
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # without it MLflow 3 refuses a store of files
         os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # with seven, a server that is gone costs minutes
         mlflow = required("mlflow", "--log mlflow", REQUIREMENTS)
         address = os.environ.get("MLFLOW_TRACKING_URI") or (folder.parent / "mlruns").resolve().as_uri()
         self.client = mlflow.MlflowClient(tracking_uri=address)
@@ -204,4 +205,4 @@ def tell(logs: list[RunLog], news: Callable[[RunLog], None]) -> None:
 
 def _reason(error: Exception) -> str:
     """Return the first line of what a package says of its failure."""
-    return (str(error).strip() or type(error).__name__).partition("\n")[0][:MOST_CHARACTERS]
+    return (str(error).strip() or type(error).__name__).partition("\n")[0][:200]
