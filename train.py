@@ -18,9 +18,11 @@ import torch
 from torch import nn
 
 from data.labels.annotations import Annotations
-from data.loader import LoaderSettings, evaluation_batches, training_batches
+from data.loader import Batches, LoaderSettings, evaluation_batches, training_batches
+from data.sampling import EpochSampler
 from data.splits import open_training_splits
 from engine.anchor_check import anchor_line
+from engine.auto_anchor import with_fitting_anchors
 from engine.batch_size import with_batch_size
 from engine.compiling import compile_network
 from engine.ema import AveragedModel
@@ -31,7 +33,7 @@ from engine.precision import Precision, choose_precision
 from engine.profiling import step_clock
 from engine.recipes import FROM_CFG, notes_of_recipe
 from engine.resolve import as_decoded, start_with_classes, tell_oddities, warn_of_decode
-from engine.run_folder import plot_labels, weighted_ap
+from engine.run_folder import draw_labels, fitness
 from engine.saving import use_deterministic_operations
 from engine.search.command import SearchOptions, is_of_many, train_many
 from engine.train_loop import TrainState, freeze_layers, train_one_epoch, wrap_for_processes
@@ -83,6 +85,8 @@ def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> N
     check_names(options.train, train_set.names, checkpoint)
 
     network, resize = new_network(options.train, train_set.names, checkpoint)
+    if options.anchors.auto_anchor and not checkpoint:
+        network = with_fitting_anchors(network, train_set, options.train.img_size, resize.kind, options.train.seed)
     network = network.to(device).to(memory_format=torch.channels_last)
     learner, precision, options = new_learner(network, resize, options, device)
     state = new_state(network, options, precision)
@@ -90,7 +94,8 @@ def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> N
         load_training_state(state, checkpoint, options.train.resume)
 
     train_settings, test_settings = loader_settings(options, network, device)
-    train_batches = training_batches(train_set, train_settings, options.augment)
+    sampler = EpochSampler(train_set, options.sampling)
+    train_batches = training_batches(train_set, train_settings, options.augment, sampler)
     options = with_epochs(options, len(train_batches))
     test_batches = evaluation_batches(test_set, test_settings)
     ground_truth = test_set.to_coco()
@@ -98,22 +103,20 @@ def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> N
 
     run = TrainingRun.start(options.train.project, options.as_dict(), (train_set, test_set), network.cfg_text, state)
     with run.interruptible(state):
-        announce(run, options, network, resize, train_set, ground_truth, device, precision)
+        announce(run, options, network, resize, train_set, ground_truth, sampler, precision)
         batches_left = len(train_batches) * (options.train.epochs - state.epoch)
         wrapped = learner_for_steps(options.train, learner, train_settings, batches_left)
         clock = step_clock(options.train.profile, run.folder, device, options.train.workers)
         learner.part = clock.part
         while not run.is_over(state):
             closes_mosaic = state.epoch >= options.train.epochs - options.augment.close_mosaic
+            sampler.class_ap = state.class_ap
             train_batches.set_epoch(state.epoch, state.progress.batches, closes_mosaic)
             seed_epoch(options.train.seed, state.epoch, distributed.rank())
-            learner.start_epoch(state.epoch * len(train_set) + state.progress.images * distributed.world_size())
+            learner.start_epoch(state.epoch * sampler.num_pictures + state.progress.images * distributed.world_size())
             with run.steps(state) as after_step, EpochBar(run, state, len(train_batches)) as bar:
                 losses, counts = train_one_epoch(state, wrapped, train_batches, schedule, bar.update, after_step, clock)
-            metrics, loss = None, ValidationLoss.of(learner)
-            if state.epoch + 1 == options.train.epochs or not options.train.notest:
-                distributed.copy_from_main(state.average.model)  # batch norms have seen other images in each process
-                metrics = evaluate(Detector(state.average.model), test_batches, ground_truth, loss=loss)
+            metrics, loss = validate(options.train, state, learner, test_batches, ground_truth)
             run.finish_epoch(state, epoch_row(losses, counts, metrics, loss, state), fitness(metrics, losses))
             report_epoch(counts, metrics, run.time_left(state))
         clock.finish()
@@ -235,13 +238,13 @@ def announce(
     resize: Resize,
     train_set: Annotations,
     ground_truth: dict[str, Any],
-    device: torch.device,
+    sampler: EpochSampler,
     precision: Precision,
 ) -> None:
     """Say in one line what was chosen, and draw how the training labels are distributed."""
     if not distributed.is_main():
         return
-    train = options.train
+    train, device = options.train, next(network.parameters()).device
     parameters = sum(parameter.numel() for parameter in network.parameters())
     rule = f"--match {options.assignment.match}" + (" --loss darknet" if options.loss.loss == "darknet" else "")
     images = resize.to(*(input_size(size, network) for size in (train.img_size, train.test_size or train.img_size)))
@@ -249,17 +252,31 @@ def announce(
         f"train: {train.cfg} ({parameters:,} parameters) on {train.data}, {images}, {how_many(train.epochs, 'epoch')}, "
         f"recipe {train.hyp}, {rule} -> {run.folder} ({describe_device(device)}, {precision})"
     )
+    if sampler.note():
+        print(sampler.note())
     if not has_objects(ground_truth):
         print(f"{train.data} (valid): not a single object to find; best.pt goes by the training loss")
     better = f"python kmeans_anchors.py --data {train.data} --cfg {train.cfg} --write better.cfg"
     if line := anchor_line(network.heads, train_set, input_size(train.img_size, network), resize.kind, better):
         print(line)
-    objects = train_set.select_boxes(~train_set.crowd)
-    image_wh = objects.image_wh[objects.box_image]
-    corners = objects.boxes_xyxy.reshape(-1, 2, 2)  # M corner xy
-    centers_xy = corners.mean(axis=1) / image_wh
-    sizes_wh = (corners[:, 1] - corners[:, 0]) / image_wh
-    plot_labels(run.folder / "labels.png", objects.labels, centers_xy, sizes_wh, objects.names)
+    draw_labels(run.folder / "labels.png", train_set)
+
+
+def validate(
+    options: TrainOptions,
+    state: TrainState[DetectionNetwork],
+    learner: Learner,
+    batches: Batches,
+    ground_truth: dict[str, Any],
+) -> tuple[Metrics | None, ValidationLoss | None]:
+    """Return how good the averaged model is, and its loss where it has one; nothing where the epoch is not tested."""
+    if options.notest and state.epoch + 1 < options.epochs:
+        return None, None
+    distributed.copy_from_main(state.average.model)  # batch norms have seen other images in each process
+    loss = ValidationLoss.of(learner)
+    metrics = evaluate(Detector(state.average.model), batches, ground_truth, loss=loss)
+    state.class_ap = list(metrics.class_ap)
+    return metrics, loss
 
 
 def epoch_row(
@@ -298,18 +315,6 @@ def report_epoch(counts: MatchCounts | None, metrics: Metrics | None, time_left:
         )
     if time_left:
         print(f"  {time_left}")
-
-
-def fitness(metrics: Metrics | None, losses: dict[str, float]) -> float | None:
-    """Return what decides which epoch is the best, 0 to 1; None where it was not tested.
-
-    Where there was no object to find, the epoch with the lowest training loss is the best.
-    """
-    if metrics is None:
-        return None
-    if metrics.num_instances == 0:
-        return 1 / (1 + sum(losses.values()))
-    return weighted_ap(metrics.ap50, metrics.ap)
 
 
 if __name__ == "__main__":

@@ -16,13 +16,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.anchor_fit import one_thread, side_ratio
-from analysis.limits import above, below
 from analysis.mode import Mode, Request, side_or_sides
-from analysis.objects import Objects, anchor_rows, boxes_in_input, select_objects, sizes_in_input
+from analysis.objects import anchor_rows
 from analysis.output.plots import anchor_labels, anchor_scatter, bars, positives_per_object
 from analysis.output.result import Result, Table, counted, distribution, rows_of, share, table_of, with_problems
 from analysis.strategies import StrategyOptions
+from data.objects import Objects, boxes_in_input, select_objects, sizes_in_input
+from models.anchor_fit import one_thread, side_ratio
 from models.assignment.assigner import build_assigner
 from models.assignment.grid import SlotGrid, slot_grid
 from models.assignment.options import AssignmentOptions
@@ -31,6 +31,7 @@ from models.assignment.strategies import prior_strategies, reads_predictions
 from models.heads import Head
 from utils.boxes import SIZE_NAMES, shape_iou
 from utils.errors import UserError
+from utils.limits import above, below
 from utils.structures import Matches, Targets
 
 if TYPE_CHECKING:

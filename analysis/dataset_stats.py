@@ -15,13 +15,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm import tqdm
 
-from analysis.limits import above, at_least, below, limits_reached
 from analysis.mode import Mode, Request
-from analysis.objects import OCCLUSION_LIMITS, Objects, add_occlusion, pair_blocks, pair_geometry, select_objects
+from analysis.objects import OCCLUSION_LIMITS, add_occlusion, pair_blocks, pair_geometry
 from analysis.output.plots import bars, histogram_grid
 from analysis.output.result import Result, Table, counted, mean, rows_of, share, table_of, value_at
+from data.objects import Objects, select_objects
 from utils.boxes import SIZE_NAMES
 from utils.config import flag, option
+from utils.limits import above, at_least, below, limits_reached
 
 if TYPE_CHECKING:
     from data.labels.annotations import Annotations

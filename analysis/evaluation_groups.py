@@ -12,9 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from analysis.anchor_fit import one_thread
 from analysis.anchor_stats import object_blocks
-from analysis.limits import limits_reached
 from analysis.matching.statistics import (
     ELONGATION_LIMITS,
     ELONGATION_NAMES,
@@ -22,18 +20,12 @@ from analysis.matching.statistics import (
     MATCHES_NAMES,
     OCCLUSION_NAMES,
 )
-from analysis.objects import (
-    OCCLUSION_LIMITS,
-    Objects,
-    boxes_in_input,
-    object_occlusion,
-    pair_blocks,
-    pair_geometry,
-    sizes_in_input,
-)
+from analysis.objects import OCCLUSION_LIMITS, object_occlusion, pair_blocks, pair_geometry
+from data.objects import Objects, boxes_in_input, sizes_in_input
 from engine.network_input import choose_resize, input_size
 from evaluation.breakdowns import Group, groups_between, named_bins, side_groups, size_groups
 from evaluation.matches import CocoMatcher
+from models.anchor_fit import one_thread
 from models.assignment.assigner import build_assigner
 from models.assignment.grid import slot_grid
 from models.assignment.options import AssignmentOptions
@@ -41,6 +33,7 @@ from models.heads import Head
 from models.network import Network, build_network
 from utils.boxes import shape_iou
 from utils.config import find_file
+from utils.limits import limits_reached
 
 NEIGHBOUR_LIMITS = (0.1, 0.3, 0.5)  # of the highest IoU with another object
 PRIOR_LIMITS = (0.2, 0.4, 0.6, 0.8)  # of the best IoU of an object's shape with a prior

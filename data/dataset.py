@@ -28,6 +28,8 @@ from utils.structures import Batch, ImageMeta, Targets
 
 # At most so many decoded images stay in the memory of each process, for the mosaics of a block (see data/loader.py).
 RECENT_IMAGES, RECENT_BYTES = 96, 256 << 20
+# The fourth number of the seed of a picture that shows its image again, see SHUFFLE and SIZES in data/loader.py.
+REPEATS = 3
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class BatchPlan:
     epoch: int = 0
     pool: tuple[int, ...] = ()  # images from which mosaic and mixup take partners
     closes_mosaic: bool = False  # no partners are taken
+    repeats: tuple[int, ...] = ()  # B, how often the epoch has shown each image before; empty: never
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,8 @@ class DetectionDataset(Dataset):
         annotations: the split.
         resize: key of :data:`data.letterbox.RESIZES`.
         augment: None for testing: nothing is random, each image is shown as it is.
-        seed: of the run; a picture is drawn with ``default_rng((seed, epoch, index))``.
+        seed: of the run; a picture is drawn with ``default_rng((seed, epoch, index))``, and by two more numbers where
+            the epoch shows the image again.
         largest_side: decode an image at 1/2, 1/4 or 1/8 of its size where its longer side still has as many pixels;
             None: never.
         leave_out: images that cannot be read are left out of their batch, which names them. In training the next image
@@ -115,8 +119,9 @@ class DetectionDataset(Dataset):
                 shown[index] = self.readable(index, pool, unread)
             return self.source(shown[index])
 
-        for index in plan.indices:
-            rng = np.random.default_rng((self.seed, plan.epoch, index))
+        for index, repeat in zip(plan.indices, plan.repeats or (0,) * len(plan.indices), strict=True):
+            again = (REPEATS, repeat) if repeat else ()
+            rng = np.random.default_rng((self.seed, plan.epoch, index, *again))
             drawing, sample = training_picture(index, pool, source, plan.net_hw, augment, rng, self.resize)
             drawings.append(drawing)
             samples.append(sample)

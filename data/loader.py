@@ -29,6 +29,7 @@ from data.image_cache import fill_cache
 from data.image_checks import bad_images, too_many
 from data.labels.annotations import Annotations
 from data.letterbox import RESIZES, smallest_input
+from data.sampling import EpochSampler, times_before
 from data.workers import dealt, is_lost_worker, own_handler, report_thread, start_worker, watched_workers
 from utils import interrupts
 from utils.errors import LostProcessError, UserError
@@ -40,7 +41,8 @@ FORKS = sys.platform == "linux"  # a forked process shares the memory of its par
 MOST_WORKERS = 1024
 PAINTERS = ("workers", "device")  # where the pixels of training pictures are computed
 MULTI_SCALE = (0.67, 1.5)  # the range of sizes relative to the nominal one, as in ultralytics/yolov3 v8
-# The fourth number of a generator's seed keeps it apart from those of the pictures, whose seeds have three.
+# The fourth number of a generator's seed keeps it apart from those of the pictures, whose seeds have three, or five
+# where an image is shown again (REPEATS in data/dataset.py).
 SHUFFLE, SIZES = 1, 2
 _Loaded = TypeVar("_Loaded")
 
@@ -114,7 +116,7 @@ class Batches:
             first: the batch that it begins with.
             closes_mosaic: whether pictures are made without mosaic and mixup.
         """
-        self._plans.epoch, self._plans.first, self._plans.closes_mosaic = epoch, first, closes_mosaic
+        self._plans.choose(epoch, first, closes_mosaic)
 
     def plans(self) -> list[BatchPlan]:
         """Return what the batches of the chosen epoch are, also those that the next iteration leaves out."""
@@ -191,8 +193,16 @@ class Batches:
         return None
 
 
-def training_batches(annotations: Annotations, settings: LoaderSettings, augment: AugmentOptions) -> Batches:
+def training_batches(
+    annotations: Annotations, settings: LoaderSettings, augment: AugmentOptions, sampler: EpochSampler | None = None
+) -> Batches:
     """Return augmented, shuffled batches; ``rect`` keeps similar shapes together and turns the mosaic off.
+
+    Args:
+        annotations: the images to learn from.
+        settings: of this process.
+        augment: how pictures are changed.
+        sampler: which images an epoch shows; None: each once.
 
     Raises:
         UserError: there are no images or no objects; with ``cache``, an image cannot be read or there is no room.
@@ -215,7 +225,7 @@ def training_batches(annotations: Annotations, settings: LoaderSettings, augment
         paint_later=settings.paint_later,
     )
     fill_cache(dataset, settings.cache)
-    return Batches(dataset, lambda epoch: training_plans(annotations.image_wh, settings, epoch), settings)
+    return Batches(dataset, lambda epoch: training_plans(annotations.image_wh, settings, epoch, sampler), settings)
 
 
 def evaluation_batches(annotations: Annotations, settings: LoaderSettings) -> Batches:
@@ -229,21 +239,26 @@ def evaluation_batches(annotations: Annotations, settings: LoaderSettings) -> Ba
     return Batches(dataset, lambda epoch: evaluation_plans(annotations.image_wh, settings), settings)
 
 
-def training_plans(image_wh: np.ndarray, settings: LoaderSettings, epoch: int) -> list[BatchPlan]:
+def training_plans(
+    image_wh: np.ndarray, settings: LoaderSettings, epoch: int, sampler: EpochSampler | None = None
+) -> list[BatchPlan]:
     """Return this process's batches of an epoch; all processes get the same number of them and of images.
 
     Args:
         image_wh: [N 2] sizes of all images in original pixels.
         settings: of this process.
         epoch: from 0.
+        sampler: which images the epoch shows; None: each once.
     """
     rng = np.random.default_rng((settings.seed, epoch, 0, SHUFFLE))
-    order = rng.permutation(len(image_wh))
+    order = sampler.draw(rng) if sampler else rng.permutation(len(image_wh))
     step = settings.batch_size * settings.world_size  # images of one batch in all processes
     if settings.rect:  # by aspect ratio; images of one ratio stay in random order
         order = order[np.argsort(_aspect(image_wh)[order], kind="stable")]
-    if settings.world_size > 1:  # every process needs the same share: the first images serve twice
-        order = np.resize(order, -(-len(order) // settings.world_size) * settings.world_size)
+    repeats = times_before(order)
+    if settings.world_size > 1:  # every process needs the same share: the first pictures serve twice
+        needed = -(-len(order) // settings.world_size) * settings.world_size
+        order, repeats = np.resize(order, needed), np.resize(repeats, needed)
     starts = list(range(0, len(order), step))
     if settings.rect:  # sorted images, but batches in random order
         starts = [starts[i] for i in rng.permutation(len(starts))]
@@ -251,7 +266,7 @@ def training_plans(image_wh: np.ndarray, settings: LoaderSettings, epoch: int) -
     plans = []
     for number, start in enumerate(starts):
         whole = order[start : start + step]
-        mine = whole[settings.rank :: settings.world_size]
+        mine = slice(start + settings.rank, start + step, settings.world_size)
         first = start // block * block  # of the block in which the batch begins
         pool = order[first : first + block]
         # The size follows from the batch of all processes, so that they train at one size.
@@ -260,7 +275,8 @@ def training_plans(image_wh: np.ndarray, settings: LoaderSettings, epoch: int) -
             net_hw = random_size(settings, epoch, number)
         if settings.rect and settings.resize == "letterbox":
             net_hw = smallest_input(image_wh[whole], net_hw, settings.stride)
-        plans.append(BatchPlan(tuple(mine.tolist()), net_hw, epoch, tuple(pool.tolist())))
+        indices, shown_before = tuple(order[mine].tolist()), tuple(repeats[mine].tolist())
+        plans.append(BatchPlan(indices, net_hw, epoch, tuple(pool.tolist()), repeats=shown_before))
     return plans
 
 
@@ -313,7 +329,7 @@ def _require_images(annotations: Annotations) -> None:
 
 
 class _PlanSampler(Sampler):
-    """Gives a DataLoader the plans of an epoch, made once per epoch, in the order in which workers take them.
+    """Gives a DataLoader the plans of the epoch that was chosen, in the order in which workers take them.
 
     Args:
         plans: makes those of an epoch.
@@ -325,12 +341,16 @@ class _PlanSampler(Sampler):
         self.closes_mosaic = False
         self.sharing = sharing
         self._make = plans
-        self._made: tuple[int, list[BatchPlan]] | None = None
+        self._made: list[BatchPlan] | None = None
+
+    def choose(self, epoch: int, first: int, closes_mosaic: bool) -> None:
+        self.epoch, self.first, self.closes_mosaic = epoch, first, closes_mosaic
+        self._made = None  # the same epoch may be another one now, by the AP of the classes
 
     def current(self) -> list[BatchPlan]:
-        if self._made is None or self._made[0] != self.epoch:
-            self._made = (self.epoch, self._make(self.epoch))
-        return self._made[1]
+        if self._made is None:
+            self._made = self._make(self.epoch)
+        return self._made
 
     def order(self) -> list[int | None]:
         """Return the numbers of the plans as they are given out; None: the worker whose turn it is gets nothing."""

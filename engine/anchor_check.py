@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from data.labels.annotations import Annotations
-from data.letterbox import scales_and_offsets
+from data.objects import select_objects, sizes_in_input
 from models.assignment.prior import Ratio
 from models.heads import Head
 from utils.config import command_from_here
@@ -31,7 +31,7 @@ def anchor_line(
     Returns:
         Nothing where there are no anchors or no objects.
     """
-    anchors_wh = np.array([wh for head in heads for wh in head.anchors_wh], dtype=np.float64).reshape(-1, 2)
+    anchors_wh = anchors_of(heads)
     sizes_wh = object_sizes(annotations, input_wh, resize)
     if not len(anchors_wh) or not len(sizes_wh):
         return ""
@@ -42,11 +42,14 @@ def anchor_line(
     return line if recall >= ENOUGH else f"{line}; better ones: {command_from_here(command)}"
 
 
+def anchors_of(heads: Sequence[Head]) -> np.ndarray:
+    """Return the anchors that the heads use, [A 2] network pixels."""
+    return np.array([wh for head in heads for wh in head.anchors_wh], dtype=np.float64).reshape(-1, 2)
+
+
 def object_sizes(annotations: Annotations, input_wh: tuple[int, int], resize: str) -> np.ndarray:
     """Return width and height [M 2] of all objects in network pixels, as images get into the input."""
-    objects = annotations.select_boxes(~annotations.crowd)
-    scales, _ = scales_and_offsets(objects.image_wh, input_wh[::-1], resize)
-    sizes_wh = (objects.boxes_xyxy[:, 2:] - objects.boxes_xyxy[:, :2]) * scales[objects.box_image]
+    sizes_wh = sizes_in_input(select_objects(annotations, crowd=False), input_wh, resize)
     return sizes_wh[(sizes_wh > 0).all(axis=1)]
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from engine.iteration_rates import POLICIES, IterationOptions, rate_factor
+from models.detection_network import DetectionNetwork
 from utils.config import option
 
+ONE_CYCLE = "one-cycle"
 AUTO_BATCH = -1  # images per batch: as many as fit (--batch-size auto)
 NOMINAL_BATCH = 64  # images per optimizer step that the learning rate and the weight decay are meant for
 
@@ -26,9 +29,14 @@ class OptimizerOptions(IterationOptions):
     lrf: float = option(0.01, "last learning rate as a share of --lr0")
     schedule: str = option(
         "cosine",
-        "how the learning rate falls: over the epochs (cosine, linear), or by Darknet's policies over the iterations",
-        choices=("cosine", "linear", *POLICIES),
+        "how the learning rate goes: falls over the epochs (cosine, linear), rises and falls over the batches "
+        "(one-cycle), or by Darknet's policies over the iterations",
+        choices=("cosine", "linear", ONE_CYCLE, *POLICIES),
     )
+    one_cycle_start: float = option(0.04, "first learning rate of --schedule one-cycle as a share of --lr0")
+    one_cycle_rise: float = option(0.3, "share of the batches in which it rises from there to --lr0")
+    one_cycle_momentum: float = option(0.85, "its momentum where the rate is highest; --momentum at both ends")
+    layer_decay: float = option(1.0, "learning rate of each layer as a share of the next layer's; the heads have --lr0")
     momentum: float = option(0.937, "SGD momentum, or Adam's beta1")
     nesterov: bool = option(True, "Nesterov's form of SGD momentum; Darknet has the plain one")
     beta2: float = option(0.999, "Adam's second decay rate")
@@ -53,6 +61,10 @@ class OptimizerOptions(IterationOptions):
             raise ValueError(f"--beta2 must be in 0..1 and --adam-eps positive, not {self.beta2}, {self.adam_eps}")
         if self.burn_in and self.schedule not in POLICIES:
             raise ValueError(f"--burn-in is for --schedule {', '.join(POLICIES)}; {self.schedule} has --warmup-epochs")
+        if not 0 < self.one_cycle_start <= 1 or not 0 < self.one_cycle_rise < 1 or not 0 <= self.one_cycle_momentum < 1:
+            raise ValueError("--one-cycle-start, --one-cycle-rise and --one-cycle-momentum must be between 0 and 1")
+        if not 0 < self.layer_decay <= 1:
+            raise ValueError(f"--layer-decay must be above 0 and at most 1, not {self.layer_decay}")
         if self.schedule == "steps" and not self.lr_steps:
             raise ValueError("--schedule steps needs --lr-steps and --lr-scales")
         if self.schedule in ("poly", "sgdr") and not (self.max_batches or (self.schedule == "sgdr" and self.lr_cycle)):
@@ -65,7 +77,7 @@ def build_optimizer(
     """Return the optimizer with three groups, in this order: biases, normalisation weights, all other weights.
 
     Only the last group decays, by an amount scaled with ``images_per_step / 64``, as in ultralytics/yolov5 v7.0
-    (train.py). Frozen parameters are in no group.
+    (train.py). Frozen parameters are in no group. With ``--layer-decay`` each part of the network has three groups.
 
     Args:
         model: on its device.
@@ -74,6 +86,24 @@ def build_optimizer(
         fused: one kernel for all parameters instead of one for each operation; None: on a GPU. On a CPU it would save a
             hundredth of a step, and its rounding is another. A resumed run goes on with what it began with.
     """
+    decay = options.weight_decay * images_per_step / NOMINAL_BATCH
+    groups = _three_groups(model, decay)
+    if options.layer_decay < 1:
+        scales = layer_scales(cast(DetectionNetwork, model), options.layer_decay)
+        groups = [group | {"lr_scale": scale} for part, scale in scales for group in _three_groups(part, decay)]
+    if fused is None:
+        fused = next(model.parameters()).is_cuda
+    fused = fused or None  # None leaves the choice among the other ways to torch
+    if options.optimizer != "SGD":
+        kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[options.optimizer]
+        betas = (options.momentum, options.beta2)
+        return kind(groups, lr=options.lr0, betas=betas, eps=options.adam_eps, fused=fused)
+    nesterov = options.nesterov and options.momentum > 0
+    return torch.optim.SGD(groups, lr=options.lr0, momentum=options.momentum, nesterov=nesterov, fused=fused)
+
+
+def _three_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Return biases, normalisation weights and all other weights of a model, or of a part of one."""
     biases, norms, weights = [], [], []
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -85,20 +115,28 @@ def build_optimizer(
                 norms.append(parameter)
             else:
                 weights.append(parameter)
-    groups = [
+    return [
         {"params": biases, "weight_decay": 0.0},
         {"params": norms, "weight_decay": 0.0},
-        {"params": weights, "weight_decay": options.weight_decay * images_per_step / NOMINAL_BATCH},
+        {"params": weights, "weight_decay": weight_decay},
     ]
-    if fused is None:
-        fused = next(model.parameters()).is_cuda
-    fused = fused or None  # None leaves the choice among the other ways to torch
-    if options.optimizer != "SGD":
-        kind = {"Adam": torch.optim.Adam, "AdamW": torch.optim.AdamW}[options.optimizer]
-        betas = (options.momentum, options.beta2)
-        return kind(groups, lr=options.lr0, betas=betas, eps=options.adam_eps, fused=fused)
-    nesterov = options.nesterov and options.momentum > 0
-    return torch.optim.SGD(groups, lr=options.lr0, momentum=options.momentum, nesterov=nesterov, fused=fused)
+
+
+def layer_scales(network: DetectionNetwork, decay: float) -> list[tuple[nn.Module, float]]:
+    """Return each part of a network that has parameters, from the input on, with the factor on its learning rate.
+
+    The parts that predict have 1 wherever they stand, of the others the k-th from the end ``decay ** k``, as in timm
+    and BEiT (arXiv 2106.08254).
+    """
+    predicting = set(network.parts_that_predict())
+    scales, scale = [], 1.0
+    for index, part in reversed(list(enumerate(network.parts()))):
+        if index in predicting:
+            scales.append((part, 1.0))
+        elif any(True for _ in part.parameters()):
+            scale *= decay
+            scales.append((part, scale))
+    return scales[::-1]
 
 
 @dataclass(frozen=True)
@@ -118,7 +156,7 @@ class Schedule:
     @property
     def warmup_batches(self) -> int:
         """Length of the warm-up, in batches."""
-        if self.options.warmup_epochs == 0:
+        if self.options.warmup_epochs == 0 or self.options.schedule == ONE_CYCLE:  # which has a rise of its own
             return 0
         wanted = max(round(self.options.warmup_epochs * self.batches_per_epoch), 100)
         return min(wanted, self.epochs * self.batches_per_epoch // 2)
@@ -138,9 +176,31 @@ class Schedule:
     def factor(self, batch: int) -> float:
         """Return the factor on ``lr0``, warm-up aside, at ``batch``, counted over the whole run."""
         options = self.options
+        if options.schedule == ONE_CYCLE:
+            return self.one_cycle(batch, options.one_cycle_start, 1.0, options.lrf)
         if options.schedule in POLICIES:
             return rate_factor(options.schedule, options, options.lrf, self.iteration(batch))
         return self.decay(batch // self.batches_per_epoch)
+
+    def one_cycle(self, batch: int, first: float, middle: float, last: float) -> float:
+        """Return a value that goes by two half cosines from ``first`` to ``middle`` and from there to ``last``.
+
+        As in torch.optim.lr_scheduler.OneCycleLR (arXiv 1708.07120), with a batch for its step.
+        """
+        end = max(1, self.epochs * self.batches_per_epoch - 1)  # the last batch
+        top = max(self.options.one_cycle_rise * (end + 1) - 1, 0.0)
+        if batch <= top:
+            start, goal, progress = first, middle, batch / top if top else 1.0
+        else:
+            start, goal, progress = middle, last, min(1.0, (batch - top) / (end - top))
+        return goal + (start - goal) * (1 + math.cos(math.pi * progress)) / 2
+
+    def momentum(self, batch: int, warmup_factor: float) -> float:
+        """Return the momentum, or Adam's beta1, at ``batch``."""
+        options = self.options
+        if options.schedule == ONE_CYCLE:
+            return self.one_cycle(batch, options.momentum, options.one_cycle_momentum, options.momentum)
+        return options.warmup_momentum + (options.momentum - options.warmup_momentum) * warmup_factor
 
     def accumulation(self, batch: int) -> int:
         """Return how many batches make one optimizer step at ``batch``, counted over the whole run."""
@@ -153,10 +213,12 @@ class Schedule:
         target_lr = self.options.lr0 * self.factor(batch)
         # Batch 0 has a factor above 0, so that the first step moves the weights, too.
         warmup_factor = min(1.0, (batch + 1) / self.warmup_batches) if self.warmup_batches else 1.0
+        momentum = self.momentum(batch, warmup_factor)
         for index, group in enumerate(optimizer.param_groups):
-            # The rate of the biases, group 0, comes from above; all others come from 0.
-            start_lr = self.options.warmup_bias_lr if index == 0 and self.options.optimizer == "SGD" else 0.0
-            group["lr"] = start_lr + (target_lr - start_lr) * warmup_factor
+            # The rate of the biases, the first of three groups, comes from above; all others come from 0.
+            start_lr = self.options.warmup_bias_lr if index % 3 == 0 and self.options.optimizer == "SGD" else 0.0
+            group["lr"] = (start_lr + (target_lr - start_lr) * warmup_factor) * group.get("lr_scale", 1.0)
             if "momentum" in group:
-                start = self.options.warmup_momentum
-                group["momentum"] = start + (self.options.momentum - start) * warmup_factor
+                group["momentum"] = momentum
+            elif self.options.schedule == ONE_CYCLE:
+                group["betas"] = (momentum, self.options.beta2)

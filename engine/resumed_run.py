@@ -24,7 +24,7 @@ from utils.words import how_many
 NEWEST = "newest"  # what a bare --resume means
 # All other options are those of the run.
 MAY_CHANGE = {"resume", "device", "workers", "cache", "epochs", "patience", "max_bad", "verify_images", "profile"}
-MAY_CHANGE |= {"save_minutes", "keep"}
+MAY_CHANGE |= {"save_minutes", "keep", "log"}
 
 
 def find_last(named: str, project: str = TRAINING_RUNS) -> Path:
@@ -130,7 +130,7 @@ def other_length(options: OptimizerOptions, done: int, before: int, now: int) ->
     if options.schedule in POLICIES:
         return f"{how_many(now, 'epoch')} instead of {before}: --schedule {options.schedule} goes on by the iteration"
     last, following = (
-        options.lr0 * Schedule(options, epochs, 1, 1).decay(epoch)
+        options.lr0 * Schedule(options, epochs, 1, 1).factor(epoch)
         for epochs, epoch in ((before, done - 1), (now, done))
     )
     return (

@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import yaml
 
+from data.labels.annotations import Annotations
+from evaluation.coco import Metrics
 from models.checkpoints.format import read_checkpoint
 from utils import distributed
 from utils.errors import UserError
@@ -90,6 +92,18 @@ def weighted_ap(ap50: float, ap: float) -> float:
     return 0.1 * ap50 + 0.9 * ap
 
 
+def fitness(metrics: Metrics | None, losses: dict[str, float]) -> float | None:
+    """Return what decides which epoch is the best, 0 to 1; None where it was not tested.
+
+    Where there was no object to find, the epoch with the lowest training loss is the best.
+    """
+    if metrics is None:
+        return None
+    if metrics.num_instances == 0:
+        return 1 / (1 + sum(losses.values()))
+    return weighted_ap(metrics.ap50, metrics.ap)
+
+
 def epoch_summary(history: Sequence[Row], column: str, last: int | None = None) -> dict[str, float]:
     """Return statistics of a column over the epochs that have it, the ``last`` ones only where that is given.
 
@@ -109,30 +123,6 @@ def epoch_summary(history: Sequence[Row], column: str, last: int | None = None) 
         "best_epoch": int(best["epoch"]),
         "epochs": len(values),
     }
-
-
-class TensorBoardLog:
-    """TensorBoard events; none where the tensorboard package is missing, for ``results.csv`` has the same numbers."""
-
-    def __init__(self, folder: Path, purge_after: int) -> None:
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError:
-            self.writer = None
-        else:
-            self.writer = SummaryWriter(str(folder), purge_step=purge_after + 1)
-
-    def log(self, row: Row) -> None:
-        """Add every number of an epoch's row."""
-        if self.writer is not None:
-            for name, value in row.items():
-                self.writer.add_scalar(name, value, int(row["epoch"]))
-            self.writer.flush()
-
-    def close(self) -> None:
-        """Finish the events file."""
-        if self.writer is not None:
-            self.writer.close()
 
 
 LOSSES = {"box": "box", "obj": "objectness", "cls": "class"}  # parts by other names keep theirs
@@ -170,6 +160,15 @@ def plot_results(path: Path, history: Sequence[Row]) -> None:
             axes.legend()
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=100)
+
+
+def draw_labels(path: Path, annotations: Annotations) -> None:
+    """Draw how the labels of a data set are distributed, crowd regions left out."""
+    objects = annotations.select_boxes(~annotations.crowd)
+    image_wh = objects.image_wh[objects.box_image]
+    corners = objects.boxes_xyxy.reshape(-1, 2, 2)  # M corner xy
+    sizes_wh = corners[:, 1] - corners[:, 0]
+    plot_labels(path, objects.labels, corners.mean(axis=1) / image_wh, sizes_wh / image_wh, objects.names)
 
 
 def plot_labels(

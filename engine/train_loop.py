@@ -38,6 +38,7 @@ class TrainState(Generic[Model]):
     best_fitness: float = -1.0
     best_epoch: int = 0  # that had it, from 1
     history: list[dict[str, float]] = field(default_factory=list)  # one row per epoch, as in results.csv
+    class_ap: list[float] = field(default_factory=list)  # of the last test, -1 where not defined; --image-weights
     progress: Progress = field(default_factory=Progress)  # of this process, in the epoch that has begun
     # What every process needs to go on from this very moment; None while a step is made, or after it was finished.
     resume_point: list[Progress] | None = None
@@ -72,6 +73,7 @@ class TrainState(Generic[Model]):
             "best_fitness": self.best_fitness,
             "best_epoch": self.best_epoch,
             "history": self.history,
+            "class_ap": self.class_ap,
             "progress": [part.taken(self.device).state_dict() for part in self.resume_point or ()],
         }
 
@@ -87,6 +89,7 @@ class TrainState(Generic[Model]):
         self.best_fitness = content["best_fitness"]
         self.best_epoch = content.get("best_epoch", self.epoch)  # older checkpoints do not know it
         self.history = content["history"]
+        self.class_ap = list(content.get("class_ap", ()))
         parts = [Progress.from_state_dict(part) for part in content.get("progress", ())]  # older ones: between epochs
         self.progress = share_of_process(parts, distributed.rank(), distributed.world_size())
 

@@ -9,12 +9,15 @@ from data.augment import AugmentOptions
 from data.image_cache import CACHES
 from data.image_checks import ImageCheckOptions
 from data.loader import MULTI_SCALE, PAINTERS
+from data.sampling import SamplingOptions
+from engine.auto_anchor import AnchorOptions
 from engine.network_input import refuse_size, resize_option, size_option
 from engine.optimizer import AUTO_BATCH, NOMINAL_BATCH, OptimizerOptions
 from engine.precision import PRECISIONS
 from engine.recipes import FROM_CFG, as_many_epochs, default_recipe, values_of_cfg
 from engine.resumed_run import NEWEST, go_on_after_restart, options_to_resume, other_length
 from engine.run_folder import TRAINING_RUNS
+from engine.run_logs import LogOptions
 from engine.saving import SafetyOptions
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import cfg_of_weights, decode_of_weights
@@ -125,6 +128,9 @@ GROUPS = (
     LossOptions,
     ImageCheckOptions,
     SafetyOptions,
+    SamplingOptions,
+    AnchorOptions,
+    LogOptions,
 )
 
 
@@ -139,6 +145,13 @@ class TrainGroups:
     loss: LossOptions
     images: ImageCheckOptions
     safety: SafetyOptions
+    sampling: SamplingOptions
+    anchors: AnchorOptions
+    logs: LogOptions
+
+    def __post_init__(self) -> None:
+        if self.sampling.image_weights and self.train.notest:
+            raise UserError("--image-weights goes by the AP of every epoch; leave out --notest")
 
     def as_dict(self) -> dict[str, Any]:
         """Return all options as one flat dict of plain values."""

@@ -1,4 +1,4 @@
-"""What one training run leaves behind: checkpoints, ``results.csv``, curves, pictures, TensorBoard events, a table."""
+"""What one training run leaves behind: checkpoints, ``results.csv``, curves, pictures, a table; logs are told of it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
+from operator import methodcaller
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +20,6 @@ from engine.profiling import TRACE
 from engine.provenance import CODE_DIFF, RECORD, record_start
 from engine.run_folder import (
     BAR_FORMAT,
-    TensorBoardLog,
     epoch_summary,
     plot_results,
     save_config,
@@ -27,6 +27,7 @@ from engine.run_folder import (
     shared_run_folder,
     weights_of_run,
 )
+from engine.run_logs import RUN_IDS, RunLog, open_logs, tell
 from engine.train_loop import TrainState, is_over
 from models.checkpoints.format import save_checkpoint
 from models.detection_network import DetectionNetwork
@@ -43,7 +44,7 @@ LAST = "last.pt"
 STEP_FIRST = "interrupted: finishes a step and saves it; press Ctrl-C again to end at once"
 PICTURED_BATCHES = 3  # training batches of the first epoch, and testing batches after the last, that are drawn
 # Left out of best.pt, which has a third of the size then.
-NEEDED_TO_RESUME_ONLY = ("optimizer", "scaler", "model", "progress")
+NEEDED_TO_RESUME_ONLY = ("optimizer", "scaler", "model", "class_ap", "progress")
 
 
 @dataclass
@@ -54,7 +55,7 @@ class TrainingRun:
     options: dict[str, Any]  # flat, as in config.yaml
     names: tuple[str, ...]
     cfg_text: str  # kept in each checkpoint, which then needs no cfg file
-    tensorboard: TensorBoardLog | None = None
+    logs: list[RunLog] = field(default_factory=list)
     started: float = field(default_factory=time.time)
     epoch_ended: float = 0.0  # when the last epoch ended that this process has made; 0 before
     epoch_seconds: float = 0.0  # that it took, the first one with the start
@@ -94,7 +95,7 @@ class TrainingRun:
             remove_unfinished(folder.glob(".*"))
             save_config(folder, run.options)
             record_start(folder, {"train": learned, "valid": validated}, next(state.model.parameters()).device)
-            run.tensorboard = TensorBoardLog(folder, purge_after=state.epoch)
+            run.logs = open_logs(folder, run.options, state.epoch)
             run.note_saved(state)
             if not options["resume"] and not options["nosave"]:
                 run.save_last(state)  # so that a run that is interrupted in its first epoch can be resumed, too
@@ -238,8 +239,9 @@ class TrainingRun:
             return
         self.require_folder()
         save_results_csv(self.folder / "results.csv", state.history)
-        if self.tensorboard is not None:
-            self.tensorboard.log(state.history[-1])
+        tell(self.logs, methodcaller("numbers", state.history[-1]))
+        if state.epoch == 1:
+            self._show(("labels.png", "train_batch*.jpg"), state.epoch)
         if self.is_over(state) or not self.options["nosave"]:
             # last.pt last: a kill between these then repeats an epoch instead of losing its weights.
             if improved:
@@ -248,6 +250,11 @@ class TrainingRun:
             if period > 0 and state.epoch % period == 0:
                 self.save(state, f"epoch{state.epoch}.pt", without=NEEDED_TO_RESUME_ONLY)
             self.save_last(state)
+
+    def _show(self, patterns: Sequence[str], epoch: int) -> None:
+        """Hand on the pictures of the folder that are there."""
+        for path in (path for pattern in patterns for path in sorted(self.folder.glob(pattern))):
+            tell(self.logs, methodcaller("picture", path, epoch))
 
     def time_left(self, state: TrainState) -> str:
         """Return in words how long the rest of the run takes if its epochs are like the last; empty below a minute."""
@@ -271,8 +278,9 @@ class TrainingRun:
             found = detector(batch.images, batch.metas)
             draw_predictions(self.folder / f"val_batch{number}.jpg", batch, found, self.names)
         plot_results(self.folder / "results.png", state.history)
-        if self.tensorboard is not None:
-            self.tensorboard.close()
+        self._show(("val_batch*.jpg", "results.png"), state.epoch)
+        best = self.folder / "best.pt"
+        tell(self.logs, methodcaller("finish", best if best.is_file() else None))
         rows = [
             (name, epoch_summary(state.history, column))
             for name, column in (("mAP@0.5", "metrics/mAP_0.5"), ("mAP@0.5:0.95", "metrics/mAP_0.5:0.95"))
@@ -316,6 +324,7 @@ WRITTEN = {
     "val_batch*.jpg": "truth and predictions",
     TRACE: "ten steps (--profile), for chrome://tracing or https://ui.perfetto.dev",
     "events.*": "for: tensorboard --logdir",
+    RUN_IDS: "under which ids --log knows the run",
 }
 
 

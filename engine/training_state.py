@@ -40,6 +40,8 @@ def check_resumable(content: Mapping[str, Any], path: str | Path) -> None:
         wrong.append("best_epoch")
     if not wrong and not all(_is_row(row) for row in content["history"]):
         wrong.append("history")
+    if not _is_class_ap(content.get("class_ap", []), content["names"]):  # older ones do not have it
+        wrong.append("class_ap")
     if not is_progress(content.get("progress", [])):
         wrong.append("progress")
     if not _is_count(content["options"].get("epochs")):
@@ -139,6 +141,11 @@ def _is_count(value: Any) -> bool:
 
 def _is_row(row: Any) -> bool:
     return isinstance(row, dict) and _is_count(row.get("epoch")) and all(_is_number(value) for value in row.values())
+
+
+def _is_class_ap(values: Any, names: Any) -> bool:
+    """Whether this is the AP of every class, or of none before the first test."""
+    return isinstance(values, list) and len(values) in (0, len(names)) and all(_is_number(value) for value in values)
 
 
 def _damaged(path: str | Path, what: str) -> UserError:

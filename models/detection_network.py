@@ -99,6 +99,10 @@ class DetectionNetwork(nn.Module, ABC):
         return ()
 
     @abstractmethod
+    def parts_that_predict(self) -> Sequence[int]:
+        """Return the parts whose output is what the network says, which ``--layer-decay`` slows down least."""
+
+    @abstractmethod
     def part_of(self, name: str) -> int:
         """Return the number of the part that a key of the state dict belongs to."""
 

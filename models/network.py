@@ -142,6 +142,10 @@ class Network(DetectionNetwork):
                 needed.update(self.sources[index])
         return [index for index in range(len(self.layers)) if index not in needed]
 
+    def parts_that_predict(self) -> list[int]:
+        """Return the layers whose filters are the channels of a head."""
+        return [layer for head in range(len(self.heads)) for layer in self.predicting_layers(head)]
+
     def part_of(self, name: str) -> int:
         """Return the number of the layer that a key of the state dict, such as layers.12.conv.weight, belongs to."""
         return int(name.split(".")[1])

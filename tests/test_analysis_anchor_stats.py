@@ -6,9 +6,9 @@ import torch
 
 from analysis.anchor_stats import anchor_stats
 from analysis.mode import AnalyzeOptions, Request
-from analysis.objects import boxes_in_input, select_objects
 from analysis.strategies import StrategyOptions
 from data.labels.annotations import Annotations
+from data.objects import boxes_in_input, select_objects
 from models.assignment.assigner import build_assigner
 from models.assignment.options import AssignmentOptions
 from models.assignment.strategies import STRATEGIES, prior_strategies

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from analysis.dataset_stats import ASPECT_EDGES, DatasetStatsOptions, dataset_stats, histogram
-from analysis.objects import object_occlusion, pair_blocks, select_objects
+from analysis.objects import object_occlusion, pair_blocks
 from data.labels.annotations import Annotations, Problem
+from data.objects import select_objects
 
 NAMES = ("cat", "dog", "none")
 

@@ -10,11 +10,11 @@ import pytest
 
 from analysis.anchor_stats import anchor_stats
 from analysis.dataset_stats import DatasetStatsOptions, dataset_stats
-from analysis.limits import above, at_least, below, limits_reached
 from analysis.strategies import StrategyOptions
 from data.labels.read import read_dataset
 from data.splits import open_data
 from models.heads import Head
+from utils.limits import above, at_least, below, limits_reached
 
 
 def coco_of(folder, images):

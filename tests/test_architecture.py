@@ -16,7 +16,6 @@ ALLOWED = {
 UPWARDS = {"models/__init__.py": {"engine.predictor"}}  # ``from models import load``, imported when it is asked for
 INSIDE = {  # what a folder may import from its own package, besides itself
     "analysis/matching": {
-        "analysis.limits",
         "analysis.mode",
         "analysis.output.pictures",
         "analysis.output.report",

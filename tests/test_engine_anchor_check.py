@@ -18,6 +18,16 @@ def test_by_hand():
     assert anchor_fit(anchors_wh, sizes_wh) == (pytest.approx(2 / 3), pytest.approx(1.0))
 
 
+def test_the_measure_is_that_of_a_plain_loop():
+    rng = np.random.default_rng(0)
+    sizes_wh, anchors_wh = rng.uniform(2, 300, (60, 2)), rng.uniform(2, 300, (5, 2))
+    fitting = [
+        sum(min(w / aw, aw / w, h / ah, ah / h) > 1 / 4 for aw, ah in anchors_wh.tolist()) for w, h in sizes_wh.tolist()
+    ]
+    expected = (sum(count > 0 for count in fitting) / 60, sum(fitting) / 60)
+    assert anchor_fit(anchors_wh, sizes_wh) == pytest.approx(expected) and 0 < expected[0] < 1
+
+
 @pytest.fixture
 def annotations(tmp_path, monkeypatch) -> Annotations:
     monkeypatch.chdir(tmp_path)

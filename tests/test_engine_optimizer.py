@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from engine.optimizer import OptimizerOptions, Schedule, build_optimizer
+from engine.optimizer import OptimizerOptions, Schedule, build_optimizer, layer_scales
+from tests.tiny_project import random_network
 
 
 def small_network() -> nn.Module:
@@ -136,3 +137,66 @@ def test_a_fused_step_that_is_not_finite_is_left_out(kind):
 def test_a_gpu_begins_with_fused_steps(device):
     groups = build_optimizer(small_network().to(device), OptimizerOptions(), 64).param_groups
     assert {group["fused"] for group in groups} == {True if device.type == "cuda" else None}
+
+
+@pytest.mark.parametrize("kind", ["SGD", "AdamW"])
+@pytest.mark.parametrize("epochs, batches, rise", [(5, 8, 0.3), (2, 5, 0.5)])
+def test_one_cycle_is_that_of_torch(kind, epochs, batches, rise):
+    options = OptimizerOptions(
+        optimizer=kind, schedule="one-cycle", lr0=0.02, lrf=0.001, momentum=0.95, one_cycle_momentum=0.8,
+        one_cycle_start=0.1, one_cycle_rise=rise,
+    )  # fmt: skip
+    ours, theirs = (build_optimizer(small_network(), options, 64) for _ in range(2))
+    schedule = Schedule(options, epochs, batches, accumulate=2)
+    assert schedule.accumulation(0) == 2  # the rise takes the place of the warm-up
+    # OneCycleLR's last rate is a share of its first: 0.001 = 0.1 / 100.
+    referee = torch.optim.lr_scheduler.OneCycleLR(
+        theirs, 0.02, epochs * batches, pct_start=rise, base_momentum=0.8, max_momentum=0.95, div_factor=10,
+        final_div_factor=100,
+    )  # fmt: skip
+    for batch in range(epochs * batches):
+        schedule.set_rates(ours, batch)
+        for group, expected in zip(ours.param_groups, theirs.param_groups, strict=True):
+            assert group["lr"] == pytest.approx(expected["lr"], rel=1e-9)
+            key = "momentum" if kind == "SGD" else "betas"
+            assert group[key] == pytest.approx(expected[key], rel=1e-9)
+        theirs.step()
+        if batch < epochs * batches - 1:
+            referee.step()
+
+
+@pytest.mark.parametrize("epochs, batches", [(1, 1), (1, 2), (2, 1), (1, 3)])
+def test_one_cycle_of_the_shortest_runs(epochs, batches):
+    schedule = Schedule(OptimizerOptions(schedule="one-cycle"), epochs, batches, 1)
+    assert all(0 < schedule.factor(batch) <= 1 for batch in range(epochs * batches))
+
+
+def test_layer_decay_by_hand():
+    # Of three convolutions the last is the head's: 0.5^2, 0.5 and 1.
+    network = random_network()
+    assert [scale for _, scale in layer_scales(network, 0.5)] == [0.25, 0.5, 1.0]
+    options = OptimizerOptions(layer_decay=0.5, warmup_epochs=0, lr0=0.1, lrf=1.0, weight_decay=0.1)
+    optimizer = build_optimizer(network, options, 64)
+    Schedule(options, 2, 3, 1).set_rates(optimizer, 0)
+    rate_of = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for index, rate in enumerate((0.025, 0.05, 0.1)):
+        rates = [rate_of[id(parameter)] for parameter in network.layers[index].parameters()]
+        assert rates == pytest.approx([rate] * len(rates))
+    assert len(rate_of) == len(list(network.parameters()))
+    decays = {id(p) for group in optimizer.param_groups if group["weight_decay"] for p in group["params"]}
+    assert decays == {id(layer.conv.weight) for layer in network.layers[:3]}
+
+
+def test_layer_decay_warms_the_biases_up_from_above():
+    options = OptimizerOptions(layer_decay=0.5, warmup_epochs=1, lr0=0.01, warmup_bias_lr=0.1, lrf=1.0)
+    optimizer = build_optimizer(random_network(), options, 64)
+    Schedule(options, 10, 200, 1).set_rates(optimizer, 99)
+    # Half way: 0.055 for biases and 0.005 for all others, times 0.25, 0.5 and 1.
+    expected = [rate * scale for scale in (0.25, 0.5, 1) for rate in (0.055, 0.005, 0.005)]
+    assert [group["lr"] for group in optimizer.param_groups] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("values", [{"layer_decay": 0.0}, {"one_cycle_rise": 1.0}, {"one_cycle_momentum": 1.0}])
+def test_impossible_cycles_and_decays_are_refused(values):
+    with pytest.raises(ValueError, match=next(iter(values)).replace("_", "-")):
+        OptimizerOptions(**values)

@@ -64,7 +64,9 @@ def test_the_generator_goes_on_where_it_was():
 
 @pytest.fixture
 def project(tmp_path, monkeypatch):
-    make_project(tmp_path, num_images=8)
+    make_project(tmp_path, num_images=8).rename(tmp_path / "tiny.pt")
+    labels = tmp_path / "labels/000.txt"
+    labels.write_text("0" + labels.read_text()[1:])  # the only image with this class
     dropout = "[dropout]\nprobability=.2\n\n[convolutional]\nfilters=24"
     (tmp_path / "drop.cfg").write_text(CFG.replace("[convolutional]\nfilters=24", dropout))
     monkeypatch.chdir(tmp_path)
@@ -77,12 +79,21 @@ def same_run(first, second):
     )
 
 
+LEARNED = "--cfg tiny.cfg --weights tiny.pt --lr0 1e-6 --test-size 96"  # it finds what is labelled
+
+
 @pytest.mark.slow
-def test_a_run_goes_on_from_every_step_bit_for_bit(project, run_main):
+@pytest.mark.parametrize(
+    "options",
+    ["--cfg drop.cfg", f"{LEARNED} --image-weights --schedule one-cycle --layer-decay 0.5",
+     f"{LEARNED} --class-balanced 0.5 --close-mosaic 1"],
+)  # fmt: skip
+def test_a_run_goes_on_from_every_step_bit_for_bit(project, run_main, options):
     """Two epochs of three batches, two to a step and the last alone; every step is saved, and each file resumed."""
-    flags = ["--data", "tiny.data", "--cfg", "drop.cfg", "--img", 64, "--batch", 3, "--accumulate", 2, "--epochs", 2,
+    flags = ["--data", "tiny.data", *options.split(), "--img", 64, "--batch", 3, "--accumulate", 2, "--epochs", 2,
              "--workers", 0, "--device", "cpu", "--multi-scale", "--mixup", 0.5, "--warmup-epochs", 0]  # fmt: skip
-    assert run_main(train, *flags, "--name", "whole")[0] == 0
+    status, said, _ = run_main(train, *flags, "--name", "whole")
+    assert status == 0 and ("8 images in 9 pictures, an image up to 2 times" in said) == ("balanced" in options)
     assert run_main(train, *flags, "--name", "saved", "--save-minutes", 1e-9, "--keep", 99)[0] == 0
     whole = read_checkpoint("runs/train/whole/last.pt")
     assert same_run(whole, read_checkpoint("runs/train/saved/last.pt"))
@@ -90,6 +101,7 @@ def test_a_run_goes_on_from_every_step_bit_for_bit(project, run_main):
     places = [(content["epoch"], [part["batches"] for part in content["progress"]])
               for content in map(read_checkpoint, reversed(found))]  # fmt: skip
     assert places == [(0, []), (0, [2]), (0, [3]), (1, []), (1, [2]), (1, [3])]
+    assert "tiny.cfg" not in flags or max(whole["class_ap"]) > 0.1
     for number, path in enumerate(found):
         (project / f"runs/train/again{number}").mkdir()
         copy = project / f"runs/train/again{number}/last.pt"

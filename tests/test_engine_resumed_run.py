@@ -211,3 +211,49 @@ def test_several_numbers_freeze_these_layers(project, run_main):
         for name in ("first", "those")
     }
     assert moved == {"first": {1, 2}, "those": {0, 2}}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "options",
+    ["--image-weights --close-mosaic 1 --schedule one-cycle --layer-decay 0.5", "--class-balanced 0.9 --auto-anchor"],
+)
+def test_what_an_epoch_shows_and_how_it_steps_is_resumed_bit_for_bit(project, monkeypatch, run_main, options):
+    (project / "tiny.cfg").write_text((project / "tiny.cfg").read_text().replace("10,14, 23,27", "100,14, 230,27"))
+    given = (*QUICK, "--epochs", 3, *options.split(), "--name")
+    said = run_epochs(run_main, *given, "whole")
+    assert ("an epoch shows 8 images in" in said) == ("balanced" in options)
+    cut_after(2, monkeypatch, run_main, *given, "cut")
+    run_epochs(run_main, "--resume")
+    whole, cut = (read_checkpoint(f"runs/train/{name}/last.pt") for name in ("whole", "cut"))
+    assert same(whole["model"], cut["model"]) and same(whole["ema"], cut["ema"])
+    assert whole["history"] == cut["history"] and whole["class_ap"] == cut["class_ap"] and len(cut["class_ap"]) == 3
+    assert ("anchors=100,14" in whole["cfg_text"]) != ("auto-anchor" in options)
+    assert whole["cfg_text"] == cut["cfg_text"]
+
+
+@pytest.mark.slow
+def test_a_checkpoint_from_before_the_ap_of_classes_was_kept_is_resumed(project, monkeypatch, run_main):
+    cut_after(1, monkeypatch, run_main, *QUICK, "--epochs", 2, "--name", "cut")
+    path = project / "runs/train/cut/last.pt"
+    content = read_checkpoint(path)
+    del content["class_ap"]
+    for name in ("image_weights", "class_balanced", "close_mosaic", "auto_anchor", "log", "layer_decay"):
+        del content["options"][name]
+    save_checkpoint(path, content)
+    run_epochs(run_main, "--resume")
+    save_checkpoint(path, read_checkpoint(path) | {"class_ap": [0.5, "much"]})
+    assert "its 'class_ap' is missing or unreadable" in run_epochs(run_main, "--resume", "--epochs", 3, status=2)
+
+
+@pytest.mark.parametrize(
+    "arguments, words",
+    [
+        ("--image-weights --notest", "leave out --notest"),
+        ("--image-weights --class-balanced 0.1", "leave one out"),
+        ("--log neptune", "none of wandb, mlflow"),
+        ("--close-mosaic -1", "close_mosaic = -1"),
+    ],
+)
+def test_contradictions_of_sampling_and_logs(project, run_main, arguments, words):
+    assert words in run_epochs(run_main, *QUICK, "--epochs", 1, *arguments.split(), status=2)

@@ -5,13 +5,17 @@ import copy
 import pytest
 import torch
 
+from data.labels.read import read_dataset
+from data.loader import LoaderSettings, evaluation_batches
+from data.splits import open_data
+from engine.evaluate import evaluate
 from engine.validation_loss import ValidationLoss
 from models.assignment.options import AssignmentOptions
 from models.detector import Detector
 from models.families.own_loss import OwnLossLearner
 from models.loss import LossOptions
 from models.network import build_network_from_text
-from tests.tiny_project import CFG
+from tests.tiny_project import CFG, make_project, random_network
 from utils.structures import Batch, ImageMeta, Targets
 
 
@@ -44,6 +48,26 @@ def test_it_is_the_mean_over_images_of_the_learners_loss():
             expected[name] = expected.get(name, 0.0) + part.item()
     assert measured.means() == {name: pytest.approx(total / 4, rel=1e-4) for name, total in expected.items()}
     assert learner.loss_function.images_seen == 7  # counts the images of the training only
+
+
+def test_an_evaluation_with_it_looks_at_each_image_once(tmp_path):
+    make_project(tmp_path, num_images=7)
+    notes = read_dataset(open_data(str(tmp_path / "tiny.data")), "train")
+    network = random_network()
+    learner = network.learner(LossOptions(), AssignmentOptions(), (96, 96))
+    batches = evaluation_batches(notes, LoaderSettings((96, 96), 3, stride=8))
+    totals = dict.fromkeys(("box", "obj", "cls"), 0.0)
+    for batch in batches:  # of the network that is not fused
+        with torch.no_grad():
+            parts = learner.loss_function(network(batch.images.float() / 255), batch.targets, batch.crowd).parts
+        totals = {name: total + float(parts[name]) for name, total in totals.items()}
+    detector, calls = Detector(network), []
+    detector.network.register_forward_hook(lambda *_: calls.append(1))
+    measured = ValidationLoss.of(learner)
+    with_loss = evaluate(detector, batches, notes.to_coco(), loss=measured)
+    assert len(calls) == len(batches) == 3
+    assert measured.means() == {name: pytest.approx(total / 7, rel=1e-4) for name, total in totals.items()}
+    assert with_loss == evaluate(detector, batches, notes.to_coco())
 
 
 def test_darknets_loss_has_none():

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from engine.optimizer import OptimizerOptions, build_optimizer
 from models.assignment.options import AssignmentOptions
 from models.detector import Detector
 from models.families import table, torchvision_networks
@@ -177,8 +178,21 @@ def test_parts_have_all_parameters_once(name):
     parts = network.parts()
     counted = [id(parameter) for part in parts for parameter in part.parameters()]
     assert len(set(counted)) == len(counted) == len(list(network.parameters()))
-    for name, parameter in network.named_parameters():
-        assert any(parameter is one for one in parts[network.part_of(name)].parameters())
+    for key, parameter in network.named_parameters():
+        assert any(parameter is one for one in parts[network.part_of(key)].parameters())
+    predicting = {key for key, _ in network.named_parameters() if network.part_of(key) in network.parts_that_predict()}
+    beginnings = ("model.rpn.", "model.roi_heads.") if "rcnn" in name else ("model.head.",)
+    assert predicting == {key for key, _ in network.named_parameters() if key.startswith(beginnings)} != set()
+
+
+def test_layer_decay_goes_by_the_parts(ssdlite):
+    groups = build_optimizer(ssdlite, OptimizerOptions(layer_decay=0.5), 64).param_groups
+    rate_of = {id(parameter): group["lr_scale"] for group in groups for parameter in group["params"]}
+    expected = {"backbone.features": 0.25, "backbone.extra": 0.5, "head": 1.0}
+    for key, parameter in ssdlite.named_parameters():
+        assert rate_of[id(parameter)] == next(
+            rate for part, rate in expected.items() if key.startswith(f"model.{part}.")
+        )
 
 
 def test_what_it_has_of_its_own_cannot_be_chosen(ssdlite):

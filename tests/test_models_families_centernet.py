@@ -152,3 +152,4 @@ def test_it_learns_and_its_parts_have_all_parameters(network):
     assert sum(len(list(part.parameters())) for part in parts) == len(list(network.parameters()))
     for name, parameter in network.named_parameters():
         assert any(parameter is one for one in parts[network.part_of(name)].parameters())
+    assert [parts[number] for number in network.parts_that_predict()] == [network.heat, network.size, network.offset]

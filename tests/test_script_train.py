@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import train as train_script
 from utils.errors import run_command
@@ -139,6 +140,14 @@ def test_a_run_writes_what_it_promises(project):
     assert float(rows[0]["train/box"]) > 0 and 0 <= float(rows[1]["metrics/mAP_0.5"]) <= 1
     assert yaml.safe_load((run / "config.yaml").read_text())["seed"] == 3
     assert "mAP@0.5" in done.stdout and "best.pt" in done.stdout
+    assert list(rows[0])[:11] == [
+        "epoch", "train/box", "train/obj", "train/cls", "metrics/precision", "metrics/recall", "metrics/mAP_0.5",
+        "metrics/mAP_0.5:0.95", "val/box", "val/obj", "val/cls",
+    ]  # fmt: skip
+    assert "best possible recall 1.0000" in done.stdout
+    events = EventAccumulator(str(run)).Reload()
+    assert [event.step for event in events.Scalars("val/box")] == [1, 2]
+    assert {"labels", "train_batch0", "val_batch0", "results"} <= set(events.Tags()["images"])
     # best.pt is for detection: it holds the average and no optimizer state
     best = torch.load(run / "best.pt", weights_only=True)
     assert best["names"] == ["bright", "dark"] and "ema" in best and "optimizer" not in best
@@ -350,7 +359,7 @@ def test_two_processes_share_the_batches_and_resume_bit_for_bit(project):
             stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         )  # fmt: skip
 
-    given = (*BASIC, "--epochs", "5", "--workers", "0")
+    given = (*BASIC, "--epochs", "5", "--workers", "0", "--image-weights", "--close-mosaic", "2")
     process = start(*given, "--name", "whole")
     printed, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors[-3000:]
@@ -358,6 +367,7 @@ def test_two_processes_share_the_batches_and_resume_bit_for_bit(project):
     rows = list(csv.DictReader((project / "runs/train/whole/results.csv").read_text().splitlines()))
     assert [row["epoch"] for row in rows] == ["1", "2", "3", "4", "5"] and 0 <= float(rows[-1]["metrics/mAP_0.5"]) <= 1
     assert printed.count("over the tested epochs") == 1
+    assert all(float(rows[-1][f"val/{part}"]) > 0 for part in ("box", "obj", "cls"))
 
     process, last = start(*given, "--name", "cut"), project / "runs/train/cut/last.pt"
     deadline = time.time() + 200

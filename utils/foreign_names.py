@@ -32,12 +32,12 @@ SHORT = {  # a flag without a value -> the option and the value that it stands f
 }
 WITHOUT_EFFECT = {  # accepted with this note; each may have a value
     "local_rank": "torchrun says which process this is",
-    "noautoanchor": "anchors always stay those of the cfg; kmeans_anchors.py finds others",
+    "noautoanchor": "anchors stay those of the cfg without --auto-anchor",
     "noplots": "curves and pictures are drawn all the same",
     "plots": "curves and pictures are always drawn",
 }
 DRAWING = "drawing has detect.py --line-width, --hide-labels, --hide-conf and --nosave"
-NO_LOGGING_SERVICE = "nothing is sent anywhere; results.csv and the TensorBoard events are in the folder of the run"
+NO_LOGGING_SERVICE = "results.csv and the TensorBoard events are in the folder of the run; --log adds wandb and mlflow"
 IN_ANALYSES = "analyses are written to runs/analyze/<name>; choose a --name"
 NO_SEGMENTS = "boxes only: there are no masks and no poses here"
 ANSWERS = {  # what is not here -> what to use instead
@@ -48,7 +48,6 @@ ANSWERS = {  # what is not here -> what to use instead
     "bbox_interval": NO_LOGGING_SERVICE,
     "bucket": "nothing is downloaded or sent; --data names files on the disk",
     "classes": "all classes of the data set count; test.py --verbose lists each, detect.py --classes chooses some",
-    "close_mosaic": "--mosaic is the same in all epochs",
     "copy_paste": NO_SEGMENTS + "; --mixup blends images",
     "cutmix": "--mosaic and --mixup combine images",
     "dfl": "the heads are those of YOLOv3 to YOLOv5; the gains are --box, --obj and --cls",
@@ -62,7 +61,6 @@ ANSWERS = {  # what is not here -> what to use instead
     "half": "float16 is for test.py and detect.py; train.py has mixed precision where it helps, and --no-amp",
     "hide_conf": DRAWING,
     "hide_labels": DRAWING,
-    "image_weights": "each image is shown once in an epoch; list it twice in the image list to show it twice",
     "line_thickness": DRAWING,
     "line_width": DRAWING,
     "log_artifacts": NO_LOGGING_SERVICE,

@@ -11,12 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from analysis.limits import limits_reached
 from analysis.matching.measure import Measurements
-from analysis.objects import OCCLUSION_LIMITS, anchor_rows, object_occlusion, select_objects
+from analysis.objects import OCCLUSION_LIMITS, anchor_rows, object_occlusion
 from analysis.output.result import counted, distribution, mean, share
 from data.labels.annotations import Annotations
+from data.objects import select_objects
 from utils.boxes import SIZE_NAMES
+from utils.limits import limits_reached
 
 # Names of the groups of a breakdown, and the limits between them; a value at a limit belongs to the group above it.
 ELONGATION_NAMES, ELONGATION_LIMITS = ("below 2", "2 to 4", "4 and more"), (2.0, 4.0)

@@ -19,6 +19,7 @@ import numpy as np
 
 from data.image_files import ImageHeader, image_header, other_size
 from data.labels.annotations import Problem
+from data.labels.progress import with_progress
 from utils.errors import UserError
 from utils.files import atomic_path
 
@@ -102,7 +103,7 @@ def _headers(paths: Sequence[str], cache_file: Path | None) -> tuple[list[list[i
 
 def _read_headers(paths: Sequence[str]) -> tuple[list[list[int]], dict[int, str]]:
     headers, reasons = [], {}
-    for index, path in enumerate(paths):
+    for index, path in enumerate(with_progress(paths, "reading image sizes")):
         header = ImageHeader(0, 0)
         try:
             header = image_header(path) if path else header

@@ -25,6 +25,7 @@ from data.labels.formats import FORMATS
 from data.labels.headers import CheckedImages, check_images
 from data.labels.key_points import with_key_points
 from data.labels.label_format import LabelRows
+from data.labels.progress import with_progress
 from data.labels.row_table import RowTable
 from data.labels.yolo import yolo_to_xyxy
 from data.shapes import ensure_drawn
@@ -137,7 +138,7 @@ def _read_pairs(images: list[str], labels: list[str], description: DataDescripti
     """Read one label file per image: parse each, join the rows into one table, check and clip the boxes."""
     problems: list[Problem] = []
     kept, per_image = [], []
-    for index, label in enumerate(labels):
+    for index, label in enumerate(with_progress(labels, "reading labels")):
         try:
             rows = FORMATS[os.path.splitext(label)[1].lower()].read(label) if label else NO_ROWS
         except ValueError as error:  # not text, or not XML

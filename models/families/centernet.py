@@ -141,6 +141,11 @@ class CenterNet(NamedNetwork):
         """Return the stages of the backbone, the upsampling stages and the heads."""
         return [*self.backbone, *self.upsample, self.heat, self.size, self.offset]
 
+    def parts_that_predict(self) -> list[int]:
+        """Return the heads."""
+        last = len(self.parts())
+        return [last - 3, last - 2, last - 1]
+
     def part_of(self, name: str) -> int:
         """As :meth:`DetectionNetwork.part_of`."""
         first, number = name.split(".")[:2]

@@ -192,6 +192,10 @@ class TorchvisionNetwork(NamedNetwork):
         """Return the stages of the backbone, what joins their maps, and the rest of the model."""
         return list(self._parts.values())
 
+    def parts_that_predict(self) -> list[int]:
+        """Return all parts but those of the backbone."""
+        return [number for number, part in enumerate(self._parts) if not part.startswith("backbone")]
+
     def part_of(self, name: str) -> int:
         """As :meth:`DetectionNetwork.part_of`."""
         return next(number for number, part in enumerate(self._parts) if name.startswith(f"model.{part}."))

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from scipy.cluster import vq
 
-from analysis.anchor_fit import METHODS, AnchorFitOptions, count_sizes, fit_anchors, iou_lloyd, measure, recall_rule
-from analysis.objects import boxes_in_input, select_objects
 from data.description import DataDescription
 from data.labels.read import read_dataset
+from data.objects import boxes_in_input, select_objects
+from models.anchor_fit import METHODS, AnchorFitOptions, count_sizes, fit_anchors, iou_lloyd, measure, recall_rule
 from utils.errors import UserError
 
 YOLOV3 = np.array([10, 13, 16, 30, 33, 23, 30, 61, 62, 45, 59, 119, 116, 90, 156, 198, 373, 326], float).reshape(-1, 2)
@@ -140,7 +140,7 @@ def test_clear_clusters_are_found(method):
 def test_many_boxes_are_sampled_for_restarts_and_polished_on_all(method, monkeypatch):
     boxes = clusters(3, 3000)
     whole = measure(count_sizes(boxes), fit_anchors(count_sizes(boxes), 6, replace(OPTIONS, method=method)), OPTIONS)
-    monkeypatch.setattr("analysis.anchor_fit.MAX_RESTART_SIZES", 300)
+    monkeypatch.setattr("models.anchor_fit.MAX_RESTART_SIZES", 300)
     sizes = count_sizes(boxes, max_exact=1000)
     assert len(sizes) > 300
     sampled = measure(count_sizes(boxes), fit_anchors(sizes, 6, replace(OPTIONS, method=method)), OPTIONS)

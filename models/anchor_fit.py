@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from analysis.limits import above, below
 from models.assignment.prior import Ratio, Standard
 from models.assignment.strategies import strategies_of
 from utils.boxes import shape_iou
 from utils.config import option
 from utils.errors import UserError
+from utils.limits import above, below
 
 MAX_EXACT_SIZES = 50_000  # boxes
 MAX_RESTART_SIZES = 20_000  # with more distinct sizes, restarts and mutations run on a sample of so many boxes
