@@ -9,8 +9,8 @@ Shape letters: B images, H W pixels of the network input, N boxes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from models.assignment.options import AssignmentOptions
 from models.exported.required import required
-from models.families.named import NamedNetwork
+from models.families.named import NamedNetwork, parts_by_key, running_statistics
 from models.families.own_loss import OwnLossLearner, refuse_other_rules
 from models.learner import Learner
 from models.loss import LossOptions
@@ -132,7 +132,7 @@ class TorchvisionNetwork(NamedNetwork):
         model.transform = _without_resize(model.transform)
         last = _last_stage(model)
         last.nms_thresh, last.detections_per_img = NEVER, NO_LIMIT
-        self._parts = _parts(model)
+        self._parts = parts_by_key(model, EXPANDED)
 
     @property
     def num_classes(self) -> int:
@@ -155,20 +155,8 @@ class TorchvisionNetwork(NamedNetwork):
         labels = targets.label + int(self.kind.has_background)
         rows = [(targets.image == number) & usable for number in range(len(images))]
         wanted = [{"boxes": boxes_xyxy[mine], "labels": labels[mine]} for mine in rows]
-        with self._statistics_of_others() if self.kind.ends_in_one_cell and len(images) == 1 else nullcontext():
+        with running_statistics(self.model) if self.kind.ends_in_one_cell and len(images) == 1 else nullcontext():
             return self.model(list(images), wanted)
-
-    @contextmanager
-    def _statistics_of_others(self) -> Iterator[None]:
-        """Within this block batch norms use their running statistics."""
-        norms = [one for one in self.model.modules() if isinstance(one, nn.BatchNorm2d) and one.training]
-        try:
-            for norm in norms:
-                norm.eval()
-            yield
-        finally:
-            for norm in norms:
-                norm.train()
 
     def candidates(self, raw: list[dict[str, Tensor]], confidence: float) -> list[Detections]:
         """As :meth:`DetectionNetwork.candidates`."""
@@ -228,17 +216,6 @@ def _without_resize(transform: Any) -> nn.Module:
 
     transform.__class__ = AsItIs
     return transform
-
-
-def _parts(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
-    """Return the modules that have parameters, by the beginning of their keys, in the order of the model."""
-    found: dict[str, nn.Module] = {}
-    for name, child in model.named_children():
-        if name in EXPANDED:
-            found |= _parts(child, f"{prefix}{name}.")
-        elif any(True for _ in child.parameters()):
-            found[prefix + name] = child
-    return found
 
 
 def _shallow_copy(module: Any) -> Any:
