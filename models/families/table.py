@@ -9,6 +9,8 @@ from pathlib import Path
 
 from models.detection_network import DetectionNetwork
 from models.families.centernet import build_centernet
+from models.families.effdet_networks import DETECTORS as EFFDETS
+from models.families.effdet_networks import REQUIREMENTS, build_effdet
 from models.families.named import FIRST_LINE
 from models.families.torchvision_networks import DETECTORS, TorchvisionDetector
 from models.network import build_network, build_network_from_text
@@ -30,6 +32,7 @@ FAMILIES: dict[str, Family] = {
     **{name: Family(partial(kind.build, name), "torchvision", library=kind) for name, kind in DETECTORS.items()},
     "centernet_resnet18": Family(partial(build_centernet, 18), "torchvision"),
     "centernet_resnet50": Family(partial(build_centernet, 50), "torchvision"),
+    **{name: Family(partial(build_effdet, name), f"effdet ({REQUIREMENTS})") for name in EFFDETS},
 }
 
 

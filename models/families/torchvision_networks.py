@@ -9,8 +9,8 @@ Shape letters: B images, H W pixels of the network input, N boxes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,18 +20,16 @@ from torch import Tensor, nn
 
 from models.assignment.options import AssignmentOptions
 from models.exported.required import required
-from models.families.named import NamedNetwork
-from models.families.own_loss import OwnLossLearner, refuse_other_rules
+from models.families.named import WrappedNetwork, running_statistics
+from models.families.own_loss import OwnLossLearner, objects_per_image, refuse_other_rules
 from models.learner import Learner
 from models.loss import LossOptions
-from utils.boxes import cxcywh_to_xyxy
 from utils.errors import UserError
 from utils.structures import Detections, Targets
 
 NEVER = 2.0  # an overlap above which no box is dropped, for no IoU is above 1
 NO_LIMIT = 1 << 30  # of the detections of an image
 STRIDE = 32  # sides of an input are multiples of it, unless the size is fixed
-EXPANDED = ("backbone", "body")  # whose children are parts, unless they have parameters beside those
 OF_CLASSES = (  # layers whose size depends on the number of classes, as beginnings of keys of the state dict
     "model.head.classification_head.cls_logits.",
     "model.head.classification_head.module_list.",
@@ -111,10 +109,10 @@ DETECTORS = {
 }
 
 
-class TorchvisionNetwork(NamedNetwork):
+class TorchvisionNetwork(WrappedNetwork):
     """One of torchvision's detectors; ``model`` is torchvision's own."""
 
-    knows_half = False
+    expanded = ("backbone", "body")
 
     def __init__(self, name: str, kind: TorchvisionDetector, model: nn.Module, num_classes: int) -> None:
         """Take over a model that torchvision has built.
@@ -125,18 +123,16 @@ class TorchvisionNetwork(NamedNetwork):
             model: changed in place: it resizes no image and drops no box that overlaps another one.
             num_classes: without the background.
         """
-        super().__init__()
-        self.name, self.kind = name, kind
+        super().__init__(name, model)
+        self.kind = kind
         self.input_wh = (kind.side, kind.side)
         self.max_stride = 1 if kind.fixed_size else STRIDE
         self.fixed_size = kind.fixed_size
         self.classes_of_model = num_classes
         self.shown = num_classes  # classes of the model that are told of, the first ones
-        self.model = model
         model.transform = _without_resize(model.transform)
         last = _last_stage(model)
         last.nms_thresh, last.detections_per_img = NEVER, NO_LIMIT
-        self._parts = _parts(model)
 
     @property
     def num_classes(self) -> int:
@@ -153,26 +149,11 @@ class TorchvisionNetwork(NamedNetwork):
         Objects without area are left out. A single image, such as the last of an epoch, is seen with the statistics of
         the others where it has none of its own.
         """
-        height, width = images.shape[2:]
-        boxes_xyxy = cxcywh_to_xyxy(targets.boxes_cxcywh) * images.new_tensor((width, height) * 2)
-        usable = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1)
-        labels = targets.label + int(self.kind.has_background)
-        rows = [(targets.image == number) & usable for number in range(len(images))]
-        wanted = [{"boxes": boxes_xyxy[mine], "labels": labels[mine]} for mine in rows]
-        with self._statistics_of_others() if self.kind.ends_in_one_cell and len(images) == 1 else nullcontext():
+        shift = int(self.kind.has_background)
+        objects = objects_per_image(targets, len(images), (images.shape[3], images.shape[2]))
+        wanted = [{"boxes": boxes_xyxy, "labels": labels + shift} for boxes_xyxy, labels in objects]
+        with running_statistics(self.model) if self.kind.ends_in_one_cell and len(images) == 1 else nullcontext():
             return self.model(list(images), wanted)
-
-    @contextmanager
-    def _statistics_of_others(self) -> Iterator[None]:
-        """Within this block batch norms use their running statistics."""
-        norms = [one for one in self.model.modules() if isinstance(one, nn.BatchNorm2d) and one.training]
-        try:
-            for norm in norms:
-                norm.eval()
-            yield
-        finally:
-            for norm in norms:
-                norm.train()
 
     def candidates(self, raw: list[dict[str, Tensor]], confidence: float) -> list[Detections]:
         """As :meth:`DetectionNetwork.candidates`."""
@@ -187,14 +168,6 @@ class TorchvisionNetwork(NamedNetwork):
         """As :meth:`DetectionNetwork.learner`, with the model's own rules."""
         refuse_other_rules(self.name, loss, assignment)
         return OwnLossLearner(self)
-
-    def parts(self) -> list[nn.Module]:
-        """Return the stages of the backbone, what joins their maps, and the rest of the model."""
-        return list(self._parts.values())
-
-    def part_of(self, name: str) -> int:
-        """As :meth:`DetectionNetwork.part_of`."""
-        return next(number for number, part in enumerate(self._parts) if name.startswith(f"model.{part}."))
 
     def depends_on_classes(self, name: str) -> bool:
         """As :meth:`DetectionNetwork.depends_on_classes`."""
@@ -243,17 +216,6 @@ def _without_resize(transform: Any) -> nn.Module:
 
     transform.__class__ = AsItIs
     return transform
-
-
-def _parts(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
-    """Return the modules that have parameters, by the beginning of their keys, in the order of the model."""
-    found: dict[str, nn.Module] = {}
-    for name, child in model.named_children():
-        if name in EXPANDED and not list(child.parameters(recurse=False)):
-            found |= _parts(child, f"{prefix}{name}.")
-        elif any(True for _ in child.parameters()):
-            found[prefix + name] = child
-    return found
 
 
 def _shallow_copy(module: Any) -> Any:
