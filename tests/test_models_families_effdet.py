@@ -44,7 +44,7 @@ def scene():
 
 def theirs(effdet, name, network):
     """Return effdet's own model, built for the size of the scene, with the same tensors."""
-    config = effdet.get_efficientdet_config(effdet_networks.DETECTORS[name])
+    config = effdet.get_efficientdet_config(effdet_networks.DETECTORS[name].effdet_name)
     config.num_classes, config.image_size = CLASSES, SIZE_HW
     model = effdet.EfficientDet(config, pretrained_backbone=False)
     model.load_state_dict(network.model.state_dict())

@@ -1,7 +1,7 @@
 """Networks from files of weights, which are told apart by their content.
 
 Read are the checkpoints of this toolkit, also as safetensors, Darknet ``.weights``, official ultralytics/yolov5
-``.pt``, state dicts of torchvision's detectors and the exported files of ``export.py``.
+``.pt``, state dicts of torchvision's and effdet's detectors and the exported files of ``export.py``.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import copy
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -24,17 +25,13 @@ from models.assignment.options import AssignmentOptions
 from models.exported.required import required
 from models.families.named import WrappedNetwork, running_statistics
 from models.families.own_loss import IMAGES_PER_STEP, objects_per_image, refuse_other_rules
+from models.families.published import PublishedDetector
 from models.learner import BatchLoss, Learner, MapsLearner
 from models.loss import LossOptions
 from utils.structures import Detections, Targets
 
 REQUIREMENTS = "requirements-detectors.txt"
 FINEST, COARSEST = 8, 128  # input pixels per cell of the first and the last level
-DETECTORS = {  # our name -> effdet's, of those that it publishes weights for; tf_ ones pad as TensorFlow does
-    **{f"efficientdet_d{number}": f"efficientdet_d{number}" for number in (0, 1)},
-    **{f"efficientdet_d{number}": f"tf_efficientdet_d{number}" for number in range(2, 8)},
-    **{f"efficientdet_lite{number}": f"tf_efficientdet_lite{number}" for number in range(5)},
-}
 
 
 class LevelMaps(NamedTuple):
@@ -154,19 +151,25 @@ class EffdetNetwork(WrappedNetwork):
         return EffdetNetwork(self.name, model).to(self.mean.device).train(self.training)
 
 
-def build_effdet(name: str, num_classes: int) -> EffdetNetwork:
-    """Return the network with random weights.
+@dataclass(frozen=True)
+class EffdetDetector(PublishedDetector):
+    """A network of effdet's."""
 
-    Args:
-        name: a key of ``DETECTORS``.
-        num_classes: that are to be told apart.
+    effdet_name: str
+    first_slot = 1
 
-    Raises:
-        UserError: effdet cannot be imported.
-    """
-    config = _effdet("config", name).get_efficientdet_config(DETECTORS[name])
-    config.num_classes = num_classes
-    return EffdetNetwork(name, _effdet("efficientdet", name).EfficientDet(config, pretrained_backbone=False))
+    def build(self, name: str, num_classes: int) -> EffdetNetwork:
+        """As :meth:`PublishedDetector.build`."""
+        config = _effdet("config", name).get_efficientdet_config(self.effdet_name)
+        config.num_classes = num_classes
+        return EffdetNetwork(name, _effdet("efficientdet", name).EfficientDet(config, pretrained_backbone=False))
+
+
+DETECTORS = {  # those that effdet publishes weights for; tf_ ones pad as TensorFlow does
+    **{f"efficientdet_d{number}": EffdetDetector(f"efficientdet_d{number}") for number in (0, 1)},
+    **{f"efficientdet_d{number}": EffdetDetector(f"tf_efficientdet_d{number}") for number in range(2, 8)},
+    **{f"efficientdet_lite{number}": EffdetDetector(f"tf_efficientdet_lite{number}") for number in range(5)},
+}
 
 
 def _effdet(part: str, name: str) -> ModuleType:

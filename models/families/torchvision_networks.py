@@ -9,10 +9,9 @@ Shape letters: B images, H W pixels of the network input, N boxes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +21,9 @@ from models.assignment.options import AssignmentOptions
 from models.exported.required import required
 from models.families.named import WrappedNetwork, running_statistics
 from models.families.own_loss import OwnLossLearner, objects_per_image, refuse_other_rules
+from models.families.published import PublishedDetector
 from models.learner import Learner
 from models.loss import LossOptions
-from utils.errors import UserError
 from utils.structures import Detections, Targets
 
 NEVER = 2.0  # an overlap above which no box is dropped, for no IoU is above 1
@@ -38,61 +37,20 @@ OF_CLASSES = (  # layers whose size depends on the number of classes, as beginni
 
 
 @dataclass(frozen=True)
-class TorchvisionDetector:
+class TorchvisionDetector(PublishedDetector):
     """A function of ``torchvision.models.detection``, and what is to be known of what it builds."""
 
     side: int  # of a usual input, pixels
-    has_background: bool = False  # its class 0 is no class
     fixed_size: bool = False
     ends_in_one_cell: bool = False  # a batch norm has one number per image, which is no statistics of one image
 
     def build(self, name: str, num_classes: int) -> TorchvisionNetwork:
-        """Return the network with random weights.
-
-        Raises:
-            UserError: torchvision cannot be imported.
-        """
+        """As :meth:`PublishedDetector.build`."""
         package = required("torchvision.models.detection", name, "requirements.txt")
         model = getattr(package, name)(
             weights=None, weights_backbone=None, num_classes=num_classes + int(self.has_background)
         )
         return TorchvisionNetwork(name, self, model, num_classes)
-
-    def filled(self, name: str, state: Mapping[str, Tensor], path: Path) -> TorchvisionNetwork:
-        """Return the network with the tensors of a file of torchvision's, and as many classes as that has.
-
-        torchvision itself reads names of older releases.
-
-        Raises:
-            UserError: they are the tensors of another network.
-        """
-        key, rows = next(iter(self.rows_per_class(name).items()))
-        if key not in state or not state[key].dim():
-            raise UserError(f"{path}: the weights of another network than {name}, which has {key}")
-        network = self.build(name, max(1, len(state[key]) // rows - int(self.has_background)))
-        try:
-            missing, surplus = network.model.load_state_dict(dict(state), strict=False)
-        except RuntimeError as error:
-            raise UserError(f"{path}: the weights of another network than {name}; tensors of other shapes") from error
-        # Batch norms that were frozen when the file was written have counted nothing.
-        wrong = [one for one in missing if not one.endswith("num_batches_tracked")] + surplus
-        if wrong:
-            raise UserError(f"{path}: the weights of another network than {name}, for one of them lacks {wrong[0]}")
-        return network
-
-    def rows_per_class(self, name: str) -> dict[str, int]:
-        """Return the tensors of the model whose first dimension grows with the classes, and by how much for each."""
-        with torch.device("meta"):
-            one, two = (self.build(name, count).model.state_dict() for count in (1, 2))
-        rows = {key: len(two[key]) - len(tensor) if tensor.dim() else 0 for key, tensor in one.items()}
-        return {key: count for key, count in rows.items() if count}
-
-    def names(self, name: str, num_classes: int) -> tuple[str, ...]:
-        """Return the names of the classes of a published file: COCO's where it has its 91 slots, else nothing."""
-        first = int(self.has_background)
-        if num_classes + first != len(coco := required("torchvision.models._meta", name)._COCO_CATEGORIES):
-            return ()
-        return tuple(f"unused {slot}" if coco[slot] == "N/A" else coco[slot] for slot in range(first, len(coco)))
 
 
 DETECTORS = {
