@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from models.assignment.options import AssignmentOptions
+from models.backbone_source import BackboneSource
 from models.exported.required import required
 from models.families.named import WrappedNetwork, running_statistics
 from models.families.own_loss import IMAGES_PER_STEP, objects_per_image, refuse_other_rules
@@ -31,6 +32,7 @@ from models.loss import LossOptions
 from utils.structures import Detections, Targets
 
 REQUIREMENTS = "requirements-detectors.txt"
+NOT_OF_THE_BACKBONE = ("conv_head.", "bn2.", "classifier.")  # of timm's EfficientNets, beginnings of keys
 FINEST, COARSEST = 8, 128  # input pixels per cell of the first and the last level
 
 
@@ -59,6 +61,7 @@ class EffdetNetwork(WrappedNetwork):
         """
         super().__init__(name, model)
         self.config: Any = model.config
+        self.backbone_source = BackboneSource(self.config.backbone_name, {"model.backbone.": ""}, NOT_OF_THE_BACKBONE)
         height, width = (-(-side // COARSEST) * COARSEST for side in self.config.image_size)
         self.input_wh = (width, height)
         for module in model.modules():

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from models.assignment.options import AssignmentOptions
+from models.backbone_source import BackboneSource
 from models.exported.required import required
 from models.families.named import WrappedNetwork, running_statistics
 from models.families.own_loss import OwnLossLearner, objects_per_image, refuse_other_rules
@@ -41,6 +42,7 @@ class TorchvisionDetector(PublishedDetector):
     """A function of ``torchvision.models.detection``, and what is to be known of what it builds."""
 
     side: int  # of a usual input, pixels
+    backbone: BackboneSource
     fixed_size: bool = False
     ends_in_one_cell: bool = False  # a batch norm has one number per image, which is no statistics of one image
 
@@ -53,17 +55,39 @@ class TorchvisionDetector(PublishedDetector):
         return TorchvisionNetwork(name, self, model, num_classes)
 
 
+RESNET50 = BackboneSource("resnet50", {"model.backbone.body.": ""}, left_out=("fc.",))
+MOBILENET = BackboneSource("mobilenet_v3_large", {"model.backbone.body.": "features."}, left_out=("classifier.",))
+SSDLITE_MOBILENET = BackboneSource(  # without its last layers, which have half as many channels in this detector
+    "mobilenet_v3_large",
+    {
+        "model.backbone.features.0.13.": "features.13.block.0.",
+        "model.backbone.features.0.": "features.",
+        "model.backbone.features.1.0.1.": "features.13.block.1.",
+        "model.backbone.features.1.0.2.": "features.13.block.2.",
+    },
+    left_out=("features.13.block.3.", "features.14.", "features.15.", "features.16.", "classifier."),
+)
+VGG16 = BackboneSource(
+    "vgg16",
+    {
+        "model.backbone.features.": "features.",
+        "model.backbone.extra.0.1.": "features.24.",
+        "model.backbone.extra.0.3.": "features.26.",
+        "model.backbone.extra.0.5.": "features.28.",
+    },
+    left_out=("classifier.",),
+)
 DETECTORS = {
-    "retinanet_resnet50_fpn": TorchvisionDetector(800),
-    "retinanet_resnet50_fpn_v2": TorchvisionDetector(800),
-    "fcos_resnet50_fpn": TorchvisionDetector(800),
-    "fasterrcnn_resnet50_fpn": TorchvisionDetector(800, has_background=True),
-    "fasterrcnn_resnet50_fpn_v2": TorchvisionDetector(800, has_background=True),
-    "fasterrcnn_mobilenet_v3_large_320_fpn": TorchvisionDetector(320, has_background=True),
+    "retinanet_resnet50_fpn": TorchvisionDetector(800, RESNET50),
+    "retinanet_resnet50_fpn_v2": TorchvisionDetector(800, RESNET50),
+    "fcos_resnet50_fpn": TorchvisionDetector(800, RESNET50),
+    "fasterrcnn_resnet50_fpn": TorchvisionDetector(800, RESNET50, has_background=True),
+    "fasterrcnn_resnet50_fpn_v2": TorchvisionDetector(800, RESNET50, has_background=True),
+    "fasterrcnn_mobilenet_v3_large_320_fpn": TorchvisionDetector(320, MOBILENET, has_background=True),
     "ssdlite320_mobilenet_v3_large": TorchvisionDetector(
-        320, has_background=True, fixed_size=True, ends_in_one_cell=True
+        320, SSDLITE_MOBILENET, has_background=True, fixed_size=True, ends_in_one_cell=True
     ),
-    "ssd300_vgg16": TorchvisionDetector(300, has_background=True, fixed_size=True),
+    "ssd300_vgg16": TorchvisionDetector(300, VGG16, has_background=True, fixed_size=True),
 }
 
 
@@ -83,6 +107,7 @@ class TorchvisionNetwork(WrappedNetwork):
         """
         super().__init__(name, model)
         self.kind = kind
+        self.backbone_source = kind.backbone
         self.input_wh = (kind.side, kind.side)
         self.max_stride = 1 if kind.fixed_size else STRIDE
         self.fixed_size = kind.fixed_size
