@@ -113,7 +113,7 @@ def test_mistakes(tmp_path):
 
 
 def test_not_together_with_weights():
-    with pytest.raises(ValueError, match="^--weights-backbone: leave it out; --weights fills"):
+    with pytest.raises(ValueError, match=r"^--weights-backbone: leave it out; --weights fills"):
         TrainOptions(weights="a.pt", weights_backbone="b.pth")
 
 

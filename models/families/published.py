@@ -49,7 +49,7 @@ class PublishedDetector(ABC):
         other = f"{path}: the weights of another network than {name}"
         key, rows = next(iter(self.rows_per_class(name).items()))
         if key not in state or not state[key].dim():
-            raise UserError(f"{other}, which has {key}")
+            raise UserError(f"{other}, which has {key}; a backbone alone goes to train.py --weights-backbone")
         network = self.build(name, max(1, len(state[key]) // rows - int(self.has_background)))
         try:
             missing, surplus = network.model.load_state_dict(dict(state), strict=False)

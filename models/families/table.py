@@ -70,7 +70,8 @@ def published_by(cfg: str, what: str) -> PublishedDetector:
     published = FAMILIES[cfg].published
     if published is None:
         raise UserError(
-            f"{what}: holds tensors alone, of which none are known for {cfg}; give a checkpoint of train.py"
+            f"{what}: holds tensors alone, of which none are known for {cfg}; give a checkpoint of train.py, "
+            "or a backbone to its --weights-backbone"
         )
     return published
 
