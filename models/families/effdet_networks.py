@@ -169,9 +169,19 @@ class EffdetDetector(PublishedDetector):
 
 
 DETECTORS = {  # those that effdet publishes weights for; tf_ ones pad as TensorFlow does
-    **{f"efficientdet_d{number}": EffdetDetector(f"efficientdet_d{number}") for number in (0, 1)},
-    **{f"efficientdet_d{number}": EffdetDetector(f"tf_efficientdet_d{number}") for number in range(2, 8)},
-    **{f"efficientdet_lite{number}": EffdetDetector(f"tf_efficientdet_lite{number}") for number in range(5)},
+    "efficientdet_d0": EffdetDetector(3_871_913, "efficientdet_d0"),
+    "efficientdet_d1": EffdetDetector(6_614_016, "efficientdet_d1"),
+    "efficientdet_d2": EffdetDetector(8_086_869, "tf_efficientdet_d2"),
+    "efficientdet_d3": EffdetDetector(12_017_806, "tf_efficientdet_d3"),
+    "efficientdet_d4": EffdetDetector(20_703_425, "tf_efficientdet_d4"),
+    "efficientdet_d5": EffdetDetector(33_627_305, "tf_efficientdet_d5"),
+    "efficientdet_d6": EffdetDetector(51_837_132, "tf_efficientdet_d6"),
+    "efficientdet_d7": EffdetDetector(51_837_132, "tf_efficientdet_d7"),
+    "efficientdet_lite0": EffdetDetector(3_237_620, "tf_efficientdet_lite0"),
+    "efficientdet_lite1": EffdetDetector(4_240_308, "tf_efficientdet_lite1"),
+    "efficientdet_lite2": EffdetDetector(5_242_164, "tf_efficientdet_lite2"),
+    "efficientdet_lite3": EffdetDetector(8_336_372, "tf_efficientdet_lite3"),
+    "efficientdet_lite4": EffdetDetector(15_110_644, "tf_efficientdet_lite4"),
 }
 
 

@@ -19,6 +19,7 @@ from utils.errors import UserError
 class PublishedDetector(ABC):
     """A package's detector, for which it publishes files of weights."""
 
+    parameters: int  # with 80 classes
     has_background: bool = field(default=False, kw_only=True)  # the model's class 0 is none of the network's
 
     @property

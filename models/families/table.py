@@ -23,18 +23,22 @@ class Family:
 
     build: Callable[[int], DetectionNetwork]  # from the number of classes
     package: str  # that it comes from
+    parameters: int | None = None  # with 80 classes; None: they are counted
     finds: str = "boxes"
     published: PublishedDetector | None = None  # what reads the files of weights that the package publishes
 
 
 def _published(detectors: Mapping[str, PublishedDetector], package: str) -> dict[str, Family]:
-    return {name: Family(partial(kind.build, name), package, published=kind) for name, kind in detectors.items()}
+    return {
+        name: Family(partial(kind.build, name), package, kind.parameters, published=kind)
+        for name, kind in detectors.items()
+    }
 
 
 FAMILIES: dict[str, Family] = {
     **_published(torchvision_networks.DETECTORS, "torchvision"),
-    "centernet_resnet18": Family(partial(build_centernet, 18), "torchvision"),
-    "centernet_resnet50": Family(partial(build_centernet, 50), "torchvision"),
+    "centernet_resnet18": Family(partial(build_centernet, 18), "torchvision", 15_820_372),
+    "centernet_resnet50": Family(partial(build_centernet, 50), "torchvision", 34_443_348),
     **_published(effdet_networks.DETECTORS, f"effdet ({effdet_networks.REQUIREMENTS})"),
 }
 

@@ -78,16 +78,16 @@ VGG16 = BackboneSource(
     left_out=("classifier.",),
 )
 DETECTORS = {
-    "retinanet_resnet50_fpn": TorchvisionDetector(800, RESNET50),
-    "retinanet_resnet50_fpn_v2": TorchvisionDetector(800, RESNET50),
-    "fcos_resnet50_fpn": TorchvisionDetector(800, RESNET50),
-    "fasterrcnn_resnet50_fpn": TorchvisionDetector(800, RESNET50, has_background=True),
-    "fasterrcnn_resnet50_fpn_v2": TorchvisionDetector(800, RESNET50, has_background=True),
-    "fasterrcnn_mobilenet_v3_large_320_fpn": TorchvisionDetector(320, MOBILENET, has_background=True),
+    "retinanet_resnet50_fpn": TorchvisionDetector(33_839_924, 800, RESNET50),
+    "retinanet_resnet50_fpn_v2": TorchvisionDetector(37_970_740, 800, RESNET50),
+    "fcos_resnet50_fpn": TorchvisionDetector(32_297_365, 800, RESNET50),
+    "fasterrcnn_resnet50_fpn": TorchvisionDetector(41_757_156, 800, RESNET50, has_background=True),
+    "fasterrcnn_resnet50_fpn_v2": TorchvisionDetector(43_661_028, 800, RESNET50, has_background=True),
+    "fasterrcnn_mobilenet_v3_large_320_fpn": TorchvisionDetector(19_359_504, 320, MOBILENET, has_background=True),
     "ssdlite320_mobilenet_v3_large": TorchvisionDetector(
-        320, SSDLITE_MOBILENET, has_background=True, fixed_size=True, ends_in_one_cell=True
+        3_301_460, 320, SSDLITE_MOBILENET, has_background=True, fixed_size=True, ends_in_one_cell=True
     ),
-    "ssd300_vgg16": TorchvisionDetector(300, VGG16, has_background=True, fixed_size=True),
+    "ssd300_vgg16": TorchvisionDetector(34_305_206, 300, VGG16, has_background=True, fixed_size=True),
 }
 
 
