@@ -43,6 +43,7 @@ from engine.training_state import load_training_state
 from engine.validation_loss import ValidationLoss
 from evaluation.coco import Metrics, has_objects
 from models.assignment.counts import MatchCounts
+from models.checkpoints.backbone_file import load_backbone
 from models.checkpoints.load import load_weights
 from models.darknet.scaled_decode import DECODES
 from models.detection_network import DetectionNetwork
@@ -159,6 +160,8 @@ def new_network(
                 print(note)
         tell_oddities(network, options.strict)
         network.initialise()
+        if options.weights_backbone:
+            print(load_backbone(network, options.weights_backbone))
         if options.weights:
             report = load_weights(network, options.weights)
             print(report)

@@ -44,6 +44,9 @@ class TrainOptions:
     weights: str = option(
         "", "weights to start from: a .pt of this toolkit, Darknet .weights or an official yolov5 .pt"
     )
+    weights_backbone: str = option(
+        "", "file of a classifier, as torchvision and timm publish them, to start the backbone of a named network from"
+    )
     hyp: str = option(
         "", "YAML recipe of options, or cfg: the cfg's own training keys; default: what fits it in cfg/hyp"
     )
@@ -100,6 +103,8 @@ class TrainOptions:
             raise ValueError("--patience needs a test after every epoch; leave out --notest")
         if self.save_period > 0 and self.nosave:
             raise ValueError("--save-period writes checkpoints and --nosave none; leave one of them out")
+        if self.weights and self.weights_backbone:
+            raise ValueError("--weights-backbone: leave it out; --weights fills the backbone, too")
         if self.seed >= 2**63:
             raise ValueError(f"--seed {self.seed} is too large: it must be below 2^63")
         refuse_size(self.img_size, "--img-size")

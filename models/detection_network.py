@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.assignment.options import AssignmentOptions
+from models.backbone_source import BackboneSource
 from models.darknet.schema import LARGEST_SIDE
 from models.heads import Head
 from models.learner import Learner
@@ -31,6 +32,7 @@ class DetectionNetwork(nn.Module, ABC):
     max_stride: int  # sides of an input are multiples of it, unless the size is fixed
     fixed_size: bool  # it works at ``input_wh`` only
     heads: tuple[Head, ...] = ()  # where it predicts in grids of cells, so that slots can be assigned and counted
+    backbone_source: BackboneSource | None = None  # whose weights its backbone can start from
     knows_half = True  # whether it computes in 16 bits
     suppresses = True  # whether boxes that overlap are left to non-maximum suppression
 

@@ -61,6 +61,7 @@ INSIDE = {  # what a folder may import from its own package, besides itself
     },
     "models/families": {
         "models.assignment.options",
+        "models.backbone_source",
         "models.detection_network",
         "models.exported.required",
         "models.learner",

@@ -1,4 +1,4 @@
-"""Files of tensors alone, as torchvision publishes them: the network is named, the classes are COCO's 91 slots."""
+"""Files of tensors alone, as torchvision and effdet publish them: the network is named, the classes are COCO's."""
 
 import pytest
 import torch
@@ -51,6 +51,26 @@ def test_a_training_keeps_all_but_the_last_layers(published):
         assert torch.equal(tensor, before[name] if is_last else source[name])
         assert not is_last or network.depends_on_classes(name)
     assert report.classes == (90, 3) and report.skipped and not report.complete
+
+
+@pytest.mark.slow
+def test_effdets_files_have_cocos_slots_from_1(tmp_path):
+    effdet = pytest.importorskip("effdet", reason="needs effdet: pip install -r requirements-detectors.txt")
+    torch.manual_seed(0)
+    config = effdet.get_efficientdet_config("tf_efficientdet_lite0")
+    state = effdet.EfficientDet(config, pretrained_backbone=False).state_dict()
+    file = tmp_path / "tf_efficientdet_lite0.pth"
+    torch.save(state, file)
+    found = load_network(file, "efficientdet_lite0")
+    assert all(torch.equal(tensor, state[key[6:]]) for key, tensor in found.network.state_dict().items())
+    assert found.network.num_classes == 90
+    # category_id of COCO's annotations, less 1
+    assert [found.names.index(name) for name in ("person", "stop sign", "toothbrush")] == [0, 12, 89]
+    network = open_network("efficientdet_lite0", 3)
+    report = load_weights(network, file)
+    assert report.classes == (90, 3) and len(report.skipped) == 1
+    with pytest.raises(UserError, match="another network than efficientdet_d0, for one of them lacks backbone"):
+        load_network(file, "efficientdet_d0")
 
 
 def test_mistakes(published, tmp_path):

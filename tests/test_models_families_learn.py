@@ -23,8 +23,16 @@ KINDS = {  # name -> side of the input, learning rate
     "ssdlite320_mobilenet_v3_large": (320, 2e-3),
     "ssd300_vgg16": (300, 3e-4),
     "centernet_resnet18": (128, 1e-3),
+    "efficientdet_d0": (128, 3e-3),
 }
 FOUND_AGAIN = ("retinanet_resnet50_fpn", "ssdlite320_mobilenet_v3_large", "centernet_resnet18")
+
+
+@pytest.fixture(autouse=True)
+def _package(request):
+    """Skip a network whose package is not installed."""
+    if request.node.callspec.params["name"].startswith("efficientdet"):
+        pytest.importorskip("effdet", reason="needs effdet: pip install -r requirements-detectors.txt")
 
 
 def four_images(side):

@@ -1,7 +1,7 @@
 """Networks from files of weights, which are told apart by their content.
 
 Read are the checkpoints of this toolkit, also as safetensors, Darknet ``.weights``, official ultralytics/yolov5
-``.pt``, state dicts of torchvision's detectors and the exported files of ``export.py``.
+``.pt``, state dicts of torchvision's and effdet's detectors and the exported files of ``export.py``.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from models.checkpoints.darknet_weights import is_darknet_weights, load_darknet_weights
 from models.checkpoints.format import FORMAT, check_network_content, read_checkpoint
 from models.checkpoints.report import LoadReport
 from models.checkpoints.safetensors_file import is_safetensors, read_safetensors
 from models.checkpoints.state_dict_file import read_state_dict
-from models.checkpoints.tensor_checks import has_bad_variance, why_unusable
+from models.checkpoints.tensor_checks import why_unfit, why_unusable
 from models.checkpoints.yolov5 import load_yolov5_checkpoint, read_yolov5_checkpoint
 from models.detection_network import DetectionNetwork
 from models.exported.open_file import exported_kind, open_exported
@@ -266,7 +266,7 @@ def load_state(
     for name, tensor in wanted.items():
         found = state.get(name)
         if found is not None and found.shape == tensor.shape:
-            problem = _problem(network, name, found, tensor)
+            problem = why_unfit(network, name, found, tensor)
             if problem:
                 raise UserError(
                     f"{path}: damaged, layer {network.describe(name)} {problem}; use another copy or train again"
@@ -286,15 +286,6 @@ def load_state(
     network.load_state_dict(filled)
     layers = {network.part_of(name) for name in wanted}
     return LoadReport(str(path), len(layers - skipped), len(layers), skipped=tuple(sorted(skipped)))
-
-
-def _problem(network: DetectionNetwork, name: str, found: Tensor, wanted: Tensor) -> str:
-    """Return in words why a tensor of the right shape cannot be taken; empty where it can."""
-    problem = why_unusable(found, wanted)
-    norm = network.get_submodule(name.rpartition(".")[0])
-    if not problem and isinstance(norm, nn.BatchNorm2d) and name.endswith("running_var"):
-        problem = "has a negative variance" if has_bad_variance(found, norm.eps) else ""
-    return problem
 
 
 def _shape(tensor: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""Files that are nothing but the tensors of a state dict, as torchvision publishes its weights."""
+"""Files that are nothing but the tensors of a state dict, as torchvision and effdet publish their weights."""
 
 from __future__ import annotations
 

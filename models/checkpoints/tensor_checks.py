@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def why_unusable(found: Tensor, wanted: Tensor) -> str:
@@ -16,6 +16,15 @@ def why_unusable(found: Tensor, wanted: Tensor) -> str:
         return "has whole numbers" if wanted.is_floating_point() else "has no whole numbers"
     # In the type that it will have: 1e300 is finite as a float64 only.
     return "" if torch.isfinite(found.to(wanted.dtype)).all() else "has numbers that are not finite"
+
+
+def why_unfit(network: nn.Module, name: str, found: Tensor, wanted: Tensor) -> str:
+    """Return in words why a tensor of the right shape cannot become ``name`` of a network; empty where it can."""
+    problem = why_unusable(found, wanted)
+    norm = network.get_submodule(name.rpartition(".")[0])
+    if not problem and isinstance(norm, nn.BatchNorm2d) and name.endswith("running_var"):
+        problem = "has a negative variance" if has_bad_variance(found, norm.eps) else ""
+    return problem
 
 
 def has_bad_variance(variances: Tensor, eps: float) -> bool:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import torch
 
-from models.families.table import FAMILIES, Family
+from models.families.table import FAMILIES
 from models.network import build_network
 from utils.config import REPOSITORY
-from utils.errors import UserError
 from utils.tables import text_table
 
 ASKED = "help"  # what --cfg says
-CLASSES = 80  # that parameters are counted for
+CLASSES = 80  # that parameters are counted for, in models/families, too
 
 
 def print_if_asked(cfg: str) -> None:
@@ -28,17 +27,10 @@ def print_networks() -> None:
         for path in sorted((REPOSITORY / "cfg").glob("*.cfg")):
             rows.append([path.name, f"{_count(build_network(path, CLASSES)):,}", "boxes", "cfg/"])
         for name, family in FAMILIES.items():
-            rows.append([name, _parameters(family), family.finds, family.package])
+            count = family.parameters or _count(family.build(CLASSES))
+            rows.append([name, f"{count:,}", family.finds, family.package])
     print(text_table(rows))
     print(f"Parameters with {CLASSES} classes. Any other Darknet cfg is named by its path.")
-
-
-def _parameters(family: Family) -> str:
-    """Return the number of parameters in words, a dash where the package is missing."""
-    try:
-        return f"{_count(family.build(CLASSES)):,}"
-    except UserError:
-        return "-"
 
 
 def _count(network: torch.nn.Module) -> int:

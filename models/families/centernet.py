@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.assignment.options import AssignmentOptions
+from models.backbone_source import BackboneSource
 from models.exported.required import required
 from models.families.named import NamedNetwork
 from models.families.own_loss import IMAGES_PER_STEP, refuse_other_rules
@@ -39,6 +40,11 @@ OVERLAP = 0.7  # IoU that a box within the radius still has with its object
 ALPHA, BETA = 2, 4  # exponents of the focal loss: of the error, and of the distance from a centre
 SIZE_GAIN = 0.1
 DETECTIONS = 100  # per image
+BACKBONE_PLACES = {  # children of torchvision's ResNet by number; 2 and 3 have no parameters
+    "backbone.0.": "conv1.",
+    "backbone.1.": "bn1.",
+    **{f"backbone.{number + 3}.": f"layer{number}." for number in (1, 2, 3, 4)},
+}
 
 
 class CenterMaps(NamedTuple):
@@ -87,6 +93,7 @@ class CenterNet(NamedNetwork):
         """
         super().__init__()
         self.name = name
+        self.backbone_source = BackboneSource(name.removeprefix("centernet_"), BACKBONE_PLACES, left_out=("fc.",))
         channels = int(backbone.fc.in_features)  # type: ignore[union-attr, arg-type]
         self.backbone = nn.Sequential(*list(backbone.children())[:-2])  # without pooling and classifier
         self.upsample = nn.ModuleList(

@@ -1,6 +1,6 @@
 """What training asks of networks that bring their own rule of assignment and their own loss.
 
-Shape letters: B images, H W pixels of the network input.
+Shape letters: B images, H W pixels of the network input, N objects of an image.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from torch import Tensor
 from models.assignment.options import AssignmentOptions
 from models.learner import BatchLoss, Learner
 from models.loss import LossOptions
+from utils.boxes import cxcywh_to_xyxy
 from utils.config import flag
 from utils.errors import UserError
 from utils.structures import Targets
@@ -31,6 +32,20 @@ class OwnLossLearner(Learner):
             losses = self.network.losses(images, targets)
         parts = {name: loss.float() * len(images) for name, loss in losses.items()}
         return BatchLoss(parts, share=1 / IMAGES_PER_STEP)
+
+
+def objects_per_image(targets: Targets, images: int, size_wh: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
+    """Return of each image the boxes [N 4] x y x y in pixels and the labels [N] of its objects that have an area.
+
+    Args:
+        targets: of the batch.
+        images: how many the batch has.
+        size_wh: of the network input, pixels.
+    """
+    boxes_xyxy = cxcywh_to_xyxy(targets.boxes_cxcywh) * targets.boxes_cxcywh.new_tensor(size_wh * 2)
+    usable = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1)
+    rows = [(targets.image == number) & usable for number in range(images)]
+    return [(boxes_xyxy[mine], targets.label[mine]) for mine in rows]
 
 
 def refuse_other_rules(name: str, loss: LossOptions, assignment: AssignmentOptions) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from models.detection_network import DetectionNetwork
+from models.families import effdet_networks, torchvision_networks
 from models.families.centernet import build_centernet
 from models.families.named import FIRST_LINE
-from models.families.torchvision_networks import DETECTORS, TorchvisionDetector
+from models.families.published import PublishedDetector
 from models.network import build_network, build_network_from_text
 from utils.config import find_file
 from utils.errors import UserError
@@ -22,14 +23,23 @@ class Family:
 
     build: Callable[[int], DetectionNetwork]  # from the number of classes
     package: str  # that it comes from
+    parameters: int | None = None  # with 80 classes; None: they are counted
     finds: str = "boxes"
-    library: TorchvisionDetector | None = None  # what reads the files of weights that the package publishes
+    published: PublishedDetector | None = None  # what reads the files of weights that the package publishes
+
+
+def _published(detectors: Mapping[str, PublishedDetector], package: str) -> dict[str, Family]:
+    return {
+        name: Family(partial(kind.build, name), package, kind.parameters, published=kind)
+        for name, kind in detectors.items()
+    }
 
 
 FAMILIES: dict[str, Family] = {
-    **{name: Family(partial(kind.build, name), "torchvision", library=kind) for name, kind in DETECTORS.items()},
-    "centernet_resnet18": Family(partial(build_centernet, 18), "torchvision"),
-    "centernet_resnet50": Family(partial(build_centernet, 50), "torchvision"),
+    **_published(torchvision_networks.DETECTORS, "torchvision"),
+    "centernet_resnet18": Family(partial(build_centernet, 18), "torchvision", 14_306_004),
+    "centernet_resnet50": Family(partial(build_centernet, 50), "torchvision", 30_434_516),
+    **_published(effdet_networks.DETECTORS, f"effdet ({effdet_networks.REQUIREMENTS})"),
 }
 
 
@@ -53,7 +63,7 @@ def open_network(cfg: str, num_classes: int) -> DetectionNetwork:
     return build_network(find_file(cfg, "cfg"), num_classes)
 
 
-def published_by(cfg: str, what: str) -> TorchvisionDetector:
+def published_by(cfg: str, what: str) -> PublishedDetector:
     """Return what reads a file of tensors alone, for the network that ``--cfg`` names.
 
     Raises:
@@ -61,12 +71,13 @@ def published_by(cfg: str, what: str) -> TorchvisionDetector:
     """
     if not is_family(cfg):
         raise UserError(f"{what}: holds tensors and not their network; name it with --cfg (--cfg help lists all)")
-    library = FAMILIES[cfg].library
-    if library is None:
+    published = FAMILIES[cfg].published
+    if published is None:
         raise UserError(
-            f"{what}: holds tensors alone, of which none are known for {cfg}; give a checkpoint of train.py"
+            f"{what}: holds tensors alone, of which none are known for {cfg}; give a checkpoint of train.py, "
+            "or a backbone to its --weights-backbone"
         )
-    return library
+    return published
 
 
 def is_family_text(text: str) -> bool:

@@ -9,29 +9,27 @@ Shape letters: B images, H W pixels of the network input, N boxes.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.assignment.options import AssignmentOptions
+from models.backbone_source import BackboneSource
 from models.exported.required import required
-from models.families.named import NamedNetwork
-from models.families.own_loss import OwnLossLearner, refuse_other_rules
+from models.families.named import WrappedNetwork, running_statistics
+from models.families.own_loss import OwnLossLearner, objects_per_image, refuse_other_rules
+from models.families.published import PublishedDetector
 from models.learner import Learner
 from models.loss import LossOptions
-from utils.boxes import cxcywh_to_xyxy
-from utils.errors import UserError
 from utils.structures import Detections, Targets
 
 NEVER = 2.0  # an overlap above which no box is dropped, for no IoU is above 1
 NO_LIMIT = 1 << 30  # of the detections of an image
 STRIDE = 32  # sides of an input are multiples of it, unless the size is fixed
-EXPANDED = ("backbone", "body")  # whose children are parts, unless they have parameters beside those
 OF_CLASSES = (  # layers whose size depends on the number of classes, as beginnings of keys of the state dict
     "model.head.classification_head.cls_logits.",
     "model.head.classification_head.module_list.",
@@ -40,81 +38,63 @@ OF_CLASSES = (  # layers whose size depends on the number of classes, as beginni
 
 
 @dataclass(frozen=True)
-class TorchvisionDetector:
+class TorchvisionDetector(PublishedDetector):
     """A function of ``torchvision.models.detection``, and what is to be known of what it builds."""
 
     side: int  # of a usual input, pixels
-    has_background: bool = False  # its class 0 is no class
+    backbone: BackboneSource
     fixed_size: bool = False
     ends_in_one_cell: bool = False  # a batch norm has one number per image, which is no statistics of one image
 
     def build(self, name: str, num_classes: int) -> TorchvisionNetwork:
-        """Return the network with random weights.
-
-        Raises:
-            UserError: torchvision cannot be imported.
-        """
+        """As :meth:`PublishedDetector.build`."""
         package = required("torchvision.models.detection", name, "requirements.txt")
         model = getattr(package, name)(
             weights=None, weights_backbone=None, num_classes=num_classes + int(self.has_background)
         )
         return TorchvisionNetwork(name, self, model, num_classes)
 
-    def filled(self, name: str, state: Mapping[str, Tensor], path: Path) -> TorchvisionNetwork:
-        """Return the network with the tensors of a file of torchvision's, and as many classes as that has.
 
-        torchvision itself reads names of older releases.
-
-        Raises:
-            UserError: they are the tensors of another network.
-        """
-        key, rows = next(iter(self.rows_per_class(name).items()))
-        if key not in state or not state[key].dim():
-            raise UserError(f"{path}: the weights of another network than {name}, which has {key}")
-        network = self.build(name, max(1, len(state[key]) // rows - int(self.has_background)))
-        try:
-            missing, surplus = network.model.load_state_dict(dict(state), strict=False)
-        except RuntimeError as error:
-            raise UserError(f"{path}: the weights of another network than {name}; tensors of other shapes") from error
-        # Batch norms that were frozen when the file was written have counted nothing.
-        wrong = [one for one in missing if not one.endswith("num_batches_tracked")] + surplus
-        if wrong:
-            raise UserError(f"{path}: the weights of another network than {name}, for one of them lacks {wrong[0]}")
-        return network
-
-    def rows_per_class(self, name: str) -> dict[str, int]:
-        """Return the tensors of the model whose first dimension grows with the classes, and by how much for each."""
-        with torch.device("meta"):
-            one, two = (self.build(name, count).model.state_dict() for count in (1, 2))
-        rows = {key: len(two[key]) - len(tensor) if tensor.dim() else 0 for key, tensor in one.items()}
-        return {key: count for key, count in rows.items() if count}
-
-    def names(self, name: str, num_classes: int) -> tuple[str, ...]:
-        """Return the names of the classes of a published file: COCO's where it has its 91 slots, else nothing."""
-        first = int(self.has_background)
-        if num_classes + first != len(coco := required("torchvision.models._meta", name)._COCO_CATEGORIES):
-            return ()
-        return tuple(f"unused {slot}" if coco[slot] == "N/A" else coco[slot] for slot in range(first, len(coco)))
-
-
+RESNET50 = BackboneSource("resnet50", {"model.backbone.body.": ""}, left_out=("fc.",))
+MOBILENET = BackboneSource("mobilenet_v3_large", {"model.backbone.body.": "features."}, left_out=("classifier.",))
+SSDLITE_MOBILENET = BackboneSource(  # without its last layers, which have half as many channels in this detector
+    "mobilenet_v3_large",
+    {
+        "model.backbone.features.0.13.": "features.13.block.0.",
+        "model.backbone.features.0.": "features.",
+        "model.backbone.features.1.0.1.": "features.13.block.1.",
+        "model.backbone.features.1.0.2.": "features.13.block.2.",
+    },
+    left_out=("features.13.block.3.", "features.14.", "features.15.", "features.16.", "classifier."),
+)
+VGG16 = BackboneSource(
+    "vgg16",
+    {
+        "model.backbone.features.": "features.",
+        "model.backbone.extra.0.1.": "features.24.",
+        "model.backbone.extra.0.3.": "features.26.",
+        "model.backbone.extra.0.5.": "features.28.",
+    },
+    left_out=("classifier.",),
+)
 DETECTORS = {
-    "retinanet_resnet50_fpn": TorchvisionDetector(800),
-    "retinanet_resnet50_fpn_v2": TorchvisionDetector(800),
-    "fcos_resnet50_fpn": TorchvisionDetector(800),
-    "fasterrcnn_resnet50_fpn": TorchvisionDetector(800, has_background=True),
-    "fasterrcnn_resnet50_fpn_v2": TorchvisionDetector(800, has_background=True),
-    "fasterrcnn_mobilenet_v3_large_320_fpn": TorchvisionDetector(320, has_background=True),
+    "retinanet_resnet50_fpn": TorchvisionDetector(33_839_924, 800, RESNET50),
+    "retinanet_resnet50_fpn_v2": TorchvisionDetector(37_970_740, 800, RESNET50),
+    "fcos_resnet50_fpn": TorchvisionDetector(32_297_365, 800, RESNET50),
+    "fasterrcnn_resnet50_fpn": TorchvisionDetector(41_757_156, 800, RESNET50, has_background=True),
+    "fasterrcnn_resnet50_fpn_v2": TorchvisionDetector(43_661_028, 800, RESNET50, has_background=True),
+    "fasterrcnn_mobilenet_v3_large_320_fpn": TorchvisionDetector(19_359_504, 320, MOBILENET, has_background=True),
     "ssdlite320_mobilenet_v3_large": TorchvisionDetector(
-        320, has_background=True, fixed_size=True, ends_in_one_cell=True
+        3_301_460, 320, SSDLITE_MOBILENET, has_background=True, fixed_size=True, ends_in_one_cell=True
     ),
-    "ssd300_vgg16": TorchvisionDetector(300, has_background=True, fixed_size=True),
+    "ssd300_vgg16": TorchvisionDetector(34_305_206, 300, VGG16, has_background=True, fixed_size=True),
 }
 
 
-class TorchvisionNetwork(NamedNetwork):
+class TorchvisionNetwork(WrappedNetwork):
     """One of torchvision's detectors; ``model`` is torchvision's own."""
 
-    knows_half = False
+    expanded = ("backbone", "body")
 
     def __init__(self, name: str, kind: TorchvisionDetector, model: nn.Module, num_classes: int) -> None:
         """Take over a model that torchvision has built.
@@ -125,18 +105,17 @@ class TorchvisionNetwork(NamedNetwork):
             model: changed in place: it resizes no image and drops no box that overlaps another one.
             num_classes: without the background.
         """
-        super().__init__()
-        self.name, self.kind = name, kind
+        super().__init__(name, model)
+        self.kind = kind
+        self.backbone_source = kind.backbone
         self.input_wh = (kind.side, kind.side)
         self.max_stride = 1 if kind.fixed_size else STRIDE
         self.fixed_size = kind.fixed_size
         self.classes_of_model = num_classes
         self.shown = num_classes  # classes of the model that are told of, the first ones
-        self.model = model
         model.transform = _without_resize(model.transform)
         last = _last_stage(model)
         last.nms_thresh, last.detections_per_img = NEVER, NO_LIMIT
-        self._parts = _parts(model)
 
     @property
     def num_classes(self) -> int:
@@ -153,26 +132,11 @@ class TorchvisionNetwork(NamedNetwork):
         Objects without area are left out. A single image, such as the last of an epoch, is seen with the statistics of
         the others where it has none of its own.
         """
-        height, width = images.shape[2:]
-        boxes_xyxy = cxcywh_to_xyxy(targets.boxes_cxcywh) * images.new_tensor((width, height) * 2)
-        usable = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1)
-        labels = targets.label + int(self.kind.has_background)
-        rows = [(targets.image == number) & usable for number in range(len(images))]
-        wanted = [{"boxes": boxes_xyxy[mine], "labels": labels[mine]} for mine in rows]
-        with self._statistics_of_others() if self.kind.ends_in_one_cell and len(images) == 1 else nullcontext():
+        shift = int(self.kind.has_background)
+        objects = objects_per_image(targets, len(images), (images.shape[3], images.shape[2]))
+        wanted = [{"boxes": boxes_xyxy, "labels": labels + shift} for boxes_xyxy, labels in objects]
+        with running_statistics(self.model) if self.kind.ends_in_one_cell and len(images) == 1 else nullcontext():
             return self.model(list(images), wanted)
-
-    @contextmanager
-    def _statistics_of_others(self) -> Iterator[None]:
-        """Within this block batch norms use their running statistics."""
-        norms = [one for one in self.model.modules() if isinstance(one, nn.BatchNorm2d) and one.training]
-        try:
-            for norm in norms:
-                norm.eval()
-            yield
-        finally:
-            for norm in norms:
-                norm.train()
 
     def candidates(self, raw: list[dict[str, Tensor]], confidence: float) -> list[Detections]:
         """As :meth:`DetectionNetwork.candidates`."""
@@ -187,18 +151,6 @@ class TorchvisionNetwork(NamedNetwork):
         """As :meth:`DetectionNetwork.learner`, with the model's own rules."""
         refuse_other_rules(self.name, loss, assignment)
         return OwnLossLearner(self)
-
-    def parts(self) -> list[nn.Module]:
-        """Return the stages of the backbone, what joins their maps, and the rest of the model."""
-        return list(self._parts.values())
-
-    def parts_that_predict(self) -> list[int]:
-        """Return all parts but those of the backbone."""
-        return [number for number, part in enumerate(self._parts) if not part.startswith("backbone")]
-
-    def part_of(self, name: str) -> int:
-        """As :meth:`DetectionNetwork.part_of`."""
-        return next(number for number, part in enumerate(self._parts) if name.startswith(f"model.{part}."))
 
     def depends_on_classes(self, name: str) -> bool:
         """As :meth:`DetectionNetwork.depends_on_classes`."""
@@ -247,17 +199,6 @@ def _without_resize(transform: Any) -> nn.Module:
 
     transform.__class__ = AsItIs
     return transform
-
-
-def _parts(model: nn.Module, prefix: str = "") -> dict[str, nn.Module]:
-    """Return the modules that have parameters, by the beginning of their keys, in the order of the model."""
-    found: dict[str, nn.Module] = {}
-    for name, child in model.named_children():
-        if name in EXPANDED and not list(child.parameters(recurse=False)):
-            found |= _parts(child, f"{prefix}{name}.")
-        elif any(True for _ in child.parameters()):
-            found[prefix + name] = child
-    return found
 
 
 def _shallow_copy(module: Any) -> Any:
