@@ -14,13 +14,12 @@ from engine.optimizer import NOMINAL_BATCH
 from models.darknet.cfg import keys_without_effect, parse_cfg
 from models.darknet.scaled_decode import DECODES
 from models.darknet.section import DarknetConfig, Section
-from models.families.table import is_family
+from models.families.table import FAMILIES, is_family
 from models.loss import LossOptions
 from models.network import Network
 from utils.config import REPOSITORY, build_options, find_file, read_recipe
 from utils.errors import UserError
 
-FAMILY_RECIPE = "detectors.yaml"  # of networks without a cfg
 FROM_CFG = "cfg"  # what --hyp says for the keys of the cfg
 OTHER_POLICIES = ("step", "exp", "sigmoid", "random")  # of Darknet, without an equal here
 IOU_LOSSES = ("iou", "giou", "diou", "ciou")
@@ -44,14 +43,15 @@ NEUTRAL = {
 def default_recipe(cfg: str, decode: str = DECODES[0]) -> str:
     """Return the recipe for a network.
 
-    That of a cfg is one of its name, else by its heads: darknet.yaml, yolov5.yaml or yolov3.yaml.
+    That of a cfg is one of its name, else by its heads: darknet.yaml, yolov5.yaml or yolov3.yaml. Others have it in
+    their table.
 
     Args:
         cfg: as the user named it.
         decode: of the boxes, one of ``DECODES``.
     """
     if is_family(cfg):
-        return FAMILY_RECIPE
+        return FAMILIES[cfg].recipe
     path = find_file(cfg, "cfg")
     if (REPOSITORY / "cfg/hyp" / f"{path.stem}.yaml").is_file():
         return f"{path.stem}.yaml"

@@ -143,6 +143,8 @@ def test_the_loss_is_that_of_the_heads(tmp_path, head, loss):
     assert found.get("loss", "alpha") == loss and found["gains"] == ("yolov5" if "new_coords" in head else "yolov3")
     assert found["optimizer"] == "SGD" and "hyp" not in found
     assert default_recipe("yolov3-nano.cfg") == "yolov3-nano.yaml"
+    assert default_recipe("centernet_resnet18") == "centernet.yaml"
+    assert default_recipe("fcos_resnet50_fpn") == "detectors.yaml"
 
 
 def test_only_keys_without_an_equal_are_announced():

@@ -25,6 +25,7 @@ class Family:
     package: str  # that it comes from
     parameters: int | None = None  # with 80 classes; None: they are counted
     finds: str = "boxes"
+    recipe: str = "detectors.yaml"  # of cfg/hyp
     published: PublishedDetector | None = None  # what reads the files of weights that the package publishes
 
 
@@ -37,8 +38,8 @@ def _published(detectors: Mapping[str, PublishedDetector], package: str) -> dict
 
 FAMILIES: dict[str, Family] = {
     **_published(torchvision_networks.DETECTORS, "torchvision"),
-    "centernet_resnet18": Family(partial(build_centernet, 18), "torchvision", 14_306_004),
-    "centernet_resnet50": Family(partial(build_centernet, 50), "torchvision", 30_434_516),
+    "centernet_resnet18": Family(partial(build_centernet, 18), "torchvision", 14_306_004, recipe="centernet.yaml"),
+    "centernet_resnet50": Family(partial(build_centernet, 50), "torchvision", 30_434_516, recipe="centernet.yaml"),
     **_published(effdet_networks.DETECTORS, f"effdet ({effdet_networks.REQUIREMENTS})"),
 }
 
