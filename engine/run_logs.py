@@ -109,6 +109,7 @@ class WandbLog:
             config=options,
             id=run_id or None,
             resume="allow" if run_id else None,
+            settings={"quiet": True},  # without a table of all numbers at the end
         )
         self.run_id = str(self.run.id)
 
