@@ -23,6 +23,7 @@ from models.exported.required import required
 from utils.config import option
 from utils.errors import UserError
 from utils.files import write_text_atomically
+from utils.yaml_file import read_yaml
 
 EXPERIMENT = "train"  # the name of the project or experiment that the runs are filed under
 RUN_IDS = "loggers.yaml"  # in the folder of a run: under which id each service knows it, so that a resume goes on there
@@ -109,6 +110,7 @@ class WandbLog:
             config=options,
             id=run_id or None,
             resume="allow" if run_id else None,
+            settings={"quiet": True},  # without a table of all numbers at the end
         )
         self.run_id = str(self.run.id)
 
@@ -181,7 +183,7 @@ def open_logs(folder: Path, options: dict[str, Any], epochs_done: int) -> list[R
         UserError: a service cannot be reached, or takes no run.
     """
     path = folder / RUN_IDS
-    ids = (yaml.safe_load(path.read_text()) if path.is_file() else None) or {}
+    ids = read_yaml(path, as_text=True).values if path.is_file() else {}  # an id such as 12e4 is no number
     logs: dict[str, RunLog] = {}
     for name in LogOptions(options["log"]).services:
         try:

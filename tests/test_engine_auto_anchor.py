@@ -27,7 +27,7 @@ def notes(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _short_search(monkeypatch):
-    monkeypatch.setattr(auto_anchor, "AnchorFitOptions", partial(AnchorFitOptions, generations=50, restarts=2))
+    monkeypatch.setattr(auto_anchor, "AnchorFitOptions", partial(AnchorFitOptions, generations=20, restarts=2))
 
 
 def network_with(anchors=POOR):

@@ -87,6 +87,7 @@ LEARNED = "--cfg tiny.cfg --weights tiny.pt --lr0 1e-6 --test-size 96"  # it fin
     "options",
     ["--cfg drop.cfg", f"{LEARNED} --image-weights --schedule one-cycle --layer-decay 0.5",
      f"{LEARNED} --class-balanced 0.5 --close-mosaic 1"],
+    ids=["plain", "weighted", "balanced"],
 )  # fmt: skip
 def test_a_run_goes_on_from_every_step_bit_for_bit(project, run_main, options):
     """Two epochs of three batches, two to a step and the last alone; every step is saved, and each file resumed."""

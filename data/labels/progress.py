@@ -15,5 +15,5 @@ MIN_SECONDS = 0.5  # what is read sooner shows no bar
 
 def with_progress(items: Sequence[Item], what: str) -> Iterable[Item]:
     """Yield the items, with a bar in the terminal of the main process that goes away at the end."""
-    shown = None if distributed.is_main() else True  # None: not where the output is no terminal
-    return tqdm(items, desc=what, unit=" files", delay=MIN_SECONDS, leave=False, disable=shown)
+    is_silent = None if distributed.is_main() else True  # None: where the output is no terminal
+    return tqdm(items, desc=what, unit=" files", delay=MIN_SECONDS, leave=False, disable=is_silent)
