@@ -164,6 +164,29 @@ class Oracle:
             found |= {key: value for key, value in ious.items() if self.above(value, limit) and inside[key]}
         return self.one_target_per_slot(found, found)
 
+    def maxiou(self, iou_t=0.5, background_iou=0.4):
+        """The matches, and the slots (image, head, anchor, row, col) that are neither positive nor negative."""
+        overlap = {}  # slot -> {target: IoU}
+        for t in range(len(self.rows)):
+            for number, head in enumerate(self.heads):
+                for a, j, i in self.slots(number):
+                    (pw, ph), x, y = head.anchors_wh[a], (i + 0.5) * head.stride, (j + 0.5) * head.stride
+                    value = iou((x - pw / 2, y - ph / 2, x + pw / 2, y + ph / 2), self.box(t))
+                    if value > 0:
+                        overlap.setdefault((self.rows[t][0], number, a, j, i), {})[t] = value
+        fits = [sorted((v[t] for v in overlap.values() if t in v), reverse=True) for t in range(len(self.rows))]
+        highest = [values[0] if values else 0.0 for values in fits]
+        self.margin = min([self.margin, *(values[0] - values[1] for values in fits if len(values) > 1)])
+        found, undecided = {}, set()
+        for slot, values in overlap.items():
+            t = max(values, key=values.get)
+            self.margin = min([self.margin, *(values[t] - value for other, value in values.items() if other != t)])
+            if any(value == highest[u] for u, value in values.items()) or self.above(values[t], iou_t):
+                found[(t, *slot[1:])] = values[t]
+            elif self.above(values[t], background_iou):
+                undecided.add(slot)
+        return found, undecided
+
     def one_target_per_slot(self, found, score):
         kept = {}
         for key in found:
