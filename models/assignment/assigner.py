@@ -17,7 +17,7 @@ from models.assignment.inputs import AssignmentInput, Pairs
 from models.assignment.options import AssignmentOptions, build_rule
 from models.assignment.predicted import without
 from models.assignment.prior import with_fallback
-from models.assignment.strategies import fits_heads, strategies_for, strategies_of
+from models.assignment.strategies import fits_heads, reads_predictions, strategies_for, strategies_of
 from models.assignment.strategy import Strategy
 from models.heads import Head
 from utils.errors import UserError
@@ -34,6 +34,8 @@ class Assigner:
         self.make_base = build_rule(parts[0].base, options)
         self.make_extra = _extra_part(parts, options)
         self.ignore_thresholds, self.ignore_crowd = _ignore_rules(parts[0], options, self.heads)
+        ignores = self.ignore_thresholds is not None or self.ignore_crowd
+        self.reads_predictions = ignores or reads_predictions(options.match)  # to match, or to leave slots out
 
     @torch.no_grad()
     def match(

@@ -23,11 +23,15 @@ class Family:
     build: Callable[[int], DetectionNetwork]  # from the number of classes
     package: str  # that it comes from
     finds: str = "boxes"
+    match: str = ""  # strategy of --match that it trains by where none is named; "": it has no choice
     library: TorchvisionDetector | None = None  # what reads the files of weights that the package publishes
 
 
 FAMILIES: dict[str, Family] = {
-    **{name: Family(partial(kind.build, name), "torchvision", library=kind) for name, kind in DETECTORS.items()},
+    **{
+        name: Family(partial(kind.build, name), "torchvision", match=kind.match, library=kind)
+        for name, kind in DETECTORS.items()
+    },
     "centernet_resnet18": Family(partial(build_centernet, 18), "torchvision"),
     "centernet_resnet50": Family(partial(build_centernet, 50), "torchvision"),
 }
@@ -36,6 +40,11 @@ FAMILIES: dict[str, Family] = {
 def is_family(cfg: str) -> bool:
     """Whether ``--cfg`` names a network of the table; a file of that name in this folder is a cfg all the same."""
     return cfg in FAMILIES and not Path(cfg).is_file()
+
+
+def own_match(cfg: str) -> str:
+    """Return the strategy that a network trains by where ``--match`` names none; "" where that is the usual one."""
+    return FAMILIES[cfg].match if is_family(cfg) else ""
 
 
 def open_network(cfg: str, num_classes: int) -> DetectionNetwork:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from models.assignment.options import AssignmentOptions
+from models.assignment.strategies import fits_heads
+from models.decode import candidates_of_maps
 from models.exported.required import required
+from models.families.dense_heads import DenseLearner, dense_heads, look, raw_maps, refuse_options
 from models.families.named import NamedNetwork
 from models.families.own_loss import OwnLossLearner, refuse_other_rules
 from models.learner import Learner
@@ -46,6 +49,7 @@ class TorchvisionDetector:
     side: int  # of a usual input, pixels
     has_background: bool = False  # its class 0 is no class
     fixed_size: bool = False
+    match: str = ""  # its own rule as a strategy of --match, which others can take the place of; "": none can
     ends_in_one_cell: bool = False  # a batch norm has one number per image, which is no statistics of one image
 
     def build(self, name: str, num_classes: int) -> TorchvisionNetwork:
@@ -98,9 +102,9 @@ class TorchvisionDetector:
 
 
 DETECTORS = {
-    "retinanet_resnet50_fpn": TorchvisionDetector(800),
-    "retinanet_resnet50_fpn_v2": TorchvisionDetector(800),
-    "fcos_resnet50_fpn": TorchvisionDetector(800),
+    "retinanet_resnet50_fpn": TorchvisionDetector(800, match="maxiou"),
+    "retinanet_resnet50_fpn_v2": TorchvisionDetector(800, match="maxiou"),
+    "fcos_resnet50_fpn": TorchvisionDetector(800, match="fcos"),
     "fasterrcnn_resnet50_fpn": TorchvisionDetector(800, has_background=True),
     "fasterrcnn_resnet50_fpn_v2": TorchvisionDetector(800, has_background=True),
     "fasterrcnn_mobilenet_v3_large_320_fpn": TorchvisionDetector(320, has_background=True),
@@ -137,15 +141,26 @@ class TorchvisionNetwork(NamedNetwork):
         last = _last_stage(model)
         last.nms_thresh, last.detections_per_img = NEVER, NO_LIMIT
         self._parts = _parts(model)
+        self.heads = dense_heads(model, num_classes, fits_heads(kind.match, True)) if kind.match else ()
+        self.shows_maps = False  # what :meth:`forward` returns
 
     @property
     def num_classes(self) -> int:
         """Classes that it tells apart, without the background."""
         return self.shown
 
-    def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
-        """Return the model's boxes, in evaluation mode; training goes by :meth:`losses`."""
+    def forward(self, images: Tensor) -> list[dict[str, Tensor]] | list[Tensor]:
+        """Return the model's boxes, or one raw map per head, in evaluation mode; training goes by its learner."""
+        if self.shows_maps:
+            return raw_maps(self.model, look(self.model, images), self.heads)
         return self.model(list(images))
+
+    def showing_maps(self) -> TorchvisionNetwork:
+        """As :meth:`DetectionNetwork.showing_maps`."""
+        super().showing_maps()
+        other = _shallow_copy(self)
+        other.shows_maps = True
+        return other
 
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Return the model's own losses, means over the batch, of images [B 3 H W], 0..1, and their objects.
@@ -174,8 +189,10 @@ class TorchvisionNetwork(NamedNetwork):
             for norm in norms:
                 norm.train()
 
-    def candidates(self, raw: list[dict[str, Tensor]], confidence: float) -> list[Detections]:
+    def candidates(self, raw: Any, confidence: float) -> list[Detections]:
         """As :meth:`DetectionNetwork.candidates`."""
+        if self.shows_maps:
+            return candidates_of_maps(raw, self.heads, confidence)
         found = []
         for of_image in raw:
             labels = of_image["labels"] - int(self.kind.has_background)
@@ -184,7 +201,10 @@ class TorchvisionNetwork(NamedNetwork):
         return found
 
     def learner(self, loss: LossOptions, assignment: AssignmentOptions, input_wh: tuple[int, int]) -> Learner:
-        """As :meth:`DetectionNetwork.learner`, with the model's own rules."""
+        """As :meth:`DetectionNetwork.learner`, with the model's own loss and, without heads, its own assignment."""
+        if self.heads:
+            refuse_options(self.name, loss, assignment, self.heads)
+            return DenseLearner(self, assignment)
         refuse_other_rules(self.name, loss, assignment)
         return OwnLossLearner(self)
 
@@ -217,6 +237,7 @@ class TorchvisionNetwork(NamedNetwork):
             state[key] = state[key][place.to(state[key].device)]
         other.model.load_state_dict(state)
         other.shown = len(classes)
+        other.heads = tuple(replace(head, num_classes=len(classes)) for head in self.heads)
         return other
 
     def looking_above(self, confidence: float) -> TorchvisionNetwork:
