@@ -31,7 +31,8 @@ def anchor_line(
     Returns:
         Nothing where there are no anchors or no objects.
     """
-    anchors_wh = np.array([wh for head in heads for wh in head.anchors_wh], dtype=np.float64).reshape(-1, 2)
+    of_cfg = [head for head in heads if not head.is_dense]  # others could not be given better ones
+    anchors_wh = np.array([wh for head in of_cfg for wh in head.anchors_wh], dtype=np.float64).reshape(-1, 2)
     sizes_wh = object_sizes(annotations, input_wh, resize)
     if not len(anchors_wh) or not len(sizes_wh):
         return ""
