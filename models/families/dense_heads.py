@@ -20,8 +20,8 @@ from models.assignment.counts import count_matches
 from models.assignment.grid import SlotGrid, slot_grid
 from models.assignment.inputs import AssignmentInput, ranks
 from models.assignment.options import AssignmentOptions
-from models.assignment.strategies import makes_extra_matches
-from models.families.own_loss import IMAGES_PER_STEP, refuse_other_rules
+from models.assignment.strategies import makes_extra_matches, strategies_for
+from models.families.own_loss import IMAGES_PER_STEP
 from models.heads import DenseRule, Head, cell_grid, priors_wh
 from models.learner import BatchLoss, Learner
 from models.loss import LossOptions
@@ -207,13 +207,16 @@ def refuse_options(name: str, loss: LossOptions, assignment: AssignmentOptions, 
     Raises:
         UserError: names the first.
     """
-    refuse_other_rules(name, loss, AssignmentOptions())
+    has_anchors = heads[0].has_anchors
     if makes_extra_matches(assignment.match):
-        raise UserError(f"--match {assignment.match}: makes extra matches, which the loss of {name} has no part for")
-    unused = LOSS_IS_OWN if heads[0].has_anchors else (*LOSS_IS_OWN, *IGNORING)
-    for item in fields(assignment):
-        if item.name in unused and getattr(assignment, item.name) != item.default:
-            raise UserError(f"{flag(item.name)}: leave it out; the loss of {name} is its own")
+        usable = ", ".join(other for other in strategies_for(has_anchors) if not makes_extra_matches(other))
+        why = f"makes extra matches, which the loss of {name} has no part for"
+        raise UserError(f"--match {assignment.match}: {why}; use one of {usable}")
+    unused = LOSS_IS_OWN if has_anchors else (*LOSS_IS_OWN, *IGNORING)
+    for options, names in ((assignment, unused), (loss, tuple(item.name for item in fields(loss)))):
+        for item in fields(options):
+            if item.name in names and getattr(options, item.name) != item.default:
+                raise UserError(f"{flag(item.name)}: leave it out; the loss of {name} is its own")
 
 
 def _select(targets: Targets, rows: Tensor) -> Targets:
