@@ -1,11 +1,10 @@
 """Strategies that look at priors, the options, and what holds for every strategy."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
-from assignment_cases import ANCHORS, as_dict, random_raw_maps, rows, targets_of, two_heads
+from assignment_cases import ANCHORS, as_dict, coco_targets, random_raw_maps, rows, targets_of, two_heads
 from assignment_oracle import Oracle
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -418,23 +417,6 @@ def test_options_as_flags():
 # the rule of ultralytics/yolov3 v8.
 
 YOLOV3 = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326))
-
-
-def coco_targets(shared, size):
-    """The 929 non-crowd objects of the 128 train images, letterboxed into a square, and their original areas."""
-    content = json.loads((shared / "data/coco/annotations/instances_train2017.json").read_text())
-    images = {image["id"]: (n, image["width"], image["height"]) for n, image in enumerate(content["images"])}
-    rows_, areas = [], []
-    for item in content["annotations"]:
-        if not item["iscrowd"]:
-            number, width, height = images[item["image_id"]]
-            scale = size / max(width, height)
-            left, top = (size - width * scale) / 2, (size - height * scale) / 2
-            x, y, w, h = item["bbox"]
-            box = ((x + w / 2) * scale + left, (y + h / 2) * scale + top, w * scale, h * scale)
-            rows_.append((number, 0, *(value / size for value in box)))
-            areas.append(item["area"])
-    return targets_of(rows_), torch.tensor(areas)
 
 
 def yolov3_heads():

@@ -28,12 +28,14 @@ from data.splits import open_split, split_shown
 from engine.network_input import AUTO
 from engine.resolve import NAME_THE_DATA, Wanted, fit_classes, resolve
 from engine.run_folder import read_config, save_config
+from models.assignment.assigner import build_assigner
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import LoadedNetwork
+from models.detection_network import DetectionNetwork
 from models.detector import Detector
 from models.exported.network import ExportedNetwork
 from models.families.table import own_match
-from models.loss import build_loss
+from models.loss import DetectionLoss, build_loss
 from utils import distributed
 from utils.config import build_options, flag, flat_dict
 from utils.devices import choose_device, describe_device, use_threads
@@ -142,13 +144,9 @@ def open_everything(
     kinds = strategies.match_iou or DEFAULT_KINDS
     rule = SuppressionRule(options.conf_thres, options.iou_thres)
     detector = Detector(network.to(device), confidence=rule.confidence, iou=rule.nms_iou)
-    loss = None
-    if options.hard:
-        if network.heads[0].is_dense:
-            raise UserError(f"--hard: leave it out; it takes the loss apart, and that of {network.cfg_path} is its own")
-        first = next(iter(chosen.values()))
-        side = math.sqrt(math.prod(found.input_wh))
-        loss = build_loss(loss_options_of(trained, first.match), first, detector.heads, side)
+    for one in chosen.values():
+        build_assigner(one, network.heads)  # refuses a strategy for other heads before anything is written
+    loss = loss_to_measure(network, trained, next(iter(chosen.values())), found.input_wh) if options.hard else None
     candidates = strategies.candidates
     plan = MeasurementPlan(
         detector=detector,
@@ -178,6 +176,20 @@ def open_everything(
             f"--match {','.join(chosen)}, --match-iou {' '.join(kinds)} ({describe_device(device)})"
         )
     return inputs
+
+
+def loss_to_measure(
+    network: DetectionNetwork, trained: Mapping[str, Any], assignment: AssignmentOptions, input_wh: tuple[int, int]
+) -> DetectionLoss:
+    """Return the training loss by which ``--hard`` finds images.
+
+    Raises:
+        UserError: the network has a loss of its own, in other parts.
+    """
+    if network.heads[0].is_dense:
+        raise UserError(f"--hard: leave it out; it takes the loss apart, and that of {network.cfg_path} is its own")
+    side = math.sqrt(math.prod(input_wh))
+    return build_loss(loss_options_of(trained, assignment.match), assignment, network.heads, side)
 
 
 def chosen_strategies(
