@@ -115,11 +115,8 @@ def test_anchors_stand_where_torchvision_puts_them(height, width):
 def test_raw_maps_decode_to_the_boxes_and_scores_of_torchvision(has_anchors):
     height, width = 160, 96  # two cells of 48 in the width, where the stride is 64
     heads, grid, anchors = levels(has_anchors, height, width)
-    coder = (
-        detection._utils.BoxCoder((1.0, 1.0, 1.0, 1.0))
-        if has_anchors
-        else detection._utils.BoxLinearCoder(normalize_by_size=True)
-    )
+    coders = detection._utils
+    coder = coders.BoxCoder((1.0,) * 4) if has_anchors else coders.BoxLinearCoder(normalize_by_size=True)
     generator = torch.Generator().manual_seed(0)
     numbers = torch.randn(2, len(anchors), 4, generator=generator)
     logits = torch.randn(2, len(anchors), 3, generator=generator)
