@@ -26,6 +26,7 @@ from data.splits import split_shown
 from engine.network_input import AUTO
 from engine.run_folder import newest_run, options_of_run, weights_of_run
 from models.families.catalogue import print_if_asked
+from models.families.table import is_family
 from utils import distributed
 from utils.config import build_options, find_file, flag, option, parse_flags
 
@@ -109,7 +110,7 @@ def choose(given: dict[str, Any]) -> tuple[Request, list[str]]:
     folders = Folders(asked.name, report.report, several=len(modes) > 1)
     num_images = report.report_images if report.report else 0
     request = Request(with_defaults(asked), asked, chosen, groups, folders, num_images)
-    if "anchor_stats" in modes:
+    if "anchor_stats" in modes and not is_family(request.about.cfg):
         find_file(request.about.cfg, "cfg")  # before a long analysis that comes first
     announce(request.about, [mode for mode in modes if not chosen or is_about_annotations(MODES[mode])])
     return request, modes

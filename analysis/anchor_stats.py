@@ -24,7 +24,7 @@ from analysis.strategies import StrategyOptions
 from data.objects import Objects, boxes_in_input, select_objects, sizes_in_input
 from models.anchor_fit import one_thread, side_ratio
 from models.assignment.assigner import build_assigner
-from models.assignment.grid import SlotGrid, slot_grid
+from models.assignment.grid import SlotGrid, grid_shapes, slot_grid
 from models.assignment.options import AssignmentOptions
 from models.assignment.prior import Ratio, Standard
 from models.assignment.strategies import prior_strategies, reads_predictions
@@ -105,8 +105,7 @@ def anchor_stats(
     boxes_wh = torch.from_numpy(sizes_in_input(objects, input_wh, resize))
     anchors_wh = torch.tensor([wh for head in heads for wh in head.anchors_wh], dtype=torch.float64)
     counts = {name: Counts.zeros(len(objects), len(anchors_wh)) for name in strategies}
-    shapes = tuple((input_wh[1] // head.stride, input_wh[0] // head.stride) for head in heads)  # rows, columns
-    grid = slot_grid(tuple(heads), shapes, torch.device("cpu"))
+    grid = slot_grid(tuple(heads), grid_shapes(heads, input_wh), torch.device("cpu"))
     assigners = {name: build_assigner(options, tuple(heads)) for name, options in strategies.items()}
     best_iou, best_ratio = np.zeros(len(objects)), np.full(len(objects), np.inf)
     with one_thread(), tqdm(total=len(objects), desc="matching", unit=" objects", disable=None, leave=False) as bar:

@@ -16,9 +16,10 @@ from data.labels.read import read_dataset
 from data.splits import open_data, split_shown
 from engine.network_input import choose_resize, input_size, refuse_size, resize_option, size_option
 from engine.run_folder import new_run_folder
+from models.families.table import open_network
 from models.heads import Head
-from models.network import build_network
-from utils.config import find_file, flag, option
+from utils.config import flag, option
+from utils.errors import UserError
 
 ANALYSES = Path("runs/analyze")
 Group = TypeVar("Group")
@@ -93,15 +94,19 @@ class Request:
         return read_dataset(open_data(self.about.data, self.about.val_fraction), self.about.split, need_images=False)
 
     def heads(self, num_classes: int) -> tuple[tuple[Head, ...], tuple[int, int], str]:
-        """Return the heads of the cfg, the size of the network input and how images get into it; allocate no weights.
+        """Return the heads of a network, the size of its input and how images get into it; allocate no weights.
 
         Raises:
-            UserError: no such cfg, it has no heads, or the size does not fit its strides.
+            UserError: no such network, it has no anchors, or the size does not fit its strides.
         """
         with torch.device("meta"):
-            network = build_network(find_file(self.about.cfg, "cfg"), num_classes)
+            network = open_network(self.about.cfg, num_classes)
         network.require_heads()
         network.require_trainable()
+        if not network.heads or not network.heads[0].has_anchors:
+            raise UserError(
+                f"--cfg {self.about.cfg}: has no anchors in grids of cells; name a network that has, or a cfg"
+            )
         input_wh = input_size(self.about.img_size, network)
         return network.heads, input_wh, choose_resize(self.about.resize, network).kind
 

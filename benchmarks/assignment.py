@@ -25,7 +25,7 @@ from docs.document import write_part
 from models.assignment.assigner import Assigner, build_assigner
 from models.assignment.grid import grid_of_maps
 from models.assignment.options import AssignmentOptions
-from models.assignment.strategies import STRATEGIES, reads_predictions
+from models.assignment.strategies import STRATEGIES, reads_predictions, strategies_for
 from models.heads import Head
 from models.loss import LossOptions, build_loss
 from models.network import build_network
@@ -51,7 +51,7 @@ MORE_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # options that change w
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     label: {"match": name, **options}
-    for name in STRATEGIES
+    for name in strategies_for()
     for label, options in {name: {}, **MORE_VARIANTS.get(name, {})}.items()
 }
 
@@ -70,7 +70,7 @@ PRIOR_ONLY = tuple(label for label, options in VARIANTS.items() if decides_by_pr
 class AssignmentBenchmarkOptions:
     """What to time."""
 
-    strategies: tuple[str, ...] = option((), "strategies to time; default: all", tuple(STRATEGIES))
+    strategies: tuple[str, ...] = option((), "strategies to time; default: all", tuple(strategies_for()))
     device: str = option("", "cpu or a CUDA device")
     repeats: int = option(30, "runs of each measurement, for at most 5 s; the shortest counts: the rest is other load")
     step: bool = option(True, "time a training step of yolov3.cfg, for the shares")

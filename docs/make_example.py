@@ -15,7 +15,7 @@ from docs.document import write_part
 from models.assignment.assigner import build_assigner
 from models.assignment.grid import grid_of_maps
 from models.assignment.options import AssignmentOptions
-from models.assignment.strategies import STRATEGIES
+from models.assignment.strategies import strategies_for
 from models.heads import Head
 from models.loss import LossOptions, build_loss
 from utils.errors import run_command
@@ -42,7 +42,7 @@ VARIANTS = {  # more rows of the table: options that change what a strategy sele
     "fast": ("extra_iou=0.25", "extra_iou=0.25 remove_duplicate=True", "linear_reweight=0.2"),
 }
 RUNS = (
-    *(f"{name} {options}".strip() for name in STRATEGIES for options in ("", *VARIANTS.get(name, ()))),
+    *(f"{name} {options}".strip() for name in strategies_for() for options in ("", *VARIANTS.get(name, ()))),
     "atss+fast",
 )
 

@@ -27,7 +27,7 @@ from data.letterbox import letterbox_meta, place_image
 from models.assignment.assigner import build_assigner
 from models.assignment.grid import grid_of_maps
 from models.assignment.options import AssignmentOptions
-from models.assignment.strategies import STRATEGIES, prior_strategies, reads_predictions
+from models.assignment.strategies import prior_strategies, reads_predictions, strategies_for
 from models.heads import Head, cell_grid, priors_wh
 from utils.boxes import box_iou, cxcywh_to_xyxy, xyxy_to_cxcywh
 from utils.config import option, parse_options
@@ -48,7 +48,7 @@ OBJECTS = {  # corners in the pixels of the sample image, 512 x 600
 COLORS = ("tab:red", "tab:orange", "tab:cyan")  # per head: stride 32, 16, 8
 FIGURES = {
     "assignment_priors.png": tuple(prior_strategies()),
-    "assignment_predictions.png": (*(name for name in STRATEGIES if reads_predictions(name)), "atss+fast"),
+    "assignment_predictions.png": (*(name for name in strategies_for() if reads_predictions(name)), "atss+fast"),
 }
 
 
@@ -111,7 +111,10 @@ def draw(
     columns = 2 if len(strategies) <= 4 else 3
     rows = -(-len(strategies) // columns)
     figure = Figure(figsize=(3.3 * columns, 3.6 * rows), layout="constrained")
-    for axes, match in zip(figure.subplots(rows, columns).flat, strategies, strict=True):
+    panels = list(figure.subplots(rows, columns).flat)
+    for axes in panels[len(strategies) :]:
+        axes.set_axis_off()
+    for axes, match in zip(panels, strategies, strict=False):
         assigner = build_assigner(AssignmentOptions(match=match), heads)
         assignment = assigner.match(targets, grid_of_maps(heads, raw_maps), raw_maps)
         axes.imshow(image, alpha=0.75)

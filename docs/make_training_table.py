@@ -18,7 +18,7 @@ import yaml
 from analysis.compare_runs import MAP50, POSITIVES, Run, confidence_interval, read_run
 from docs.document import DOCUMENT, read_document, with_part
 from engine.run_folder import epoch_summary
-from models.assignment.strategies import STRATEGIES
+from models.assignment.strategies import STRATEGIES, strategies_for
 from utils.config import REPOSITORY, option, parse_options
 from utils.errors import UserError, run_command
 from utils.files import write_text_atomically
@@ -29,8 +29,8 @@ RUNS = Path("runs/train")
 ALPHAS = (0.0, 0.3, 0.5, 1.0)
 SETTINGS = tuple(
     (name, alpha)
-    for name, strategy in STRATEGIES.items()
-    for alpha in (ALPHAS if strategy.extra is not None else ALPHAS[:1])
+    for name in strategies_for()
+    for alpha in (ALPHAS if STRATEGIES[name].extra is not None else ALPHAS[:1])
 )
 COLLAPSE = 0.8  # of the mAP of standard: a strategy below it is named under the table
 

@@ -31,7 +31,7 @@ def anchor_line(
     Returns:
         Nothing where there are no anchors or no objects.
     """
-    anchors_wh = anchors_of(heads)
+    anchors_wh = anchors_of([head for head in heads if not head.is_dense])  # others could not be given better ones
     sizes_wh = object_sizes(annotations, input_wh, resize)
     if not len(anchors_wh) or not len(sizes_wh):
         return ""

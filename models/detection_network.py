@@ -146,6 +146,16 @@ class DetectionNetwork(nn.Module, ABC):
             UserError: they cannot be selected here.
         """
 
+    def showing_maps(self) -> DetectionNetwork:
+        """Return the network for what it says slot by slot, one raw map [B A H W 5+C] per head; its tensors are shared.
+
+        Raises:
+            UserError: it does not predict in grids of cells.
+        """
+        if not self.heads:
+            raise UserError(f"{self.cfg_path}: does not predict in grids of cells, so that no slots can be counted")
+        return self
+
     def looking_above(self, confidence: float) -> DetectionNetwork:
         """Return the network for boxes with a score above ``confidence``; its tensors are shared."""
         return self

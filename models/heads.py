@@ -56,8 +56,19 @@ class GaussianRule:
 
 
 @dataclass(frozen=True)
+class DenseRule:
+    """That a head is one level of a RetinaNet or an FCOS, and how these differ from a ``[yolo]``.
+
+    A cell is the area around the point (column, row) x stride, where its anchors stand. The numbers of a box are the
+    distance of its centre from that point in anchors, and the logarithm of its size in anchors.
+    """
+
+    has_anchors: bool = True  # False: FCOS, whose boxes are measured in squares instead
+
+
+@dataclass(frozen=True)
 class Head:
-    """One ``[yolo]``, ``[region]`` or ``[Gaussian_yolo]`` section: its anchors, stride and how its raw map decodes."""
+    """One section of a cfg, or one level of another network: its anchors, stride and how its raw map decodes."""
 
     anchors_wh: tuple[tuple[float, float], ...]  # pixels of the network input, those that the mask selects
     stride: int  # pixels of the network input per grid cell
@@ -69,12 +80,27 @@ class Head:
     ignore_thresh: float = 0.5  # Darknet's: predictions above it are no negatives
     iou_thresh: float = 1.0  # Darknet's: below 1, further anchors of the mask above it match too
     nms_beta: float | None = None  # Darknet's greedynms and diounms, see models/nms.py; None: plain IoU
-    rule: RegionRule | GaussianRule | None = None  # None: a [yolo]
+    rule: RegionRule | GaussianRule | DenseRule | None = None  # None: a [yolo]
 
     @property
     def num_anchors(self) -> int:
         """Predictors per grid cell."""
         return len(self.anchors_wh)
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether it is a level of a RetinaNet or an FCOS."""
+        return isinstance(self.rule, DenseRule)
+
+    @property
+    def has_anchors(self) -> bool:
+        """Whether its slots have shapes that objects can be compared with."""
+        return not isinstance(self.rule, DenseRule) or self.rule.has_anchors
+
+    @property
+    def has_objectness(self) -> bool:
+        """Whether a slot says how sure it is apart from the class; of FCOS its centre-ness counts as that."""
+        return not isinstance(self.rule, DenseRule) or not self.rule.has_anchors
 
     @property
     def class_columns(self) -> slice:
@@ -123,8 +149,12 @@ def decode_boxes(
 
     Darknet (src/yolo_layer.c): ``x = s sigma(tx) - (s-1)/2 + i``, ``w = pw exp(tw)`` with ``s`` for scale_x_y, column
     ``i`` and anchor width ``pw``; with new_coords, as in ultralytics/yolov5 v7.0, ``w = pw (2 sigma(tw))^2``.
+    RetinaNet and FCOS (arXiv 1311.2524, appendix C): ``x = pw tx + i``, ``w = pw exp(tw)``.
     """
     raw_xywh = raw_xywh.float()
+    if head.is_dense:
+        size_wh = raw_xywh[..., 2:].clamp(max=math.log(exp_limit)).exp() * prior_wh
+        return torch.cat((raw_xywh[..., :2] * prior_wh + cell_xy, size_wh), dim=-1)
     scale = head.scale_x_y
     center_xy = raw_xywh[..., :2].sigmoid() * scale - (scale - 1) / 2 + cell_xy
     if head.new_coords:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import torch
 from hypothesis import strategies as st
 
@@ -69,3 +71,20 @@ def as_dict(matches):
     pairs = list(zip(*(column.tolist() for column in columns), strict=True))
     assert len(set(pairs)) == len(pairs)
     return dict(zip(pairs, matches.iou.tolist(), strict=True))
+
+
+def coco_targets(shared, size):
+    """The 929 non-crowd objects of the 128 train images, letterboxed into a square, and their original areas."""
+    content = json.loads((shared / "data/coco/annotations/instances_train2017.json").read_text())
+    images = {image["id"]: (n, image["width"], image["height"]) for n, image in enumerate(content["images"])}
+    rows_, areas = [], []
+    for item in content["annotations"]:
+        if not item["iscrowd"]:
+            number, width, height = images[item["image_id"]]
+            scale = size / max(width, height)
+            left, top = (size - width * scale) / 2, (size - height * scale) / 2
+            x, y, w, h = item["bbox"]
+            box = ((x + w / 2) * scale + left, (y + h / 2) * scale + top, w * scale, h * scale)
+            rows_.append((number, 0, *(value / size for value in box)))
+            areas.append(item["area"])
+    return targets_of(rows_), torch.tensor(areas)

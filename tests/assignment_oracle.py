@@ -38,7 +38,13 @@ class Oracle:
 
     def center(self, t, head):
         rows, cols = self.shapes[head]
-        return F(self.rows[t][2]) * F(cols), F(self.rows[t][3]) * F(rows)  # in float32, as training has them
+        x, y = F(self.rows[t][2]) * F(cols), F(self.rows[t][3]) * F(rows)  # in float32, as training has them
+        return (x + F(0.5), y + F(0.5)) if self.heads[head].is_dense else (x, y)
+
+    def point(self, head, j, i):
+        """Where the anchors of a cell stand, pixels: in its middle, of a dense head at the corner."""
+        shift = 0.0 if self.heads[head].is_dense else 0.5
+        return (i + shift) * self.heads[head].stride, (j + shift) * self.heads[head].stride
 
     def cell(self, t, head):
         (x, y), (rows, cols) = self.center(t, head), self.shapes[head]
@@ -58,6 +64,10 @@ class Oracle:
 
     def predicted(self, b, head, a, j, i):
         raw, spec = self.raw_maps[head][b, a, j, i], self.heads[head]
+        if spec.is_dense:
+            (pw, ph), (x, y) = spec.anchors_wh[a], self.point(head, j, i)
+            x, y, w, h = x + raw[0] * pw, y + raw[1] * ph, pw * math.exp(raw[2]), ph * math.exp(raw[3])
+            return x - w / 2, y - h / 2, x + w / 2, y + h / 2
         s, (pw, ph) = spec.scale_x_y, spec.anchors_wh[a]
         x = (sigmoid(raw[0]) * s - (s - 1) / 2 + i) * spec.stride
         y = (sigmoid(raw[1]) * s - (s - 1) / 2 + j) * spec.stride
@@ -154,7 +164,7 @@ class Oracle:
                 away = [(F(i) + F(0.5) - x) ** 2 + (F(j) + F(0.5) - y) ** 2 for j, i in cells]
                 order = sorted(range(len(cells)), key=lambda n: (away[n], n))
                 for j, i in (cells[n] for n in order[:closest]):
-                    cx, cy = (i + 0.5) * head.stride, (j + 0.5) * head.stride
+                    cx, cy = self.point(number, j, i)
                     for a, (pw, ph) in enumerate(head.anchors_wh):
                         anchor = (cx - pw / 2, cy - ph / 2, cx + pw / 2, cy + ph / 2)
                         ious[(t, number, a, j, i)] = iou(anchor, (x1, y1, x2, y2))
@@ -163,6 +173,50 @@ class Oracle:
             limit = np.mean(list(ious.values())) + np.std(list(ious.values()), ddof=1)
             found |= {key: value for key, value in ious.items() if self.above(value, limit) and inside[key]}
         return self.one_target_per_slot(found, found)
+
+    def maxiou(self, iou_t=0.5, background_iou=0.4):
+        """The matches, and the slots (image, head, anchor, row, col) that are neither positive nor negative."""
+        overlap = {}  # slot -> {target: IoU}
+        for t in range(len(self.rows)):
+            for number, head in enumerate(self.heads):
+                for a, j, i in self.slots(number):
+                    (pw, ph), (x, y) = head.anchors_wh[a], self.point(number, j, i)
+                    value = iou((x - pw / 2, y - ph / 2, x + pw / 2, y + ph / 2), self.box(t))
+                    if value > 0:
+                        overlap.setdefault((self.rows[t][0], number, a, j, i), {})[t] = value
+        fits = [sorted((v[t] for v in overlap.values() if t in v), reverse=True) for t in range(len(self.rows))]
+        highest = [values[0] if values else 0.0 for values in fits]
+        self.margin = min([self.margin, *(values[0] - values[1] for values in fits if len(values) > 1)])
+        found, undecided = {}, set()
+        for slot, values in overlap.items():
+            t = max(values, key=values.get)
+            self.margin = min([self.margin, *(values[t] - value for other, value in values.items() if other != t)])
+            if any(value == highest[u] for u, value in values.items()) or self.above(values[t], iou_t):
+                found[(t, *slot[1:])] = values[t]
+            elif self.above(values[t], background_iou):
+                undecided.add(slot)
+        return found, undecided
+
+    def inside(self, t, head, j, i):
+        (x, y), (x1, y1, x2, y2) = self.point(head, j, i), self.box(t)
+        self.margin = min(self.margin, *(abs(value) for value in (x - x1, x - x2, y - y1, y - y2)))
+        return x1 < x < x2 and y1 < y < y2
+
+    def fcos(self, radius=1.5):
+        found, score = {}, {}
+        for t in range(len(self.rows)):
+            x1, y1, x2, y2 = self.box(t)
+            for number, head in enumerate(self.heads):
+                low = 0 if number == 0 else 4 * head.stride
+                high = math.inf if number == len(self.heads) - 1 else 8 * head.stride
+                for a, j, i in self.slots(number):
+                    x, y = self.point(number, j, i)
+                    away = max(abs(x - (x1 + x2) / 2), abs(y - (y1 + y2) / 2))
+                    far = max(x - x1, y - y1, x2 - x, y2 - y)
+                    near = not self.above(away, radius * head.stride)
+                    if self.inside(t, number, j, i) and near and self.above(far, low) and not self.above(far, high):
+                        found[(t, number, a, j, i)], score[(t, number, a, j, i)] = 0.0, -(x2 - x1) * (y2 - y1)
+        return self.one_target_per_slot(found, score)
 
     def one_target_per_slot(self, found, score):
         kept = {}
@@ -240,11 +294,12 @@ class Oracle:
                 for a, j, i in self.slots(number):
                     away = max(abs(i + 0.5 - float(x)), abs(j + 0.5 - float(y)))
                     self.margin = min(self.margin, abs(away - radius) or math.inf)  # on the radius both round alike
-                    if away < radius:
+                    if away < radius and (self.heads[number].has_anchors or self.inside(t, number, j, i)):
                         key = (t, number, a, j, i)
                         raw = self.raw_maps[number][b, a, j, i]
                         values[key] = self.quality(t, key[1:])
-                        p = [math.sqrt(sigmoid(c) * sigmoid(raw[4])) for c in raw[5:]]
+                        p = [sigmoid(c) * sigmoid(raw[4]) for c in raw[5:]]
+                        p = p if self.heads[number].is_dense else [math.sqrt(value) for value in p]
                         entropy = sum(-math.log(q if c == label else 1 - q) for c, q in enumerate(p))
                         cost[key] = entropy - 3 * math.log(values[key] + 1e-8)
             total = sum(sorted(values.values(), reverse=True)[:10])
@@ -263,9 +318,9 @@ class Oracle:
         for t, (b, label, *_) in enumerate(self.rows):
             x1, y1, x2, y2 = self.box(t)
             score, values = {}, {}
-            for number, head in enumerate(self.heads):
+            for number in range(len(self.heads)):
                 for a, j, i in self.slots(number):
-                    cx, cy = (i + 0.5) * head.stride, (j + 0.5) * head.stride
+                    cx, cy = self.point(number, j, i)
                     self.margin = min(self.margin, *(abs(v) for v in (cx - x1, cx - x2, cy - y1, cy - y2)))
                     if x1 < cx < x2 and y1 < cy < y2:
                         raw = self.raw_maps[number][b, a, j, i]

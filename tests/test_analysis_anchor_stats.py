@@ -11,7 +11,7 @@ from data.labels.annotations import Annotations
 from data.objects import boxes_in_input, select_objects
 from models.assignment.assigner import build_assigner
 from models.assignment.options import AssignmentOptions
-from models.assignment.strategies import STRATEGIES, prior_strategies
+from models.assignment.strategies import prior_strategies, strategies_for
 from models.heads import Head
 from tests.assignment_cases import match_maps
 from utils.structures import Targets
@@ -235,7 +235,7 @@ def test_no_object_or_none_matched(boxes):
     assert all(row["mean_shape_iou"] is None for row in statistics["anchors"])
 
 
-@pytest.mark.parametrize("name", STRATEGIES)
+@pytest.mark.parametrize("name", strategies_for())
 def test_prior_strategies_are_those_that_do_not_look_at_predictions(name):
     """Random and other random predictions give other matches exactly where the strategy is not listed."""
     torch.manual_seed(3)

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.matching.scores import OF_OBJECTNESS
 from analysis.matching.statistics import statistics
 from analysis.matching.suppression import SuppressionRule
+from analysis.matching.tables import all_tables, notes_of
 from models.assignment.candidates import CANDIDATES
-from models.heads import Head
+from models.heads import DenseRule, Head
 from tests.analysis_scenes import (
     candidate_slots,
     measured,
@@ -55,6 +57,26 @@ def test_the_most_confident_slot_is_not_the_best_one():
     assert columns["offset_confident"] == pytest.approx(math.hypot(0.5, 7.5) / 16, abs=1e-5)
     moments = statistics(result, {})["scores"]["iou"]["moments"]
     assert moments["area_ratio"] == {"mean": pytest.approx(3 / 4), "std": 0.0, "objects": 1}
+
+
+def test_without_objectness_what_is_about_it_is_undefined():
+    """A level of a RetinaNet: the box of the best fit, around its corner of a cell, is not that of the best class."""
+    heads = (Head(((32.0, 32.0), (16.0, 16.0)), 32, 2, rule=DenseRule()),)
+    raw = torch.zeros(1, 2, 2, 2, 7)
+    raw[..., 4], raw[..., 5:] = math.inf, -9.0
+    raw[0, 0, 1, 1, 6], raw[0, 1, 1, 1, 6] = -1.0, 1.0  # predict 16..48 and 24..40, both ways
+    found = measured(heads, [raw], targets_of([(0, 1, 16, 16, 48, 48)], (64, 64)), {"maxiou": None})
+    assert not OF_OBJECTNESS & found.objects.keys()
+    result = statistics(found, {})
+    scores = result["scores"]["iou"]
+    assert scores["objectness"] == {"objects": None, "object_share": None, "mean_q_ratio": None}
+    assert scores["score"]["objects"] == 1 and scores["score"]["mean_q_ratio"] == pytest.approx(1 / 4)
+    undefined = {"mean": None, "std": None, "objects": 0}
+    assert scores["moments"]["best_objectness"] == scores["moments"]["area_ratio"] == undefined
+    assert scores["moments"]["best_q"]["mean"] == pytest.approx(1)
+    assert sum("no objectness" in note for note in notes_of(result)) == 1
+    tables = {table.name: table for table in all_tables(result)}
+    assert [row[1] for row in tables["scores"].rows] == ["score"]
 
 
 def test_equal_scores_are_no_mismatch():

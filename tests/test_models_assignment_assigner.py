@@ -1,24 +1,24 @@
 """Strategies that look at priors, the options, and what holds for every strategy."""
 
 import dataclasses
-import json
 
 import pytest
 import torch
-from assignment_cases import ANCHORS, as_dict, random_raw_maps, rows, targets_of, two_heads
+from assignment_cases import ANCHORS, as_dict, coco_targets, random_raw_maps, rows, targets_of, two_heads
 from assignment_oracle import Oracle
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from models.assignment.assigner import build_assigner
 from models.assignment.options import AssignmentOptions
-from models.assignment.strategies import STRATEGIES
+from models.assignment.strategies import strategies_for
 from models.heads import Head
 from tests.assignment_cases import SHAPES, match_maps
 from utils.config import build_options, parse_options
 from utils.errors import UserError
 from utils.structures import Targets
 
+STRATEGIES = strategies_for()  # for the two heads, which have anchors
 COLUMNS = ("target", "image", "head", "anchor", "row", "col", "iou", "weight")  # of Matches
 CLEAR = 1e-5  # decisions closer than this to their threshold may differ between float32 and float64
 
@@ -103,6 +103,25 @@ def test_atss_on_strips_and_small_grids(shapes):
     raw_maps = random_raw_maps(heads, 1, 0, shapes=shapes)
     rows_ = [(0, 0, 0.503, 0.271, 0.9, 0.8), (0, 1, 0.004, 0.998, 0.33, 0.61)]
     assert_same(as_dict(assign(rows_, heads, raw_maps, match="atss").base), Oracle(rows_, raw_maps, heads).atss())
+
+
+@settings(max_examples=20, deadline=None)
+@given(rows(max_size=6), st.sampled_from([(None, None), (0.6, 0.2), (0.3, 0.3)]))
+def test_maxiou_equals_the_oracle(rows_, thresholds):
+    heads = two_heads()
+    raw_maps = random_raw_maps(heads, 3, 0)
+    oracle = Oracle(rows_, raw_maps, heads)
+    iou_t, background_iou = thresholds
+    expected, undecided = oracle.maxiou(iou_t or 0.5, background_iou or 0.4)
+    assume(oracle.margin > CLEAR)
+    found = assign(rows_, heads, raw_maps, match="maxiou", iou_t=iou_t, background_iou=background_iou)
+    assert_same(as_dict(found.base), expected)
+    places = {
+        (b, n, a, j, i)
+        for n, mask in enumerate(found.ignore)
+        for b, a, j, i in ([] if mask is None else mask.nonzero().tolist())
+    }
+    assert places == undecided
 
 
 @settings(max_examples=60, deadline=None)
@@ -228,6 +247,22 @@ def test_an_ignore_threshold_of_zero_ignores_every_prediction_that_overlaps_an_o
     ignore = assign(rows_, heads, raw_maps, match="darknet").ignore
     found = {(b, n, a, j, i) for n, mask in enumerate(ignore) for b, a, j, i in mask.nonzero().tolist()}
     assert found == Oracle(rows_, raw_maps, heads).ignored((0.0, 0.0), []) and 0 < len(found) < 400
+
+
+def test_maxiou_by_hand():
+    """One anchor of 16 x 16 in each of 2 x 4 cells of 16 pixels; an object of 16 x 16 in the middle of two of them."""
+    heads = (Head(((16.0, 16.0),), 16, 3),)
+    raw_maps = [torch.zeros(1, 1, 2, 4, 8)]
+    # Half of each anchor is covered: 128 / 384 = 1/3. Both are the best of the object, and match.
+    found = assign([(0, 0, 0.25, 0.25, 0.25, 0.5)], heads, raw_maps, match="maxiou")
+    assert as_dict(found.base) == {(0, 0, 0, 0, 0): pytest.approx(1 / 3), (0, 0, 0, 0, 1): pytest.approx(1 / 3)}
+    # A second one of 22 x 16 covers 14 pixels of the width of column 0: 14 / 24, and 8 of that of column 1: 8 / 30. So
+    # column 0 learns from the second, though it is a best one of the first, and column 1 from the first.
+    rows_ = [(0, 0, 0.25, 0.25, 0.25, 0.5), (0, 1, 13 / 64, 0.25, 22 / 64, 0.5)]
+    assert as_dict(assign(rows_, heads, raw_maps, match="maxiou").base) == {
+        (1, 0, 0, 0, 0): pytest.approx(14 / 24),
+        (0, 0, 0, 0, 1): pytest.approx(1 / 3),
+    }
 
 
 # --- order and padding
@@ -382,23 +417,6 @@ def test_options_as_flags():
 # the rule of ultralytics/yolov3 v8.
 
 YOLOV3 = ((10, 13), (16, 30), (33, 23), (30, 61), (62, 45), (59, 119), (116, 90), (156, 198), (373, 326))
-
-
-def coco_targets(shared, size):
-    """The 929 non-crowd objects of the 128 train images, letterboxed into a square, and their original areas."""
-    content = json.loads((shared / "data/coco/annotations/instances_train2017.json").read_text())
-    images = {image["id"]: (n, image["width"], image["height"]) for n, image in enumerate(content["images"])}
-    rows_, areas = [], []
-    for item in content["annotations"]:
-        if not item["iscrowd"]:
-            number, width, height = images[item["image_id"]]
-            scale = size / max(width, height)
-            left, top = (size - width * scale) / 2, (size - height * scale) / 2
-            x, y, w, h = item["bbox"]
-            box = ((x + w / 2) * scale + left, (y + h / 2) * scale + top, w * scale, h * scale)
-            rows_.append((number, 0, *(value / size for value in box)))
-            areas.append(item["area"])
-    return targets_of(rows_), torch.tensor(areas)
 
 
 def yolov3_heads():

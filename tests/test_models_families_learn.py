@@ -8,7 +8,7 @@ import train
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.format import read_checkpoint
 from models.detector import Detector
-from models.families.table import open_network
+from models.families.table import open_network, own_match
 from models.loss import LossOptions
 from tests.tiny_project import make_project
 from utils.boxes import box_iou
@@ -52,7 +52,8 @@ def test_thirty_steps_on_four_images(name):
     side, rate = KINDS[name]
     images, targets, corners = four_images(side)
     network = open_network(name, 2)
-    learner = network.learner(LossOptions(), AssignmentOptions(), (side, side)).train()
+    assignment = AssignmentOptions(match=own_match(name) or AssignmentOptions.match)
+    learner = network.learner(LossOptions(), assignment, (side, side)).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
 
     def steps(count):

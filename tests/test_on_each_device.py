@@ -14,7 +14,7 @@ from engine.train_loop import TrainState, train_one_epoch
 from models.assignment.assigner import build_assigner
 from models.assignment.candidates import CANDIDATES
 from models.assignment.options import AssignmentOptions
-from models.assignment.strategies import STRATEGIES
+from models.assignment.strategies import strategies_for
 from models.loss import LossOptions, build_loss
 from models.network import build_network_from_text
 from tests.analysis_scenes import random_scene
@@ -23,7 +23,7 @@ from utils.structures import Batch, ImageMeta, Targets
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-MATCHES = (*STRATEGIES, "atss+fast", "standard+tal")
+MATCHES = (*strategies_for(), "atss+fast", "standard+tal")
 
 
 def loss_on(device, match):

@@ -12,9 +12,10 @@ from analysis.compare_runs import read_run
 from analysis.matching.blocks import DONE, read_blocks
 from engine import train_options
 from models.checkpoints.format import read_checkpoint
+from models.families.table import FAMILIES, own_match
 from tests.tiny_project import make_project
 from utils.config import read_recipe
-from utils.renamed import RENAMED, RENAMED_VALUES, with_current_names
+from utils.renamed import OWN_RULES, RENAMED, RENAMED_VALUES, record_of_run, with_current_names
 
 OLD_NAME = {new: old for old, new in RENAMED.items()}
 OLD_VALUE = {name: {new: old for old, new in values.items()} for name, values in RENAMED_VALUES.items()}
@@ -48,6 +49,15 @@ def test_names_and_values_of_options():
         "extra_iou": 0.4, "extra_topk": 3, "tobj": "base+extra", "match": "split", "match/base_iou": 0.5
     }  # fmt: skip
     assert with_current_names({"tobj": None}) == {"tobj": None}
+
+
+def test_a_network_that_had_its_own_assignment_only_keeps_it():
+    before = {"cfg": "retinanet_resnet50_fpn", "match": "standard", "resize": "letterbox"}
+    assert record_of_run(before)["match"] == "maxiou"
+    assert record_of_run(before | {"cfg": "fcos_resnet50_fpn"})["match"] == "fcos"
+    assert record_of_run(before | {"background_iou": None}) == before | {"background_iou": None}
+    assert record_of_run(before | {"cfg": "yolov3.cfg"})["match"] == "standard"
+    assert {name: own_match(name) for name in FAMILIES if own_match(name)} == OWN_RULES
 
 
 def test_an_old_recipe(tmp_path):

@@ -24,6 +24,11 @@ RENAMED_VALUES: dict[str, dict[Any, Any]] = {  # values of options, under the cu
     "optimizer": {True: "AdamW", False: "SGD"},
     "cache": {True: "ram", False: ""},
 }
+OWN_RULES = {  # networks that once had their own assignment only, under the name of the usual one
+    "retinanet_resnet50_fpn": "maxiou",
+    "retinanet_resnet50_fpn_v2": "maxiou",
+    "fcos_resnet50_fpn": "fcos",
+}
 LISTS = {"freeze": None, "img_size": 0}  # options that were one number -> the one that stood for none
 
 
@@ -31,7 +36,8 @@ def record_of_run(values: Mapping[str, Any], cfg_side: int = 0) -> dict[str, Any
     """Return all options of a run of ``train.py``, as it keeps them, under current names and with current meanings.
 
     Before there were ``--resize`` and ``--test-size``, images were letterboxed into squares, and a second number of
-    ``img_size`` was the side for testing.
+    ``img_size`` was the side for testing. Before there was ``--background-iou``, some networks had no choice of
+    ``--match``.
 
     Args:
         values: the options; none of a file that no run wrote.
@@ -44,6 +50,8 @@ def record_of_run(values: Mapping[str, Any], cfg_side: int = 0) -> dict[str, Any
             train_size = list(size[:1]) or [cfg_side] * bool(cfg_side)
             current |= {"img_size": train_size, "test_size": list(size[1:])}
         current["resize"] = "letterbox"
+    if "background_iou" not in current and current.get("cfg") in OWN_RULES:
+        current["match"] = OWN_RULES[current["cfg"]]
     return current
 
 

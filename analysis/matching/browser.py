@@ -16,7 +16,7 @@ def browser_data(views: Sequence[ImageView], names: Sequence[str], plan: Measure
     """Return what the browser draws; ``analysis/output/page/matches.js`` reads exactly these keys.
 
     A slot is [object, head, anchor, row, column, cell, box, q, objectness, base, extra]; the last two are bit masks of
-    the strategies. Boxes are [x1, y1, x2, y2] in original pixels.
+    the strategies, and objectness is null where the heads have none. Boxes are [x1, y1, x2, y2] in original pixels.
 
     Args:
         views: of the images; those for which the page has no room are left out.
@@ -56,7 +56,7 @@ def _image_data(view: ImageView, uri: str, names: Sequence[str]) -> dict[str, An
         ],
         "slots": [
             [slot.target, slot.head, slot.anchor, slot.row, slot.col, rounded(slot.cell_xyxy), rounded(slot.box_xyxy),
-             round(slot.q, 3), round(slot.objectness, 3), bits(slot.base), bits(slot.extra)]
+             round(slot.q, 3), slot.objectness and round(slot.objectness, 3), bits(slot.base), bits(slot.extra)]
             for slot in view.slots
         ],
     }  # fmt: skip

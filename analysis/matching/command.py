@@ -28,12 +28,14 @@ from data.splits import open_split, split_shown
 from engine.network_input import AUTO
 from engine.resolve import NAME_THE_DATA, Wanted, fit_classes, resolve
 from engine.run_folder import read_config, save_config
+from models.assignment.assigner import build_assigner
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import LoadedNetwork
+from models.detection_network import DetectionNetwork
 from models.detector import Detector
 from models.exported.network import ExportedNetwork
-from models.loss import build_loss
-from models.network import require_cfg
+from models.families.table import own_match
+from models.loss import DetectionLoss, build_loss
 from utils import distributed
 from utils.config import build_options, flag, flat_dict
 from utils.devices import choose_device, describe_device, use_threads
@@ -131,21 +133,20 @@ def open_everything(
     if isinstance(found.loaded.network, ExportedNetwork):
         remedy = "name the weights that were exported; test.py evaluates this file"
         raise UserError(f"{found.weights}: has no objectness and no anchors, which --matching-stats is about; {remedy}")
-    require_cfg(found.loaded.network, "--matching-stats").require_trainable()  # matches are those of a training
+    found.loaded.network.require_trainable()  # matches are those of a training
     annotations = open_split(found.data, source.split, found.single_cls, val_fraction=found.val_fraction, checks=checks)
     if not len(annotations):
         raise UserError(f"{found.data}: the {source.split} split has no images")
     found = fit_classes(found, annotations, remedy=f"{NAME_THE_DATA}, or other weights with --weights")
     loaded, trained = found.loaded, found.loaded.options
-    chosen = chosen_strategies(strategies, trained)
+    network = loaded.network.showing_maps()
+    chosen = chosen_strategies(strategies, trained, own_match(network.cfg_path))
     kinds = strategies.match_iou or DEFAULT_KINDS
     rule = SuppressionRule(options.conf_thres, options.iou_thres)
-    detector = Detector(loaded.network.to(device), confidence=rule.confidence, iou=rule.nms_iou)
-    loss = None
-    if options.hard:
-        first = next(iter(chosen.values()))
-        side = math.sqrt(math.prod(found.input_wh))
-        loss = build_loss(loss_options_of(trained, first.match), first, detector.heads, side)
+    detector = Detector(network.to(device), confidence=rule.confidence, iou=rule.nms_iou)
+    for one in chosen.values():
+        build_assigner(one, network.heads)  # refuses a strategy for other heads before anything is written
+    loss = loss_to_measure(network, trained, next(iter(chosen.values())), found.input_wh) if options.hard else None
     candidates = strategies.candidates
     plan = MeasurementPlan(
         detector=detector,
@@ -177,7 +178,23 @@ def open_everything(
     return inputs
 
 
-def chosen_strategies(strategies: StrategyOptions, trained: Mapping[str, Any]) -> dict[str, AssignmentOptions]:
+def loss_to_measure(
+    network: DetectionNetwork, trained: Mapping[str, Any], assignment: AssignmentOptions, input_wh: tuple[int, int]
+) -> DetectionLoss:
+    """Return the training loss by which ``--hard`` finds images.
+
+    Raises:
+        UserError: the network has a loss of its own, in other parts.
+    """
+    if network.heads[0].is_dense:
+        raise UserError(f"--hard: leave it out; it takes the loss apart, and that of {network.cfg_path} is its own")
+    side = math.sqrt(math.prod(input_wh))
+    return build_loss(loss_options_of(trained, assignment.match), assignment, network.heads, side)
+
+
+def chosen_strategies(
+    strategies: StrategyOptions, trained: Mapping[str, Any], own: str = ""
+) -> dict[str, AssignmentOptions]:
     """Return the options of each strategy: of those asked for, else of the one that the network was trained with.
 
     Without ``--match``, the options of the training keep their values unless the user gives others.
@@ -185,11 +202,12 @@ def chosen_strategies(strategies: StrategyOptions, trained: Mapping[str, Any]) -
     Args:
         strategies: as the user gave them.
         trained: options of the run that trained the network; empty for foreign weights.
+        own: the strategy that the network has by itself, if that is not the usual one.
 
     Raises:
         UserError: an unknown strategy, or an option that none of them uses.
     """
-    match = strategies.match or trained.get("match") or "standard"
+    match = strategies.match or trained.get("match") or own or "standard"
     try:
         chosen = strategies.for_strategies(match.split(","), READ_BY_MATCHING_STATS)
     except ValueError as error:

@@ -19,6 +19,10 @@ from models.raw_maps import gather_numbers
 from utils.boxes import xyxy_to_cxcywh
 
 PAIRS_AT_ONCE = 300_000  # objects x slots that are compared at once: as many as a processor's cache holds
+OF_OBJECTNESS = {  # columns that say nothing where the heads have none
+    "q_of_objectness", "best_objectness", "objectness_of_best", "objectness_mismatch", "area_confident",
+    "offset_confident",
+}  # fmt: skip
 ROUNDING = 1e-5  # relative; far above the rounding error of an intersection and two areas in float32
 
 
@@ -31,7 +35,8 @@ def score_columns(
     ``q_of_objectness`` and ``q_of_score`` to the slots with the highest objectness and score. ``objectness_mismatch``
     and ``score_mismatch`` (bool): another slot has a higher one than the slot of the best q. ``area_*`` and
     ``offset_*`` are the area of a predicted box and the distance of its centre from the object's, in cells of its head,
-    for the slot of the best q (``_best``) and of the highest objectness (``_confident``).
+    for the slot of the best q (``_best``) and of the highest objectness (``_confident``). Those in ``OF_OBJECTNESS``
+    are left out where the heads have no objectness.
 
     Args:
         predictions: of the batch.
@@ -51,7 +56,8 @@ def score_columns(
         columns.append(
             _columns_of_kind(predictions, target[keep], slot[keep], q[keep, index], objectness[keep], score[keep])
         )
-    return {name: torch.stack([part[name] for part in columns], dim=1) for name in columns[0]}
+    left_out = set() if predictions.grid.heads[0].has_objectness else OF_OBJECTNESS
+    return {name: torch.stack([part[name] for part in columns], dim=1) for name in columns[0] if name not in left_out}
 
 
 def overlapping(predictions: Predictions, candidates: str, min_q: float) -> tuple[Tensor, Tensor]:

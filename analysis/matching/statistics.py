@@ -197,14 +197,21 @@ def _misassigned_anchors(
 
 
 def score_statistics(objects: Mapping[str, np.ndarray], index: int) -> dict[str, Any]:
-    """Return the statistics of confidence and fit under one kind of IoU, over the objects that some slot overlaps."""
+    """Return the statistics of confidence and fit under one kind of IoU, over the objects that some slot overlaps.
+
+    What is about objectness is None where the columns have none.
+    """
     best = objects["best_q"][:, index]
     seen = ~np.isnan(best)
     statistics: dict[str, Any] = {"objects": int(seen.sum())}
     for score, column in (("objectness", "objectness_mismatch"), ("score", "score_mismatch")):
+        if column not in objects:
+            statistics[score] = dict.fromkeys(("objects", "object_share", "mean_q_ratio"))
+            continue
         reached = objects[f"q_of_{score}"][:, index][seen].astype(np.float64) / best[seen]
         statistics[score] = counted(objects[column][:, index][seen]) | {"mean_q_ratio": mean(reached)}
-    columns = {name: objects[name][:, index].astype(np.float64) for name in SCORE_MOMENTS if name in objects}
+    undefined = np.full((len(best), index + 1), np.nan)
+    columns = {name: objects.get(name, undefined)[:, index].astype(np.float64) for name in SCORE_MOMENTS}
     area = columns["area_confident"]
     columns["area_ratio"] = np.divide(columns["area_best"], area, out=np.full(len(area), np.nan), where=area > 0)
     return statistics | {"moments": {name: _moments(columns[name]) for name in SCORE_MOMENTS}}

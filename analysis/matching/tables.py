@@ -167,6 +167,7 @@ def _scores(scores: Mapping[str, Any]) -> Table:
         {"IoU": kind, "confidence": confidence, "of": one["objects"], **one[confidence]}
         for kind, one in scores.items()
         for confidence in ("objectness", "score")
+        if one[confidence]["objects"] is not None
     )
     return table_of("scores", "IoU and confidence (score: objectness x class)", rows, SCORE_COLUMNS)
 
@@ -208,7 +209,8 @@ def _breakdown(statistics: Mapping[str, Any], breakdown: str) -> list[Table]:
         **_mean_of_positives(statistics),
         **{
             f"share best {kind} not highest objectness": f"scores/{kind}/objectness/object_share"
-            for kind in statistics["scores"]
+            for kind, one in statistics["scores"].items()
+            if one["objectness"]["objects"] is not None
         },
         "share suppressed": "suppression/suppressed/object_share",
     }
@@ -279,7 +281,9 @@ def notes_of(statistics: Mapping[str, Any]) -> tuple[str, ...]:
                     f"{high['object_share']:.1%}"
                 )
     for kind, one in list(statistics["scores"].items())[:1]:
-        if one["objects"]:
+        if one["objectness"]["objects"] is None:
+            notes.append("the heads have no objectness: what is about it is left out, and a score is that of a class")
+        elif one["objects"]:
             notes.append(
                 f"{kind}: the best box is not the most confident one for {one['objectness']['object_share']:.1%} of "
                 f"{one['objects']} objects (by objectness); that one reaches {one['objectness']['mean_q_ratio']:.1%} "

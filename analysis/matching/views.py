@@ -41,7 +41,7 @@ class MatchedSlot:
     cell_xyxy: tuple[float, ...]  # the slot's cell
     box_xyxy: tuple[float, ...]  # what it predicts
     q: float  # IoU of the prediction with the object, of the first kind that was measured
-    objectness: float  # 0..1
+    objectness: float | None  # 0..1, None where the heads have none
     base: tuple[bool, ...]  # of every strategy
     extra: tuple[bool, ...]
 
@@ -125,7 +125,7 @@ def matched_slots(batch: Batch, raw_maps: list[Tensor], plan: MeasurementPlan) -
     meta = batch.metas[0]
     boxes = meta.to_original(predictions.boxes_xyxy[0, slot], clip=False).tolist()
     q = predictions.ious(target, slot, plan.kinds[:1])[:, 0].tolist()
-    objectness = predictions.objectness[0, slot].sigmoid().tolist()
+    objectness = predictions.objectness[0, slot].sigmoid().tolist() if heads[0].has_objectness else [None] * len(slot)
     place = grid.locate(slot)
     columns = (grid.head[place.anchor], grid.anchor[place.anchor], place.row, place.col)
     places = torch.stack(columns, dim=1).tolist()

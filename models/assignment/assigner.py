@@ -17,9 +17,10 @@ from models.assignment.inputs import AssignmentInput, Pairs
 from models.assignment.options import AssignmentOptions, build_rule
 from models.assignment.predicted import without
 from models.assignment.prior import with_fallback
-from models.assignment.strategies import strategies_of
+from models.assignment.strategies import fits_heads, reads_predictions, strategies_for, strategies_of
 from models.assignment.strategy import Strategy
 from models.heads import Head
+from utils.errors import UserError
 from utils.structures import Assignment, Targets
 
 
@@ -28,10 +29,13 @@ class Assigner:
 
     def __init__(self, options: AssignmentOptions, heads: tuple[Head, ...]) -> None:
         parts = strategies_of(options.match)
+        _refuse_other_heads(options, heads)
         self.options, self.heads = options, tuple(heads)
         self.make_base = build_rule(parts[0].base, options)
         self.make_extra = _extra_part(parts, options)
         self.ignore_thresholds, self.ignore_crowd = _ignore_rules(parts[0], options, self.heads)
+        ignores = self.ignore_thresholds is not None or self.ignore_crowd
+        self.reads_predictions = ignores or reads_predictions(options.match)  # to match, or to leave slots out
 
     @torch.no_grad()
     def match(
@@ -47,7 +51,7 @@ class Assigner:
             targets: the objects, on the device of the grid.
             grid: the slots of the heads at the batch's size.
             raw_maps: one [B A H W 5+C] per head. Without them only strategies that look at priors alone can match, and
-                no slot is ignored, because what is ignored is a prediction.
+                no slot is ignored.
             crowd: crowd regions, used where the options ignore predictions inside them.
 
         Returns:
@@ -56,16 +60,34 @@ class Assigner:
         """
         inputs = AssignmentInput(targets, grid, tuple(raw.detach() for raw in raw_maps or ()))
         base = extra = Pairs.none(grid.head.device)
+        undecided = None
         if len(targets):
             base = self.make_base(inputs)
+            undecided = base.undecided
             if self.options.match_fallback:
                 base = with_fallback(inputs, base)
             if self.make_extra is not None:
                 extra = self.make_extra(inputs, base)
         ignore: tuple[Tensor | None, ...] = (None,) * len(grid.heads)
-        if raw_maps is not None and (self.ignore_thresholds is not None or self.ignore_crowd):
-            ignore = ignored_slots(inputs, self.ignore_thresholds, crowd if self.ignore_crowd else None)
+        is_asked_for = self.ignore_thresholds is not None or self.ignore_crowd
+        if raw_maps is not None and (is_asked_for or undecided is not None):
+            ignore = ignored_slots(inputs, self.ignore_thresholds, crowd if self.ignore_crowd else None, undecided)
         return Assignment(inputs.matches(base), inputs.matches(extra), ignore)
+
+
+def _refuse_other_heads(options: AssignmentOptions, heads: tuple[Head, ...]) -> None:
+    """Refuse a strategy that has nothing to compare on these heads.
+
+    Raises:
+        UserError: names those that fit.
+    """
+    has_anchors = all(head.has_anchors for head in heads)
+    if not fits_heads(options.match, has_anchors):
+        kind = "anchors" if has_anchors else "no anchors"
+        known = ", ".join(strategies_for(has_anchors))
+        raise UserError(f"--match {options.match}: not for this network, whose heads have {kind}; use one of {known}")
+    if options.match_fallback and not has_anchors:
+        raise UserError("--match-fallback: leave it out; it gives objects their best anchor, and this network has none")
 
 
 def _ignore_rules(

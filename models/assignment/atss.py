@@ -36,7 +36,10 @@ class Atss:
 
         # Every anchor of a head at the centres of the head's closest cells.
         exists = exists[:, grid.head]  # T K k
-        x, y = ((part[:, grid.head] + 0.5) * grid.stride[:, None] for part in (col, row))  # T K k, network pixels
+        x, y = (  # T K k, network pixels
+            ((part + (grid.first_xy + 0.5)) * side[:, None])[:, grid.head]
+            for part, side in zip((col, row), grid.cell_wh.unbind(dim=1), strict=True)
+        )
         half_w, half_h = (grid.prior_wh / 2).T[..., None]  # K 1
         # Stacked in front, so that the IoU reads all boxes' x1, then all y1, without gaps.
         anchors = torch.stack((x - half_w, y - half_h, x + half_w, y + half_h)).movedim(0, -1)  # T K k 4

@@ -60,22 +60,23 @@ def cells_that_can_reach(inputs: AssignmentInput, iou: tuple[float, ...]) -> Win
     """
     reach = tuple(max(1 - t, (1 / t - 1) / 2) if t > 0 else 0.0 for t in iou)
     anywhere = tuple(0.0 if t > 0 else EVERY_CELL for t in iou)
-    size = inputs.targets.boxes_cxcywh[:, None, 2:] * inputs.grid.head_wh  # T L 2, in cells
+    size = inputs.targets.boxes_cxcywh[:, None, 2:] * inputs.grid.cells_wh  # T L 2
     half = size * constant(reach, size.device)[:, None] + constant(anywhere, size.device)[:, None]
     return _cells_with_centers_in(inputs, half)
 
 
 def cells_that_can_predict_inside(inputs: AssignmentInput) -> Window:
     """Return the cells whose predictions can have their centre inside the target's box."""
-    return _cells_with_centers_in(inputs, inputs.targets.boxes_cxcywh[:, None, 2:] * inputs.grid.head_wh / 2)
+    return _cells_with_centers_in(inputs, inputs.targets.boxes_cxcywh[:, None, 2:] * inputs.grid.cells_wh / 2)
 
 
 def _cells_with_centers_in(inputs: AssignmentInput, half: Tensor) -> Window:
     """Return the cells that can predict a centre at most ``half`` [T L 2] cells away from the target's.
 
-    The centre that a cell predicts lies in the cell, or up to ``(scale_x_y − 1) / 2`` cells outside of its borders.
+    The centre that a cell predicts lies in the cell, or up to ``(scale_x_y − 1) / 2`` cells outside of its borders;
+    that of a RetinaNet or an FCOS lies anywhere.
     """
-    overhang = tuple((head.scale_x_y - 1) / 2 for head in inputs.grid.heads)
+    overhang = tuple(EVERY_CELL if head.is_dense else (head.scale_x_y - 1) / 2 for head in inputs.grid.heads)
     half = half + constant(overhang, half.device)[:, None] + SLACK
     # Column c covers c to c + 1: the first must not end before the lower bound, the last not start after the upper one.
     return (inputs.centers - half - 1).ceil().long(), (inputs.centers + half).floor().long()
@@ -83,12 +84,25 @@ def _cells_with_centers_in(inputs: AssignmentInput, half: Tensor) -> Window:
 
 def cell_centers_inside(inputs: AssignmentInput) -> Window:
     """Return the cells whose own centre lies inside the target's box, its border excluded."""
-    half = inputs.targets.boxes_cxcywh[:, None, 2:] * inputs.grid.head_wh / 2
+    half = inputs.targets.boxes_cxcywh[:, None, 2:] * inputs.grid.cells_wh / 2
     return _cell_centers_between(inputs.centers - half, inputs.centers + half)
 
 
-def cell_centers_within(inputs: AssignmentInput, radius: float) -> Window:
-    """Return the cells whose own centre is less than ``radius`` cells away from the target's, in x and in y."""
+def cells_whose_anchors_touch(inputs: AssignmentInput) -> Window:
+    """Return the cells any of whose anchors can overlap the target's box."""
+    largest = tuple(tuple(max(side) for side in zip(*head.anchors_wh, strict=True)) for head in inputs.grid.heads)
+    sides = inputs.boxes[:, None, 2:] + constant(largest, inputs.boxes.device)  # T L 2
+    half = sides / 2 / inputs.grid.cell_wh + SLACK
+    return _cell_centers_between(inputs.centers - half, inputs.centers + half)
+
+
+def cell_centers_within(inputs: AssignmentInput, radius: float | Tensor) -> Window:
+    """Return the cells whose own centre is less than ``radius`` cells away from the target's, in x and in y.
+
+    Args:
+        inputs: the batch.
+        radius: one for all, or one for x and y of each head, [L 2].
+    """
     return _cell_centers_between(inputs.centers - radius, inputs.centers + radius)
 
 

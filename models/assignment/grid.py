@@ -32,6 +32,9 @@ class SlotGrid:
     cols: Tensor  # [K] int64, grid columns of the anchor's head
     first_slot: Tensor  # [K] int64, number of the anchor's slot at row 0, column 0
     head_wh: Tensor  # [L 2] float32, columns and rows of each head
+    cell_wh: Tensor  # [L 2] float32, network pixels from one cell to the next
+    cells_wh: Tensor  # [L 2] float32, width and height of the input in cells; no whole numbers where cells stick out
+    first_xy: Tensor  # [L 1] float32, where the first cell begins: -1/2 cell where anchors stand at corners, else 0
     head_start: Tensor  # [L] int64, first anchor of each head
     input_wh: Tensor  # [2] float32, network pixels
     slots_per_image: int
@@ -79,8 +82,19 @@ class SlotGrid:
 
     def cells_xyxy(self, place: SlotPlace) -> Tensor:
         """Return the cell of each slot as corners in network pixels, [P 4]."""
-        corner = torch.stack((place.col, place.row), dim=1) * self.stride[place.anchor][:, None]
-        return torch.cat((corner, corner + self.stride[place.anchor][:, None]), dim=1)
+        head = self.head[place.anchor]
+        corner = (torch.stack((place.col, place.row), dim=1) + self.first_xy[head]) * self.cell_wh[head]
+        return torch.cat((corner, corner + self.cell_wh[head]), dim=1)
+
+    def anchors_xyxy(self, anchor: Tensor, row: Tensor, col: Tensor) -> Tensor:
+        """Return the anchor of each slot, in the middle of its cell, as corners in network pixels, [P 4]."""
+        center, half = self.points_xy(anchor, row, col), self.prior_wh[anchor] / 2
+        return torch.cat((center - half, center + half), dim=1)
+
+    def points_xy(self, anchor: Tensor, row: Tensor, col: Tensor) -> Tensor:
+        """Return the middle of the cell of each slot in network pixels, [P 2]."""
+        head = self.head[anchor]
+        return (torch.stack((col, row), dim=1) + (self.first_xy[head] + 0.5)) * self.cell_wh[head]
 
 
 @dataclass(frozen=True)
@@ -108,6 +122,12 @@ def slot_grid(heads: tuple[Head, ...], shapes: tuple[tuple[int, int], ...], devi
     anchors = [(index, number) for index, head in enumerate(heads) for number in range(head.num_anchors)]
     sizes = torch.tensor([shapes[index][0] * shapes[index][1] for index, _ in anchors])  # K, slots of each anchor
     counts = torch.tensor([head.num_anchors for head in heads])
+    input_wh = shapes[0][1] * heads[0].stride, shapes[0][0] * heads[0].stride
+    cell_wh = [
+        # torchvision places anchors by whole pixels: 13 cells of 61 in 800, where the stride is 64.
+        (input_wh[0] // cols, input_wh[1] // rows) if head.is_dense else (head.stride, head.stride)
+        for head, (rows, cols) in zip(heads, shapes, strict=True)
+    ]
 
     def whole(values: list[int]) -> Tensor:
         return torch.tensor(values, dtype=torch.int64, device=device)
@@ -126,9 +146,23 @@ def slot_grid(heads: tuple[Head, ...], shapes: tuple[tuple[int, int], ...], devi
         first_slot=(sizes.cumsum(0) - sizes).to(device),  # the slots of all anchors before it
         head_wh=real([(cols, rows) for rows, cols in shapes]),
         head_start=(counts.cumsum(0) - counts).to(device),
-        input_wh=real([shapes[0][1] * heads[0].stride, shapes[0][0] * heads[0].stride]),
+        cell_wh=real(cell_wh),
+        cells_wh=real(
+            [
+                (input_wh[0] / width, input_wh[1] / height) if head.is_dense else (cols, rows)
+                for head, (width, height), (rows, cols) in zip(heads, cell_wh, shapes, strict=True)
+            ]
+        ),
+        first_xy=real([[-0.5 if head.is_dense else 0.0] for head in heads]),
+        input_wh=real(list(input_wh)),
         slots_per_image=int(sizes.sum()),
     )
+
+
+def grid_shapes(heads: Sequence[Head], input_wh: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+    """Return rows and columns of each head's map at an input size in pixels."""
+    width, height = input_wh
+    return tuple((-(-height // head.stride), -(-width // head.stride)) for head in heads)  # rounded up
 
 
 def grid_of_maps(heads: tuple[Head, ...], raw_maps: Sequence[Tensor]) -> SlotGrid:

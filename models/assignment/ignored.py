@@ -19,7 +19,10 @@ CROWD_COVER = 0.5  # a prediction is inside a crowd region if more than this sha
 
 
 def ignored_slots(
-    inputs: AssignmentInput, thresholds: tuple[float, ...] | None, crowd: Targets | None
+    inputs: AssignmentInput,
+    thresholds: tuple[float, ...] | None,
+    crowd: Targets | None,
+    undecided: Tensor | None = None,
 ) -> tuple[Tensor, ...]:
     """Return one [B A H W] bool map per head, True where a slot's prediction must not count as a negative.
 
@@ -29,10 +32,13 @@ def ignored_slots(
             ignores no slot for that reason. This is ``ignore_thresh`` as published with YOLOv3; AlexeyAB's Darknet
             (src/yolo_layer.c) also asks for a class probability above 0.25.
         crowd: crowd regions; a prediction more than half of which lies in a region of its image is ignored.
+        undecided: numbers of the slots that the strategy itself leaves out, unique in the batch.
     """
     grid = inputs.grid
     batch_size = len(inputs.raw_maps[0])
     ignored = torch.zeros(batch_size * grid.slots_per_image, dtype=torch.bool, device=grid.head.device)  # B*S
+    if undecided is not None:
+        ignored[undecided] = True
     if thresholds is not None and len(inputs.targets):
         limit = constant(thresholds, ignored.device)[grid.head]  # one per anchor
         for pairs in window_pairs(inputs, *cells_that_can_reach(inputs, thresholds)):

@@ -36,6 +36,7 @@ class Pairs:
     col: Tensor  # [P] int64
     iou: Tensor  # [P] float32, the value that decides
     weight: Tensor | None = None  # [P] float32; None means 1 everywhere
+    undecided: Tensor | None = None  # int64 numbers of the slots, unique in the batch, that must not be negatives
 
     def __len__(self) -> int:
         return len(self.target)
@@ -86,8 +87,8 @@ class AssignmentInput:
 
     @cached_property
     def centers(self) -> Tensor:
-        """Centres of the targets in each head's grid units, [T L 2] as (x, y)."""
-        return self.targets.boxes_cxcywh[:, None, :2] * self.grid.head_wh
+        """Centres of the targets in each head's cells from where the first one begins, [T L 2] as (x, y)."""
+        return self.targets.boxes_cxcywh[:, None, :2] * self.grid.cells_wh - self.grid.first_xy
 
     @cached_property
     def cells(self) -> Tensor:

@@ -18,7 +18,10 @@ class AssignmentOptions:
 
     match: str = option("standard", f"strategy: {', '.join(STRATEGIES)}; or A+B: base matches of A, extra ones of B")
     alpha: float = option(0.0, "share of the extra matches in the box and class loss, 0 to 1")
-    iou_t: float | None = option(None, "an anchor matches above this shape IoU (standard: 0.2; darknet: the cfg's)")
+    iou_t: float | None = option(
+        None, "an anchor matches above this shape IoU (standard: 0.2; darknet: the cfg's), or IoU (maxiou: from 0.5 on)"
+    )
+    background_iou: float | None = option(None, "an anchor whose IoUs are below this is a negative (maxiou: 0.4)")
     match_anchors: str | None = option(None, "anchors that may match: all, or the best of each head", ("all", "best"))
     anchor_t: float | None = option(None, "largest ratio of an anchor's side to the object's (ratio: 4)")
     extra_iou: float | None = option(None, "a prediction matches from this IoU on (0.5)")
@@ -54,8 +57,8 @@ class AssignmentOptions:
 
 # Option, lowest and highest value, both allowed.
 RANGES = (
-    ("alpha", 0, 1), ("iou_t", 0, 1), ("anchor_t", 1, 1e6), ("extra_iou", 0.01, 1), ("extra_topk", 1, 1_000_000),
-    ("assign_rate", 0, 1e6), ("linear_reweight", 0, 1), ("ignore_thresh", 0.01, 1),
+    ("alpha", 0, 1), ("iou_t", 0, 1), ("background_iou", 0, 1), ("anchor_t", 1, 1e6), ("extra_iou", 0.01, 1),
+    ("extra_topk", 1, 1_000_000), ("assign_rate", 0, 1e6), ("linear_reweight", 0, 1), ("ignore_thresh", 0.01, 1),
 )  # fmt: skip
 
 

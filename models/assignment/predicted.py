@@ -157,6 +157,6 @@ def _rising_weight(iou: Tensor, start: float, lowest: float) -> Tensor:
 
 
 STRATEGIES = tuple(
-    Strategy(name, Standard, extra, reads_predictions=True, anchor_rule="iou")
+    Strategy(name, Standard, extra, reads_predictions=True, anchor_rule="iou", needs_anchors=True)
     for name, extra in (("pure", Pure), ("split", Split), ("fast", Fast))
 )

@@ -174,7 +174,7 @@ def _best_anchor(iou: Tensor) -> Tensor:
 
 
 STRATEGIES = (
-    Strategy("standard", Standard, anchor_rule="iou"),
-    Strategy("ratio", Ratio, anchor_rule="ratio"),
-    Strategy("darknet", Darknet, ignores_by_default=True),
+    Strategy("standard", Standard, anchor_rule="iou", needs_anchors=True),
+    Strategy("ratio", Ratio, anchor_rule="ratio", needs_anchors=True),
+    Strategy("darknet", Darknet, ignores_by_default=True, needs_anchors=True),
 )

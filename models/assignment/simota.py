@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from models.assignment.candidates import cell_centers_within
+from models.assignment.candidates import cell_centers_inside, cell_centers_within
 from models.assignment.inputs import AssignmentInput, Pairs, best_target_of_slot, ranks, window_pairs
 from models.assignment.strategy import Strategy
 from utils.boxes import box_iou
@@ -25,6 +25,9 @@ class SimOta:
 
     cost = binary cross-entropy of sqrt(class × objectness), summed over classes, + 3 · (−log IoU), where IoU is that of
     the prediction with the target. A slot wanted by several targets goes to the one for which it is cheapest.
+
+    Of a RetinaNet and an FCOS the network's own score takes the place of sqrt(class × objectness). A box of FCOS holds
+    its point, so that the point must lie in the target as well.
     """
 
     radius: float = 2.5  # cells of each head, in x and in y, from the centre of the target to that of the cell
@@ -36,7 +39,11 @@ class SimOta:
         chunks, costs = [], []
         at_once = NUMBERS_AT_ONCE // inputs.raw_maps[0].shape[-1]
         # A chunk holds all slots of its targets, so that a target's k slots can be chosen chunk by chunk.
-        for pairs in window_pairs(inputs, *cell_centers_within(inputs, self.radius), at_once=at_once):
+        low, high = cell_centers_within(inputs, self.radius)
+        if not inputs.grid.heads[0].has_anchors:
+            first, last = cell_centers_inside(inputs)
+            low, high = low.maximum(first), high.minimum(last)
+        for pairs in window_pairs(inputs, low, high, at_once=at_once):
             truth = inputs.boxes_xyxy[pairs.target]
             pairs = replace(pairs, iou=box_iou(inputs.predicted_xyxy(pairs), truth, elementwise=True))
             cost = _class_cost(inputs, pairs) - self.box_gain * (pairs.iou + 1e-8).log()
@@ -58,12 +65,15 @@ class SimOta:
 
 
 def _class_cost(inputs: AssignmentInput, pairs: Pairs) -> Tensor:
-    """Return the cross-entropy of sqrt(class × objectness) with the one-hot class of the target, summed over C, [P].
+    """Return the cross-entropy of the score with the one-hot class of the target, summed over C, [P].
 
     Computed in place: the raw numbers [P 1+C] are the largest tensor of the strategy.
     """
-    raw = torch.cat(inputs.raw_rows(pairs, slice(4, 5 + inputs.grid.heads[0].num_classes))).float().sigmoid_()  # P 1+C
-    probability = raw[:, 1:].mul_(raw[:, :1]).sqrt_()  # P C
+    head = inputs.grid.heads[0]
+    raw = torch.cat(inputs.raw_rows(pairs, slice(4, 5 + head.num_classes))).float().sigmoid_()  # P 1+C
+    probability = raw[:, 1:].mul_(raw[:, :1])  # P C
+    if not head.is_dense:
+        probability = probability.sqrt_()
     of_label = probability.gather(1, inputs.targets.label[pairs.target][:, None]).squeeze(1)  # P
     # Sum log(1 − p) as if every class were absent, then exchange the term of the target's own class for log(p).
     absent = probability.neg_().log1p_().clamp_(min=LOWEST_LOG).sum(dim=1)

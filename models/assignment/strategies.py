@@ -5,7 +5,7 @@ A new strategy is one file with its rule and its ``STRATEGY``, and its line here
 
 from __future__ import annotations
 
-from models.assignment import atss, predicted, prior, simota, tal
+from models.assignment import atss, fcos, max_iou, predicted, prior, simota, tal
 from models.assignment.strategy import Strategy
 from utils.errors import suggestion
 
@@ -14,9 +14,11 @@ STRATEGIES: dict[str, Strategy] = {
     for strategy in (
         *prior.STRATEGIES,
         *predicted.STRATEGIES,
+        max_iou.STRATEGY,
         atss.STRATEGY,
         simota.STRATEGY,
         tal.STRATEGY,
+        fcos.STRATEGY,
     )
 }
 
@@ -50,6 +52,16 @@ def reads_predictions(match: str) -> bool:
     return any(strategy.reads_predictions for strategy in strategies_of(match))
 
 
-def prior_strategies() -> list[str]:
-    """Return the names of the strategies that need no network, in the table's order."""
-    return [name for name, strategy in STRATEGIES.items() if not strategy.reads_predictions]
+def fits_heads(match: str, has_anchors: bool) -> bool:
+    """Whether the strategy that ``--match`` names, both of ``A+B``, is for heads with, or without, anchors."""
+    return all(strategy.needs_anchors in (None, has_anchors) for strategy in strategies_of(match))
+
+
+def strategies_for(has_anchors: bool = True) -> list[str]:
+    """Return the names of the strategies for heads with, or without, anchors, in the table's order."""
+    return [name for name in STRATEGIES if fits_heads(name, has_anchors)]
+
+
+def prior_strategies(has_anchors: bool = True) -> list[str]:
+    """Return the names of those that need no network, in the table's order."""
+    return [name for name in strategies_for(has_anchors) if not STRATEGIES[name].reads_predictions]

@@ -18,4 +18,5 @@ class Strategy:
     extra: type | None = None  # called with (AssignmentInput, base: Pairs), returns Pairs
     reads_predictions: bool = False  # False: its matches follow from boxes and priors, no network is needed
     anchor_rule: str = ""  # by which an object may fit no anchor: "iou" or "ratio"; "": every object gets one
+    needs_anchors: bool | None = None  # compares shapes of anchors; False: for heads that have none; None: for both
     ignores_by_default: bool = False  # slots above the cfg's ignore_thresh and in crowd regions, without an option

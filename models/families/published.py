@@ -21,6 +21,8 @@ class PublishedDetector(ABC):
 
     parameters: int  # with 80 classes
     has_background: bool = field(default=False, kw_only=True)  # the model's class 0 is none of the network's
+    # Its own rule as a strategy of --match, which others can take the place of; "": none can.
+    match: str = field(default="", kw_only=True)
 
     @property
     def first_slot(self) -> int:

@@ -25,13 +25,14 @@ class Family:
     package: str  # that it comes from
     parameters: int | None = None  # with 80 classes; None: they are counted
     finds: str = "boxes"
+    match: str = ""  # strategy of --match that it trains by where none is named; "": it has no choice
     recipe: str = "detectors.yaml"  # of cfg/hyp
     published: PublishedDetector | None = None  # what reads the files of weights that the package publishes
 
 
 def _published(detectors: Mapping[str, PublishedDetector], package: str) -> dict[str, Family]:
     return {
-        name: Family(partial(kind.build, name), package, kind.parameters, published=kind)
+        name: Family(partial(kind.build, name), package, kind.parameters, match=kind.match, published=kind)
         for name, kind in detectors.items()
     }
 
@@ -47,6 +48,11 @@ FAMILIES: dict[str, Family] = {
 def is_family(cfg: str) -> bool:
     """Whether ``--cfg`` names a network of the table; a file of that name in this folder is a cfg all the same."""
     return cfg in FAMILIES and not Path(cfg).is_file()
+
+
+def own_match(cfg: str) -> str:
+    """Return the strategy that a network trains by where ``--match`` names none; "" where that is the usual one."""
+    return FAMILIES[cfg].match if is_family(cfg) else ""
 
 
 def open_network(cfg: str, num_classes: int) -> DetectionNetwork:

@@ -11,15 +11,18 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from models.assignment.options import AssignmentOptions
+from models.assignment.strategies import fits_heads
 from models.backbone_source import BackboneSource
+from models.decode import candidates_of_maps
 from models.exported.required import required
+from models.families.dense_heads import DenseLearner, dense_heads, look, raw_maps, refuse_options
 from models.families.named import WrappedNetwork, running_statistics
 from models.families.own_loss import OwnLossLearner, objects_per_image, refuse_other_rules
 from models.families.published import PublishedDetector
@@ -78,9 +81,9 @@ VGG16 = BackboneSource(
     left_out=("classifier.",),
 )
 DETECTORS = {
-    "retinanet_resnet50_fpn": TorchvisionDetector(33_839_924, 800, RESNET50),
-    "retinanet_resnet50_fpn_v2": TorchvisionDetector(37_970_740, 800, RESNET50),
-    "fcos_resnet50_fpn": TorchvisionDetector(32_297_365, 800, RESNET50),
+    "retinanet_resnet50_fpn": TorchvisionDetector(33_839_924, 800, RESNET50, match="maxiou"),
+    "retinanet_resnet50_fpn_v2": TorchvisionDetector(37_970_740, 800, RESNET50, match="maxiou"),
+    "fcos_resnet50_fpn": TorchvisionDetector(32_297_365, 800, RESNET50, match="fcos"),
     "fasterrcnn_resnet50_fpn": TorchvisionDetector(41_757_156, 800, RESNET50, has_background=True),
     "fasterrcnn_resnet50_fpn_v2": TorchvisionDetector(43_661_028, 800, RESNET50, has_background=True),
     "fasterrcnn_mobilenet_v3_large_320_fpn": TorchvisionDetector(19_359_504, 320, MOBILENET, has_background=True),
@@ -116,15 +119,26 @@ class TorchvisionNetwork(WrappedNetwork):
         model.transform = _without_resize(model.transform)
         last = _last_stage(model)
         last.nms_thresh, last.detections_per_img = NEVER, NO_LIMIT
+        self.heads = dense_heads(model, num_classes, fits_heads(kind.match, True)) if kind.match else ()
+        self.shows_maps = False  # what :meth:`forward` returns
 
     @property
     def num_classes(self) -> int:
         """Classes that it tells apart, without the background."""
         return self.shown
 
-    def forward(self, images: Tensor) -> list[dict[str, Tensor]]:
-        """Return the model's boxes, in evaluation mode; training goes by :meth:`losses`."""
+    def forward(self, images: Tensor) -> list[dict[str, Tensor]] | list[Tensor]:
+        """Return the model's boxes, or one raw map per head, in evaluation mode; training goes by its learner."""
+        if self.shows_maps:
+            return raw_maps(self.model, look(self.model, images), self.heads)
         return self.model(list(images))
+
+    def showing_maps(self) -> TorchvisionNetwork:
+        """As :meth:`DetectionNetwork.showing_maps`."""
+        super().showing_maps()
+        other = _shallow_copy(self)
+        other.shows_maps = True
+        return other
 
     def losses(self, images: Tensor, targets: Targets) -> dict[str, Tensor]:
         """Return the model's own losses, means over the batch, of images [B 3 H W], 0..1, and their objects.
@@ -138,8 +152,10 @@ class TorchvisionNetwork(WrappedNetwork):
         with running_statistics(self.model) if self.kind.ends_in_one_cell and len(images) == 1 else nullcontext():
             return self.model(list(images), wanted)
 
-    def candidates(self, raw: list[dict[str, Tensor]], confidence: float) -> list[Detections]:
+    def candidates(self, raw: Any, confidence: float) -> list[Detections]:
         """As :meth:`DetectionNetwork.candidates`."""
+        if self.shows_maps:
+            return candidates_of_maps(raw, self.heads, confidence)
         found = []
         for of_image in raw:
             labels = of_image["labels"] - int(self.kind.has_background)
@@ -148,7 +164,10 @@ class TorchvisionNetwork(WrappedNetwork):
         return found
 
     def learner(self, loss: LossOptions, assignment: AssignmentOptions, input_wh: tuple[int, int]) -> Learner:
-        """As :meth:`DetectionNetwork.learner`, with the model's own rules."""
+        """As :meth:`DetectionNetwork.learner`, with the model's own loss and, without heads, its own assignment."""
+        if self.heads:
+            refuse_options(self.name, loss, assignment, self.heads)
+            return DenseLearner(self, assignment)
         refuse_other_rules(self.name, loss, assignment)
         return OwnLossLearner(self)
 
@@ -173,6 +192,7 @@ class TorchvisionNetwork(WrappedNetwork):
             state[key] = state[key][place.to(state[key].device)]
         other.model.load_state_dict(state)
         other.shown = len(classes)
+        other.heads = tuple(replace(head, num_classes=len(classes)) for head in self.heads)
         return other
 
     def looking_above(self, confidence: float) -> TorchvisionNetwork:

@@ -39,8 +39,8 @@ function startMatches(data) {
     const wh = data.heads[slot[HEAD]].anchors[slot[ANCHOR]];
     const by = data.strategies.filter((_, i) => (slot[BASE] | slot[EXTRA]) >> i & 1).join(", ");
     return `${image.objects[slot[TARGET]].name}: stride ${data.heads[slot[HEAD]].stride}, anchor ${slot[ANCHOR]} ` +
-      `(${wh[0]} x ${wh[1]}), row ${slot[ROW]}, column ${slot[COL]}\n${data.kind} ${slot[Q]}, objectness ` +
-      `${slot[OBJECTNESS]}\nmatched by ${by}`;
+      `(${wh[0]} x ${wh[1]}), row ${slot[ROW]}, column ${slot[COL]}\n${data.kind} ${slot[Q]}` +
+      `${slot[OBJECTNESS] === null ? "" : `, objectness ${slot[OBJECTNESS]}`}\nmatched by ${by}`;
   }
 
   // Of the strategies that are switched on, the first that matches a slot gives the colour.
