@@ -249,7 +249,8 @@ def announce(
         return
     train, device = options.train, next(network.parameters()).device
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    rule = f"--match {options.assignment.match}" + (" --loss darknet" if options.loss.loss == "darknet" else "")
+    rule = f"--match {options.assignment.match}" if network.heads else "its own assignment"
+    rule += " --loss darknet" if options.loss.loss == "darknet" else ""
     images = resize.to(*(input_size(size, network) for size in (train.img_size, train.test_size or train.img_size)))
     print(
         f"train: {train.cfg} ({parameters:,} parameters) on {train.data}, {images}, {how_many(train.epochs, 'epoch')}, "
