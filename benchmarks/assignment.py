@@ -40,6 +40,7 @@ SWEEP = (1, 10, 100, 1000, 10_000)
 MEMORY_CASE, MEMORY_LIMIT = (64, 100), 1024  # MiB
 # ms at 16 x 7, of PRIOR_ONLY; ultralytics/yolov3 at 97b87b1 and yolov5 at 5081342 took 1.9 to 4.0 ms on two cores.
 PRIOR_LIMIT = 2.0
+IN_PLACE = ("maxiou",)  # compare every anchor in its place, which costs as much as to compare predictions
 FAST_SHARE = 1 / 3  # of the time of split on the same map, for fast
 MORE_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {  # options that change what a strategy has to do
     "standard": {"standard --match-anchors best": {"match_anchors": "best"}},
@@ -63,7 +64,9 @@ def decides_by_priors(options: Mapping[str, Any]) -> bool:
     )
 
 
-PRIOR_ONLY = tuple(label for label, options in VARIANTS.items() if decides_by_priors(options))
+PRIOR_ONLY = tuple(
+    label for label, options in VARIANTS.items() if decides_by_priors(options) and options["match"] not in IN_PLACE
+)
 
 
 @dataclass(frozen=True)

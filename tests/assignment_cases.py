@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 
 import torch
 from hypothesis import strategies as st
@@ -58,6 +59,20 @@ def rows(max_size=6, batch_size=3):
     """Rows of targets in random order of images; some images get none."""
     row = st.tuples(st.integers(0, batch_size - 1), st.integers(0, CLASSES - 1), place(), place(), side(), side())
     return st.lists(row, max_size=max_size)
+
+
+def random_rows(seed, max_size=6, batch_size=3):
+    """Rows of targets at places and of sizes without ties, but for one in six, which is at an awkward place."""
+    generator = random.Random(seed)
+
+    def place():
+        return generator.choice(AWKWARD) if generator.random() < 1 / 6 else generator.random()
+
+    return [
+        (generator.randrange(batch_size), generator.randrange(CLASSES), place(), place(),
+         generator.uniform(0.02, 1.2), generator.uniform(0.02, 1.2))
+        for _ in range(generator.randrange(1, max_size + 1))
+    ]  # fmt: skip
 
 
 def match_maps(assigner, targets, raw_maps, crowd=None):

@@ -184,9 +184,10 @@ class Oracle:
                     value = iou((x - pw / 2, y - ph / 2, x + pw / 2, y + ph / 2), self.box(t))
                     if value > 0:
                         overlap.setdefault((self.rows[t][0], number, a, j, i), {})[t] = value
-        fits = [sorted((v[t] for v in overlap.values() if t in v), reverse=True) for t in range(len(self.rows))]
-        highest = [values[0] if values else 0.0 for values in fits]
-        self.margin = min([self.margin, *(values[0] - values[1] for values in fits if len(values) > 1)])
+        highest = [max((v.get(t, 0.0) for v in overlap.values()), default=0.0) for t in range(len(self.rows))]
+        # Anchors that lie inside an object have the same IoU with it, in any precision.
+        away = [highest[t] - value for values in overlap.values() for t, value in values.items() if value != highest[t]]
+        self.margin = min([self.margin, *away])
         found, undecided = {}, set()
         for slot, values in overlap.items():
             t = max(values, key=values.get)

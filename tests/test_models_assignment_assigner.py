@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from assignment_cases import ANCHORS, as_dict, coco_targets, random_raw_maps, rows, targets_of, two_heads
+from assignment_cases import ANCHORS, as_dict, coco_targets, random_raw_maps, random_rows, rows, targets_of, two_heads
 from assignment_oracle import Oracle
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
@@ -105,23 +105,23 @@ def test_atss_on_strips_and_small_grids(shapes):
     assert_same(as_dict(assign(rows_, heads, raw_maps, match="atss").base), Oracle(rows_, raw_maps, heads).atss())
 
 
-@settings(max_examples=20, deadline=None)
-@given(rows(max_size=6), st.sampled_from([(None, None), (0.6, 0.2), (0.3, 0.3)]))
-def test_maxiou_equals_the_oracle(rows_, thresholds):
+@pytest.mark.parametrize("iou_t, background_iou", [(None, None), (0.6, 0.2), (0.3, 0.3)])
+def test_maxiou_equals_the_oracle(iou_t, background_iou):
     heads = two_heads()
     raw_maps = random_raw_maps(heads, 3, 0)
-    oracle = Oracle(rows_, raw_maps, heads)
-    iou_t, background_iou = thresholds
-    expected, undecided = oracle.maxiou(iou_t or 0.5, background_iou or 0.4)
-    assume(oracle.margin > CLEAR)
-    found = assign(rows_, heads, raw_maps, match="maxiou", iou_t=iou_t, background_iou=background_iou)
-    assert_same(as_dict(found.base), expected)
-    places = {
-        (b, n, a, j, i)
-        for n, mask in enumerate(found.ignore)
-        for b, a, j, i in ([] if mask is None else mask.nonzero().tolist())
-    }
-    assert places == undecided
+    clear = 0
+    for seed in range(10):
+        rows_ = random_rows(seed)
+        oracle = Oracle(rows_, raw_maps, heads)
+        expected, undecided = oracle.maxiou(iou_t or 0.5, background_iou or 0.4)
+        if oracle.margin < CLEAR:
+            continue
+        clear += 1
+        found = assign(rows_, heads, raw_maps, match="maxiou", iou_t=iou_t, background_iou=background_iou)
+        assert_same(as_dict(found.base), expected)
+        places = {(b, n, a, j, i) for n, mask in enumerate(found.ignore) for b, a, j, i in mask.nonzero().tolist()}
+        assert places == undecided
+    assert clear >= 5
 
 
 @settings(max_examples=60, deadline=None)

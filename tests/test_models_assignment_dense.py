@@ -4,10 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from assignment_cases import ANCHORS, as_dict, coco_targets, match_maps, random_raw_maps, rows, targets_of
+from assignment_cases import ANCHORS, as_dict, coco_targets, match_maps, random_raw_maps, random_rows, targets_of
 from assignment_oracle import Oracle
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
 from models.assignment.assigner import build_assigner
 from models.assignment.grid import grid_of_maps, grid_shapes, slot_grid
@@ -42,16 +40,19 @@ def maps_of(heads, seed):
     [*((WITH_ANCHORS, name) for name in ("standard", "ratio", "maxiou", "atss", "simota", "tal")),
      *((POINTS, name) for name in ("fcos", "atss", "simota", "tal"))],
 )  # fmt: skip
-@settings(max_examples=12, deadline=None)
-@given(rows(max_size=5), st.integers(0, 10_000))
-def test_every_strategy_equals_the_oracle(heads, match, rows_, seed):
-    maps = maps_of(heads, seed)
-    oracle = Oracle(rows_, maps, heads)
-    expected = getattr(oracle, match)()
-    expected = expected[0] if match == "maxiou" else expected
-    assume(oracle.margin > CLEAR)
-    found = match_maps(build_assigner(AssignmentOptions(match=match), heads), targets_of(rows_), maps)
-    assert as_dict(found.base) == pytest.approx(expected, abs=1e-4)
+def test_every_strategy_equals_the_oracle(heads, match):
+    clear = 0
+    for seed in range(10):
+        rows_, maps = random_rows(seed), maps_of(heads, seed)
+        oracle = Oracle(rows_, maps, heads)
+        expected = getattr(oracle, match)()
+        expected = expected[0] if match == "maxiou" else expected
+        if oracle.margin < CLEAR:
+            continue
+        clear += 1
+        found = match_maps(build_assigner(AssignmentOptions(match=match), heads), targets_of(rows_), maps)
+        assert as_dict(found.base) == pytest.approx(expected, abs=1e-4)
+    assert clear >= 4
 
 
 @pytest.mark.parametrize("stride", [8, 32])
