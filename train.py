@@ -45,7 +45,7 @@ from models.checkpoints.load import load_weights
 from models.darknet.scaled_decode import DECODES
 from models.detection_network import DetectionNetwork
 from models.detector import Detector
-from models.families.table import open_network, open_network_from_text
+from models.families.table import found_besides_boxes, open_network, open_network_from_text
 from models.learner import Learner
 from models.network import require_cfg
 from utils import distributed
@@ -78,11 +78,15 @@ def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> N
         use_deterministic_operations()
 
     train_set, test_set = open_training_splits(
-        options.train.data, options.train.val_fraction, options.train.single_cls, options.images
+        options.train.data,
+        options.train.val_fraction,
+        options.train.single_cls,
+        options.images,
+        found_besides_boxes(options.train.cfg),
     )
     check_names(options.train, train_set.names, checkpoint)
 
-    network, resize = new_network(options.train, train_set.names, checkpoint)
+    network, resize = new_network(options.train, train_set.names, checkpoint, train_set.num_key_points)
     network = network.to(device).to(memory_format=torch.channels_last)
     learner, precision, options = new_learner(network, resize, options, device)
     state = new_state(network, options, precision)
@@ -132,9 +136,9 @@ def check_names(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
 
 
 def new_network(
-    options: TrainOptions, names: tuple[str, ...], checkpoint: dict[str, Any] | None
+    options: TrainOptions, names: tuple[str, ...], checkpoint: dict[str, Any] | None, key_points: int = 0
 ) -> tuple[DetectionNetwork, Resize]:
-    """Build the network for these classes, with fresh, given or (before a resume) arbitrary weights.
+    """Build the network for these classes, and key points if any, with fresh, given or (before a resume) arbitrary weights.
 
     Returns:
         The network, and how images get into its input.
@@ -143,7 +147,7 @@ def new_network(
     if checkpoint:
         network = open_network_from_text(checkpoint["cfg_text"], checkpoint["cfg_name"], len(checkpoint["names"]))
     else:
-        network = open_network(options.cfg, len(names))
+        network = open_network(options.cfg, len(names), key_points)
         network.require_heads()
         if options.decode == "scaled":
             network = as_decoded(network)

@@ -10,6 +10,7 @@ from pathlib import Path
 from models.detection_network import DetectionNetwork
 from models.families.centernet import build_centernet
 from models.families.named import FIRST_LINE
+from models.families.torchvision_instances import INSTANCE_DETECTORS
 from models.families.torchvision_networks import DETECTORS, TorchvisionDetector
 from models.network import build_network, build_network_from_text
 from utils.config import find_file
@@ -20,7 +21,7 @@ from utils.errors import UserError
 class Family:
     """A network of this table."""
 
-    build: Callable[[int], DetectionNetwork]  # from the number of classes
+    build: Callable[..., DetectionNetwork]  # from the number of classes; where it finds key points, of ``key_points``
     package: str  # that it comes from
     finds: str = "boxes"
     library: TorchvisionDetector | None = None  # what reads the files of weights that the package publishes
@@ -28,6 +29,10 @@ class Family:
 
 FAMILIES: dict[str, Family] = {
     **{name: Family(partial(kind.build, name), "torchvision", library=kind) for name, kind in DETECTORS.items()},
+    **{
+        name: Family(partial(kind.build, name), "torchvision", ", ".join(("boxes", *kind.finds)), library=kind)
+        for name, kind in INSTANCE_DETECTORS.items()
+    },
     "centernet_resnet18": Family(partial(build_centernet, 18), "torchvision"),
     "centernet_resnet50": Family(partial(build_centernet, 50), "torchvision"),
 }
@@ -38,18 +43,24 @@ def is_family(cfg: str) -> bool:
     return cfg in FAMILIES and not Path(cfg).is_file()
 
 
-def open_network(cfg: str, num_classes: int) -> DetectionNetwork:
+def found_besides_boxes(cfg: str) -> frozenset[str]:
+    """Return what the network that ``--cfg`` names finds besides boxes: MASKS, KEY_POINTS or nothing."""
+    return frozenset(FAMILIES[cfg].finds.split(", ")[1:]) if is_family(cfg) else frozenset()
+
+
+def open_network(cfg: str, num_classes: int, key_points: int = 0) -> DetectionNetwork:
     """Build the network that ``--cfg`` names, with random weights.
 
     Args:
         cfg: a name of the table, or a file to be looked up.
         num_classes: that it is to tell apart.
+        key_points: of an object, for a network that finds them; 0: COCO's 17.
 
     Raises:
         UserError: there is neither; the cfg cannot be used; a package is missing.
     """
     if is_family(cfg):
-        return FAMILIES[cfg].build(num_classes)
+        return _built(cfg, num_classes, key_points)
     return build_network(find_file(cfg, "cfg"), num_classes)
 
 
@@ -87,7 +98,12 @@ def open_network_from_text(text: str, name: str, num_classes: int) -> DetectionN
     """
     if not is_family_text(text):
         return build_network_from_text(text, name, num_classes)
-    named = text.partition("name=")[2].strip()
-    if named not in FAMILIES:
+    values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    named, key_points = values.get("name", ""), values.get("key_points", "0")
+    if named not in FAMILIES or not key_points.isdecimal():
         raise UserError(f"{name}: this version knows no network '{named:.60}'; update it, or train again")
-    return FAMILIES[named].build(num_classes)
+    return _built(named, num_classes, int(key_points[:4]))
+
+
+def _built(name: str, num_classes: int, key_points: int) -> DetectionNetwork:
+    return FAMILIES[name].build(num_classes, **({"key_points": key_points} if key_points else {}))

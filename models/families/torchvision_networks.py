@@ -158,9 +158,22 @@ class TorchvisionNetwork(NamedNetwork):
         usable = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1)
         labels = targets.label + int(self.kind.has_background)
         rows = [(targets.image == number) & usable for number in range(len(images))]
-        wanted = [{"boxes": boxes_xyxy[mine], "labels": labels[mine]} for mine in rows]
+        wanted = [
+            {"boxes": boxes_xyxy[mine], "labels": labels[mine]} | self.shapes_of(targets, mine, (height, width))
+            for mine in rows
+        ]
         with self._statistics_of_others() if self.kind.ends_in_one_cell and len(images) == 1 else nullcontext():
             return self.model(list(images), wanted)
+
+    def shapes_of(self, targets: Targets, rows: Tensor, size_hw: tuple[int, int]) -> dict[str, Tensor]:
+        """Return what the model learns of objects besides boxes and labels, by torchvision's names: here nothing.
+
+        Args:
+            targets: of a batch.
+            rows: [T] bool, the objects that are meant.
+            size_hw: of the network input.
+        """
+        return {}
 
     @contextmanager
     def _statistics_of_others(self) -> Iterator[None]:
