@@ -138,7 +138,7 @@ def check_names(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
 def new_network(
     options: TrainOptions, names: tuple[str, ...], checkpoint: dict[str, Any] | None, key_points: int = 0
 ) -> tuple[DetectionNetwork, Resize]:
-    """Build the network for these classes, and key points if any, with fresh, given or (before a resume) arbitrary weights.
+    """Build the network for these classes and key points, with fresh, given or (before a resume) arbitrary weights.
 
     Returns:
         The network, and how images get into its input.
