@@ -77,12 +77,9 @@ def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> N
     if options.safety.deterministic:
         use_deterministic_operations()
 
+    wants = found_besides_boxes(options.train.cfg)
     train_set, test_set = open_training_splits(
-        options.train.data,
-        options.train.val_fraction,
-        options.train.single_cls,
-        options.images,
-        found_besides_boxes(options.train.cfg),
+        options.train.data, options.train.val_fraction, options.train.single_cls, options.images, wants
     )
     check_names(options.train, train_set.names, checkpoint)
 

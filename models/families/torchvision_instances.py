@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from models.exported.required import required
 from models.families.named import FIRST_LINE
@@ -68,6 +68,8 @@ class InstanceNetwork(TorchvisionNetwork):
         self.finds = kind.finds
         if KEY_POINTS in kind.finds:
             self.num_key_points = model.roi_heads.keypoint_predictor.out_channels
+            # The loss looks at the maps as rows, which those of convolutions in channels_last are not.
+            model.roi_heads.keypoint_predictor.register_forward_hook(_contiguous)
 
     @property
     def cfg_text(self) -> str:
@@ -131,3 +133,7 @@ class InstanceNetwork(TorchvisionNetwork):
     def depends_on_classes(self, name: str) -> bool:
         """As :meth:`DetectionNetwork.depends_on_classes`; the last layer of key points depends on the data likewise."""
         return super().depends_on_classes(name) or name.startswith(SHAPES_OF_DATA)
+
+
+def _contiguous(_module: nn.Module, _given: Any, maps: Tensor) -> Tensor:
+    return maps.contiguous()
