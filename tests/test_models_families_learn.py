@@ -19,7 +19,7 @@ from utils.boxes import box_iou
 from utils.structures import KEY_POINTS, MASKS, ImageMeta, Targets
 
 pytestmark = pytest.mark.slow
-pytest.importorskip("torchvision.models.detection", exc_type=(ImportError, RuntimeError))
+detection_utils = pytest.importorskip("torchvision.models.detection._utils", exc_type=(ImportError, RuntimeError))
 KINDS = {  # name -> side of the input, learning rate
     "retinanet_resnet50_fpn": (128, 3e-4),
     "fcos_resnet50_fpn": (128, 1e-4),
@@ -31,6 +31,14 @@ KINDS = {  # name -> side of the input, learning rate
     "keypointrcnn_resnet50_fpn": (128, 1e-3),
 }
 FOUND_AGAIN = ("retinanet_resnet50_fpn", "ssdlite320_mobilenet_v3_large", "centernet_resnet18")
+
+
+@pytest.fixture
+def few_samples(monkeypatch):
+    """Let torchvision's detectors learn from a few candidates of an image: masks and key points of 128 take minutes."""
+    sampler = detection_utils.BalancedPositiveNegativeSampler
+    begin = sampler.__init__
+    monkeypatch.setattr(sampler, "__init__", lambda self, count, share: begin(self, min(count, 32), share))
 
 
 def four_images(side):
@@ -50,7 +58,9 @@ def four_images(side):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_thirty_steps_on_four_images(name):
+def test_thirty_steps_on_four_images(name, request):
+    if found_besides_boxes(name):
+        request.getfixturevalue("few_samples")
     torch.manual_seed(0)
     side, rate = KINDS[name]
     images, targets, corners = four_images(side)
@@ -99,7 +109,9 @@ def with_shapes(folder, finds):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_through_the_scripts(name, tmp_path, monkeypatch, run_main, evaluation_script):
+def test_through_the_scripts(name, tmp_path, monkeypatch, run_main, evaluation_script, request):
+    if found_besides_boxes(name):
+        request.getfixturevalue("few_samples")
     make_project(tmp_path, num_images=4)
     monkeypatch.chdir(tmp_path)
     side, finds = KINDS[name][0], found_besides_boxes(name)
