@@ -15,6 +15,7 @@ from models.families.torchvision_networks import DETECTORS, TorchvisionDetector
 from models.network import build_network, build_network_from_text
 from utils.config import find_file
 from utils.errors import UserError
+from utils.structures import KEY_POINTS
 
 
 @dataclass(frozen=True)
@@ -106,4 +107,6 @@ def open_network_from_text(text: str, name: str, num_classes: int) -> DetectionN
 
 
 def _built(name: str, num_classes: int, key_points: int) -> DetectionNetwork:
-    return FAMILIES[name].build(num_classes, **({"key_points": key_points} if key_points else {}))
+    family = FAMILIES[name]
+    own = {"key_points": key_points} if key_points and KEY_POINTS in family.finds else {}
+    return family.build(num_classes, **own)

@@ -7,6 +7,7 @@ Shape letters: B images, H W pixels of the network input, N boxes, T objects, K 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from models.exported.required import required
 from models.families.named import FIRST_LINE
-from models.families.torchvision_networks import TorchvisionDetector, TorchvisionNetwork, _shallow_copy
+from models.families.torchvision_networks import TorchvisionDetector, TorchvisionNetwork
 from utils.masks import BoxMasks
 from utils.structures import KEY_POINTS, MASKS, Detections, Targets
 
@@ -80,8 +81,8 @@ class InstanceNetwork(TorchvisionNetwork):
     def forward(self, images: Tensor) -> SeenBatch:  # type: ignore[override]
         """Return boxes, in evaluation mode, with the maps from which :meth:`complete` tells masks or key points."""
         model: Any = self.model
-        heads = _shallow_copy(model.roi_heads)  # without the second step, which it would do for each candidate
-        heads.mask_roi_pool = heads.keypoint_roi_pool = None
+        heads = copy.copy(model.roi_heads)  # without the second step, which it would do for each candidate
+        heads._modules = model.roi_heads._modules | {"mask_roi_pool": None, "keypoint_roi_pool": None}
         seen, _ = model.transform(list(images))
         features = model.backbone(seen.tensors)
         proposals, _ = model.rpn(seen, features)
