@@ -198,3 +198,19 @@ def test_flips_need_to_know_left_and_right(tmp_path):
     with pytest.raises(UserError, match=r"^--fliplr: the data do not say which key points are left and right"):
         training_batches(annotations, settings, AugmentOptions())
     training_batches(annotations, settings, AugmentOptions(fliplr=0.0))
+
+
+def test_outlines_beyond_their_image_cover_no_padding():
+    mask = np.zeros((HEIGHT, WIDTH), dtype=np.uint8)
+    column = np.array([[40, 20], [80, 20], [80, 200], [40, 200.0]])  # ends 110 pixels below the image
+    points = KeyPoints(np.array([[[60.0, 30, 2], [60, 100, 2]]]), np.arange(2))
+    shapes = ObjectShapes(Polygons.of([[column]]), points)
+    pixels, box = np.repeat(mask[:, :, None], 3, axis=2), np.array([[40, 20, 80, 200.0]])
+    source = SourceImage(pixels, (WIDTH, HEIGHT), box, np.zeros(1, int), np.zeros(1, bool), shapes)
+    options = AugmentOptions(mosaic=0.0, scale=0.0, translate=0.0, fliplr=0.0)
+    rng = np.random.default_rng(0)
+    # Letterboxed by 4/3 into 160 x 160, the image takes the rows 20 to 140.
+    _, sample = training_picture(0, np.arange(1), lambda _: source, (160, 160), options, rng)
+    rows = np.flatnonzero(painted(sample.shapes.polygons, (160, 160))[0].any(axis=1))
+    assert rows[[0, -1]].tolist() == [47, 139]
+    assert sample.shapes.key_points.points[0, :, 2].tolist() == [2, 0]
