@@ -98,7 +98,8 @@ def mirrored_by_name(categories: Sequence[Any], count: int) -> np.ndarray:
     Returns:
         [K] int64, [0] where the names are not known.
     """
-    lists = {tuple(map(str, one["keypoints"])) for one in categories if isinstance(one, dict) and one.get("keypoints")}
+    given = [one.get("keypoints") for one in categories if isinstance(one, dict)]
+    lists = {tuple(map(str, names)) for names in given if names and isinstance(names, list)}
     if len(lists) != 1 or len(names := next(iter(lists))) != count:
         return np.zeros(0, dtype=np.int64)
     place = {name: number for number, name in enumerate(names)}
