@@ -93,6 +93,7 @@ def main() -> None:
 
     resolved = name_classes(resolve(wanted_by(options), needs_data=False), options.names, options.data)
     loaded = resolved.loaded
+    tiles.check_finds(loaded.network.finds)
     sources, shown = choose_sources(options.source, resolved, video)
     detector = build_detector(
         loaded.network.to(device),

@@ -25,13 +25,14 @@ from data.loader import Batches, LoaderSettings
 from data.splits import open_split, split_shown
 from engine.evaluate import collect_results, dropped_by_limit, dropped_line, warmed_up, without_unread
 from engine.evaluate_results import ResultsComparison, ResultsOptions, compare_results, ground_truth_of, print_tables
+from engine.evaluate_shapes import evaluate_shapes, truth_with_shapes, write_shape_results
 from engine.network_input import refuse_size, resize_option, size_option
 from engine.resolve import Resolved, fit_classes, resolve, wanted_by
 from engine.run_folder import new_run_folder, shared_run_folder
 from engine.speed import SpeedOptions, run_speed, speed_line, write_speed
 from engine.study import StudyOptions, checked_study, run_study, study_sizes, write_study
 from evaluation.coco import BACKENDS, Metrics, evaluate_coco, has_objects
-from evaluation.results import clean_ground_truth
+from evaluation.results import clean_ground_truth, of_kind
 from models.checkpoints.load import LoadedNetwork
 from models.darknet.scaled_decode import DECODES
 from models.detector import Detector, Dropped
@@ -107,7 +108,7 @@ def main() -> None:
     if files.results and not options.weights:
         return evaluate_files(options, files, diagnosis)
     if files.iou_type != "bbox":
-        raise UserError(f"--iou-type {files.iou_type}: leave out --weights, for the networks here detect boxes")
+        raise UserError(f"--iou-type {files.iou_type}: leave out --weights; all that a network finds is evaluated")
     device = choose_device(options.device)
     use_threads(measured.threads or None)
     distributed.start(device)
@@ -124,7 +125,10 @@ def main() -> None:
         rect=options.rect and resolved.resize.kind == "letterbox" and not resolved.loaded.network.fixed_size,
     )
     split = SPLITS[options.task]
-    dataset = open_split(resolved.data, split, resolved.single_cls, val_fraction=resolved.val_fraction, checks=checks)
+    wants = resolved.loaded.network.finds
+    dataset = open_split(
+        resolved.data, split, resolved.single_cls, val_fraction=resolved.val_fraction, checks=checks, wants=wants
+    )
     loaded = fit_classes(resolved, dataset).loaded
     detector = make_detector(options, nms, views, loaded, device)
     announce(options, resolved, dataset, device)
@@ -164,14 +168,17 @@ def evaluate_split(
     if distributed.is_main() and not has_objects(all_truth):
         where = f"{options.data} ({SPLITS[options.task]})"
         print(f"{where}: not a single object in {how_many(len(dataset), 'image')}; AP is undefined")
-    results = collect_results(detector, batches, all_truth, options.single_cls, pictures.draw)
-    ground_truth, results = without_unread(all_truth, results, batches)
+    found = collect_results(detector, batches, all_truth, options.single_cls, pictures.draw)
+    ground_truth, found = without_unread(all_truth, found, batches)
+    results = of_kind(found, "bbox")
     dropped = dropped_by_limit(detector)
     if not distributed.is_main():
         return
     left_out = len(bad_images(dataset)) + len(dataset) - len(ground_truth["images"])
     metrics = evaluate_coco(ground_truth, results, options.evaluator)
     print_metrics(metrics, options.verbose, left_out)
+    whole_truth = truth_with_shapes(ground_truth, dataset)
+    shapes = evaluate_shapes(detector.network, dataset, whole_truth, found)
     if line := dropped_line(dropped, options.max_det, len(ground_truth["images"])):
         print(line)
     speed = detector.speed()
@@ -182,12 +189,14 @@ def evaluate_split(
     priors = network_priors(detector.network, (width, height), options.resize) if diagnosis.report else None
     columns = {Path(options.weights).stem: results}
     evaluated = EvaluationFindings.of(truth, columns, compared, ImageSource.of(dataset), priors)
-    found = report_evaluation(diagnosis, evaluated, folder)
-    write_json_atomically(folder / "metrics.json", contents(metrics, left_out, dropped, recorded, compared) | found)
+    reported = report_evaluation(diagnosis, evaluated, folder)
+    content = contents(metrics, left_out, dropped, recorded, compared) | shapes | reported
+    write_json_atomically(folder / "metrics.json", content)
     write_json_atomically(folder / "speed.json", {**asdict(speed), "total_ms": speed.total_ms})
     if options.save_json:
         write_json_atomically(folder / "detections.json", results, indent=None)
-        write_json_atomically(folder / "ground_truth.json", ground_truth, indent=None)
+        write_json_atomically(folder / "ground_truth.json", whole_truth, indent=None)
+        write_shape_results(folder, detector.network, found)
     print(f"Written to {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}")
 
 

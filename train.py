@@ -48,7 +48,7 @@ from models.checkpoints.load import load_weights
 from models.darknet.scaled_decode import DECODES
 from models.detection_network import DetectionNetwork
 from models.detector import Detector
-from models.families.table import open_network, open_network_from_text
+from models.families.table import found_besides_boxes, open_network, open_network_from_text
 from models.learner import Learner
 from models.network import require_cfg
 from utils import distributed
@@ -80,12 +80,13 @@ def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> N
     if options.safety.deterministic:
         use_deterministic_operations()
 
+    wants = found_besides_boxes(options.train.cfg)
     train_set, test_set = open_training_splits(
-        options.train.data, options.train.val_fraction, options.train.single_cls, options.images
+        options.train.data, options.train.val_fraction, options.train.single_cls, options.images, wants
     )
     check_names(options.train, train_set.names, checkpoint)
 
-    network, resize = new_network(options.train, train_set.names, checkpoint)
+    network, resize = new_network(options.train, train_set.names, checkpoint, train_set.num_key_points)
     if options.anchors.auto_anchor and not checkpoint:
         network = with_fitting_anchors(network, train_set, options.train.img_size, resize.kind, options.train.seed)
     network = network.to(device).to(memory_format=torch.channels_last)
@@ -136,9 +137,9 @@ def check_names(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[
 
 
 def new_network(
-    options: TrainOptions, names: tuple[str, ...], checkpoint: dict[str, Any] | None
+    options: TrainOptions, names: tuple[str, ...], checkpoint: dict[str, Any] | None, key_points: int = 0
 ) -> tuple[DetectionNetwork, Resize]:
-    """Build the network for these classes, with fresh, given or (before a resume) arbitrary weights.
+    """Build the network for these classes and key points, with fresh, given or (before a resume) arbitrary weights.
 
     Returns:
         The network, and how images get into its input.
@@ -147,7 +148,7 @@ def new_network(
     if checkpoint:
         network = open_network_from_text(checkpoint["cfg_text"], checkpoint["cfg_name"], len(checkpoint["names"]))
     else:
-        network = open_network(options.cfg, len(names))
+        network = open_network(options.cfg, len(names), key_points)
         network.require_heads()
         if options.decode == "scaled":
             network = as_decoded(network)

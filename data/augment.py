@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from data.letterbox import RESIZES
+from data.object_shapes import ObjectShapes
 from data.painting import Drawing, PlacedImage, placed_image
 from utils.config import option
 
@@ -73,6 +74,7 @@ class SourceImage(NamedTuple):
     boxes_xyxy: np.ndarray  # [K 4] float64
     labels: np.ndarray  # [K] int
     crowd: np.ndarray  # [K] bool
+    shapes: ObjectShapes | None = None  # outlines and key points, original pixels; None where nobody wants them
 
 
 class Sample(NamedTuple):
@@ -81,6 +83,13 @@ class Sample(NamedTuple):
     boxes_xyxy: np.ndarray  # [K 4] float64
     labels: np.ndarray  # [K] int
     crowd: np.ndarray  # [K] bool
+    shapes: ObjectShapes | None = None  # likewise
+
+    def joined(self, other: Sample) -> Sample:
+        """Return the objects of both."""
+        boxes, labels, crowd = (np.concatenate(pair) for pair in zip(self[:3], other[:3], strict=True))
+        both = [one.shapes for one in (self, other) if one.shapes is not None]
+        return Sample(boxes, labels, crowd, ObjectShapes.joined(both) if both else None)
 
 
 def training_picture(
@@ -113,7 +122,7 @@ def training_picture(
         (partner,) = _partners(index, pool, 1, rng)
         second, other = _picture(partner, pool, load, net_hw, options, rng, resize)
         share = rng.beta(MIXUP_BETA, MIXUP_BETA)
-        sample = Sample(*(np.concatenate(pair) for pair in zip(sample, other, strict=True)))
+        sample = sample.joined(other)
     return Drawing(layers, second, share, random_colours(options, rng)), sample
 
 
@@ -189,7 +198,13 @@ def crop_sides(source: SourceImage, shares: np.ndarray) -> SourceImage:
     boxes = np.clip(moved, 0, source.original_wh * 2)
     area_before, area_left = ((box[:, 2:] - box[:, :2]).prod(axis=1) for box in (moved, boxes))
     keep = area_left > MIN_AREA_LEFT * area_before
-    return SourceImage(pixels, source.original_wh, boxes[keep], source.labels[keep], source.crowd[keep])
+    shapes = source.shapes
+    if shapes is not None:
+        matrix = np.diag((*(to_crop * to_original)[:2], 1.0))
+        matrix[:2, 2] = -(offset * to_original)[:2]
+        limits_wh = np.tile(source.original_wh, (len(keep), 1))
+        shapes = shapes.moved(np.tile(matrix, (len(keep), 1, 1))).clipped(limits_wh).select(keep)
+    return SourceImage(pixels, source.original_wh, boxes[keep], source.labels[keep], source.crowd[keep], shapes)
 
 
 def _place(original_wh: tuple[int, int], net_hw: tuple[int, int], resize: str) -> np.ndarray:
@@ -258,7 +273,11 @@ def _objects(sources: list[SourceImage], matrices: list[np.ndarray], net_hw: tup
     moved = move_boxes(boxes, matrix)
     cropped = np.clip(moved, 0, (net_hw[1], net_hw[0], net_hw[1], net_hw[0]))
     keep = still_objects(moved, cropped)
-    return Sample(cropped[keep], labels[keep], crowd[keep])
+    shapes = [source.shapes for source in sources if source.shapes is not None]
+    if not shapes:
+        return Sample(cropped[keep], labels[keep], crowd[keep])
+    in_picture = ObjectShapes.joined(shapes).clipped(limit[:, :2]).moved(matrix).within(np.array(net_hw[::-1]))
+    return Sample(cropped[keep], labels[keep], crowd[keep], in_picture.select(keep))
 
 
 def move_boxes(boxes_xyxy: np.ndarray, matrix: np.ndarray) -> np.ndarray:

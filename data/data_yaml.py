@@ -27,7 +27,7 @@ from utils.errors import UserError, suggestion
 from utils.yaml_file import read_yaml
 
 SPLIT_KEYS = {"train": "train", "val": "valid", "valid": "valid", "validation": "valid", "test": "test"}
-KEYS = ("path", "nc", "names", "kpt_shape", "download", *SPLIT_KEYS)
+KEYS = ("path", "nc", "names", "kpt_shape", "flip_idx", "download", *SPLIT_KEYS)
 
 
 def read_data_yaml(name: str | Path) -> DataDescription:
@@ -57,7 +57,8 @@ def read_data_yaml(name: str | Path) -> DataDescription:
         download=textwrap.shorten(file.text("download"), 200),  # it may be a program
         roots=_roots(file),
         notes=_notes(file),
-        keypoint_shape=_keypoint_shape(file),
+        keypoint_shape=(shape := _keypoint_shape(file)),
+        keypoint_mirror=_keypoint_mirror(file, shape[0] if shape else 0),
     )
 
 
@@ -103,6 +104,15 @@ def _keypoint_shape(file: DataYaml) -> tuple[int, int] | None:
         wanted = "[points, numbers of each, 2 or 3], such as [17, 3]"
         raise UserError(f"{file.place('kpt_shape')}: 'kpt_shape' must be {wanted}")
     return int(texts[0]), int(texts[1])
+
+
+def _keypoint_mirror(file: DataYaml, count: int) -> tuple[int, ...]:
+    """Return the key point that takes the place of each in a mirror; () where the file is silent."""
+    texts = file.texts("flip_idx")
+    if texts and sorted(texts, key=lambda text: (len(text), text)) != [str(number) for number in range(count)]:
+        wanted = f"the numbers 0 to {count - 1}, the point on the other side for each of kpt_shape's {count}"
+        raise UserError(f"{file.place('flip_idx')}: 'flip_idx' must be {wanted}")
+    return tuple(map(int, texts))
 
 
 def _is_shape(points: int, numbers: int) -> bool:

@@ -22,6 +22,7 @@ from data.device_painting import unpainted
 from data.image_files import read_image
 from data.labels.annotations import Annotations
 from data.letterbox import PIXEL_TYPES, RESIZES, place_image
+from data.object_shapes import ObjectShapes
 from data.workers import empty_tensor
 from utils.errors import UserError
 from utils.structures import Batch, ImageMeta, Targets
@@ -193,6 +194,7 @@ class DetectionDataset(Dataset):
             annotations.boxes_xyxy[rows],
             annotations.labels[rows],
             annotations.crowd[rows],
+            None if self.augment is None else ObjectShapes.of(annotations, rows),  # those of testing stay in its truth
         )
 
     def pixels(self, index: int) -> np.ndarray:
@@ -255,7 +257,8 @@ def _batch(
 ) -> Batch:
     """Return the batch of B pictures [B H W 3] (then channels_last [B 3 H W]), objects and crowd regions apart."""
     objects = _targets(samples, net_hw, lambda sample: ~sample.crowd)
-    crowd = _targets(samples, net_hw, lambda sample: sample.crowd)
+    boxes_alone = [sample._replace(shapes=None) for sample in samples]  # no shapes of what is never learned from
+    crowd = _targets(boxes_alone, net_hw, lambda sample: sample.crowd)
     return Batch(images.permute(0, 3, 1, 2), objects, crowd, tuple(metas), unread)
 
 
@@ -269,6 +272,10 @@ def _targets(samples: Sequence[Sample], net_hw: tuple[int, int], which: Callable
     image = np.repeat(np.arange(len(samples), dtype=np.int64), [int(mask.sum()) for mask in masks])
     size = xyxy[:, 2:] - xyxy[:, :2]
     cxcywh = np.concatenate((xyxy[:, :2] + size / 2, size), axis=1) / np.tile((net_hw[1], net_hw[0]), 2)  # T 4
+    shapes = [one.shapes.select(mask) for one, mask in zip(samples, masks, strict=True) if one.shapes is not None]
     return Targets(
-        torch.from_numpy(image), torch.from_numpy(labels.astype(np.int64)), torch.from_numpy(cxcywh.astype(np.float32))
+        torch.from_numpy(image),
+        torch.from_numpy(labels.astype(np.int64)),
+        torch.from_numpy(cxcywh.astype(np.float32)),
+        **(ObjectShapes.joined(shapes).targets(net_hw) if shapes else {}),
     )

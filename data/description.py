@@ -28,6 +28,7 @@ class DataDescription:
     notes: tuple[str, ...] = ()  # for the user, a line each
     is_one_set: bool = False  # the same images serve as all splits
     keypoint_shape: tuple[int, int] | None = None  # of YOLO pose rows: points, numbers of each; (0, 0): there are none
+    keypoint_mirror: tuple[int, ...] = ()  # the point that takes the place of each in a mirror; (): not said
     val_fraction: float = 0.0  # the share of the training images that is held out as "valid"
 
     def find(self, text: str) -> Path | None:

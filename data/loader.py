@@ -210,6 +210,7 @@ def training_batches(
     _require_images(annotations)
     if annotations.crowd.all():
         raise UserError(f"the {len(annotations)} training images have no objects at all; look at their labels")
+    _require_mirror(annotations, augment)
     if settings.rect:
         augment = replace(augment, mosaic=0.0)
     largest = max(settings.image_hw)
@@ -319,6 +320,16 @@ def evaluation_plans(image_wh: np.ndarray, settings: LoaderSettings) -> list[Bat
 def _aspect(image_wh: np.ndarray) -> np.ndarray:
     """Return height / width of each image, [N]."""
     return image_wh[:, 1] / image_wh[:, 0]
+
+
+def _require_mirror(annotations: Annotations, augment: AugmentOptions) -> None:
+    """Refuse flips of key points of which nothing says where they are in a mirror."""
+    points = annotations.key_points
+    if points is not None and not len(points.mirrored) and (augment.fliplr or augment.flipud):
+        raise UserError(
+            "--fliplr: the data do not say which key points are left and right; give flip_idx in the data.yaml, or "
+            "names (left_…, right_…) in the COCO JSON, or leave flips out: --fliplr 0 --flipud 0"
+        )
 
 
 def _require_images(annotations: Annotations) -> None:

@@ -2,7 +2,8 @@
 
 Five classes in all sizes (from about 10 pixels) and elongations (5:1 and more), overlapping one another, some in dense
 clusters. Labels are YOLO text; a box is tight around what is visible of a shape, and a shape of which less than
-:data:`MIN_VISIBLE` is visible is not drawn at all. The same code draws the same set everywhere.
+:data:`MIN_VISIBLE` is visible is not drawn at all. A COCO JSON has the outlines of what is visible, too. The same code
+draws the same set everywhere.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
+from data.labels.polygons import polygons_of_mask
 from utils.config import REPOSITORY, parse_options
 from utils.files import remove_unfinished, temporary_path, write_text_atomically
 
@@ -35,6 +38,7 @@ MIN_VISIBLE = 0.2  # share of its own pixels
 MIN_PIXELS = 6  # sides of a visible box
 FREELY_PLACED = 0.3  # share of shapes that may lie on others; the rest look for a free place first
 BUNCHES, TARGETS = 0.04, 0.02  # shares of images with many small shapes in one place, with concentric shapes
+Row = tuple[int, float, float, float, float]  # class, cx, cy, w, h of an object, relative to the image
 FOLDER = REPOSITORY / "datasets" / "shapes"
 MARKER = "drawn-by-data-shapes.json"
 
@@ -43,6 +47,7 @@ README = """# The built-in demo set
 Drawn by `data/shapes.py` (run `python data/shapes.py` to draw it anew); nothing here needs to be kept, and the folder
 is replaced when that program changes. {images} images, {objects} objects of {classes} classes ({names}).
 `images/train`, `images/val`: JPEG; `labels/train`, `labels/val`: YOLO text, `class cx cy w h` relative to the image.
+`annotations/train.json`, `annotations/val.json`: the same boxes with their masks, as COCO has them.
 """
 
 
@@ -74,19 +79,51 @@ def draw_all(folder: Path) -> None:
     for number, (split, num_images) in enumerate(NUM_IMAGES.items()):
         for kind in ("images", "labels"):
             (folder / kind / split).mkdir(parents=True)
+        masks = CocoMasks()
         for index in range(num_images):
-            image, rows = draw_image(np.random.default_rng((2026, number, index)))
+            image, rows = draw_scene(np.random.default_rng((2026, number, index)))
             name = f"{split}_{index:04d}"
             jpeg = cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 92))[1]
             (folder / "images" / split / f"{name}.jpg").write_bytes(jpeg.tobytes())
             lines = (f"{label} " + " ".join(f"{value:.6f}" for value in box) for label, *box in rows)
             (folder / "labels" / split / f"{name}.txt").write_text("".join(line + "\n" for line in lines))
             num_objects += len(rows)
+            masks.add(f"{name}.jpg", image.shape[:2], rows)
+        write_text_atomically(folder / "annotations" / f"{split}.json", json.dumps(masks.content))
     text = README.format(
         images=sum(NUM_IMAGES.values()), objects=num_objects, classes=len(CLASSES), names=", ".join(CLASSES)
     )
     write_text_atomically(folder / "README.md", text)
     write_text_atomically(folder / MARKER, json.dumps({"version": _version(), "objects": num_objects}) + "\n")
+
+
+class CocoMasks:
+    """The masks of a split as a COCO JSON."""
+
+    def __init__(self) -> None:
+        categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES, start=1)]
+        self.content: dict[str, list] = {"images": [], "annotations": [], "categories": categories}
+
+    def add(self, file_name: str, image_hw: Sequence[int], objects: dict[Row, np.ndarray]) -> None:
+        """Add an image with its objects: a row and the mask [H W] of each."""
+        height, width = image_hw
+        image_id = len(self.content["images"]) + 1
+        self.content["images"].append({"id": image_id, "file_name": file_name, "width": width, "height": height})
+        for (label, *_), mask in objects.items():
+            extent = _extent(mask)
+            assert extent is not None
+            x1, y1, x2, y2 = extent
+            self.content["annotations"].append(
+                {
+                    "id": len(self.content["annotations"]) + 1,
+                    "image_id": image_id,
+                    "category_id": label + 1,
+                    "bbox": [x1, y1, x2 - x1, y2 - y1],
+                    "area": int(mask.sum()),
+                    "iscrowd": 0,
+                    "segmentation": [polygon.ravel().tolist() for polygon in polygons_of_mask(mask)],
+                }
+            )
 
 
 def _version() -> str:
@@ -96,6 +133,7 @@ def _version() -> str:
 def _is_current(folder: Path) -> bool:
     try:
         marker = json.loads((folder / MARKER).read_text())
+        complete_json = all((folder / "annotations" / f"{split}.json").is_file() for split in NUM_IMAGES)
         complete = all(
             len(os.listdir(folder / kind / split)) >= count
             for split, count in NUM_IMAGES.items()
@@ -103,7 +141,7 @@ def _is_current(folder: Path) -> bool:
         )
     except (OSError, ValueError):
         return False
-    return complete and isinstance(marker, dict) and marker.get("version") == _version()
+    return complete and complete_json and isinstance(marker, dict) and marker.get("version") == _version()
 
 
 def _swap_in(fresh: Path, folder: Path) -> None:
@@ -131,12 +169,18 @@ class Shape:
     box: tuple[int, int, int, int]  # x1 y1 x2 y2 of the mask
 
 
-def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, float, float, float, float]]]:
+def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[Row]]:
     """Draw one image.
 
     Returns:
         uint8 BGR [H W 3] and the rows ``(class, cx, cy, w, h)`` relative to the image.
     """
+    image, objects = draw_scene(rng)
+    return image, list(objects)
+
+
+def draw_scene(rng: np.random.Generator) -> tuple[np.ndarray, dict[Row, np.ndarray]]:
+    """Draw one image; return as :func:`draw_image`, with what is visible of each object, [H W] bool."""
     width, height = (int(side) for side in rng.integers(240, 361, 2))
     shapes = [shape for shape in _choose_shapes(rng, width, height) if shape is not None]
     shapes = _visible_shapes(shapes)
@@ -144,13 +188,14 @@ def draw_image(rng: np.random.Generator) -> tuple[np.ndarray, list[tuple[int, fl
     for shape in shapes:
         _fill(image, shape, rng)
     image = cv2.add(image, rng.integers(0, 10, image.shape, dtype=np.uint8))
-    rows = []
+    objects: dict[Row, np.ndarray] = {}
     for shape, visible in zip(shapes, _visible_masks(shapes), strict=True):
         extent = _extent(visible)
         assert extent is not None  # what does not show is no longer among the shapes
         x1, y1, x2, y2 = extent
-        rows.append((shape.label, (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height))
-    return image, list(dict.fromkeys(rows))  # two of one class that show the same box could not be told apart
+        row = shape.label, (x1 + x2) / 2 / width, (y1 + y2) / 2 / height, (x2 - x1) / width, (y2 - y1) / height
+        objects.setdefault(row, visible)  # two of one class that show the same box could not be told apart
+    return image, objects
 
 
 def _choose_shapes(rng: np.random.Generator, width: int, height: int) -> list[Shape | None]:

@@ -16,6 +16,8 @@ from data.labels.read import read_dataset
 from utils import distributed
 from utils.class_names import first_moved, places_in
 from utils.config import find_file
+from utils.errors import UserError
+from utils.structures import KEY_POINTS, MASKS
 from utils.words import how_many
 
 MOST_NAMES_SHOWN = 12
@@ -54,6 +56,7 @@ def open_split(
     need_images: bool = True,
     val_fraction: float = 0.0,
     checks: ImageCheckOptions = ImageCheckOptions(),  # noqa: B008 frozen
+    wants: frozenset[str] = frozenset(),
 ) -> Annotations:
     """Read a split of a data set and print what the user should know of it.
 
@@ -64,12 +67,13 @@ def open_split(
         need_images: False where annotations are enough.
         val_fraction: as for :func:`open_data`.
         checks: of the images.
+        wants: MASKS, KEY_POINTS, both or nothing besides boxes.
 
     Raises:
         UserError: as :func:`open_data` and :func:`data.labels.read.read_dataset`; too many images cannot be used.
     """
     description = open_data(data, val_fraction)
-    annotations = _read_verified(description, split, checks, need_images)
+    annotations = _read_verified(description, split, checks, need_images, wants)
     print_notes([*description.notes, *description.found_elsewhere(split)])
     print_problems(data, split, annotations)
     refuse_too_many(annotations, checks.max_bad, f"{data} ({split})")
@@ -81,6 +85,7 @@ def open_training_splits(
     val_fraction: float = 0.0,
     single_cls: bool = False,
     checks: ImageCheckOptions = ImageCheckOptions(),  # noqa: B008 frozen
+    wants: frozenset[str] = frozenset(),
 ) -> tuple[Annotations, Annotations]:
     """Read the images to train on and those to validate on, with the same classes, and print what they are.
 
@@ -89,13 +94,17 @@ def open_training_splits(
         val_fraction: likewise.
         single_cls: treat all objects as one class.
         checks: of the images.
+        wants: MASKS, KEY_POINTS, both or nothing besides boxes, which the images to train on must have.
 
     Raises:
-        UserError: as :func:`open_split`.
+        UserError: as :func:`open_split`; there are no masks or key points to learn.
     """
     description = open_data(data, val_fraction)
-    train = _read_verified(description, "train", checks)
-    valid = train if description.is_one_set else _read_verified(description, "valid", checks)
+    train = _read_verified(description, "train", checks, wants=wants)
+    for what, column in ((MASKS, train.polygons), (KEY_POINTS, train.key_points)):
+        if what in wants and column is None:
+            raise UserError(f"{data}: its labels have no {what} to learn; take a network that finds boxes (--cfg help)")
+    valid = train if description.is_one_set else _read_verified(description, "valid", checks, wants=wants)
     names = united(train.names, valid.names)
     moved = first_moved(valid.names, train.names)
     train, valid = train.with_names(names), valid.with_names(names)
@@ -123,10 +132,14 @@ def open_training_splits(
 
 
 def _read_verified(
-    description: DataDescription, split: str, checks: ImageCheckOptions, need_images: bool = True
+    description: DataDescription,
+    split: str,
+    checks: ImageCheckOptions,
+    need_images: bool = True,
+    wants: frozenset[str] = frozenset(),
 ) -> Annotations:
     """Read a split and, where that is wanted, every image of it whole."""
-    annotations = read_dataset(description, split, need_images)
+    annotations = read_dataset(description, split, need_images, wants)
     return verify_images(annotations) if need_images and checks.verify_images else annotations
 
 

@@ -30,7 +30,7 @@ def evaluate(
     evaluator: str = "auto",
     loss: ValidationLoss | None = None,
 ) -> Metrics:
-    """Run the detector over all batches and evaluate what it finds.
+    """Run the detector over all batches and evaluate the boxes that it finds.
 
     Under ``torchrun`` every process detects in its share of the images and gets the metrics of all of them.
 
@@ -44,6 +44,7 @@ def evaluate(
     Raises:
         UserError: the evaluator is not installed.
     """
+    detector.boxes_only = True
     results = collect_results(detector, batches, ground_truth, loss=loss)
     ground_truth, results = without_unread(ground_truth, results, batches)
     metrics = evaluate_coco(ground_truth, results, evaluator) if distributed.is_main() else None

@@ -49,7 +49,9 @@ class ResultsOptions:
         if self.resamples < 0:
             raise ValueError(f"--resamples must not be negative, not {self.resamples}")
         if self.iou_type != "bbox" and not self.results:
-            raise ValueError(f"--iou-type {self.iou_type} is for --results: the networks here detect boxes")
+            raise ValueError(
+                f"--iou-type {self.iou_type} is for --results; of a network all that it finds is evaluated"
+            )
         self.parameters()  # so that a mistake is found before anything else is done
 
     def parameters(self) -> CocoParameters:

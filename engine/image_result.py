@@ -64,8 +64,19 @@ class ImageResult:
         """[N] int64: class index."""
         return self.detections.labels.numpy()
 
+    @property
+    def masks(self) -> np.ndarray | None:
+        """[N h w] bool: the pixels of each object, made anew each time; None where the network finds boxes alone."""
+        return None if self.detections.masks is None else self.detections.masks.whole()
+
+    @property
+    def key_points(self) -> np.ndarray | None:
+        """[N K 3] float32: x, y in pixels of the image and a score, any number; None where the network finds none."""
+        points = self.detections.key_points
+        return None if points is None else points.float().numpy()
+
     def plot(self) -> np.ndarray:
-        """Return the image with boxes, names and scores drawn in: a new array [h w 3] uint8, BGR."""
+        """Return the image with what was found drawn in: a new array [h w 3] uint8, BGR."""
         drawn = self.image_bgr.copy()
         draw_detections(drawn, self.detections, self.names)
         return drawn
@@ -101,13 +112,15 @@ class ImageResult:
         ]
 
     def to_dict(self) -> dict[str, Any]:
-        """Return file, frame, width, height and the list of detections, ready for JSON."""
+        """Return file, frame, width, height and the list of detections, with shapes as COCO's, ready for JSON."""
         width, height = self.size_wh
         keys = ("label", "name", "score")
         detections = [
             {**{key: row[key] for key in keys}, "box_xyxy": [row[side] for side in ("x1", "y1", "x2", "y2")]}
             for row in self.to_rows()
         ]
+        for detection, result in zip(detections, self._coco_results(), strict=True):
+            detection |= {shape: result[shape] for shape in ("segmentation", "keypoints") if shape in result}
         return {
             "file": printable(self.path),
             "frame": self.frame,
@@ -131,11 +144,14 @@ class ImageResult:
                 raise UserError("to_coco: this image came without a file; give it an image_id")
             is_number = path.stem.isdecimal() and self.frame is None
             image_id = int(path.stem) if is_number else printable(path.stem)
-        meta = ImageMeta(0, self.path, self.size_wh)  # its id is replaced below
         named: dict[str, Any] = {"image_id": image_id}
         named |= {"file_name": printable(path.name)} if path.name else {}
         named |= {} if self.frame is None else {"frame": self.frame}
-        return [result | named for result in coco_results(self.detections, meta, category_ids_for(self.names))]
+        return [result | named for result in self._coco_results()]
+
+    def _coco_results(self) -> list[dict[str, Any]]:
+        """Return COCO results whose image has no id yet."""
+        return coco_results(self.detections, ImageMeta(0, self.path, self.size_wh), category_ids_for(self.names))
 
     def to_supervision(self) -> supervision.Detections:
         """Return the detections as those of the package ``supervision``, names and all.
@@ -149,5 +165,9 @@ class ImageResult:
             raise UserError(f"to_supervision needs a package: pip install supervision ({error})") from error
         names = np.array([self.names[label] for label in self.labels], dtype=str)
         return supervision.Detections(
-            xyxy=self.boxes_xyxy, confidence=self.scores, class_id=self.labels, data={"class_name": names}
+            xyxy=self.boxes_xyxy,
+            mask=self.masks,
+            confidence=self.scores,
+            class_id=self.labels,
+            data={"class_name": names},
         )

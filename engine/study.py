@@ -109,6 +109,7 @@ def run_study(
         print("".join(f"{title:>14}" for title in ("size", "AP", "AP50", "ms inference", "ms NMS", "ms in all")))
     for size in sizes:
         batches = warmed_up(detector, dataset, replace(settings, image_hw=(size, size)))
+        detector.boxes_only = True  # whose numbers the table has
         results = collect_results(detector, batches, ground_truth, single_class)
         truth, results = without_unread(ground_truth, results, batches)
         if distributed.is_main():

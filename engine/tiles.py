@@ -28,6 +28,15 @@ class TileOptions:
     tile: int = option(0, "side of square tiles in pixels, in which larger images are looked at besides the whole")
     overlap: float = option(0.2, "share of its side by which a tile overlaps the next one at least")
 
+    def check_finds(self, finds: frozenset[str]) -> None:
+        """Refuse tiles for a network that finds more than boxes, of which pieces are not joined.
+
+        Raises:
+            UserError: names the option.
+        """
+        if self.tile and finds:
+            raise UserError(f"--tile: leave it out; it is for boxes, and this network finds {' and '.join(finds)}, too")
+
     def check_nms(self, kind: str) -> None:
         """Refuse tiles together with a kind of suppression that cannot be applied to its own results.
 

@@ -101,6 +101,18 @@ def coco_numbers(
     return np.array([np.nan if number < 0 else number for number in numbers])
 
 
+def coco_table(numbers: np.ndarray, parameters: CocoParameters) -> str:
+    """Return the parameters' numbers [n] in the lines that pycocotools prints; -1 where nothing defines one."""
+    ends = f"{parameters.ious[0]:.2f}:{parameters.ious[-1]:.2f}"
+    lines = []
+    for one, number in zip(parameters.numbers, np.nan_to_num(numbers, nan=-1.0), strict=True):
+        title, short = ("Average Precision", "(AP)") if one.is_precision else ("Average Recall", "(AR)")
+        iou = ends if one.iou is None else f"{parameters.ious[one.iou]:.2f}"
+        area, limit = parameters.areas[one.area][0], parameters.limits[one.limit]
+        lines.append(f" {title:<18} {short} @[ IoU={iou:<9} | area={area:>6s} | maxDets={limit:>3d} ] = {number:0.3f}")
+    return "\n".join(lines)
+
+
 def with_intervals(
     truth: dict,
     columns: Sequence[tuple[Compared, Sequence[Sequence[dict]]]],

@@ -68,12 +68,15 @@ def check_results(truth: dict, results: Sequence[dict]) -> None:
             raise UserError(f"results name {key} {min(unknown)}, which the ground truth's '{where}' does not have")
 
 
+SHAPE_KEYS = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # kind of IoU -> key of a result
 BOX_DECIMALS = 3  # of a pixel; results are evaluated and written with this rounding and no other
 SCORE_DECIMALS = 8
 
 
 def coco_results(detections: Detections, meta: ImageMeta, category_ids: Sequence[int]) -> list[dict]:
     """Return the detections of one image as COCO results, rounded once so that a file holds exactly these numbers.
+
+    Where they have masks or key points, a result has ``segmentation`` (run lengths) or ``keypoints``.
 
     Args:
         detections: of the image.
@@ -83,7 +86,31 @@ def coco_results(detections: Detections, meta: ImageMeta, category_ids: Sequence
     boxes = detections.boxes_xyxy.to(device="cpu", dtype=torch.float64).numpy()
     boxes_xywh = np.concatenate((boxes[:, :2], boxes[:, 2:] - boxes[:, :2]), axis=1).round(BOX_DECIMALS).tolist()
     scores = detections.scores.to(device="cpu", dtype=torch.float64).numpy().round(SCORE_DECIMALS).tolist()
-    return [
+    results = [
         {"image_id": meta.image_id, "category_id": category_ids[label], "bbox": box, "score": score}
         for box, score, label in zip(boxes_xywh, scores, detections.labels.tolist(), strict=True)
     ]
+    if detections.masks is not None:
+        masks = detections.masks.cpu()
+        for number, result in enumerate(results):
+            result["segmentation"] = run_lengths(masks.of_object(number))
+    if detections.key_points is not None:
+        points = detections.key_points.to(device="cpu", dtype=torch.float64).numpy()
+        points = np.concatenate((points[..., :2].round(BOX_DECIMALS), np.ones((*points.shape[:2], 1))), axis=2)
+        for result, of_object in zip(results, points.reshape(len(points), -1).tolist(), strict=True):
+            result["keypoints"] = of_object
+    return results
+
+
+def run_lengths(mask: np.ndarray) -> dict:
+    """Return a mask [h w] bool as COCO's compressed run lengths, ready for JSON."""
+    from hotcoco import mask as masks
+
+    encoded = masks.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in encoded["size"]], "counts": encoded["counts"].decode("ascii")}
+
+
+def of_kind(results: Sequence[dict], kind: str) -> list[dict]:
+    """Return results of boxes (bbox), masks (segm) or key points (keypoints) alone."""
+    keys = ("image_id", "category_id", SHAPE_KEYS[kind], "score")
+    return [{key: result[key] for key in keys} for result in results]

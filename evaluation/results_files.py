@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.results import SHAPE_KEYS
 from utils.errors import UserError
 
-WHAT = {"bbox": "bbox", "segm": "segmentation", "keypoints": "keypoints"}  # kind of IoU -> the key of a result
 MOSTLY = 0.5  # share of the boxes that reach out of their image where they are corners by all appearance
 
 
@@ -94,7 +94,7 @@ def _problem(row: Any, kind: str) -> str:
     """Return what is wrong with a result by itself, "" where nothing is."""
     if not isinstance(row, dict):
         return "is no JSON object"
-    for key in ("image_id", "category_id", "score", WHAT[kind]):
+    for key in ("image_id", "category_id", "score", SHAPE_KEYS[kind]):
         if key not in row:
             return f"has no '{key}'"
     for key in ("image_id", "category_id"):
@@ -102,7 +102,7 @@ def _problem(row: Any, kind: str) -> str:
             return f"has a {key} that is no whole number"
     if type(row["score"]) not in (int, float) or not math.isfinite(row["score"]):
         return "has a score that is no finite number"
-    return _problem_of_shape(row[WHAT[kind]], kind)
+    return _problem_of_shape(row[SHAPE_KEYS[kind]], kind)
 
 
 def _problem_of_shape(value: Any, kind: str) -> str:
@@ -111,9 +111,9 @@ def _problem_of_shape(value: Any, kind: str) -> str:
         return "" if isinstance(value, (dict, list)) else "has no mask in COCO's format"
     count = 4 if kind == "bbox" else len(value) // 3 * 3 if isinstance(value, list) else -1
     if not isinstance(value, list) or len(value) != count or not count:
-        return f"has a {WHAT[kind]} that is no list of {'4 numbers' if kind == 'bbox' else 'x, y, visibility'}"
+        return f"has a {SHAPE_KEYS[kind]} that is no list of {'4 numbers' if kind == 'bbox' else 'x, y, visibility'}"
     if not all(type(one) in (int, float) and math.isfinite(one) for one in value):
-        return f"has a {WHAT[kind]} with something else than finite numbers"
+        return f"has a {SHAPE_KEYS[kind]} with something else than finite numbers"
     if kind == "bbox" and min(value[2:]) < 0:
         return "has a box of negative width or height; COCO's boxes are x, y, width, height"
     return ""

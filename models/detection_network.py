@@ -34,6 +34,8 @@ class DetectionNetwork(nn.Module, ABC):
     heads: tuple[Head, ...] = ()  # where it predicts in grids of cells, so that slots can be assigned and counted
     backbone_source: BackboneSource | None = None  # whose weights its backbone can start from
     knows_half = True  # whether it computes in 16 bits
+    finds: frozenset[str] = frozenset()  # besides boxes: MASKS, KEY_POINTS of utils.structures
+    num_key_points = 0  # of an object
     suppresses = True  # whether boxes that overlap are left to non-maximum suppression
 
     @property
@@ -78,6 +80,15 @@ class DetectionNetwork(nn.Module, ABC):
             raw: what the network, in evaluation mode, said of a batch.
             confidence: 0..1.
         """
+
+    def complete(self, raw: Any, found: Sequence[Detections]) -> list[Detections]:
+        """Return what was found with what the network finds besides boxes; called where it finds more.
+
+        Args:
+            raw: what the network, in evaluation mode, said of a batch.
+            found: of each image, in network pixels; what suppression has left.
+        """
+        return list(found)
 
     @abstractmethod
     def learner(self, loss: LossOptions, assignment: AssignmentOptions, input_wh: tuple[int, int]) -> Learner:

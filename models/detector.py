@@ -18,6 +18,7 @@ from models.detection_network import DetectionNetwork
 from models.heads import Head
 from models.nms_variants import NmsOptions, NmsRule, suppress
 from utils.devices import half_type, synchronised_time
+from utils.masks import BoxMasks
 from utils.structures import Detections, ImageMeta
 
 COUNTED = 1000  # detections of an image above the limit that are counted; to count all may take minutes
@@ -92,6 +93,7 @@ class Detector:
         self.max_detections = max_detections
         self.nms = nms or NmsOptions()
         self.counts_dropped = False  # whether ``dropped`` counts what is above ``max_detections``, off the clock
+        self.boxes_only = False  # whether masks and key points are left out where the network finds them
         self.clip = clip
         self.classes = self._class_tensor(classes)
         self._counting = threading.Lock()
@@ -135,6 +137,7 @@ class Detector:
         middle = synchronised_time(self.device)
         candidates = [_joined(of_image) for of_image in zip(*(self.candidates(*look) for look in looks), strict=True)]
         found = [suppress(of_image, self.nms_rule) for of_image in candidates]
+        found = self._completed(*looks[0], found)
         end = synchronised_time(self.device)
         dropped = self._count_dropped(candidates, found) if self.counts_dropped else Dropped()
         with self._counting:
@@ -161,7 +164,8 @@ class Detector:
     @torch.inference_mode()
     def detect(self, raw: Any, metas: Sequence[ImageMeta]) -> list[Detections]:
         """Turn what the network said of a batch into detections: the second half of calling the detector."""
-        found = (suppress(of_image, self.nms_rule) for of_image in self.candidates(raw, metas))
+        found = [suppress(of_image, self.nms_rule) for of_image in self.candidates(raw, metas)]
+        found = self._completed(raw, metas, found)
         return [self._clipped(of_image, meta) for of_image, meta in zip(found, metas, strict=True)]
 
     def candidates(self, raw: Any, metas: Sequence[ImageMeta]) -> list[Detections]:
@@ -173,6 +177,17 @@ class Detector:
             # In original pixels, as Darknet: a stretch changes how far centres lie apart in units of a diagonal.
             found.append(replace(of_image, boxes_xyxy=meta.to_original(of_image.boxes_xyxy, clip=False)))
         return found
+
+    def _completed(self, raw: Any, metas: Sequence[ImageMeta], found: list[Detections]) -> list[Detections]:
+        """Return what was found with masks and key points in original pixels, where the network finds them."""
+        if self.boxes_only or not self.network.finds:
+            return found
+        in_network = [
+            replace(of_image, boxes_xyxy=meta.to_network(of_image.boxes_xyxy))
+            for of_image, meta in zip(found, metas, strict=True)
+        ]
+        whole = self.network.complete(raw, in_network)
+        return [_in_original_pixels(*of_image) for of_image in zip(whole, found, metas, strict=True)]
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -220,5 +235,16 @@ def _joined(parts: Sequence[Detections]) -> Detections:
     """Return the candidates of all views of one image."""
     if len(parts) == 1:
         return parts[0]
-    columns = zip(*((part.boxes_xyxy, part.scores, part.labels) for part in parts), strict=True)
-    return Detections(*(torch.cat(column) for column in columns))
+    boxes, scores, labels = zip(*((part.boxes_xyxy, part.scores, part.labels) for part in parts), strict=True)
+    return Detections(torch.cat(boxes), torch.cat(scores), torch.cat(labels))
+
+
+def _in_original_pixels(whole: Detections, found: Detections, meta: ImageMeta) -> Detections:
+    """Return boxes in original pixels with the masks and key points that are known in network pixels."""
+    masks, key_points = whole.masks, whole.key_points
+    if masks is not None:
+        masks = BoxMasks(masks.grids, found.boxes_xyxy, meta.original_wh)
+    if key_points is not None:
+        points_xy = meta.to_original(key_points[..., [0, 1, 0, 1]], clip=False)[..., :2]
+        key_points = torch.cat((points_xy, key_points[..., 2:]), dim=2)
+    return replace(found, masks=masks, key_points=key_points)

@@ -9,6 +9,7 @@ class StubNetwork(nn.Module):
     fixed_size = False
     knows_half = True
     suppresses = True
+    finds = frozenset()
     nms_beta = None
 
     def looking_above(self, confidence):

@@ -85,3 +85,20 @@ def test_the_set_has_small_large_elongated_crowded_and_occluded_objects():
     assert np.mean(sizes < 16) > 0.08 and np.mean(sizes > 80) > 0.08
     assert np.mean(aspects >= 4) > 0.02
     assert pairs > 80 and crowded >= 1
+
+
+def test_the_json_has_the_boxes_of_the_text_and_the_masks_of_what_shows(few, tmp_path):
+    folder = shapes.ensure_drawn(tmp_path / "set")
+    splits = {"train": (str(folder / "annotations/train.json"),)}
+    described = DataDescription(folder / "x.data", 5, shapes.CLASSES, splits, {"train": str(folder / "images/train")})
+    found = read_dataset(described, "train", wants=frozenset({"masks"}))
+    text = read_dataset(describe(folder), "train")
+    assert found.problems == () and found.labels.tolist() == text.labels.tolist()
+    assert np.allclose(found.boxes_xyxy, text.boxes_xyxy, atol=1e-3)
+    for index in range(len(found)):
+        _, objects = shapes.draw_scene(np.random.default_rng((2026, 0, index)))
+        rows, (width, height) = found.rows_of(index), found.image_wh[index]
+        painted = np.empty((len(objects), height, width), np.uint8)
+        found.polygons.select(np.arange(rows.start, rows.stop)).paint(painted)
+        assert np.array_equal(painted, np.stack(list(objects.values())))
+        assert found.areas[rows].tolist() == painted.sum(axis=(1, 2)).tolist()

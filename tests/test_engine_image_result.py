@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pycocotools import mask as masks
 
 from engine.image_result import ROW_FIELDS, ImageResult
 from engine.predictor import load
 from tests.tiny_project import NAMES, REPOSITORY, load_script, make_project, run_script
 from utils.class_names import read_names
 from utils.errors import UserError
+from utils.masks import BoxMasks
 from utils.structures import Detections
 
 BOXES = [[10.0, 20.0, 30.5, 60.25], [0.0, 0.0, 120.0, 80.0]]
@@ -37,6 +39,23 @@ def test_arrays_and_size():
     assert repr(result_of("")) == "<result image, 120x80: 2 detections>"
     half = Detections(torch.tensor(BOXES), torch.tensor([0.75, 0.5]).half(), torch.tensor([1, 0]))
     assert ImageResult(half, result.image_bgr, NAMES).scores.dtype == np.float32
+
+
+def test_masks_and_key_points():
+    plain = result_of()
+    assert plain.masks is None and plain.key_points is None and "segmentation" not in plain.to_coco(1)[0]
+    boxes = torch.tensor(BOXES)
+    found = Detections(
+        boxes, torch.tensor([0.75, 0.5]), torch.tensor([1, 0]), masks=BoxMasks(torch.ones(2, 7, 7), boxes, (120, 80)),
+        key_points=torch.tensor([[[1.0, 2.0, 9.0]], [[3.0, 4.0, -1.0]]]),
+    )  # fmt: skip
+    result = ImageResult(found, np.full((80, 120, 3), 90, dtype=np.uint8), NAMES, "000042.jpg")
+    assert result.masks.shape == (2, 80, 120) and result.masks[0, 25:60, 12:30].all() and not result.masks[0, :15].any()
+    assert result.key_points.tolist() == [[[1, 2, 9]], [[3, 4, -1]]]
+    first = result.to_coco()[0]
+    assert np.array_equal(masks.decode(first["segmentation"]), result.masks[0]) and first["keypoints"] == [1, 2, 1]
+    assert json.loads(json.dumps(result.to_dict()))["detections"][1]["keypoints"] == [3, 4, 1]
+    assert (result.plot()[40, 20] != 90).any()
 
 
 def test_nothing_found():

@@ -187,3 +187,10 @@ def test_kinds_that_lower_scores_are_refused():
     TileOptions().check_nms("soft-gaussian")
     with pytest.raises(UserError, match=r"--nms soft-gaussian .* leave out --tile"):
         TileOptions(tile=64).check_nms("soft-gaussian")
+
+
+def test_tiles_are_for_boxes():
+    TileOptions().check_finds(frozenset({"masks"}))
+    TileOptions(tile=64).check_finds(frozenset())
+    with pytest.raises(UserError, match=r"^--tile: leave it out; it is for boxes, and this network finds masks, too"):
+        TileOptions(tile=64).check_finds(frozenset({"masks"}))

@@ -7,7 +7,17 @@ import numpy as np
 import pytest
 import torch
 
-from utils.draw import DrawStyle, class_color, draw_batch, draw_box, draw_detections, draw_predictions, write_image
+from utils.draw import (
+    DrawStyle,
+    class_color,
+    draw_batch,
+    draw_box,
+    draw_detections,
+    draw_key_points,
+    draw_predictions,
+    write_image,
+)
+from utils.masks import BoxMasks
 from utils.structures import Batch, Detections, ImageMeta, Targets
 
 
@@ -118,3 +128,53 @@ def test_line_width_and_hidden_text():
     image = np.zeros((100, 120, 3), np.uint8)
     draw_detections(image, found, ["dog"])
     assert image[:20].any()
+
+
+def test_a_mask_tints_its_pixels_and_no_others():
+    image, plain = grey(), grey()
+    box = torch.tensor([[50.0, 40.0, 150.0, 100.0]])
+    found = Detections(box, torch.tensor([0.5]), torch.tensor([0]))
+    grids = torch.zeros(1, 28, 28)
+    grids[:, :, :14] = 1  # the left half
+    draw_detections(plain, found, ["x"])
+    draw_detections(image, Detections(*vars(found).values()).select(slice(0, 1)), ["x"])
+    assert np.array_equal(image, plain)
+    image = grey()
+    masked = Detections(box, found.scores, found.labels, masks=BoxMasks(grids, box, (200, 120)))
+    draw_detections(image, masked, ["x"])
+    tinted = [round(0.6 * 128 + 0.4 * value) for value in class_color(0)]
+    assert np.abs(image[80, 70].astype(int) - tinted).max() <= 1
+    assert np.array_equal(image[60:95, 105:145], plain[60:95, 105:145]) and np.array_equal(image[:, :45], plain[:, :45])
+
+
+def test_key_points_are_drawn_where_they_are():
+    image = grey()
+    shown = np.array([True, False, True])
+    draw_key_points(image, np.array([[20.0, 30.0], [60, 30], [3e9, -3e9]]), shown, (255, 0, 0))
+    assert (image[28:33, 18:23] != 128).any() and (image[28:33, 55:65] == 128).all()
+    person, points = grey(), np.tile([[100.0, 60.0]], (17, 1))
+    points[15], points[13] = (20, 20), (180, 20)  # a lower leg across the picture
+    draw_key_points(person, points, np.arange(17) >= 13, (255, 0, 0))
+    assert person[20, 100, 0] > 230 and person[20, 100, 2] < 30 and (person[100:] == 128).all()
+
+
+def test_sheets_show_masks_and_points(tmp_path):
+    images = torch.full((1, 3, 64, 96), 128, dtype=torch.uint8)
+    masks = torch.zeros(1, 64, 96, dtype=torch.uint8)
+    masks[0, 40:50, 60:70] = 1  # far from its box
+    points = torch.tensor([[[80.0, 55.0, 2.0]]])
+    box = torch.tensor([[0.25, 0.25, 0.2, 0.2]])
+    targets = Targets(torch.tensor([0]), torch.tensor([0]), box, masks, points)
+    meta = ImageMeta(0, "a.png", (192, 128), (0.5, 0.5))
+    batch = Batch(images, targets, Targets.empty(), (meta,))
+    draw_batch(tmp_path / "batch.png", batch, ["x"])
+    sheet = cv2.imread(str(tmp_path / "batch.png"))
+    assert (sheet[42:44, 62:68] != 128).any(axis=2).all() and (sheet[53:58, 78:83] != 128).any()
+    net_box = torch.tensor([[20.0, 60.0, 60.0, 80.0]])  # original pixels
+    found = Detections(
+        net_box, torch.tensor([0.9]), torch.tensor([0]), masks=BoxMasks(torch.ones(1, 4, 4), net_box, (192, 128)),
+        key_points=torch.tensor([[[160.0, 110.0, 1.0]]]),
+    )  # fmt: skip
+    draw_predictions(tmp_path / "both.png", batch, [found], ["x"])
+    predicted = cv2.imread(str(tmp_path / "both.png"))[:, 96:]
+    assert (predicted[33:37, 13:27] != 128).any(axis=2).all() and (predicted[53:58, 78:83] != 128).any()

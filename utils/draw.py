@@ -1,4 +1,4 @@
-"""Boxes with labels on images, and sheets of whole batches.
+"""Boxes with labels on images, masks and key points where there are any, and sheets of whole batches.
 
 Images here are uint8 [H W 3] in OpenCV's order, BGR; batches are RGB, as the loader gives them.
 """
@@ -14,10 +14,12 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
 from utils.boxes import cxcywh_to_xyxy
 from utils.files import atomic_path, printable
-from utils.structures import Batch, Detections, Targets
+from utils.masks import BoxMasks
+from utils.structures import Batch, Detections, ImageMeta, Targets
 
 Color = tuple[int, int, int]  # B G R
 
@@ -27,6 +29,14 @@ SHEET_PIXELS = 1920  # longest side of a sheet
 SHEET_CONFIDENCE = 0.25  # weaker predictions would cover a sheet
 CROWD_COLOR: Color = (160, 160, 160)
 BORDER: Color = (255, 255, 255)
+MASK_SHARE = 0.4  # of an object's colour over its pixels
+SHOWN_POINT = 0.0  # a key point with a higher score is drawn
+# Between COCO's 17 key points, numbered from 0: legs, trunk, arms, face.
+SKELETON = (
+    (15, 13), (13, 11), (16, 14), (14, 12), (11, 12), (5, 11), (6, 12), (5, 6), (5, 7), (6, 8), (7, 9), (8, 10),
+    (1, 2), (0, 1), (0, 2), (1, 3), (2, 4), (3, 5), (4, 6),
+)  # fmt: skip
+SKELETON_POINTS = 17
 
 
 @dataclass(frozen=True)
@@ -70,9 +80,40 @@ def draw_detections(
     scores = detections.scores.tolist()
     labels = detections.labels.tolist()
     tracks = [0] * len(labels) if detections.track_ids is None else detections.track_ids.tolist()
+    draw_shapes(image, detections, style)
     for box, score, label, track in reversed(list(zip(boxes, scores, labels, tracks, strict=True))):
         text = style.text(class_name(label, names), score, track)
         draw_box(image, box, text, class_color(label), style.line_width)
+
+
+def draw_shapes(image: np.ndarray, detections: Detections, style: DrawStyle) -> None:
+    """Draw masks and key points into an image, in place, where the detections have any; the strongest comes last."""
+    for index, label in reversed(list(enumerate(detections.labels.tolist()))):
+        if detections.masks is not None:
+            draw_mask(image, detections.masks.of_object(index), class_color(label))
+        if detections.key_points is not None:
+            points = detections.key_points[index].float().cpu().numpy()
+            draw_key_points(image, points[:, :2], points[:, 2] > SHOWN_POINT, class_color(label), style.line_width)
+
+
+def draw_mask(image: np.ndarray, mask: np.ndarray, color: Color) -> None:
+    """Tint the pixels of a mask [H W] bool in an image, in place."""
+    image[mask] = (image[mask] * (1 - MASK_SHARE) + np.array(color) * MASK_SHARE).round().astype(np.uint8)
+
+
+def draw_key_points(
+    image: np.ndarray, points_xy: np.ndarray, shown: np.ndarray, color: Color, thickness: int = 0
+) -> None:
+    """Draw the key points [K 2] of an object that are shown [K] into an image, in place; of 17, with their skeleton."""
+    thickness = thickness or line_width(*image.shape[:2])
+    places = np.clip(points_xy, -1e4, 1e4).round().astype(int).tolist()  # OpenCV's integers overflow far outside
+    for first, second in SKELETON if len(places) == SKELETON_POINTS else ():
+        if shown[first] and shown[second]:
+            cv2.line(image, places[first], places[second], color, thickness, cv2.LINE_AA)
+    for place, is_shown in zip(places, shown, strict=True):
+        if is_shown:
+            cv2.circle(image, place, thickness + 1, BORDER, -1, cv2.LINE_AA)
+            cv2.circle(image, place, thickness + 1, color, max(1, thickness // 2), cv2.LINE_AA)
 
 
 def draw_box(image: np.ndarray, box_xyxy: Sequence[float], text: str, color: Color, thickness: int = 0) -> None:
@@ -124,10 +165,21 @@ def draw_predictions(path: str | Path, batch: Batch, found: Sequence[Detections]
     _draw_targets(truths, batch.crowd, names, CROWD_COLOR)
     for image, detections, meta in zip(predictions, found, batch.metas, strict=False):
         confident = detections.select(detections.scores >= SHEET_CONFIDENCE).cpu()
-        boxes_xyxy_net = meta.to_network(confident.boxes_xyxy)
-        draw_detections(image, Detections(boxes_xyxy_net, confident.scores, confident.labels), names)
+        draw_detections(image, _in_network_pixels(confident, meta, (image.shape[1], image.shape[0])), names)
     pairs = [np.concatenate(pair, axis=1) for pair in zip(truths, predictions, strict=True)]
     write_sheet(path, pairs, [meta.path for meta in batch.metas])
+
+
+def _in_network_pixels(found: Detections, meta: ImageMeta, net_wh: tuple[int, int]) -> Detections:
+    """Return what was found in an image as it lies in the network input."""
+    masks, key_points = found.masks, found.key_points
+    if masks is not None:
+        masks = BoxMasks(masks.grids, meta.to_network(masks.boxes_xyxy), net_wh)
+    if key_points is not None:
+        points_xy = meta.to_network(key_points[..., [0, 1, 0, 1]])[..., :2]
+        key_points = torch.cat((points_xy, key_points[..., 2:]), dim=2)
+    boxes_xyxy_net = meta.to_network(found.boxes_xyxy)
+    return Detections(boxes_xyxy_net, found.scores, found.labels, masks=masks, key_points=key_points)
 
 
 def _bgr_images(batch: Batch) -> list[np.ndarray]:
@@ -137,6 +189,12 @@ def _bgr_images(batch: Batch) -> list[np.ndarray]:
 
 def _draw_targets(images: list[np.ndarray], targets: Targets, names: Sequence[str], color: Color | None = None) -> None:
     corners = cxcywh_to_xyxy(targets.boxes_cxcywh.cpu())
+    for row, (number, label) in enumerate(zip(targets.image.tolist(), targets.label.tolist(), strict=True)):
+        if number < len(images) and targets.masks is not None:
+            draw_mask(images[number], targets.masks[row].cpu().numpy() > 0, color or class_color(label))
+        if number < len(images) and targets.key_points is not None:
+            points = targets.key_points[row].cpu().numpy()
+            draw_key_points(images[number], points[:, :2], points[:, 2] > 0, color or class_color(label))
     for number, label, corner in zip(targets.image.tolist(), targets.label.tolist(), corners.tolist(), strict=True):
         if number < len(images):
             height, width = images[number].shape[:2]

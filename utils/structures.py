@@ -1,7 +1,7 @@
 """The records that cross package borders, with their shapes and units.
 
-Shape letters: B images in a batch, T targets, M matches, A anchors of a head, N boxes, H W pixels of the network input
-(of a map: rows and columns of its grid).
+Shape letters: B images in a batch, T targets, M matches, A anchors of a head, N boxes, K key points of an object, H W
+pixels of the network input (of a map: rows and columns of its grid).
 
 Box formats: ``cxcywh`` is centre and size, ``xyxy`` is the two corners. "Normalised" means divided by the width and
 height of the network input, after letterboxing; "original pixels" are those of the image file.
@@ -13,6 +13,11 @@ from dataclasses import dataclass, field, fields, replace
 
 import torch
 from torch import Tensor
+
+from utils.masks import BoxMasks
+
+# What may be known of an object besides its box and class: of labels that are read, and of what a network finds.
+MASKS, KEY_POINTS = "masks", "key points"
 
 
 @dataclass(frozen=True)
@@ -48,13 +53,17 @@ class Targets:
     image: Tensor  # [T] int64, index in the batch
     label: Tensor  # [T] int64, class index
     boxes_cxcywh: Tensor  # [T 4] float32, normalised to the network input
+    masks: Tensor | None = None  # [T H W] uint8, 1 where the object is; None where no network asks for them
+    key_points: Tensor | None = None  # [T K 3] float32: x, y in network pixels, and 0 where a point is not labelled
 
     def __len__(self) -> int:
         return len(self.image)
 
     def to(self, device: torch.device | str) -> Targets:
         """Return the same targets on another device."""
-        return Targets(*(getattr(self, f.name).to(device, non_blocking=True) for f in fields(self)))
+        columns = {item.name: getattr(self, item.name) for item in fields(self)}
+        there = {name: one.to(device, non_blocking=True) for name, one in columns.items() if one is not None}
+        return replace(self, **there)
 
     @staticmethod
     def empty() -> Targets:
@@ -126,16 +135,24 @@ class Detections:
     scores: Tensor  # [N] objectness x class probability, 0..1
     labels: Tensor  # [N] int64 class index
     track_ids: Tensor | None = None  # [N] int64, 0 where an object has no track yet; None where nothing is tracked
+    masks: BoxMasks | None = None  # of the image, where the network finds them
+    key_points: Tensor | None = None  # [N K 3] x, y in original pixels and a score, any number; likewise
 
     def __len__(self) -> int:
         return len(self.scores)
 
     def select(self, index: Tensor) -> Detections:
         """Return the detections at ``index``, a [N] bool mask or an index tensor."""
-        track_ids = None if self.track_ids is None else self.track_ids[index]
-        return Detections(self.boxes_xyxy[index], self.scores[index], self.labels[index], track_ids)
+        return Detections(
+            self.boxes_xyxy[index],
+            self.scores[index],
+            self.labels[index],
+            None if self.track_ids is None else self.track_ids[index],
+            None if self.masks is None else self.masks.select(index),
+            None if self.key_points is None else self.key_points[index],
+        )
 
     def cpu(self) -> Detections:
         """Return the same detections on the CPU."""
-        track_ids = None if self.track_ids is None else self.track_ids.cpu()
-        return Detections(self.boxes_xyxy.cpu(), self.scores.cpu(), self.labels.cpu(), track_ids)
+        columns = {item.name: getattr(self, item.name) for item in fields(self)}
+        return replace(self, **{name: one.cpu() for name, one in columns.items() if one is not None})

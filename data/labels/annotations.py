@@ -9,10 +9,11 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from data.labels.polygons import Polygons, rows_of_ranges
 from utils.class_names import places_in
 from utils.files import printable
 
@@ -35,6 +36,26 @@ class Problem(NamedTuple):
 
 
 @dataclass(frozen=True)
+class KeyPoints:
+    """The key points of M objects, K each."""
+
+    points: np.ndarray  # [M K 3] float64: x, y in original pixels, and 0 not labelled, 1 hidden or 2 visible
+    mirrored: np.ndarray  # [K] int64: the point that takes the place of each in a mirror; [0] where nothing says it
+
+    def select(self, rows: np.ndarray) -> KeyPoints:
+        """Return those of the objects at ``rows``."""
+        return KeyPoints(self.points[rows], self.mirrored)
+
+    def to_coco(self, index: int) -> dict[str, Any]:
+        """Return those of one object as COCO has them."""
+        of_object = self.points[index]
+        numbers = [
+            int(value) if column == 2 else value for point in of_object.tolist() for column, value in enumerate(point)
+        ]
+        return {"keypoints": numbers, "num_keypoints": int((of_object[:, 2] > 0).sum())}
+
+
+@dataclass(frozen=True)
 class Annotations:
     """Images and their objects, as columns; the rows of an image stand together, in the order of the images."""
 
@@ -52,6 +73,8 @@ class Annotations:
     problems: tuple[Problem, ...] = ()
     orientation: np.ndarray | None = None  # [N] int8, the EXIF orientation to undo when reading pixels; None: unknown
     boxes_xywh: np.ndarray | None = None  # [M 4] float64, with the sizes of the label file; None: from boxes_xyxy
+    polygons: Polygons | None = None  # of the boxes, original pixels; None where nobody wants masks or there are none
+    key_points: KeyPoints | None = None  # of the boxes, likewise
     # Of the same images, the boxes that cannot be learned, having no size or lying outside, but that can be missed.
     unlearnable: Annotations | None = None
 
@@ -65,6 +88,11 @@ class Annotations:
             return self.boxes_xywh[:, 2:]
         return self.boxes_xyxy[:, 2:] - self.boxes_xyxy[:, :2]
 
+    @property
+    def num_key_points(self) -> int:
+        """Of an object; 0 where there are none."""
+        return 0 if self.key_points is None else self.key_points.points.shape[1]
+
     @cached_property
     def first_box(self) -> np.ndarray:
         """[N+1] int64: image ``i`` owns the rows ``first_box[i]:first_box[i + 1]``."""
@@ -77,11 +105,8 @@ class Annotations:
     def select_images(self, keep: np.ndarray) -> Annotations:
         """Return the annotations of the images at ``keep``, a [N] bool mask or indices in any order."""
         keep = np.flatnonzero(keep) if np.asarray(keep).dtype == bool else np.asarray(keep, dtype=np.int64)
-        # Join the row ranges of these images without a loop: each start repeated, plus 0, 1, 2, ... within its image.
         counts = np.diff(self.first_box)[keep]
-        starts = np.repeat(self.first_box[keep], counts)
-        within = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        rows = starts + within
+        rows = rows_of_ranges(self.first_box[keep], counts)
         return replace(
             self._with_rows(rows),
             image_paths=[self.image_paths[i] for i in keep],
@@ -113,6 +138,25 @@ class Annotations:
         unlearnable = None if self.unlearnable is None else self.unlearnable.with_names(names)
         labels = places[self.labels]
         return replace(self, labels=labels, names=tuple(names), category_ids=tuple(ids), unlearnable=unlearnable)
+
+    def with_a_mask_each(self, source: str) -> Annotations:
+        """Return the same objects where the boxes of those without a mask stand for it, if others have one.
+
+        ``source`` names the data set in the problem that is recorded.
+        """
+        if self.polygons is None:
+            return self
+        lacking = np.flatnonzero(~self.polygons.are_given)
+        unlearnable = self.unlearnable
+        if unlearnable is not None:
+            own = unlearnable.polygons or Polygons.of([[]] * len(unlearnable.labels))
+            unlearnable = replace(unlearnable, polygons=own.filled(unlearnable.boxes_xyxy))
+        problems = self.problems
+        if len(lacking):
+            said = f"{len(lacking)} of {len(self.labels)}"
+            problems = (*problems, Problem(source, 0, "objects without a mask, whose boxes stand for it", said))
+        filled = self.polygons.filled(self.boxes_xyxy)
+        return replace(self, polygons=filled, unlearnable=unlearnable, problems=problems)
 
     def to_coco(self) -> dict:
         """Return the ground truth in COCO's format, for the evaluators; boxes and areas are those of the file."""
@@ -148,14 +192,25 @@ class Annotations:
             strict=True,
         )
         keys = ("id", "image_id", "category_id", "bbox", "area", "iscrowd")
-        return [dict(zip(keys, row, strict=True)) for row in columns]
+        annotations = [dict(zip(keys, row, strict=True)) for row in columns]
+        for number, annotation in enumerate(annotations):
+            if self.polygons is not None:
+                annotation["segmentation"] = self.polygons.to_coco(number)
+            if self.key_points is not None:
+                annotation |= self.key_points.to_coco(number)
+        return annotations
 
     def _with_rows(self, rows: np.ndarray) -> Annotations:
         """Return the annotations with these rows of the columns [M ...]; the columns of images stay."""
         columns = ("box_image", "boxes_xyxy", "labels", "crowd", "areas", "annotation_ids")
-        values = {name: getattr(self, name)[rows] for name in columns}
+        values: dict[str, Any] = {name: getattr(self, name)[rows] for name in columns}
         if self.boxes_xywh is not None:
             values["boxes_xywh"] = self.boxes_xywh[rows]
+        values |= {
+            name: shapes.select(rows)
+            for name in ("polygons", "key_points")
+            if (shapes := getattr(self, name)) is not None
+        }
         return replace(self, **values)
 
 

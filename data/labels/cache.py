@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from data.labels.annotations import Annotations, Problem
+from data.labels.annotations import Annotations, KeyPoints, Problem
+from data.labels.polygons import Polygons
 from utils.array_files import read_arrays, write_arrays
 from utils.files import remove_unfinished
 
@@ -27,9 +28,9 @@ MAGIC = "label cache of data/labels/cache.py, 3"  # change the number when the p
 MIN_IMAGES = 1000  # with fewer, parsing takes less than a second, and no file is left in the user's folder
 
 
-def cache_path(source: Path) -> Path:
-    """Return the cache file of an image list or folder: beside it, ``<name>.cache.npz``."""
-    return source.with_name(source.name + ".cache.npz")
+def cache_path(source: Path, wants: frozenset[str] = frozenset()) -> Path:
+    """Return the cache file of an image list or folder: beside it, ``<name>.cache.npz``; with shapes, of its own."""
+    return source.with_name(source.name + (".shapes" if wants else "") + ".cache.npz")
 
 
 def content_key(
@@ -74,10 +75,11 @@ def load(path: Path, key: str) -> Annotations | None:
         "category_ids": tuple(header["category_ids"]),
         "problems": tuple(Problem(*problem) for problem in header["problems"]),
     }
-    annotations = Annotations(**values, **columns)
+    annotations = Annotations(**values, **_with_shapes(columns))
     if not unlearnable:
         return annotations
-    return replace(annotations, unlearnable=replace(annotations, problems=(), **unlearnable))
+    boxes_alone = replace(annotations, problems=(), polygons=None, key_points=None)
+    return replace(annotations, unlearnable=replace(boxes_alone, **_with_shapes(unlearnable)))
 
 
 def store(path: Path, key: str, annotations: Annotations) -> bool:
@@ -97,13 +99,27 @@ def store(path: Path, key: str, annotations: Annotations) -> bool:
 
 
 _PLAIN = ("image_paths", "names", "category_ids", "problems")  # stored as JSON; the other fields are arrays
+SHAPES = {"polygons": Polygons, "key_points": KeyPoints}  # columns that are several arrays
 UNLEARNABLE = "unlearnable."  # before the names of the arrays of the boxes that cannot be learned
 
 
 def _arrays(annotations: Annotations) -> dict[str, Any]:
     """Return the columns by their names."""
     values = {item.name: getattr(annotations, item.name) for item in fields(Annotations)}
+    for name in SHAPES:
+        if (shapes := values[name]) is not None:
+            values |= {f"{name}.{item.name}": np.asarray(getattr(shapes, item.name)) for item in fields(shapes)}
     return {name: value for name, value in values.items() if isinstance(value, np.ndarray)}
+
+
+def _with_shapes(columns: dict[str, Any]) -> dict[str, Any]:
+    """Return the columns with the arrays of each of ``SHAPES`` put together."""
+    joined = {name: value for name, value in columns.items() if "." not in name}
+    for name, kind in SHAPES.items():
+        parts = {key.partition(".")[2]: value for key, value in columns.items() if key.startswith(f"{name}.")}
+        if parts:
+            joined[name] = kind(**parts)
+    return joined
 
 
 def _is_cache(path: Path) -> bool:

@@ -21,6 +21,7 @@ import numpy as np
 
 from data.description import DataDescription
 from data.labels.annotations import Annotations, Problem
+from data.labels.coco_shapes import CocoShapes
 from data.labels.find import find_images
 from data.labels.headers import CheckedImages, check_images
 from data.labels.row_table import RowTable
@@ -40,7 +41,8 @@ CONSUMED = object()  # stands in the parsed JSON for an annotation whose numbers
 class _Columns:
     """Collects annotations while the JSON is parsed; used as ``object_hook``."""
 
-    def __init__(self) -> None:
+    def __init__(self, shapes: CocoShapes | None) -> None:
+        self.shapes = shapes
         self.integers = array("q")  # INTEGERS for each annotation so far
         self.reals = array("d")  # REALS for each
         self.count = 0  # annotations so far
@@ -63,6 +65,8 @@ class _Columns:
                 del self.integers[INTEGERS * self.count :], self.reals[REALS * self.count :]
                 return {key: item.get(key) for key in ("id", "bbox")}
             self.count += 1
+            if self.shapes:
+                self.shapes.add(item)
             return CONSUMED
         if "file_name" in item and "id" in item:
             return (self.image_id(item["id"]), item.get("width"), item.get("height"), item["file_name"])
@@ -77,7 +81,9 @@ class _Columns:
         return self.text_ids.setdefault(given, FIRST_TEXT_ID + len(self.text_ids))
 
 
-def read_coco(json_path: Path, description: DataDescription, split: str, need_images: bool) -> Annotations:
+def read_coco(
+    json_path: Path, description: DataDescription, split: str, need_images: bool, wants: frozenset[str] = frozenset()
+) -> Annotations:
     """Read a COCO JSON: parse it into columns, find the images, drop what cannot be an object, sort by image.
 
     Args:
@@ -85,12 +91,14 @@ def read_coco(json_path: Path, description: DataDescription, split: str, need_im
         description: gives class names and count to compare with, and perhaps the folder of images.
         split: which split it serves.
         need_images: look for the image files; images that are missing are left out and recorded.
+        wants: MASKS, KEY_POINTS, both or nothing besides boxes.
 
     Raises:
         UserError: not a COCO JSON, cut off, without categories, categories that are not the data file's, no images.
     """
-    top, columns = _parse(json_path)
-    problems: list[Problem] = []
+    shapes = CocoShapes(wants) if wants else None
+    top, columns = _parse(json_path, shapes)
+    problems = shapes.problems(json_path) if shapes else []
     names, category_ids = _categories(top["categories"], columns, json_path, description, problems)
     image_ids, image_wh, file_names = _images(top["images"], json_path, problems)
 
@@ -121,17 +129,17 @@ def read_coco(json_path: Path, description: DataDescription, split: str, need_im
         names=names,
         category_ids=category_ids,
         orientation=images.orientation if need_images else None,
-        **_columns_of(table),
+        **_columns_of(table, shapes, top),
     )
     annotations = replace(
         shared,
         problems=(*problems, *images.problems, *table.problems),
-        unlearnable=replace(shared, **_columns_of(unlearnable)) if len(unlearnable) else None,
+        unlearnable=replace(shared, **_columns_of(unlearnable, shapes, top)) if len(unlearnable) else None,
     )
     return _without_lost_images(annotations, images.is_bad, file_names, json_path, need_images)
 
 
-def _columns_of(table: RowTable) -> dict[str, Any]:
+def _columns_of(table: RowTable, shapes: CocoShapes | None, top: dict) -> dict[str, Any]:
     """Return the columns of boxes for :class:`Annotations`: those of an image together, in the order of the file."""
     order = np.argsort(table["image"], kind="stable")
     return {
@@ -142,16 +150,17 @@ def _columns_of(table: RowTable) -> dict[str, Any]:
         "areas": table["area"][order],
         "annotation_ids": table["id"][order],
         "boxes_xywh": table["xywh"][order],
+        **(shapes.columns(table["row"][order], top["categories"]) if shapes else {}),
     }
 
 
-def _parse(path: Path) -> tuple[dict, _Columns]:
+def _parse(path: Path, shapes: CocoShapes | None) -> tuple[dict, _Columns]:
     """Return the top level of the JSON, with CONSUMED for each good annotation, and the numbers of these."""
-    columns = _Columns()
+    columns = _Columns(shapes)
     collecting = gc.isenabled()
     gc.disable()  # the parser makes a million short-lived containers and no cycles
     try:
-        top = json.loads(POLYGONS.sub(b"", path.read_bytes()), object_hook=columns)
+        top = json.loads(path.read_bytes() if shapes else POLYGONS.sub(b"", path.read_bytes()), object_hook=columns)
     except json.JSONDecodeError as error:
         line = _line_of_error(path) or error.lineno
         raise UserError(f"{path}:{line}: not valid JSON, perhaps cut off ({error.msg})") from error
@@ -317,6 +326,7 @@ def _table(items: list, columns: _Columns, path: Path, problems: list[Problem]) 
         lambda image, line: (str(path), 0),
         image=integers[:, 1].copy(),
         line=position,
+        row=np.arange(len(position)),
         id=integers[:, 0].copy(),
         label=integers[:, 2].copy(),
         crowd=integers[:, 3] != 0,

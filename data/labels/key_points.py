@@ -32,7 +32,8 @@ def with_key_points(
     labels: Sequence[str],
     keypoint_shape: tuple[int, int] | None,
     problems: list[Problem],
-) -> list[LabelRows]:
+    are_wanted: bool = False,
+) -> tuple[list[LabelRows], int]:
     """Return the rows with those of key points read as their boxes, where the label files have such rows.
 
     Args:
@@ -40,25 +41,29 @@ def with_key_points(
         labels: the file of each, or "".
         keypoint_shape: points per row and numbers of each, (0, 0) for polygons, None where nothing says it.
         problems: gets a note if there are key points.
+        are_wanted: they are read by themselves.
+
+    Returns:
+        The rows, and the number of columns of one with key points; 0 where longer rows are polygons.
 
     Raises:
         UserError: the rows may be either.
     """
     longer = Counter(length for rows in per_image for length in rows.lengths)
     if not longer:
-        return per_image
+        return per_image, 0
     files = [file for file, rows in zip(labels, per_image, strict=True) if rows.lengths]
     if keypoint_shape is not None:
         columns = BOX_COLUMNS + keypoint_shape[0] * keypoint_shape[1] if all(keypoint_shape) else 0
     else:
         columns = _pose_columns(files, longer, sum(len(rows.lines) for rows in per_image))
     if not columns:
-        return per_image
-    if longer[columns]:
+        return per_image, 0
+    if longer[columns] and not are_wanted:
         said = f"{longer[columns]} rows of {columns} columns"
         problems.append(Problem(files[0], 0, "rows with a box and key points, of which the box is taken", said))
     of_file = {file: read_yolo(file, columns) for file in files}
-    return [of_file.get(file, rows) for file, rows in zip(labels, per_image, strict=True)]
+    return [of_file.get(file, rows) for file, rows in zip(labels, per_image, strict=True)], columns
 
 
 def _pose_columns(files: Sequence[str], longer: Counter[int], total: int) -> int:

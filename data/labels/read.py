@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -28,20 +29,25 @@ from data.labels.label_format import LabelRows
 from data.labels.progress import with_progress
 from data.labels.row_table import RowTable
 from data.labels.yolo import yolo_to_xyxy
+from data.labels.yolo_shapes import columns_of_rows
 from data.shapes import ensure_drawn
 from utils.class_names import MAX_CLASSES, read_names
 from utils.errors import UserError, suggestion
+from utils.structures import KEY_POINTS
 
 DRAWINGS = {"shapes": ensure_drawn}  # built-in sets, the values of ``draw =`` in a .data file
 
 
-def read_dataset(description: DataDescription, split: str, need_images: bool = True) -> Annotations:
+def read_dataset(
+    description: DataDescription, split: str, need_images: bool = True, wants: frozenset[str] = frozenset()
+) -> Annotations:
     """Read the images and objects of a split.
 
     Args:
         description: what the data set consists of.
         split: "train", "valid" or "test"; where validation images are held out, the first two are the parts.
         need_images: False where annotations are enough (COCO JSON, VOC XML); missing images are no problem then.
+        wants: MASKS, KEY_POINTS, both or nothing besides boxes.
 
     Raises:
         UserError: the data are not on the disk, a list is empty, no image has a label, a class index is too large.
@@ -54,9 +60,10 @@ def read_dataset(description: DataDescription, split: str, need_images: bool = T
             raise UserError(
                 f"{description.path}: '{split}' names {len(sources)} files; merge the COCO JSON files to one"
             )
-        annotations = read_coco(sources[0], description, split, need_images)
+        annotations = read_coco(sources[0], description, split, need_images, wants)
     else:
-        annotations = _read_label_files(sources, description, need_images)
+        annotations = _read_label_files(sources, description, need_images, wants)
+    annotations = annotations.with_a_mask_each(f"{description.path} ({split})")
     if not description.val_fraction or split not in ("train", "valid"):
         return annotations
     held_out = held_out_images(annotations, description.val_fraction)
@@ -84,7 +91,9 @@ def held_out_images(annotations: Annotations, fraction: float) -> np.ndarray:
     return held_out
 
 
-def _read_label_files(sources: Sequence[Path], description: DataDescription, need_images: bool) -> Annotations:
+def _read_label_files(
+    sources: Sequence[Path], description: DataDescription, need_images: bool, wants: frozenset[str]
+) -> Annotations:
     """Read the images of lists and folders, each with its label file."""
     problems: list[Problem] = []
     images: list[str] = []
@@ -104,7 +113,7 @@ def _read_label_files(sources: Sequence[Path], description: DataDescription, nee
         if path:  # messages about classes then name this file
             names = read_names(path)
             description = replace(description, path=path, names=names, num_classes=len(names))
-    annotations = _read_or_recall(sources[0], images, labels, description, need_images)
+    annotations = _read_or_recall(sources[0], images, labels, description, need_images, wants)
     missing = sum(not label for label in labels)
     if missing:
         first = images[labels.index("")]
@@ -114,18 +123,23 @@ def _read_label_files(sources: Sequence[Path], description: DataDescription, nee
 
 
 def _read_or_recall(
-    source: Path, images: list[str], labels: list[str], description: DataDescription, need_images: bool
+    source: Path,
+    images: list[str],
+    labels: list[str],
+    description: DataDescription,
+    need_images: bool,
+    wants: frozenset[str],
 ) -> Annotations:
     """Parse the label files, or take what an earlier run parsed of the very same files."""
     if len(images) < cache.MIN_IMAGES:
-        return _read_pairs(images, labels, description, need_images)
-    path = cache.cache_path(source)
-    key = cache.content_key(
-        images, labels, (str(description.num_classes), str(need_images), *description.names), description.keypoint_shape
-    )
+        return _read_pairs(images, labels, description, need_images, wants)
+    path = cache.cache_path(source, wants)
+    said = (str(description.num_classes), str(need_images), *description.names)
+    said += (*sorted(wants), str(description.keypoint_mirror)) if wants else ()
+    key = cache.content_key(images, labels, said, description.keypoint_shape)
     annotations = cache.load(path, key)
     if annotations is None:
-        annotations = _read_pairs(images, labels, description, need_images)
+        annotations = _read_pairs(images, labels, description, need_images, wants)
         cache.store(path, key, annotations)
     return annotations
 
@@ -134,7 +148,9 @@ def _read_or_recall(
 NO_ROWS = LabelRows(np.zeros((0, 4)), np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, bool), True, (0, 0), [])
 
 
-def _read_pairs(images: list[str], labels: list[str], description: DataDescription, need_images: bool) -> Annotations:
+def _read_pairs(
+    images: list[str], labels: list[str], description: DataDescription, need_images: bool, wants: frozenset[str]
+) -> Annotations:
     """Read one label file per image: parse each, join the rows into one table, check and clip the boxes."""
     problems: list[Problem] = []
     kept, per_image = [], []
@@ -150,7 +166,9 @@ def _read_pairs(images: list[str], labels: list[str], description: DataDescripti
     if not kept:
         raise UserError(f"{labels[0]}: none of the {len(labels)} label files can be read ({problems[0]})")
     images, labels = [images[i] for i in kept], [labels[i] for i in kept]
-    per_image = with_key_points(per_image, labels, description.keypoint_shape, problems)
+    per_image, pose_columns = with_key_points(
+        per_image, labels, description.keypoint_shape, problems, KEY_POINTS in wants
+    )
     problems += [problem for rows in per_image for problem in rows.problems]
 
     # The names also of images that are left out next.
@@ -162,6 +180,7 @@ def _read_pairs(images: list[str], labels: list[str], description: DataDescripti
     per_image = [per_image[i] for i in good]
     image_wh = found.image_wh[good]
     table = _table(per_image, labels, image_wh, names)
+    shapes = columns_of_rows(labels, per_image, image_wh, description, wants, pose_columns, problems) if wants else {}
     _refuse_large_classes(table, labels, names, description)
     unlearnable = table.drop_bad_boxes(image_wh)
     unlearnable.extend(_unlearnable_rows(per_image, labels, image_wh, names))
@@ -173,7 +192,7 @@ def _read_pairs(images: list[str], labels: list[str], description: DataDescripti
         names=names,
         category_ids=category_ids_for(names),
         orientation=found.orientation[good],
-        **_columns_of(table, image_wh, 1),
+        **_columns_of(table, image_wh, 1, shapes),
     )
     return replace(
         shared,
@@ -192,8 +211,13 @@ def _unlearnable_rows(
     return table
 
 
-def _columns_of(table: RowTable, image_wh: np.ndarray, first_id: int) -> dict[str, Any]:
-    """Return the columns of boxes for :class:`Annotations`: by image, clipped to it, numbered from ``first_id``."""
+def _columns_of(
+    table: RowTable, image_wh: np.ndarray, first_id: int, shapes: Mapping[str, Any] = MappingProxyType({})
+) -> dict[str, Any]:
+    """Return the columns of boxes for :class:`Annotations`: by image, clipped to it, numbered from ``first_id``.
+
+    ``shapes`` are the columns of masks and key points of the rows as they were before some were dropped.
+    """
     order = np.argsort(table["image"], kind="stable")
     xyxy = np.clip(table["xyxy"], 0, np.tile(image_wh, 2)[table["image"]])
     as_read = (xyxy == table["xyxy"]).reshape(-1, 2, 2).all(axis=1)  # M 2, by axis: nothing was clipped
@@ -206,6 +230,8 @@ def _columns_of(table: RowTable, image_wh: np.ndarray, first_id: int) -> dict[st
         "crowd": table["crowd"][order],
         "areas": wh.clip(min=0).prod(axis=1)[order],
         "annotation_ids": np.arange(first_id, first_id + len(table), dtype=np.int64),
+        **dict.fromkeys(cache.SHAPES),
+        **{name: column.select(table["row"][order]) for name, column in shapes.items() if column is not None},
     }
 
 
@@ -270,6 +296,7 @@ def _table(per_image: list[LabelRows], labels: list[str], image_wh: np.ndarray, 
         crowd=np.concatenate([rows.crowd for rows in per_image]),
         xyxy=xyxy,
         wh=wh,
+        row=np.arange(len(image)),
         within=np.concatenate([np.arange(count) for count in counts]),  # place in its file, for the message below
     )
 

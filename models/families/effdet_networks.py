@@ -125,8 +125,8 @@ class EffdetNetwork(WrappedNetwork):
             objects = objects_per_image(targets, images, (width, height))
             labeler = _effdet("anchors", self.name).AnchorLabeler(anchors, self.num_classes, match_threshold=0.5)
             wanted = labeler.batch_label_anchors(
-                [boxes_xyxy[:, [1, 0, 3, 2]] for boxes_xyxy, _ in objects],
-                [labels + 1 for _, labels in objects],  # its class 0 is the background
+                [boxes_xyxy[:, [1, 0, 3, 2]] for _, boxes_xyxy, _ in objects],
+                [labels + 1 for _, _, labels in objects],  # its class 0 is the background
             )
             criterion = _effdet("loss", self.name).DetectionLoss(self.config)
             _, of_classes, of_boxes = criterion(raw.classes, raw.boxes, *wanted)

@@ -34,8 +34,8 @@ class OwnLossLearner(Learner):
         return BatchLoss(parts, share=1 / IMAGES_PER_STEP)
 
 
-def objects_per_image(targets: Targets, images: int, size_wh: tuple[int, int]) -> list[tuple[Tensor, Tensor]]:
-    """Return of each image the boxes [N 4] x y x y in pixels and the labels [N] of its objects that have an area.
+def objects_per_image(targets: Targets, images: int, size_wh: tuple[int, int]) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Return which objects of each image have an area: rows [T] bool, their boxes [N 4] x y x y in pixels, labels [N].
 
     Args:
         targets: of the batch.
@@ -45,7 +45,7 @@ def objects_per_image(targets: Targets, images: int, size_wh: tuple[int, int]) -
     boxes_xyxy = cxcywh_to_xyxy(targets.boxes_cxcywh) * targets.boxes_cxcywh.new_tensor(size_wh * 2)
     usable = (boxes_xyxy[:, 2:] > boxes_xyxy[:, :2]).all(dim=1)
     rows = [(targets.image == number) & usable for number in range(images)]
-    return [(boxes_xyxy[mine], targets.label[mine]) for mine in rows]
+    return [(mine, boxes_xyxy[mine], targets.label[mine]) for mine in rows]
 
 
 def refuse_other_rules(name: str, loss: LossOptions, assignment: AssignmentOptions) -> None:

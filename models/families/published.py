@@ -23,6 +23,7 @@ class PublishedDetector(ABC):
     has_background: bool = field(default=False, kw_only=True)  # the model's class 0 is none of the network's
     # Its own rule as a strategy of --match, which others can take the place of; "": none can.
     match: str = field(default="", kw_only=True)
+    finds: frozenset[str] = field(default=frozenset(), kw_only=True)  # besides boxes
 
     @property
     def first_slot(self) -> int:

@@ -8,20 +8,21 @@ from functools import partial
 from pathlib import Path
 
 from models.detection_network import DetectionNetwork
-from models.families import effdet_networks, torchvision_networks
+from models.families import effdet_networks, torchvision_instances, torchvision_networks
 from models.families.centernet import build_centernet
 from models.families.named import FIRST_LINE
 from models.families.published import PublishedDetector
 from models.network import build_network, build_network_from_text
 from utils.config import find_file
 from utils.errors import UserError
+from utils.structures import KEY_POINTS
 
 
 @dataclass(frozen=True)
 class Family:
     """A network of this table."""
 
-    build: Callable[[int], DetectionNetwork]  # from the number of classes
+    build: Callable[..., DetectionNetwork]  # from the number of classes; where it finds key points, of ``key_points``
     package: str  # that it comes from
     parameters: int | None = None  # with 80 classes; None: they are counted
     finds: str = "boxes"
@@ -32,13 +33,21 @@ class Family:
 
 def _published(detectors: Mapping[str, PublishedDetector], package: str) -> dict[str, Family]:
     return {
-        name: Family(partial(kind.build, name), package, kind.parameters, match=kind.match, published=kind)
+        name: Family(
+            partial(kind.build, name),
+            package,
+            kind.parameters,
+            ", ".join(("boxes", *kind.finds)),
+            match=kind.match,
+            published=kind,
+        )
         for name, kind in detectors.items()
     }
 
 
 FAMILIES: dict[str, Family] = {
     **_published(torchvision_networks.DETECTORS, "torchvision"),
+    **_published(torchvision_instances.DETECTORS, "torchvision"),
     "centernet_resnet18": Family(partial(build_centernet, 18), "torchvision", 14_306_004, recipe="centernet.yaml"),
     "centernet_resnet50": Family(partial(build_centernet, 50), "torchvision", 30_434_516, recipe="centernet.yaml"),
     **_published(effdet_networks.DETECTORS, f"effdet ({effdet_networks.REQUIREMENTS})"),
@@ -55,18 +64,24 @@ def own_match(cfg: str) -> str:
     return FAMILIES[cfg].match if is_family(cfg) else ""
 
 
-def open_network(cfg: str, num_classes: int) -> DetectionNetwork:
+def found_besides_boxes(cfg: str) -> frozenset[str]:
+    """Return what the network that ``--cfg`` names finds besides boxes: MASKS, KEY_POINTS or nothing."""
+    return frozenset(FAMILIES[cfg].finds.split(", ")[1:]) if is_family(cfg) else frozenset()
+
+
+def open_network(cfg: str, num_classes: int, key_points: int = 0) -> DetectionNetwork:
     """Build the network that ``--cfg`` names, with random weights.
 
     Args:
         cfg: a name of the table, or a file to be looked up.
         num_classes: that it is to tell apart.
+        key_points: of an object, for a network that finds them; 0: COCO's 17.
 
     Raises:
         UserError: there is neither; the cfg cannot be used; a package is missing.
     """
     if is_family(cfg):
-        return FAMILIES[cfg].build(num_classes)
+        return _built(cfg, num_classes, key_points)
     return build_network(find_file(cfg, "cfg"), num_classes)
 
 
@@ -105,7 +120,14 @@ def open_network_from_text(text: str, name: str, num_classes: int) -> DetectionN
     """
     if not is_family_text(text):
         return build_network_from_text(text, name, num_classes)
-    named = text.partition("name=")[2].strip()
-    if named not in FAMILIES:
+    values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
+    named, key_points = values.get("name", ""), values.get("key_points", "0")
+    if named not in FAMILIES or not key_points.isdecimal():
         raise UserError(f"{name}: this version knows no network '{named:.60}'; update it, or train again")
-    return FAMILIES[named].build(num_classes)
+    return _built(named, num_classes, int(key_points[:4]))
+
+
+def _built(name: str, num_classes: int, key_points: int) -> DetectionNetwork:
+    family = FAMILIES[name]
+    own = {"key_points": key_points} if key_points and KEY_POINTS in family.finds else {}
+    return family.build(num_classes, **own)

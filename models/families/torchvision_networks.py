@@ -146,11 +146,24 @@ class TorchvisionNetwork(WrappedNetwork):
         Objects without area are left out. A single image, such as the last of an epoch, is seen with the statistics of
         the others where it has none of its own.
         """
+        height, width = images.shape[2:]
         shift = int(self.kind.has_background)
-        objects = objects_per_image(targets, len(images), (images.shape[3], images.shape[2]))
-        wanted = [{"boxes": boxes_xyxy, "labels": labels + shift} for boxes_xyxy, labels in objects]
+        wanted = [
+            {"boxes": boxes_xyxy, "labels": labels + shift} | self.shapes_of(targets, rows, (height, width))
+            for rows, boxes_xyxy, labels in objects_per_image(targets, len(images), (width, height))
+        ]
         with running_statistics(self.model) if self.kind.ends_in_one_cell and len(images) == 1 else nullcontext():
             return self.model(list(images), wanted)
+
+    def shapes_of(self, targets: Targets, rows: Tensor, size_hw: tuple[int, int]) -> dict[str, Tensor]:
+        """Return what the model learns of objects besides boxes and labels, by torchvision's names: here nothing.
+
+        Args:
+            targets: of a batch.
+            rows: [T] bool, the objects that are meant.
+            size_hw: of the network input.
+        """
+        return {}
 
     def candidates(self, raw: Any, confidence: float) -> list[Detections]:
         """As :meth:`DetectionNetwork.candidates`."""
