@@ -25,8 +25,10 @@ from analysis.output.result import Result, print_result, write_result
 from data.splits import split_shown
 from engine.network_input import AUTO
 from engine.run_folder import newest_run, options_of_run, weights_of_run
+from models.assignment.options import AssignmentOptions
+from models.assignment.strategies import fits_heads
 from models.families.catalogue import print_if_asked
-from models.families.table import is_family
+from models.families.table import is_family, own_match
 from utils import distributed
 from utils.config import build_options, find_file, flag, option, parse_flags
 
@@ -93,7 +95,9 @@ def choose(given: dict[str, Any]) -> tuple[Request, list[str]]:
     chosen = {
         name: value for name, mode in MODES.items() if (value := getattr(groups[mode.chosen_by or ChosenModes], name))
     }
-    modes = list(chosen) or default_modes(given)
+    asked = groups[AnalyzeOptions]
+    about = with_defaults(asked)
+    modes = list(chosen) or default_modes(given, about.cfg)
     stand_back = {name for mode in modes for name in MODES[mode].instead_of}
     modes = [mode for mode in modes if mode not in stand_back]
     for name in given:
@@ -103,13 +107,12 @@ def choose(given: dict[str, Any]) -> tuple[Request, list[str]]:
             readers = [flag(mode) for mode in MODES if name in names_read(mode)]
             remedy = "add it" if len(readers) == 1 else "add one of them"
             raise UserError(f"{flag(name)} is read by {', '.join(readers)} only; {remedy}, or leave {flag(name)} out")
-    asked = groups[AnalyzeOptions]
     if "split" not in given:
-        asked = replace(asked, split=MODES[modes[-1]].split)
+        asked, about = (replace(one, split=MODES[modes[-1]].split) for one in (asked, about))
     report = groups[ReportOptions]
     folders = Folders(asked.name, report.report, several=len(modes) > 1)
     num_images = report.report_images if report.report else 0
-    request = Request(with_defaults(asked), asked, chosen, groups, folders, num_images)
+    request = Request(about, asked, chosen, groups, folders, num_images)
     if "anchor_stats" in modes and not is_family(request.about.cfg):
         find_file(request.about.cfg, "cfg")  # before a long analysis that comes first
     announce(request.about, [mode for mode in modes if not chosen or is_about_annotations(MODES[mode])])
@@ -136,12 +139,18 @@ def announce(options: AnalyzeOptions, modes: list[str]) -> None:
         print(f"analyze: {what} of {options.data} ({split}){anchors}\n")
 
 
-def default_modes(given: dict[str, Any]) -> list[str]:
-    """Return what is analysed where nothing was chosen: without any option also the newest trained network."""
+def default_modes(given: dict[str, Any], cfg: str) -> list[str]:
+    """Return what is analysed where nothing was chosen: without any option also the newest trained network.
+
+    Of a network without anchors or slots that is what can be said of it.
+    """
+    match = own_match(cfg) if is_family(cfg) else AssignmentOptions.match
+    of_network = "matching_stats" if match else "score_mismatch"
     if "report" in given:
-        return ["dataset_stats", "matching_stats"]
+        return ["dataset_stats", of_network]
+    anchors = ["anchor_stats"] if match and fits_heads(match, has_anchors=True) else []
     trained = not given and weights_of_run(newest_run())
-    return ["dataset_stats", "anchor_stats", *(["matching_stats"] if trained else [])]
+    return ["dataset_stats", *anchors, *([of_network] if trained else [])]
 
 
 def with_defaults(options: AnalyzeOptions) -> AnalyzeOptions:

@@ -150,12 +150,15 @@ def test_without_arguments_only_a_run_with_weights_has_matches_to_look_at(run, t
     run_folder.mkdir(parents=True)
     (run_folder / "config.yaml").write_text("data: mine.data\ncfg: yolov3-tiny.cfg\n")
     (run_folder / ".last.77.pt").touch()  # of a process that was killed while it wrote
-    assert analyze.default_modes({}) == ["dataset_stats", "anchor_stats"]
+    assert analyze.default_modes({}, "yolov3-nano.cfg") == ["dataset_stats", "anchor_stats"]
     options = analyze.with_defaults(AnalyzeOptions())
     assert (options.data, options.cfg) == ("mine.data", "yolov3-tiny.cfg")
     (run_folder / "last.pt").touch()
-    assert analyze.default_modes({}) == ["dataset_stats", "anchor_stats", "matching_stats"]
-    assert analyze.default_modes({"data": "x"}) == ["dataset_stats", "anchor_stats"]
+    assert analyze.default_modes({}, "yolov3-nano.cfg") == ["dataset_stats", "anchor_stats", "matching_stats"]
+    assert analyze.default_modes({"data": "x"}, "yolov3-nano.cfg") == ["dataset_stats", "anchor_stats"]
+    assert analyze.default_modes({}, "retinanet_resnet50_fpn") == ["dataset_stats", "anchor_stats", "matching_stats"]
+    assert analyze.default_modes({}, "fcos_resnet50_fpn") == ["dataset_stats", "matching_stats"]
+    assert analyze.default_modes({}, "centernet_resnet18") == ["dataset_stats", "score_mismatch"]
 
 
 @pytest.mark.parametrize("damage", ["- 1\n", "data: [1\n", "x: &a [*a]\n", "data: \x00\n", "data: " + "9" * 5000])
