@@ -193,7 +193,7 @@ def test_exist_ok_replaces_a_run_and_nothing_else(project, run_main):
         ("--freeze 0 99", "--freeze 99: tiny.cfg has the layers 0 to 3"),
         ("--freeze 0 1 2", "leaves nothing to learn"),
         ("--patience -1", "must not be negative"),
-        ("--optimizer adam", "invalid choice"),
+        ("--optimizer lion", "invalid choice"),
     ],
 )
 def test_mistakes(project, run_main, arguments, words):
