@@ -112,7 +112,7 @@ def measure(cfg: str, options: DetectorsOptions, folder: Path) -> Row:
     low, high = column.interval[compared.parameters.names.index("AP")].tolist()
     speed = read_json(folder / "speed" / name / "speed.json")["rows"][0]
     parameters = count_parameters(cfg, len(truth["categories"]))
-    return Row(cfg, side, parameters, train_seconds, speed["total_ms"], numbers["AP"], (low, high), numbers["AP50"])
+    return Row(cfg, side, parameters, train_seconds, speed["p50_ms"], numbers["AP"], (low, high), numbers["AP50"])
 
 
 def run_script(script: str, *arguments: object) -> None:

@@ -189,7 +189,7 @@ def time_inference(options: GpuOptions) -> list[dict[str, Any]]:
 
 def run_tests(options: GpuOptions) -> dict[str, Any]:
     """Run the tests of all devices; return pytest's last line."""
-    files = ["tests/test_on_each_device.py", *_tests_with_a_device()]
+    files = [*sorted(map(str, Path("tests").glob("test_on_each_device*.py"))), *_tests_with_a_device()]
     found = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cuda or on_each_device", *files],
         capture_output=True, text=True, check=False,
