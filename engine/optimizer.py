@@ -99,7 +99,12 @@ def build_optimizer(
         betas = (options.momentum, options.beta2)
         return kind(groups, lr=options.lr0, betas=betas, eps=options.adam_eps, fused=fused)
     nesterov = options.nesterov and options.momentum > 0
-    return torch.optim.SGD(groups, lr=options.lr0, momentum=options.momentum, nesterov=nesterov, fused=fused)
+    optimizer = torch.optim.SGD(groups, lr=options.lr0, momentum=options.momentum, nesterov=nesterov, fused=fused)
+    if fused and options.momentum:
+        # torch would begin with memory as it finds it, and keep that where float16 leaves out the first step.
+        for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
+            optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+    return optimizer
 
 
 def _three_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

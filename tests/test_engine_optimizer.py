@@ -134,6 +134,31 @@ def test_a_fused_step_that_is_not_finite_is_left_out(kind):
     assert scaler.get_scale() == 512
 
 
+def test_what_memory_held_is_no_momentum_where_the_first_step_is_left_out():
+    networks = [small_network() for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    options = OptimizerOptions(momentum=0.9, nesterov=False)
+    skips, plain = (build_optimizer(network, options, 64, fused=True) for network in networks)
+    torch.use_deterministic_algorithms(True)  # memory that nobody has written holds NaN
+    try:
+        skips.found_inf = torch.tensor(1.0)  # as torch's gradient scaler says it
+        step(networks[0], skips)
+        del skips.found_inf
+        for optimizer, network in ((skips, networks[0]), (plain, networks[1])):
+            step(network, optimizer)
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for one, other in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+        assert torch.equal(one, other) and torch.isfinite(one).all()
+
+
+def step(network, optimizer):
+    """Learn from one picture."""
+    optimizer.zero_grad()
+    network.eval()(torch.ones(1, 3, 8, 8)).square().sum().backward()
+    optimizer.step()
+
+
 def test_a_gpu_begins_with_fused_steps(device):
     groups = build_optimizer(small_network().to(device), OptimizerOptions(), 64).param_groups
     assert {group["fused"] for group in groups} == {True if device.type == "cuda" else None}
