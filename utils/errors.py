@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import os
 import platform
@@ -13,7 +14,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NoReturn
 
 from utils import interrupts
 
@@ -72,24 +72,34 @@ def run_command(main: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # in a notebook it is not
             stream.reconfigure(errors="replace")
+    if status := _status_of(main):
+        gc.collect()
+        sys.exit(status)
+
+
+def _status_of(main: Callable[[], None]) -> int:
+    """Return the exit status of a ``main``, after its line.
+
+    The exception is forgotten then, and with it what ``main`` held: processes that load images for a GPU end at once,
+    where torch would wait five seconds for each of them if they were still held when Python ends.
+    """
     try:
         main()
     except UserError as error:
-        _fail(str(error))
+        return _fail(str(error))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
+        return 141
     except OSError as error:
-        _fail(describe_os_error(error))
+        return _fail(describe_os_error(error))
     except (MemoryError, RuntimeError) as error:
-        if not is_out_of_memory(error):
-            _report(error)
-        _fail(OUT_OF_MEMORY)
+        return _fail(OUT_OF_MEMORY) if is_out_of_memory(error) else _report(error)
     except Exception as error:
-        _report(error)
+        return _report(error)
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
-        sys.exit(interrupts.exit_status())
+        return interrupts.exit_status()
+    return 0
 
 
 OUT_OF_MEMORY = "out of memory; lower --batch-size, --img-size or the number of --workers"
@@ -109,13 +119,14 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _fail(message: str, status: int = 2) -> NoReturn:
+def _fail(message: str, status: int = 2) -> int:
+    """Print a line; return the exit status."""
     print("error: " + " ".join(message.split()), file=sys.stderr)
-    sys.exit(status)
+    return status
 
 
-def _report(error: Exception) -> NoReturn:
-    """Write the traceback and the command into a file, say where it is, and end with status 1."""
+def _report(error: Exception) -> int:
+    """Write the traceback and the command into a file, say where it is, and return status 1."""
     text = "".join(
         (
             f"{shlex.join(sys.argv)}\nin {Path.cwd()}, Python {platform.python_version()} on {platform.platform()}\n\n",
@@ -128,5 +139,5 @@ def _report(error: Exception) -> NoReturn:
             folder.mkdir(exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8", errors="replace")
             what = f"{type(error).__name__}: {error!s:.200}"
-            _fail(f"a fault of this program ({what}); please report it with {folder / name}", status=1)
+            return _fail(f"a fault of this program ({what}); please report it with {folder / name}", status=1)
     raise error
