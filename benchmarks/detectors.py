@@ -1,8 +1,9 @@
 """The field's detectors side by side, each trained and tested by the scripts, as a user would, on the same images.
 
-Each sees the same number of images, from random weights, at the same size where it can, with its own recipe. AP has the
-95 % interval over the images. Times are those of the machine: of the whole of train.py, and per image of test.py's
-forward pass and suppression with one image in a batch.
+Each sees the same number of images, from random weights, at the same size where it can, with its own recipe unless
+``--train`` says otherwise. AP has the 95 % interval over the images. Times are those of the machine: of the whole of
+train.py, where ``--jobs`` trains several at once those of a busy one; and of test.py's forward pass and suppression
+with one image in a batch, the median, measured one network after the other.
 
 Run: ``python -m benchmarks.detectors [--data bccd.yaml --img-size 256 --epochs 20] [--cfg NAME …]``
 """
@@ -14,11 +15,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from engine.evaluate_results import ResultsOptions, compare_results
 from models.families.table import open_network
@@ -49,6 +49,7 @@ class DetectorsOptions:
     batch_size: int = option(8, "images per batch")
     train: str = option("", "further options of train.py for every network, in one string")
     seed: int = option(0, "of the training")
+    jobs: int = option(1, "networks that are trained at once")
     project: str = option("runs/benchmarks/detectors", "folder of the runs")
 
 
@@ -74,33 +75,46 @@ class Row:
 
 
 def main() -> None:
-    """Train and test one network after the other; print the table and write it with all options."""
+    """Train and test the networks, time one after the other; print the table and write it with all options."""
     (options,) = parse_options(__doc__.splitlines()[0], DetectorsOptions)
     folder = Path(options.project)
+    folder.mkdir(parents=True, exist_ok=True)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        trainings = list(pool.map(lambda cfg: train_and_test(cfg, options, folder), options.cfg))
     rows = []
-    for cfg in options.cfg:
-        rows.append(measure(cfg, options, folder))
+    for cfg, seconds in zip(options.cfg, trainings, strict=True):
+        rows.append(measure(cfg, seconds, options, folder))
         write_table(rows, options, folder)
-    print(f"Written to {folder}: detectors.md, detectors.json")
+    print(f"Written to {folder}: detectors.md, detectors.json, a .log for each network")
 
 
-def measure(cfg: str, options: DetectorsOptions, folder: Path) -> Row:
-    """Train a network, test it twice, for its boxes and for its speed, and say how sure its AP is."""
+def train_and_test(cfg: str, options: DetectorsOptions, folder: Path) -> float:
+    """Train a network and write what it finds; return the seconds of the training."""
     name = Path(cfg).stem
     side = fixed_side(cfg) or options.img_size
     start = time.perf_counter()
     run_script(
+        folder / f"{name}.log",
         "train.py",
         *("--cfg", cfg, "--data", options.data, "--img-size", side, "--epochs", options.epochs),
         *("--batch-size", options.batch_size, "--seed", options.seed, "--notest", *options.train.split()),
         *("--project", folder / "train", "--name", name, "--exist-ok"),
     )
-    train_seconds = time.perf_counter() - start
+    seconds = time.perf_counter() - start
     weights = ("--weights", folder / "train" / name / "last.pt")
-    run_script("test.py", *weights, "--save-json", "--project", folder / "test", "--name", name, "--exist-ok")
+    more = ("--save-json", "--project", folder / "test", "--name", name, "--exist-ok")
+    run_script(folder / f"{name}.log", "test.py", *weights, *more)
+    print(f"{cfg}: trained in {seconds / 60:.1f} minutes", flush=True)
+    return seconds
+
+
+def measure(cfg: str, train_seconds: float, options: DetectorsOptions, folder: Path) -> Row:
+    """Time a trained network, and say how sure its AP is."""
+    name = Path(cfg).stem
     run_script(
+        folder / f"{name}.log",
         "test.py",
-        *(*weights, "--task", "speed", "--batch-sizes", 1),
+        *("--weights", folder / "train" / name / "last.pt", "--task", "speed", "--batch-sizes", 1),
         *("--project", folder / "speed", "--name", name, "--exist-ok"),
     )
     truth = read_json(folder / "test" / name / "ground_truth.json")
@@ -111,19 +125,23 @@ def measure(cfg: str, options: DetectorsOptions, folder: Path) -> Row:
     assert column.interval is not None
     low, high = column.interval[compared.parameters.names.index("AP")].tolist()
     speed = read_json(folder / "speed" / name / "speed.json")["rows"][0]
+    side = fixed_side(cfg) or options.img_size
     parameters = count_parameters(cfg, len(truth["categories"]))
     return Row(cfg, side, parameters, train_seconds, speed["p50_ms"], numbers["AP"], (low, high), numbers["AP50"])
 
 
-def run_script(script: str, *arguments: object) -> None:
-    """Run one of the scripts.
+def run_script(log: Path, script: str, *arguments: object) -> None:
+    """Run one of the scripts; what it prints is added to a file.
 
     Raises:
         UserError: it failed, having said why.
     """
-    ended = subprocess.run([sys.executable, REPOSITORY / script, *map(str, arguments)], check=False)
+    with log.open("ab") as file:
+        command = [sys.executable, str(REPOSITORY / script), *map(str, arguments)]
+        ended = subprocess.run(command, check=False, stdout=file, stderr=subprocess.STDOUT)
     if ended.returncode:
-        raise UserError(f"{script} {arguments[1]}: ended with status {ended.returncode}")
+        last = log.read_text(errors="replace").strip().splitlines()[-1:]
+        raise UserError(f"{script} {arguments[1]}: ended with status {ended.returncode}, see {log}: {' '.join(last)}")
 
 
 def fixed_side(cfg: str) -> int | None:
@@ -147,8 +165,7 @@ def write_table(rows: Sequence[Row], options: DetectorsOptions, folder: Path) ->
     heading = ["network", "side", "10^6 parameters", "AP [95 %]", "AP50", "ms per image", "minutes of training"]
     table = markdown_table([heading, *(row.cells() for row in rows)], [False] + [True] * (len(heading) - 1))
     device = describe_device(choose_device(""))
-    print(f"\n{device}, torch {torch.__version__}\n{table}\n", flush=True)
-    folder.mkdir(parents=True, exist_ok=True)
+    print(f"\n{device}\n{table}\n", flush=True)
     write_text_atomically(folder / "detectors.md", table + "\n")
     content = {"device": device, "options": asdict(options), "rows": [asdict(row) for row in rows]}
     write_json_atomically(folder / "detectors.json", content)
