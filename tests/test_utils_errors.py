@@ -116,26 +116,6 @@ def test_an_unexpected_exception_leaves_its_traceback_in_a_file(tmp_path, raised
     assert raised.split("(")[0] in text.splitlines()[-1] or raised.startswith("RuntimeError")
 
 
-@pytest.mark.parametrize("raised", ["KeyboardInterrupt", "RuntimeError('x')", "UserError('x')"])
-def test_what_a_command_held_is_let_go_before_python_ends(tmp_path, raised):
-    code = f"""
-import atexit
-from utils.errors import UserError
-class Held:
-    def __del__(self):
-        print("let go")
-def main():
-    held = [Held()]
-    held.append(held)
-    try:
-        raise {raised}
-    except BaseException as error:
-        raise error.__class__("again") from None
-atexit.register(print, "the end")
-run_command(main)"""
-    assert run_code(tmp_path, code).stdout.splitlines() == ["let go", "the end"]
-
-
 def test_where_the_folder_cannot_be_written_to_the_file_is_among_the_temporary_ones(tmp_path):
     (tmp_path / "runs").touch()
     done = run_code(tmp_path, "run_command(lambda: 1 / 0)")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import os
 import platform
@@ -14,6 +13,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NoReturn
 
 from utils import interrupts
 
@@ -72,34 +72,24 @@ def run_command(main: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # in a notebook it is not
             stream.reconfigure(errors="replace")
-    if status := _status_of(main):
-        gc.collect()
-        sys.exit(status)
-
-
-def _status_of(main: Callable[[], None]) -> int:
-    """Return the exit status of a ``main``, after its line.
-
-    The exception is forgotten then, and with it what ``main`` held: processes that load images for a GPU end at once,
-    where torch would wait five seconds for each of them if they were still held when Python ends.
-    """
     try:
         main()
     except UserError as error:
-        return _fail(str(error))
+        _fail(str(error))
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141
+        sys.exit(141)
     except OSError as error:
-        return _fail(describe_os_error(error))
+        _fail(describe_os_error(error))
     except (MemoryError, RuntimeError) as error:
-        return _fail(OUT_OF_MEMORY) if is_out_of_memory(error) else _report(error)
+        if not is_out_of_memory(error):
+            _report(error)
+        _fail(OUT_OF_MEMORY)
     except Exception as error:
-        return _report(error)
+        _report(error)
     except KeyboardInterrupt as error:
         print(str(error) or "interrupted", file=sys.stderr)
-        return interrupts.exit_status()
-    return 0
+        sys.exit(interrupts.exit_status())
 
 
 OUT_OF_MEMORY = "out of memory; lower --batch-size, --img-size or the number of --workers"
@@ -119,14 +109,13 @@ def is_out_of_memory(error: Exception) -> bool:
     )
 
 
-def _fail(message: str, status: int = 2) -> int:
-    """Print a line; return the exit status."""
+def _fail(message: str, status: int = 2) -> NoReturn:
     print("error: " + " ".join(message.split()), file=sys.stderr)
-    return status
+    sys.exit(status)
 
 
-def _report(error: Exception) -> int:
-    """Write the traceback and the command into a file, say where it is, and return status 1."""
+def _report(error: Exception) -> NoReturn:
+    """Write the traceback and the command into a file, say where it is, and end with status 1."""
     text = "".join(
         (
             f"{shlex.join(sys.argv)}\nin {Path.cwd()}, Python {platform.python_version()} on {platform.platform()}\n\n",
@@ -139,5 +128,5 @@ def _report(error: Exception) -> int:
             folder.mkdir(exist_ok=True)
             (folder / name).write_text(text, encoding="utf-8", errors="replace")
             what = f"{type(error).__name__}: {error!s:.200}"
-            return _fail(f"a fault of this program ({what}); please report it with {folder / name}", status=1)
+            _fail(f"a fault of this program ({what}); please report it with {folder / name}", status=1)
     raise error
