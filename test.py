@@ -145,10 +145,10 @@ def main() -> None:
             folder = shared_run_folder(options.project, options.name, options.exist_ok)
             write_speed(folder, rows_of_speed, {"device": describe_device(device), "options": recorded})
     else:
-        batches = warmed_up(detector, dataset, settings)
-        folder = shared_run_folder(options.project, options.name, options.exist_ok)
-        pictures = BatchPictures(folder, loaded.names or dataset.names)
-        evaluate_split(options, recorded, files, diagnosis, dataset, detector, batches, pictures)
+        with warmed_up(detector, dataset, settings) as batches:
+            folder = shared_run_folder(options.project, options.name, options.exist_ok)
+            pictures = BatchPictures(folder, loaded.names or dataset.names)
+            evaluate_split(options, recorded, files, diagnosis, dataset, detector, batches, pictures)
     distributed.stop()
 
 

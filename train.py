@@ -11,6 +11,7 @@ from utils.words import how_many
 
 # isort: split
 import math
+from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
@@ -104,7 +105,7 @@ def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> N
     schedule = Schedule(options.optimizer, options.train.epochs, len(train_batches), options.train.batches_per_step)
 
     run = TrainingRun.start(options.train.project, options.as_dict(), (train_set, test_set), network.cfg_text, state)
-    with run.interruptible(state):
+    with closing(train_batches), closing(test_batches), run.interruptible(state):
         announce(run, options, network, resize, train_set, ground_truth, sampler, precision)
         batches_left = len(train_batches) * (options.train.epochs - state.epoch)
         wrapped = learner_for_steps(options.train, learner, train_settings, batches_left)

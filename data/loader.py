@@ -141,9 +141,17 @@ class Batches:
         """
         failure = yield from self._until_failure()
         if failure is not None:
-            # End the workers now: a loader that is deleted only with the exception's traceback waits seconds for each.
-            self._loader = self._new_loader()
+            self.close()
             raise failure
+
+    def close(self) -> None:
+        """End the processes that load, whoever holds this still; another iteration begins with new ones.
+
+        Left to the traceback of an exception, or to Python's end, torch waits five seconds for each of them.
+        """
+        loader, self._loader = self._loader, self._new_loader()
+        if loader._iterator is not None:  # the processes that live on between epochs
+            loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
     def _until_failure(self) -> Generator[Batch, None, UserError | None]:
         """Yield the batches up to the first failure, and return that; None where there is none."""

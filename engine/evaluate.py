@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager
 
 import torch
 from tqdm import tqdm
@@ -90,13 +91,15 @@ def dropped_line(dropped: Dropped, max_detections: int, num_images: int, noun: s
     )
 
 
-def warmed_up(detector: Detector, dataset: Annotations, settings: LoaderSettings) -> Batches:
-    """Return the batches, after one image: what is chosen and allocated the first time is not measured."""
+@contextmanager
+def warmed_up(detector: Detector, dataset: Annotations, settings: LoaderSettings) -> Iterator[Batches]:
+    """Have the batches within this block, after one image: what is chosen the first time is not measured."""
     batches = evaluation_batches(dataset, settings)
     height, width = batches.plans()[0].net_hw if batches.plans() else settings.image_hw
     detector.look(torch.zeros(1, 3, height, width, dtype=torch.uint8), [ImageMeta(0, "", (width, height))])
     detector.reset_speed()
-    return batches
+    with closing(batches):
+        yield batches
 
 
 def collect_results(

@@ -75,7 +75,8 @@ def run_speed(
     """
     rows = []
     for size in batch_sizes:
-        milliseconds = time_batches(detector, warmed_up(detector, dataset, replace(settings, batch_size=size)))
+        with warmed_up(detector, dataset, replace(settings, batch_size=size)) as batches:
+            milliseconds = time_batches(detector, batches)
         if distributed.is_main():
             speed = detector.speed()
             print(speed_line(speed, settings.image_hw[::-1], size))

@@ -108,9 +108,9 @@ def run_study(
     if distributed.is_main():
         print("".join(f"{title:>14}" for title in ("size", "AP", "AP50", "ms inference", "ms NMS", "ms in all")))
     for size in sizes:
-        batches = warmed_up(detector, dataset, replace(settings, image_hw=(size, size)))
-        detector.boxes_only = True  # whose numbers the table has
-        results = collect_results(detector, batches, ground_truth, single_class)
+        with warmed_up(detector, dataset, replace(settings, image_hw=(size, size))) as batches:
+            detector.boxes_only = True  # whose numbers the table has
+            results = collect_results(detector, batches, ground_truth, single_class)
         truth, results = without_unread(ground_truth, results, batches)
         if distributed.is_main():
             metrics, speed = evaluate_coco(truth, results, evaluator).to_dict(), detector.speed()

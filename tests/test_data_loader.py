@@ -265,6 +265,25 @@ def workers_of_this_process():
     return [process.pid for process in multiprocessing.active_children()]
 
 
+@pytest.mark.parametrize("held_by", ["a cycle", "a generator"])
+def test_closed_batches_have_no_processes_whoever_holds_them(notes, held_by):
+    batches = training_batches(notes, LoaderSettings(**SETTINGS, workers=2), AugmentOptions())
+    if held_by == "a cycle":
+        batches.cycle = batches
+        list(batches)
+    else:
+        iterator = iter(batches)
+        next(iterator)
+    assert len(workers_of_this_process()) == 2
+    start = time.monotonic()
+    batches.close()
+    assert not workers_of_this_process() and time.monotonic() - start < 4  # torch waits five seconds, then kills
+    batches.set_epoch(1)
+    assert len(list(batches)) == len(batches)  # with new ones
+    batches.close()
+    batches.close()
+
+
 @pytest.mark.parametrize("moment", ["first batch", "between batches", "end of the epoch", "between epochs"])
 @pytest.mark.parametrize("kind", ["training", "evaluation"])
 def test_a_worker_that_is_killed_at_any_moment_is_one_clear_line(notes, monkeypatch, capfd, moment, kind):

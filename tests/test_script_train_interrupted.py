@@ -1,11 +1,13 @@
 """train.py that is interrupted or killed, or loses a worker or its folder: one line, and a checkpoint to go on from."""
 
+import multiprocessing
 import os
 import random
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +16,9 @@ from pathlib import Path
 import pytest
 import torch
 
+import train
 from tests.test_script_train import BASIC, ROOT, command, environment, epochs_done, make_project, train_as_typed
+from utils.errors import UserError
 
 
 @pytest.fixture
@@ -82,6 +86,18 @@ def test_a_signal_to_all_processes_of_a_run_ends_it_with_a_hint(project, how, mo
         ]
         assert re.fullmatch("kept up to (the start|epoch [0-9]+|batch [0-9] of epoch [0-9]+)", words[1])
         assert epochs_done(run / "last.pt") >= 0 and not list(run.glob(".*"))
+
+
+def test_no_process_that_loads_outlives_a_run_whose_exception_is_held(project, monkeypatch):
+    def fail(*_):
+        raise UserError("no test")
+
+    monkeypatch.chdir(project)
+    monkeypatch.setattr(train, "validate", fail)
+    monkeypatch.setattr(sys, "argv", ["train.py", *BASIC, "--workers", "2"])
+    with pytest.raises(UserError) as held:
+        train.main()
+    assert held and not multiprocessing.active_children()
 
 
 @pytest.mark.parametrize("which", ["of training", "of the test"])

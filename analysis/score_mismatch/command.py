@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,8 @@ def look(plan: DetectionMeasurement, found: Resolved, request: Request, notes: l
         max_bad=request.options(ImageCheckOptions).max_bad,
     )
     plan = replace(plan, nms=nms_rule(options, nms, network.suppresses, network.nms_beta))
-    return measure_network(plan, detector, evaluation_batches(plan.annotations, settings), loss, found.single_cls)
+    with closing(evaluation_batches(plan.annotations, settings)) as batches:
+        return measure_network(plan, detector, batches, loss, found.single_cls)
 
 
 def result_of(
