@@ -52,7 +52,7 @@ class RecipesOptions:
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainedRun:
     """One training."""
 
     recipe: str
@@ -69,9 +69,9 @@ class Trainings:
     def __init__(self, options: RecipesOptions) -> None:
         self.options = options
         self.folder = Path(options.project).resolve()
-        self.runs: list[Training] = []
+        self.runs: list[TrainedRun] = []
 
-    def ours(self, recipe: str, seed: int, epochs: int, more: str = "") -> Training:
+    def ours(self, recipe: str, seed: int, epochs: int, more: str = "") -> TrainedRun:
         """Train by train.py."""
         options = self.options
         start_from = ("--weights", options.weights) if options.weights else ()
@@ -79,7 +79,7 @@ class Trainings:
         command = (sys.executable, REPOSITORY / "train.py", *start_from, *network, *more.split(), "--exist-ok")
         return self._measure(recipe, seed, epochs, command, "img-size", REPOSITORY)
 
-    def yolov5(self, seed: int) -> Training:
+    def yolov5(self, seed: int) -> TrainedRun:
         """Train by YOLOv5's script."""
         options, folder = self.options, Path(self.options.yolov5)
         network = ("--cfg", Path(options.cfg).stem + ".yaml") if options.cfg else ()
@@ -89,11 +89,11 @@ class Trainings:
 
     def _measure(
         self, recipe: str, seed: int, epochs: int, command: Sequence[object], size_flag: str, folder: Path
-    ) -> Training:
+    ) -> TrainedRun:
         options, name = self.options, f"{recipe.replace(', ', '-').replace(' ', '-')}-{seed}"
         done = self.folder / f"{name}.json"
         if done.is_file():
-            run = Training(**json.loads(done.read_bytes()))
+            run = TrainedRun(**json.loads(done.read_bytes()))
         else:
             start = time.perf_counter()
             call(
@@ -110,7 +110,7 @@ class Trainings:
                 folder=REPOSITORY,
             )
             metrics = json.loads((self.folder / "test" / name / "metrics.json").read_bytes())
-            run = Training(recipe, seed, epochs, seconds, metrics["ap"], metrics["ap50"])
+            run = TrainedRun(recipe, seed, epochs, seconds, metrics["ap"], metrics["ap50"])
             write_json_atomically(done, asdict(run))
         self.runs.append(run)
         return run
@@ -166,12 +166,12 @@ def write_table(trainings: Trainings, reference: str) -> None:
     write_json_atomically(trainings.folder / "recipes.json", content)
 
 
-def mean(runs: Sequence[Training], number: Callable[[Training], float]) -> float:
+def mean(runs: Sequence[TrainedRun], number: Callable[[TrainedRun], float]) -> float:
     """Return the mean of a number over runs."""
     return sum(map(number, runs)) / len(runs)
 
 
-def difference(runs: Sequence[Training], reference: str, recipe: str) -> str:
+def difference(runs: Sequence[TrainedRun], reference: str, recipe: str) -> str:
     """Return the difference in AP of a recipe to the reference with its interval, paired by seed; "" for itself."""
     by_seed: list[dict[Hashable, float]] = [
         {run.seed: run.ap for run in runs if run.recipe == name} for name in (reference, recipe)
