@@ -34,7 +34,7 @@ from models.checkpoints.load import LoadedNetwork
 from models.detection_network import DetectionNetwork
 from models.detector import Detector
 from models.exported.network import ExportedNetwork
-from models.families.table import own_match
+from models.families.table import match_of
 from models.loss import DetectionLoss, build_loss
 from utils import distributed
 from utils.config import build_options, flag, flat_dict
@@ -140,7 +140,7 @@ def open_everything(
     found = fit_classes(found, annotations, remedy=f"{NAME_THE_DATA}, or other weights with --weights")
     loaded, trained = found.loaded, found.loaded.options
     network = loaded.network.showing_maps()
-    chosen = chosen_strategies(strategies, trained, own_match(network.cfg_path))
+    chosen = chosen_strategies(strategies, trained, match_of(network.cfg_path, trained))
     kinds = strategies.match_iou or DEFAULT_KINDS
     rule = SuppressionRule(options.conf_thres, options.iou_thres)
     detector = Detector(network.to(device), confidence=rule.confidence, iou=rule.nms_iou)
@@ -193,7 +193,7 @@ def loss_to_measure(
 
 
 def chosen_strategies(
-    strategies: StrategyOptions, trained: Mapping[str, Any], own: str = ""
+    strategies: StrategyOptions, trained: Mapping[str, Any], default: str
 ) -> dict[str, AssignmentOptions]:
     """Return the options of each strategy: of those asked for, else of the one that the network was trained with.
 
@@ -202,12 +202,12 @@ def chosen_strategies(
     Args:
         strategies: as the user gave them.
         trained: options of the run that trained the network; empty for foreign weights.
-        own: the strategy that the network has by itself, if that is not the usual one.
+        default: the one that the network learns by.
 
     Raises:
         UserError: an unknown strategy, or an option that none of them uses.
     """
-    match = strategies.match or trained.get("match") or own or "standard"
+    match = strategies.match or default
     try:
         chosen = strategies.for_strategies(match.split(","), READ_BY_MATCHING_STATS)
     except ValueError as error:

@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+from models.assignment.options import AssignmentOptions
 from models.detection_network import DetectionNetwork
 from models.families import effdet_networks, torchvision_instances, torchvision_networks
 from models.families.centernet import build_centernet
@@ -59,9 +62,15 @@ def is_family(cfg: str) -> bool:
     return cfg in FAMILIES and not Path(cfg).is_file()
 
 
-def own_match(cfg: str) -> str:
-    """Return the strategy that a network trains by where ``--match`` names none; "" where that is the usual one."""
-    return FAMILIES[cfg].match if is_family(cfg) else ""
+def match_of(cfg: str, trained: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Return the strategy by which a network learns where ``--match`` names none; "" where it has no choice of them.
+
+    Args:
+        cfg: a name of the table, or a file.
+        trained: options of the run that trained it, whose strategy it keeps; empty for foreign weights and a new run.
+    """
+    own = FAMILIES[cfg].match if is_family(cfg) else AssignmentOptions.match
+    return own and str(trained.get("match", own))
 
 
 def found_besides_boxes(cfg: str) -> frozenset[str]:
