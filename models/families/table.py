@@ -28,7 +28,7 @@ class Family:
     build: Callable[..., DetectionNetwork]  # from the number of classes; where it finds key points, of ``key_points``
     package: str  # that it comes from
     parameters: int | None = None  # with 80 classes; None: they are counted
-    finds: str = "boxes"
+    finds: frozenset[str] = frozenset()  # besides boxes: MASKS, KEY_POINTS
     match: str = ""  # strategy of --match that it trains by where none is named; "": it has no choice
     recipe: str = "detectors.yaml"  # of cfg/hyp
     published: PublishedDetector | None = None  # what reads the files of weights that the package publishes
@@ -40,7 +40,7 @@ def _published(detectors: Mapping[str, PublishedDetector], package: str) -> dict
             partial(kind.build, name),
             package,
             kind.parameters,
-            ", ".join(("boxes", *kind.finds)),
+            kind.finds,
             match=kind.match,
             published=kind,
         )
@@ -75,7 +75,7 @@ def match_of(cfg: str, trained: Mapping[str, Any] = MappingProxyType({})) -> str
 
 def found_besides_boxes(cfg: str) -> frozenset[str]:
     """Return what the network that ``--cfg`` names finds besides boxes: MASKS, KEY_POINTS or nothing."""
-    return frozenset(FAMILIES[cfg].finds.split(", ")[1:]) if is_family(cfg) else frozenset()
+    return FAMILIES[cfg].finds if is_family(cfg) else frozenset()
 
 
 def open_network(cfg: str, num_classes: int, key_points: int = 0) -> DetectionNetwork:
