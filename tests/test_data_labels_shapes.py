@@ -172,3 +172,16 @@ def test_training_needs_what_the_network_learns(tmp_path):
     read_text(tmp_path, "0 0.5 0.5 0.2 0.25\n", "0 0.5 0.5 0.2 0.25\n")
     with pytest.raises(UserError, match="its labels have no masks to learn; take a network that finds boxes"):
         open_training_splits(str(tmp_path), wants=frozenset({MASKS}))
+
+
+def test_training_and_validation_have_as_many_key_points(tmp_path):
+    for name, count in (("train", 3), ("valid", 2)):
+        points = [annotation(1, keypoints=[20, 30, 2] * count)]
+        content = {"images": IMAGES[:1], "annotations": points, "categories": [{"id": 1, "name": "person"}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    cv2.imwrite(str(tmp_path / "1.png"), np.zeros((80, 100, 3), np.uint8))
+    path = tmp_path / "x.data"
+    path.write_text(f"classes = 1\ntrain = {tmp_path}/train.json\nvalid = {tmp_path}/valid.json\n")
+    with pytest.raises(UserError, match=r"x\.data: an object has 3 key points to learn and 2 to validate"):
+        open_training_splits(str(path), wants=frozenset({KEY_POINTS}))
+    assert len(open_training_splits(str(path))) == 2  # for boxes it does not matter

@@ -129,11 +129,20 @@ def open_network_from_text(text: str, name: str, num_classes: int) -> DetectionN
     """
     if not is_family_text(text):
         return build_network_from_text(text, name, num_classes)
-    values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    named, key_points = values.get("name", ""), values.get("key_points", "0")
-    if named not in FAMILIES or not key_points.isdecimal():
+    named, key_points = _values(text).get("name", ""), key_points_of_text(text)
+    if named not in FAMILIES or key_points is None:
         raise UserError(f"{name}: this version knows no network '{named:.60}'; update it, or train again")
-    return _built(named, num_classes, int(key_points[:4]))
+    return _built(named, num_classes, key_points)
+
+
+def key_points_of_text(text: str) -> int | None:
+    """Return how many key points of an object the network of such a text finds, 0 for none; None: it is no number."""
+    count = _values(text).get("key_points", "0") if is_family_text(text) else "0"
+    return int(count[:4]) if count.isdecimal() else None
+
+
+def _values(text: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
 
 def _built(name: str, num_classes: int, key_points: int) -> DetectionNetwork:
