@@ -127,6 +127,20 @@ def test_key_points_that_are_no_numbers_are_missing(tmp_path):
     assert kinds(found) == ["key points that are no numbers, taken as missing"]
 
 
+@pytest.mark.parametrize("text", ["0 0.25 0.5 0.3 0.5\n", "0 0.25 0.5 0.3 0.5 0 0 0 0 0 0\n", ""])
+def test_rows_without_a_labelled_point_have_no_key_points(tmp_path, text):
+    assert read_text(tmp_path, text, "0 0.5 0.5 0.2 0.25\n", shape=(2, 3)).key_points is None
+    with pytest.raises(UserError, match="its labels have no key points to learn"):
+        path = tmp_path / "data.yaml"
+        path.write_text("train: images\nnames: [a]\nkpt_shape: [2, 3]\n")
+        open_training_splits(str(path), wants=frozenset({KEY_POINTS}))
+
+
+def test_a_json_without_a_labelled_point_has_no_key_points(tmp_path):
+    for points in ([], [0, 0, 0] * 3, [5, 5, 0] * 3):
+        assert read_json(tmp_path, [annotation(1, keypoints=points)]).key_points is None
+
+
 def test_what_longer_rows_hold_must_be_said_for_key_points(tmp_path):
     with pytest.raises(UserError, match=r"a data.yaml with kpt_shape: \[points, 3\] does"):
         read_text(tmp_path, "0 0.1 0.25 0.4 0.25 0.4 0.75 0.1 0.75\n", wants=frozenset({KEY_POINTS}))

@@ -42,13 +42,15 @@ class CocoShapes:
     def columns(self, rows: np.ndarray, categories: Sequence[Any]) -> dict[str, Any]:
         """Return the columns for :class:`Annotations`; None where no annotation of the file has any.
 
+        Key points of which none is labelled are none.
+
         Args:
             rows: numbers of the annotations, in the order that is wanted.
             categories: those of the file, which name the key points.
         """
         polygons = Polygons.of([self.polygons[row] for row in rows]) if any(self.polygons) else None
         most = max(map(len, self.points), default=0)
-        if not most:
+        if not any((points[:, 2] > 0).any() for points in self.points):
             return {"polygons": polygons, "key_points": None}
         points = np.zeros((len(rows), most, 3))
         for out, row in zip(points, rows, strict=True):
