@@ -24,9 +24,9 @@ from analysis.strategies import READ_BY_MATCHING_STATS, StrategyOptions
 from data.image_checks import ImageCheckOptions, bad_images
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings
-from data.splits import open_split, split_shown
+from data.splits import split_shown
 from engine.network_input import AUTO
-from engine.resolve import NAME_THE_DATA, Wanted, fit_classes, resolve
+from engine.resolve import Wanted, open_data_of, resolve
 from engine.run_folder import read_config, save_config
 from models.assignment.assigner import build_assigner
 from models.assignment.options import AssignmentOptions
@@ -134,10 +134,7 @@ def open_everything(
         remedy = "name the weights that were exported; test.py evaluates this file"
         raise UserError(f"{found.weights}: has no objectness and no anchors, which --matching-stats is about; {remedy}")
     found.loaded.network.require_trainable()  # matches are those of a training
-    annotations = open_split(found.data, source.split, found.single_cls, val_fraction=found.val_fraction, checks=checks)
-    if not len(annotations):
-        raise UserError(f"{found.data}: the {source.split} split has no images")
-    found = fit_classes(found, annotations, remedy=f"{NAME_THE_DATA}, or other weights with --weights")
+    found, annotations = open_data_of(found, source.split, checks)
     loaded, trained = found.loaded, found.loaded.options
     network = loaded.network.showing_maps()
     chosen = chosen_strategies(strategies, trained, match_of(network.cfg_path, trained))

@@ -28,7 +28,7 @@ from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches
 from data.splits import open_split, split_shown
 from engine.evaluate_results import ResultsOptions
-from engine.resolve import NAME_THE_DATA, Resolved, Wanted, fit_classes, resolve
+from engine.resolve import Resolved, open_data_of, resolve, wanted_by
 from evaluation.results import clean_ground_truth
 from evaluation.results_files import columns_of, read_results
 from models.detector import Detector
@@ -109,21 +109,8 @@ def open_network(asked: AnalyzeOptions, options: MatchingOptions, checks: ImageC
         UserError: no weights, no data, other classes or a size that does not fit, too many images that cannot be used.
     """
     use_threads()
-    found = resolve(
-        Wanted(
-            options.weights,
-            asked.cfg,
-            asked.data,
-            asked.img_size,
-            val_fraction=asked.val_fraction,
-            resize=asked.resize,
-            decode=options.decode,
-        )
-    )
-    annotations = open_split(found.data, asked.split, found.single_cls, val_fraction=found.val_fraction, checks=checks)
-    if not len(annotations):
-        raise UserError(f"{found.data}: the {asked.split} split has no images")
-    found = fit_classes(found, annotations, remedy=f"{NAME_THE_DATA}, or other weights with --weights")
+    found = resolve(replace(wanted_by(asked), weights=options.weights, decode=options.decode))
+    found, annotations = open_data_of(found, asked.split, checks)
     split, cfg = split_shown(found.data, asked.split, found.val_fraction), str(found.loaded.network.cfg_path)
     print(
         f"analyze: {found.weights} ({cfg}) on {found.data} ({split}), {how_many(len(annotations), 'image')}, "

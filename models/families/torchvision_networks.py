@@ -51,11 +51,13 @@ class TorchvisionDetector(PublishedDetector):
 
     def build(self, name: str, num_classes: int) -> TorchvisionNetwork:
         """As :meth:`PublishedDetector.build`."""
+        return TorchvisionNetwork(name, self, self.model(name, num_classes), num_classes)
+
+    def model(self, name: str, num_classes: int, **own: int) -> nn.Module:
+        """Return torchvision's model with random weights, built with what is its ``own`` besides the classes."""
         package = required("torchvision.models.detection", name, "requirements.txt")
-        model = getattr(package, name)(
-            weights=None, weights_backbone=None, num_classes=num_classes + int(self.has_background)
-        )
-        return TorchvisionNetwork(name, self, model, num_classes)
+        count = num_classes + int(self.has_background)
+        return getattr(package, name)(weights=None, weights_backbone=None, num_classes=count, **own)
 
 
 RESNET50 = BackboneSource("resnet50", {"model.backbone.body.": ""}, left_out=("fc.",))
