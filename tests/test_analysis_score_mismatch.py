@@ -1,6 +1,7 @@
 """Score and IoU of any detector's boxes, what suppression takes, and losses of single images: by hand and by loops."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -351,6 +352,20 @@ def test_single_images_are_assigned_as_the_network_learned(cfg, trained, match):
     ImageLoss.of(LoadedNetwork(AskedNetwork(), LoadReport("", 1, 1), options=trained), (64, 64))
     assert [one.match for one in asked] == [match]
     assert asked[0].match_fallback == ("match_fallback" in trained)
+
+
+def test_the_loss_of_an_image_knows_the_masks_and_key_points_of_its_objects():
+    batch, seen = batch_of(2), []
+    masks, points = torch.arange(2)[:, None, None].expand(2, 64, 96), torch.arange(2.0)[:, None, None].expand(2, 5, 3)
+    batch = replace(batch, targets=replace(batch.targets, masks=masks, key_points=points))
+    learner = DrawingLearner(torch.nn.Identity())
+    learner.forward = lambda images, targets, crowd: seen.append(targets) or BatchLoss({})
+    ImageLoss(learner).parts(Detector(random_network()), batch)
+    assert [one.masks.unique().tolist() for one in seen] == [one.key_points.unique().tolist() for one in seen]
+    assert [(one.masks.shape, one.masks.max(), one.image.tolist()) for one in seen] == [
+        ((1, 64, 96), 0, [0]),
+        ((1, 64, 96), 1, [0]),
+    ]
 
 
 class DrawingLearner(Learner):

@@ -42,6 +42,9 @@ class KeyPoints:
     points: np.ndarray  # [M K 3] float64: x, y in original pixels, and 0 not labelled, 1 hidden or 2 visible
     mirrored: np.ndarray  # [K] int64: the point that takes the place of each in a mirror; [0] where nothing says it
 
+    def __len__(self) -> int:
+        return len(self.points)
+
     def select(self, rows: np.ndarray) -> KeyPoints:
         """Return those of the objects at ``rows``."""
         return KeyPoints(self.points[rows], self.mirrored)
