@@ -103,6 +103,7 @@ def open_training_splits(
     train = _read_verified(description, "train", checks, wants=wants)
     for what, column in ((MASKS, train.polygons), (KEY_POINTS, train.key_points)):
         if what in wants and column is None:
+            print_problems(data, "train", train)  # one of them may be the reason
             raise UserError(f"{data}: its labels have no {what} to learn; take a network that finds boxes (--cfg help)")
     valid = train if description.is_one_set else _read_verified(description, "valid", checks, wants=wants)
     if 0 != train.num_key_points != valid.num_key_points != 0:
