@@ -121,6 +121,12 @@ def test_text_gives_key_points(tmp_path, shape):
     assert found.boxes_xyxy[0].tolist() == [10, 20, 40, 60]
 
 
+def test_objects_that_cannot_be_learned_have_key_points_for_cocos_evaluation(tmp_path):
+    text = "0 0.25 0.5 0.3 0.5 0.2 0.5 1\n0 0.5 0.5 0 0.25 0.5 0.5 2\n0 1.5 0.5 0.2 0.25 0.5 0.5 2\n"
+    truth = read_text(tmp_path, text, "", shape=(1, 3)).to_coco()["annotations"]
+    assert [(one["keypoints"], one["num_keypoints"]) for one in truth] == [([20, 40, 1], 1), *[([0, 0, 0], 0)] * 2]
+
+
 def test_key_points_that_are_no_numbers_are_missing(tmp_path):
     found = read_text(tmp_path, "0 0.25 0.5 0.3 0.5 0.2 x 1\n0 0.5 0.5 0.2 0.2 0.5 0.5 2\n", "", shape=(1, 3))
     assert found.key_points.points.tolist() == [[[0, 0, 0]], [[50, 40, 2]]]

@@ -49,6 +49,10 @@ class KeyPoints:
         """Return those of the objects at ``rows``."""
         return KeyPoints(self.points[rows], self.mirrored)
 
+    def unlabelled(self, count: int) -> KeyPoints:
+        """Return as many for each of ``count`` objects, of which none is labelled."""
+        return KeyPoints(np.zeros((count, *self.points.shape[1:])), self.mirrored)
+
     def to_coco(self, index: int) -> dict[str, Any]:
         """Return those of one object as COCO has them."""
         of_object = self.points[index]
