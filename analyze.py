@@ -25,10 +25,9 @@ from analysis.output.result import Result, print_result, write_result
 from data.splits import split_shown
 from engine.network_input import AUTO
 from engine.run_folder import newest_run, options_of_run, weights_of_run
-from models.assignment.options import AssignmentOptions
 from models.assignment.strategies import fits_heads
 from models.families.catalogue import print_if_asked
-from models.families.table import is_family, own_match
+from models.families.table import is_family, match_of
 from utils import distributed
 from utils.config import build_options, find_file, flag, option, parse_flags
 
@@ -144,7 +143,7 @@ def default_modes(given: dict[str, Any], cfg: str) -> list[str]:
 
     Of a network without anchors or slots that is what can be said of it.
     """
-    match = own_match(cfg) if is_family(cfg) else AssignmentOptions.match
+    match = match_of(cfg)
     of_network = "matching_stats" if match else "score_mismatch"
     if "report" in given:
         return ["dataset_stats", of_network]

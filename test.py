@@ -22,12 +22,12 @@ from analysis.points_lost import cfg_priors, network_priors
 from data.image_checks import ImageCheckOptions, bad_images
 from data.labels.annotations import Annotations
 from data.loader import Batches, LoaderSettings
-from data.splits import open_split, split_shown
+from data.splits import split_shown
 from engine.evaluate import collect_results, dropped_by_limit, dropped_line, warmed_up, without_unread
 from engine.evaluate_results import ResultsComparison, ResultsOptions, compare_results, ground_truth_of, print_tables
 from engine.evaluate_shapes import evaluate_shapes, truth_with_shapes, write_shape_results
 from engine.network_input import refuse_size, resize_option, size_option
-from engine.resolve import Resolved, fit_classes, resolve, wanted_by
+from engine.resolve import Resolved, open_data_of, resolve, wanted_by
 from engine.run_folder import new_run_folder, shared_run_folder
 from engine.speed import SpeedOptions, run_speed, speed_line, write_speed
 from engine.study import StudyOptions, checked_study, run_study, study_sizes, write_study
@@ -124,12 +124,8 @@ def main() -> None:
         val_fraction=resolved.val_fraction,
         rect=options.rect and resolved.resize.kind == "letterbox" and not resolved.loaded.network.fixed_size,
     )
-    split = SPLITS[options.task]
-    wants = resolved.loaded.network.finds
-    dataset = open_split(
-        resolved.data, split, resolved.single_cls, val_fraction=resolved.val_fraction, checks=checks, wants=wants
-    )
-    loaded = fit_classes(resolved, dataset).loaded
+    resolved, dataset = open_data_of(resolved, SPLITS[options.task], checks, resolved.loaded.network.finds)
+    loaded = resolved.loaded
     detector = make_detector(options, nms, views, loaded, device)
     announce(options, resolved, dataset, device)
     settings = loader_settings(options, checks, loaded, device)

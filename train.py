@@ -34,6 +34,7 @@ from engine.precision import Precision, choose_precision
 from engine.profiling import step_clock
 from engine.recipes import FROM_CFG, notes_of_recipe
 from engine.resolve import as_decoded, start_with_classes, tell_oddities, warn_of_decode
+from engine.resumed_run import check_data
 from engine.run_folder import draw_labels, fitness
 from engine.saving import use_deterministic_operations
 from engine.search.command import SearchOptions, is_of_many, train_many
@@ -85,9 +86,9 @@ def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> N
     train_set, test_set = open_training_splits(
         options.train.data, options.train.val_fraction, options.train.single_cls, options.images, wants
     )
-    check_names(options.train, train_set.names, checkpoint)
-
     network, resize = new_network(options.train, train_set.names, checkpoint, train_set.num_key_points)
+    if checkpoint:
+        check_data(checkpoint, options.train.resume, options.train.data, train_set, network.num_key_points)
     if options.anchors.auto_anchor and not checkpoint:
         network = with_fitting_anchors(network, train_set, options.train.img_size, resize.kind, options.train.seed)
     network = network.to(device).to(memory_format=torch.channels_last)
@@ -126,15 +127,6 @@ def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> N
         run.finish(state, test_batches)
     del wrapped  # it holds the process group, which must not outlive the interpreter
     distributed.stop()
-
-
-def check_names(options: TrainOptions, names: tuple[str, ...], checkpoint: dict[str, Any] | None) -> None:
-    """Refuse a checkpoint to resume from that had other classes."""
-    if checkpoint and tuple(checkpoint["names"]) != names:
-        raise UserError(
-            f"{options.data}: has other classes than when {options.resume} was written "
-            f"({', '.join(checkpoint['names'])}); put them back, or start a new run with --weights"
-        )
 
 
 def new_network(

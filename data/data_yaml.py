@@ -109,10 +109,18 @@ def _keypoint_shape(file: DataYaml) -> tuple[int, int] | None:
 def _keypoint_mirror(file: DataYaml, count: int) -> tuple[int, ...]:
     """Return the key point that takes the place of each in a mirror; () where the file is silent."""
     texts = file.texts("flip_idx")
+    if texts and not count:
+        missing = f"the key points of 'kpt_shape', which {file.path} does not have"
+        raise UserError(f"{file.place('flip_idx')}: 'flip_idx' is about {missing}")
     if texts and sorted(texts, key=lambda text: (len(text), text)) != [str(number) for number in range(count)]:
         wanted = f"the numbers 0 to {count - 1}, the point on the other side for each of kpt_shape's {count}"
         raise UserError(f"{file.place('flip_idx')}: 'flip_idx' must be {wanted}")
-    return tuple(map(int, texts))
+    mirror = tuple(map(int, texts))
+    for point, other in enumerate(mirror):
+        if mirror[other] != point:
+            sides = f"{other} beside {point}, but {mirror[other]} beside {other}"
+            raise UserError(f"{file.place('flip_idx')}: 'flip_idx' must say of two points the same, not {sides}")
+    return mirror
 
 
 def _is_shape(points: int, numbers: int) -> bool:

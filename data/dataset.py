@@ -66,6 +66,8 @@ class DetectionDataset(Dataset):
         leave_out: images that cannot be read are left out of their batch, which names them. In training the next image
             of the batch's pool takes the place, so that a batch is still a function of its plan and of the files.
         paint_later: training pictures are painted on the device to which a batch is moved, by data.device_painting.
+        with_shapes: batches for testing have the masks and key points of the annotations, too; those for training
+            always have them.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class DetectionDataset(Dataset):
         largest_side: int | None = None,
         leave_out: bool = False,
         paint_later: bool = False,
+        with_shapes: bool = False,
     ) -> None:
         self.annotations = annotations
         self.resize = resize
@@ -85,6 +88,7 @@ class DetectionDataset(Dataset):
         self.largest_side = largest_side
         self.leave_out = leave_out
         self.paint_later = paint_later
+        self.with_shapes = with_shapes or augment is not None
         # Where data.image_cache puts decoded images.
         self.cached: list[np.ndarray | None] | None = None  # all images; None: unreadable
         self.decoded: DecodedFile | None = None
@@ -157,7 +161,8 @@ class DetectionDataset(Dataset):
             cv2.cvtColor(out, cv2.COLOR_BGR2RGB, dst=out)
             boxes = np.clip(source.boxes_xyxy, 0, source.original_wh * 2)  # labels may reach over the edge
             boxes = boxes * (meta.scale_xy * 2) + (meta.offset_xy * 2)
-            samples.append(Sample(boxes, source.labels, source.crowd))
+            shapes = None if source.shapes is None else _in_input(source.shapes, meta)
+            samples.append(Sample(boxes, source.labels, source.crowd, shapes))
             metas.append(meta)
         return _batch(images[: len(samples)], samples, metas, unread, plan.net_hw)
 
@@ -194,7 +199,7 @@ class DetectionDataset(Dataset):
             annotations.boxes_xyxy[rows],
             annotations.labels[rows],
             annotations.crowd[rows],
-            None if self.augment is None else ObjectShapes.of(annotations, rows),  # those of testing stay in its truth
+            ObjectShapes.of(annotations, rows) if self.with_shapes else None,
         )
 
     def pixels(self, index: int) -> np.ndarray:
@@ -246,6 +251,14 @@ class DetectionDataset(Dataset):
 
     def _identity(self, index: int) -> tuple[int, str]:
         return int(self.annotations.image_ids[index]), self.annotations.image_paths[index]
+
+
+def _in_input(shapes: ObjectShapes, meta: ImageMeta) -> ObjectShapes:
+    """Return the objects of an image, cut off at its border, where they lie in the network input."""
+    count = len(shapes)
+    matrix = np.diag((*meta.scale_xy, 1.0))
+    matrix[:2, 2] = meta.offset_xy
+    return shapes.clipped(np.tile(meta.original_wh, (count, 1))).moved(np.tile(matrix, (count, 1, 1)))
 
 
 def _batch(

@@ -65,6 +65,7 @@ class LoaderSettings:
     pin_memory: bool = False  # for CUDA
     cache: str = ""  # decode all images once, into memory (ram) or a file (disk) (training)
     paint_later: bool = False  # training pictures are painted on the device to which a batch is moved
+    with_shapes: bool = False  # batches for testing have masks and key points, too
     max_bad: float = 0.0  # share of the images that may be left out because they cannot be read; 0: none
 
     def __post_init__(self) -> None:
@@ -244,7 +245,8 @@ def evaluation_batches(annotations: Annotations, settings: LoaderSettings) -> Ba
         UserError: there are no images.
     """
     _require_images(annotations)
-    dataset = DetectionDataset(annotations, settings.resize, leave_out=settings.max_bad > 0)
+    leave_out, with_shapes = settings.max_bad > 0, settings.with_shapes
+    dataset = DetectionDataset(annotations, settings.resize, leave_out=leave_out, with_shapes=with_shapes)
     return Batches(dataset, lambda epoch: evaluation_plans(annotations.image_wh, settings), settings)
 
 

@@ -24,6 +24,9 @@ class ObjectShapes:
     polygons: Polygons | None
     key_points: KeyPoints | None
 
+    def __len__(self) -> int:
+        return len(self.polygons) if self.polygons is not None else len(self.key_points or ())
+
     @staticmethod
     def of(annotations: Annotations, rows: slice) -> ObjectShapes | None:
         """Return those of some rows; None where the annotations have neither."""

@@ -103,8 +103,12 @@ def open_training_splits(
     train = _read_verified(description, "train", checks, wants=wants)
     for what, column in ((MASKS, train.polygons), (KEY_POINTS, train.key_points)):
         if what in wants and column is None:
+            print_problems(data, "train", train)  # one of them may be the reason
             raise UserError(f"{data}: its labels have no {what} to learn; take a network that finds boxes (--cfg help)")
     valid = train if description.is_one_set else _read_verified(description, "valid", checks, wants=wants)
+    if 0 != train.num_key_points != valid.num_key_points != 0:
+        points = f"{how_many(train.num_key_points, 'key point')} to learn and {valid.num_key_points} to validate"
+        raise UserError(f"{data}: an object has {points}; a network finds as many of every object: correct the labels")
     names = united(train.names, valid.names)
     moved = first_moved(valid.names, train.names)
     train, valid = train.with_names(names), valid.with_names(names)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -26,9 +29,10 @@ def compile_network(learner: Learner, settings: LoaderSettings, batches: int) ->
     Raises:
         UserError: torch cannot compile here, or not this network.
     """
-    if not isinstance(learner, MapsLearner):
-        raise UserError("--compile: leave it out; this network computes its loss inside, which is not compiled")
     network, precision = learner.network, learner.amp_dtype
+    if not isinstance(learner, MapsLearner):
+        why = f"a training step does not call {network.cfg_path} as one, so that nothing would be compiled"
+        raise UserError(f"--compile: leave it out; {why}")
     before = {name: value.clone() for name, value in network.state_dict().items()}
     result: nn.Module = torch.compile(network)  # type: ignore[assignment]
     images = torch.rand(settings.batch_size, 3, *settings.image_hw, device=next(network.parameters()).device)
@@ -73,5 +77,14 @@ def _seconds_of_pass(network: nn.Module, images: torch.Tensor, precision: torch.
     start = synchronised_time(images.device)
     with torch.autocast(images.device.type, dtype=precision, enabled=precision is not None):
         raw_maps = network(images)
-    sum(raw.float().square().mean() for raw in raw_maps).backward()
+    torch.stack([raw.float().square().mean() for raw in _tensors(raw_maps)]).sum().backward()
     return synchronised_time(images.device) - start
+
+
+def _tensors(raw_maps: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors of what a network returns: maps, or lists of them."""
+    if isinstance(raw_maps, torch.Tensor):
+        yield raw_maps
+    else:
+        for part in raw_maps:
+            yield from _tensors(part)

@@ -40,7 +40,7 @@ def evaluate_shapes(
     """
     found = {}
     for what in sorted(network.finds):
-        if reason := _why_undefined(what, network, dataset):
+        if reason := why_unlike(what, network, dataset) or _why_undefined(what, network):
             print(f"{what} are not evaluated: {reason}")
             continue
         parameters = COCO_PARAMETERS[KINDS[what]]
@@ -51,15 +51,18 @@ def evaluate_shapes(
     return found
 
 
-def _why_undefined(what: str, network: DetectionNetwork, dataset: Annotations) -> str:
+def why_unlike(what: str, network: DetectionNetwork, dataset: Annotations) -> str:
     """Return why something that a network finds cannot be compared with the data, "" where it can."""
     if (dataset.polygons if what == MASKS else dataset.key_points) is None:
         return f"the data have no {what}"
-    if what == MASKS:
-        return ""
-    if network.num_key_points != dataset.num_key_points:
+    if what == KEY_POINTS and network.num_key_points != dataset.num_key_points:
         return f"the network finds {network.num_key_points} of an object, the data have {dataset.num_key_points}"
-    if network.num_key_points != len(OKS_SIGMAS):
+    return ""
+
+
+def _why_undefined(what: str, network: DetectionNetwork) -> str:
+    """Return why COCO has no numbers for something that a network finds, "" where it has."""
+    if what == KEY_POINTS and network.num_key_points != len(OKS_SIGMAS):
         return f"OKS is defined for COCO's {len(OKS_SIGMAS)}, not for {network.num_key_points}"
     return ""
 

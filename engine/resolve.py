@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from data.image_checks import ImageCheckOptions
 from data.labels.annotations import Annotations
-from data.splits import open_data
+from data.splits import open_data, open_split
 from engine.network_input import AUTO, Resize, choose_resize, input_size
 from engine.run_folder import find_newest_checkpoint
 from models.checkpoints.load import LoadedNetwork, load_network
@@ -151,6 +152,28 @@ def warn_of_decode(network: DetectionNetwork) -> None:
     """Print a line where foreign weights may have been trained with another decode than their cfg says."""
     if isinstance(network, Network) and (line := decode_warning(network.config)):
         _note(line)
+
+
+def open_data_of(
+    found: Resolved, split: str, checks: ImageCheckOptions, wants: frozenset[str] = frozenset()
+) -> tuple[Resolved, Annotations]:
+    """Read the data of a network, and return both, the network with the classes of the data.
+
+    Args:
+        found: the network.
+        split: "train", "valid" or "test".
+        checks: of the images.
+        wants: MASKS, KEY_POINTS, both or nothing besides boxes.
+
+    Raises:
+        UserError: as :func:`data.splits.open_split` and :func:`fit_classes`; there are no images.
+    """
+    annotations = open_split(
+        found.data, split, found.single_cls, val_fraction=found.val_fraction, checks=checks, wants=wants
+    )
+    if not len(annotations):
+        raise UserError(f"{found.data}: the {split} split has no images")
+    return fit_classes(found, annotations, remedy=f"{NAME_THE_DATA}, or other weights with --weights"), annotations
 
 
 def fit_classes(found: Resolved, annotations: Annotations, remedy: str = NAME_THE_DATA) -> Resolved:

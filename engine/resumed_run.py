@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from data.labels.annotations import Annotations
 from engine.iteration_rates import POLICIES
 from engine.optimizer import OptimizerOptions, Schedule
 from engine.provenance import RECORD, launch_of
@@ -106,6 +107,31 @@ def options_to_resume(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
             f"go on with a larger one, or with --patience 0 for all {epochs} epochs"
         )
     return values, checkpoint
+
+
+def check_data(
+    checkpoint: dict[str, Any], resume: str, data: str, annotations: Annotations, num_key_points: int
+) -> None:
+    """Refuse to go on with data whose objects are others than those that the run has learned.
+
+    Args:
+        checkpoint: to go on from.
+        resume: its path, for messages.
+        data: as the user named it, likewise.
+        annotations: to learn from.
+        num_key_points: of an object, that the network of the checkpoint finds; 0 where it finds none.
+
+    Raises:
+        UserError: the classes, or the number of key points, are others.
+    """
+    other = ""
+    if tuple(checkpoint["names"]) != annotations.names:
+        other = f"other classes than when {resume} was written ({', '.join(checkpoint['names'])})"
+    elif num_key_points not in (0, annotations.num_key_points):
+        count = annotations.num_key_points
+        other = f"{how_many(count, 'key point')} of an object, and {num_key_points} when {resume} was written"
+    if other:
+        raise UserError(f"{data}: has {other}; put them back, or start a new run with --weights")
 
 
 def _longer_side(checkpoint: dict[str, Any]) -> int:

@@ -23,7 +23,7 @@ from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import cfg_of_weights, decode_of_weights
 from models.darknet.scaled_decode import DECODES
 from models.families.catalogue import print_if_asked
-from models.families.table import is_family, own_match
+from models.families.table import is_family, match_of
 from models.loss import LossOptions
 from utils import distributed
 from utils.config import build_options, find_file, flat_dict, found_name, option, read_recipe
@@ -196,7 +196,7 @@ def choose_options(given: dict[str, Any]) -> tuple[TrainGroups, dict[str, Any] |
         values = read_recipe(recipe, GROUPS) | given | {"hyp": str(recipe)}
     # Named without its ending, or by YOLOv5's name of it; the record of the run has the whole name.
     named = values.get("cfg") or cfg
-    if match := own_match(named):
+    if match := match_of(named):
         values.setdefault("match", match)
     values |= {"cfg": named if is_family(named) else found_name(named, "cfg")}
     values |= {"data": found_name(values.get("data") or TrainOptions.data, "data file")}

@@ -53,7 +53,7 @@ def _area(result: Mapping[str, Any], kind: str, sizes_hw: Mapping[int, tuple[int
     if kind == "segm":
         from hotcoco import mask
 
-        return float(mask.area(_run_lengths(result, sizes_hw)))
+        return float(mask.area(run_lengths(result, sizes_hw)))
     x, y = result["keypoints"][0::3], result["keypoints"][1::3]
     return (max(x) - min(x)) * (max(y) - min(y))
 
@@ -90,8 +90,8 @@ def _of_masks(results: Rows, annotations: Rows, pairs: Pairs, sizes_hw: Mapping[
         of_truth = list(dict.fromkeys(pairs[1][places].tolist()))
         found = pairs[0][places[: len(places) // len(of_truth)]].tolist()
         table = mask.iou(  # detections, annotations
-            [_run_lengths(results[number], sizes_hw) for number in found],
-            [_run_lengths(annotations[number], sizes_hw) for number in of_truth],
+            [run_lengths(results[number], sizes_hw) for number in found],
+            [run_lengths(annotations[number], sizes_hw) for number in of_truth],
             [bool(annotations[number].get("iscrowd")) for number in of_truth],
         )
         overlap[places] = table.T.ravel()
@@ -108,14 +108,25 @@ def _by_image_and_class(annotations: Rows, of_pairs: np.ndarray) -> Iterator[np.
     yield from map(np.array, groups.values())
 
 
-def _run_lengths(row: Mapping[str, Any], sizes_hw: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
-    """Return a mask as run lengths, from these, plain or compressed, or from polygons."""
+def run_lengths(row: Mapping[str, Any], sizes_hw: Mapping[int, tuple[int, int]]) -> dict[str, Any]:
+    """Return the mask of a result or annotation as run lengths, from these, plain or compressed, or from polygons.
+
+    Raises:
+        UserError: it is none, or of another size than its image.
+    """
     from hotcoco import mask
 
-    shape = row["segmentation"]
-    if isinstance(shape, list):
-        return mask.merge(mask.frPyObjects(shape, *sizes_hw[row["image_id"]]))
-    return shape
+    shape, size_hw = row["segmentation"], sizes_hw[row["image_id"]]
+    place = f"annotation {row['id']}, image {row['image_id']}" if "id" in row else f"image {row['image_id']}"
+    try:
+        runs = mask.merge(mask.frPyObjects(shape, *size_hw)) if isinstance(shape, list) else shape
+        mask.area(runs)
+    except (KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{place}: its mask cannot be read ({error!s:.100})") from error
+    if isinstance(shape, dict) and tuple(shape["size"]) != tuple(size_hw):
+        (height, width), sides = shape["size"], f"{size_hw[1]} x {size_hw[0]}"
+        raise UserError(f"{place}: its mask is {width} x {height} pixels large, and not {sides}")
+    return runs
 
 
 def _of_key_points(results: Rows, annotations: Rows, pairs: Pairs) -> np.ndarray:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from evaluation.overlaps import run_lengths
 from evaluation.results import SHAPE_KEYS
 from utils.errors import UserError
 
@@ -87,6 +88,8 @@ def read_results(path: Path, truth: Mapping[str, Any], kind: str = "bbox") -> li
         )
     if kind == "bbox":
         _refuse_corners(path, rows, images)
+    if kind == "segm":
+        _refuse_masks(path, rows, images)
     return rows
 
 
@@ -117,6 +120,16 @@ def _problem_of_shape(value: Any, kind: str) -> str:
     if kind == "bbox" and min(value[2:]) < 0:
         return "has a box of negative width or height; COCO's boxes are x, y, width, height"
     return ""
+
+
+def _refuse_masks(path: Path, rows: Sequence[Mapping], images: Mapping[int, Mapping]) -> None:
+    """Refuse masks that cannot be read, or are of another size than their images."""
+    sizes_hw = {id_: (image["height"], image["width"]) for id_, image in images.items()}
+    for number, row in enumerate(rows):
+        try:
+            run_lengths(row, sizes_hw)
+        except UserError as error:
+            raise UserError(f"{path}: result {number}: {error}") from error
 
 
 def _refuse_corners(path: Path, rows: Sequence[Mapping], images: Mapping[int, Mapping]) -> None:

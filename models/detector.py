@@ -245,6 +245,5 @@ def _in_original_pixels(whole: Detections, found: Detections, meta: ImageMeta) -
     if masks is not None:
         masks = BoxMasks(masks.grids, found.boxes_xyxy, meta.original_wh)
     if key_points is not None:
-        points_xy = meta.to_original(key_points[..., [0, 1, 0, 1]], clip=False)[..., :2]
-        key_points = torch.cat((points_xy, key_points[..., 2:]), dim=2)
+        key_points = meta.points_to_original(key_points)
     return replace(found, masks=masks, key_points=key_points)

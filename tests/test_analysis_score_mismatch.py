@@ -1,6 +1,7 @@
 """Score and IoU of any detector's boxes, what suppression takes, and losses of single images: by hand and by loops."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from analysis.score_mismatch.suppression import nms_rules
 from data.labels.annotations import Annotations
 from evaluation.results import clean_ground_truth
 from models.assignment.options import AssignmentOptions
+from models.checkpoints.load import LoadedNetwork
+from models.checkpoints.report import LoadReport
 from models.detector import Detector
 from models.learner import BatchLoss, Learner
 from models.loss import LossOptions
@@ -320,6 +323,49 @@ def test_the_loss_of_an_image_is_that_of_a_training_step_with_it_alone():
         learner = network.learner(LossOptions(), AssignmentOptions(), (96, 64)).eval()
         wanted = learner(one.images[number : number + 1] / 255, targets, Targets.empty()).parts
         assert found[number] == pytest.approx({name: part.item() for name, part in wanted.items()}, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("cfg", "trained", "match"),
+    [
+        ("fcos_resnet50_fpn", {}, "fcos"),
+        ("retinanet_resnet50_fpn", {}, "maxiou"),
+        ("retinanet_resnet50_fpn", {"match": "atss", "match_fallback": True, "epochs": 3}, "atss"),
+        ("centernet_resnet18", {}, "standard"),  # which takes no other
+        ("tiny.cfg", {}, "standard"),
+        ("tiny.cfg", {"match": "tal"}, "tal"),
+    ],
+)
+def test_single_images_are_assigned_as_the_network_learned(cfg, trained, match):
+    asked = []
+
+    class AskedNetwork(torch.nn.Module):
+        cfg_path = cfg
+
+        def require_trainable(self):
+            pass
+
+        def learner(self, loss, assignment, input_wh):
+            asked.append(assignment)
+            return DrawingLearner(self)
+
+    ImageLoss.of(LoadedNetwork(AskedNetwork(), LoadReport("", 1, 1), options=trained), (64, 64))
+    assert [one.match for one in asked] == [match]
+    assert asked[0].match_fallback == ("match_fallback" in trained)
+
+
+def test_the_loss_of_an_image_knows_the_masks_and_key_points_of_its_objects():
+    batch, seen = batch_of(2), []
+    masks, points = torch.arange(2)[:, None, None].expand(2, 64, 96), torch.arange(2.0)[:, None, None].expand(2, 5, 3)
+    batch = replace(batch, targets=replace(batch.targets, masks=masks, key_points=points))
+    learner = DrawingLearner(torch.nn.Identity())
+    learner.forward = lambda images, targets, crowd: seen.append(targets) or BatchLoss({})
+    ImageLoss(learner).parts(Detector(random_network()), batch)
+    assert [one.masks.unique().tolist() for one in seen] == [one.key_points.unique().tolist() for one in seen]
+    assert [(one.masks.shape, one.masks.max(), one.image.tolist()) for one in seen] == [
+        ((1, 64, 96), 0, [0]),
+        ((1, 64, 96), 1, [0]),
+    ]
 
 
 class DrawingLearner(Learner):

@@ -121,10 +121,30 @@ def test_text_gives_key_points(tmp_path, shape):
     assert found.boxes_xyxy[0].tolist() == [10, 20, 40, 60]
 
 
+def test_objects_that_cannot_be_learned_have_key_points_for_cocos_evaluation(tmp_path):
+    text = "0 0.25 0.5 0.3 0.5 0.2 0.5 1\n0 0.5 0.5 0 0.25 0.5 0.5 2\n0 1.5 0.5 0.2 0.25 0.5 0.5 2\n"
+    truth = read_text(tmp_path, text, "", shape=(1, 3)).to_coco()["annotations"]
+    assert [(one["keypoints"], one["num_keypoints"]) for one in truth] == [([20, 40, 1], 1), *[([0, 0, 0], 0)] * 2]
+
+
 def test_key_points_that_are_no_numbers_are_missing(tmp_path):
     found = read_text(tmp_path, "0 0.25 0.5 0.3 0.5 0.2 x 1\n0 0.5 0.5 0.2 0.2 0.5 0.5 2\n", "", shape=(1, 3))
     assert found.key_points.points.tolist() == [[[0, 0, 0]], [[50, 40, 2]]]
     assert kinds(found) == ["key points that are no numbers, taken as missing"]
+
+
+@pytest.mark.parametrize("text", ["0 0.25 0.5 0.3 0.5\n", "0 0.25 0.5 0.3 0.5 0 0 0 0 0 0\n", ""])
+def test_rows_without_a_labelled_point_have_no_key_points(tmp_path, text):
+    assert read_text(tmp_path, text, "0 0.5 0.5 0.2 0.25\n", shape=(2, 3)).key_points is None
+    with pytest.raises(UserError, match="its labels have no key points to learn"):
+        path = tmp_path / "data.yaml"
+        path.write_text("train: images\nnames: [a]\nkpt_shape: [2, 3]\n")
+        open_training_splits(str(path), wants=frozenset({KEY_POINTS}))
+
+
+def test_a_json_without_a_labelled_point_has_no_key_points(tmp_path):
+    for points in ([], [0, 0, 0] * 3, [5, 5, 0] * 3):
+        assert read_json(tmp_path, [annotation(1, keypoints=points)]).key_points is None
 
 
 def test_what_longer_rows_hold_must_be_said_for_key_points(tmp_path):
@@ -138,7 +158,7 @@ def test_a_yaml_says_the_mirror(tmp_path):
     described = open_data(str(path))
     assert (described.keypoint_mirror, described.notes) == ((0, 2, 1), ())
     path.write_text("train: images\nnames: [a]\nkpt_shape: [3, 2]\nflip_idx: [0, 2, 2]\n")
-    with pytest.raises(UserError, match=r"data.yaml:4: 'flip_idx' must be the numbers 0 to 2"):
+    with pytest.raises(UserError, match=r"data\.yaml:4: 'flip_idx' must be the numbers 0 to 2"):
         open_data(str(path))
 
 
@@ -172,3 +192,103 @@ def test_training_needs_what_the_network_learns(tmp_path):
     read_text(tmp_path, "0 0.5 0.5 0.2 0.25\n", "0 0.5 0.5 0.2 0.25\n")
     with pytest.raises(UserError, match="its labels have no masks to learn; take a network that finds boxes"):
         open_training_splits(str(tmp_path), wants=frozenset({MASKS}))
+
+
+def test_training_and_validation_have_as_many_key_points(tmp_path):
+    for name, count in (("train", 3), ("valid", 2)):
+        points = [annotation(1, keypoints=[20, 30, 2] * count)]
+        content = {"images": IMAGES[:1], "annotations": points, "categories": [{"id": 1, "name": "person"}]}
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    cv2.imwrite(str(tmp_path / "1.png"), np.zeros((80, 100, 3), np.uint8))
+    path = tmp_path / "x.data"
+    path.write_text(f"classes = 1\ntrain = {tmp_path}/train.json\nvalid = {tmp_path}/valid.json\n")
+    with pytest.raises(UserError, match=r"x\.data: an object has 3 key points to learn and 2 to validate"):
+        open_training_splits(str(path), wants=frozenset({KEY_POINTS}))
+    assert len(open_training_splits(str(path))) == 2  # for boxes it does not matter
+
+
+@pytest.mark.parametrize("size", [[100, 80], [160, 200]])
+def test_run_lengths_of_another_size_than_the_image_are_missing(tmp_path, size):
+    height, width = size
+    runs = {"size": size, "counts": [0, height * width]}
+    found = read_json(tmp_path, [annotation(1, segmentation=runs), annotation(2, 2, segmentation=[SQUARE])])
+    assert found.polygons.to_coco(0) == [SQUARE]  # its box
+    (problem, *_) = found.problems
+    assert problem.kind == "segmentation of another size than its image, taken as missing"
+    assert f"annotation 1: {width} x {height}, not 100 x 80" in str(problem)
+
+
+@pytest.mark.parametrize("value", [1e9, -1e300])
+def test_what_lies_as_far_as_no_image_reaches_is_missing(tmp_path, value):
+    rows = [annotation(1, segmentation=[[10, 20, value, 20, 40, 60]]), annotation(2, 2, segmentation=[SQUARE])]
+    rows[0] |= {"keypoints": [20, 30, 2, value, 25, 1, 0, 0, 0]}
+    rows[1] |= {"keypoints": [20, 30, 2, 15, 25, 1, 0, 0, 0]}
+    found = read_json(tmp_path, rows)
+    assert found.polygons.to_coco(0) == [SQUARE] and found.key_points.points[0].max() == 0
+    assert kinds(found)[:2] == [
+        f"{what} that cannot be read, taken as missing" for what in ("segmentation", "keypoints")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("names", "mirror"),
+    [
+        (["Left_eye", "RIGHT_EYE", "nose"], [1, 0, 2]),
+        (["leftEye", "rightEye", "left_eye"], []),  # the last one has no other side
+        (["l_eye", "r_eye", "tail"], [1, 0, 2]),
+        (["eye.L", "eye.R", "bright spot"], [1, 0, 2]),
+        (["left_eye_right_corner", "right_eye_left_corner", "lr"], [1, 0, 2]),
+        (["left_eye", "left_eye", "right_eye"], []),  # two of one name
+        (["left_eye", "nose", "mouth"], []),
+        (["a", "b", "c"], [0, 1, 2]),
+        ([["left"], None, 5], []),
+    ],
+)
+def test_the_mirror_follows_from_left_and_right_in_the_names(tmp_path, names, mirror):
+    points = [20, 30, 2, 15, 25, 1, 0, 0, 0]
+    assert (
+        read_json(tmp_path, [annotation(1, keypoints=points)], keypoints=names).key_points.mirrored.tolist() == mirror
+    )
+
+
+def test_objects_with_other_points_than_are_named_have_none(tmp_path):
+    names = ["nose", "left_eye", "right_eye"]
+    rows = [annotation(1, keypoints=[20, 30, 2] * 3), annotation(2, 2, keypoints=[20, 30, 2] * 4)]
+    rows += [annotation(3, 2, keypoints=[20, 30, 2]), annotation(4, 2, keypoints=[])]
+    found = read_json(tmp_path, rows, keypoints=names)
+    assert found.num_key_points == 3 and found.key_points.mirrored.tolist() == [0, 2, 1]
+    assert (found.key_points.points[:, :, 2] > 0).sum(axis=1).tolist() == [3, 0, 0, 0]
+    kind = "keypoints of another number than the categories name, taken as missing"
+    assert [str(one).split(": ", 1)[1] for one in found.problems if one.kind == kind] == [
+        f"{kind} (annotation 2: 4 of 3)",
+        f"{kind} (annotation 3: 1 of 3)",
+    ]
+    unnamed = read_json(tmp_path, rows, keypoints=[*names, "tail", "mouth"])  # which no object has
+    assert unnamed.num_key_points == 4 and unnamed.key_points.mirrored.tolist() == []
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        (
+            "flip_idx: [1, 0]\n",
+            r"data\.yaml:3: 'flip_idx' is about the key points of 'kpt_shape', which .* does not have",
+        ),
+        ("kpt_shape: [0, 0]\nflip_idx: [1, 0]\n", r"data\.yaml:4: 'flip_idx' is about the key points"),
+        ("kpt_shape: [3, 2]\nflip_idx: [1, 2, 0]\n", r"data\.yaml:4: 'flip_idx' .* 1 beside 0, but 2 beside 1"),
+    ],
+)
+def test_a_mirror_that_is_none_is_refused(tmp_path, lines, says):
+    path = tmp_path / "data.yaml"
+    path.write_text(f"train: images\nnames: [a]\n{lines}")
+    with pytest.raises(UserError, match=says):
+        open_data(str(path))
+
+
+def test_before_there_is_nothing_to_learn_the_reasons_are_told(tmp_path, capsys):
+    read_text(tmp_path, "0 0.5 0.5 0.2 0.25 0.5 0.5\n", "0 0.5 0.5 0.2 0.25\n", shape=(1, 2))
+    path = tmp_path / "data.yaml"
+    path.write_text("train: images\nnames: [a]\nkpt_shape: [5, 3]\n")
+    with pytest.raises(UserError, match="no key points to learn"):
+        open_training_splits(str(path), wants=frozenset({KEY_POINTS}))
+    assert "1 x neither 5 columns nor the 20 of a box with key points; first: " in capsys.readouterr().out

@@ -192,6 +192,14 @@ def test_a_batch_has_masks_and_points_of_its_objects(tmp_path):
     assert tested.targets.masks is None
 
 
+def test_a_batch_for_testing_has_them_where_they_are_asked_for(tmp_path):
+    points = KeyPoints(np.array([[[20.0, 30, 2], [20, 300, 1]], [[60, 30, 2]] * 2]), np.arange(2))
+    dataset = DetectionDataset(annotations_of(tmp_path, points), with_shapes=True)
+    targets = dataset.plain_batch(BatchPlan((0,), (2 * WIDTH, 2 * WIDTH))).targets  # twice as large, 30 rows above
+    assert targets.masks.sum() == 4 * 30 * 40 and targets.masks[0, 70:150, 20:80].all()
+    assert targets.key_points.tolist() == [[[40, 90, 2], [0, 30, 0]]]  # outside of the image nothing is labelled
+
+
 def test_flips_need_to_know_left_and_right(tmp_path):
     annotations = annotations_of(tmp_path, KeyPoints(np.zeros((2, 3, 3)), NO_MIRROR))
     settings = LoaderSettings((96, 128))

@@ -8,8 +8,10 @@ import torch
 from data.loader import LoaderSettings
 from engine import compiling
 from engine.compiling import compile_network, verdict
+from models.families.dense_heads import DenseLearner
+from models.families.effdet_networks import LevelMaps
 from models.families.own_loss import OwnLossLearner
-from models.learner import MapsLearner
+from models.learner import Learner, MapsLearner
 from models.network import build_network_from_text
 from tests.tiny_project import CFG
 from utils.errors import UserError
@@ -60,9 +62,44 @@ def test_without_a_compiler_there_is_one_line(monkeypatch):
         compile_network(MapsLearner(tiny(), None), SETTINGS, 100)
 
 
-def test_a_network_that_computes_its_loss_inside_is_refused():
-    with pytest.raises(UserError, match="--compile: leave it out"):
-        compile_network(OwnLossLearner(tiny()), SETTINGS, 100)
+class TwoListsOfMaps(torch.nn.Module):
+    """Says of images what an EfficientDet does: a list of maps of classes, and one of boxes."""
+
+    def __init__(self):
+        super().__init__()
+        self.classes, self.boxes = (torch.nn.Conv2d(3, channels, 3, padding=1) for channels in (2, 4))
+
+    def forward(self, images):
+        sizes = [images, images[..., ::2, ::2]]
+        return LevelMaps([self.classes(one) for one in sizes], [self.boxes(one) for one in sizes])
+
+
+def test_a_network_that_returns_lists_of_maps_is_timed_in_full(monkeypatch):
+    network = TwoListsOfMaps()
+    reached = set()
+    for name, parameter in network.named_parameters():
+        parameter.register_hook(lambda gradient, name=name: reached.add(name) if gradient.any() else None)
+    monkeypatch.setattr(torch, "compile", lambda module: module)
+    compile_network(MapsLearner(network, None), SETTINGS, 100)
+    assert reached == {"classes.weight", "classes.bias", "boxes.weight", "boxes.bias"}
+
+
+@pytest.mark.slow
+def test_a_network_that_returns_lists_of_maps_compiles():
+    learner = MapsLearner(TwoListsOfMaps(), None)
+    compile_network(learner, SETTINGS, 100)
+    images = torch.rand(2, 3, 64, 96)
+    for found, expected in zip(learner.network(images), learner.network._orig_mod(images), strict=True):
+        for one, other in zip(found, expected, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [OwnLossLearner, DenseLearner])
+def test_a_network_that_a_step_does_not_call_as_one_is_refused(kind):
+    learner = kind.__new__(kind)
+    Learner.__init__(learner, tiny())
+    with pytest.raises(UserError, match=r"--compile: leave it out; a training step does not call tiny\.cfg as one"):
+        compile_network(learner, SETTINGS, 100)
 
 
 @pytest.mark.slow

@@ -1,13 +1,15 @@
 """--resume: which run it means, what may change, and how a finished run goes on."""
 
 import os
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import train
 from engine.optimizer import OptimizerOptions
-from engine.resumed_run import find_last, other_length
+from engine.resumed_run import check_data, find_last, other_length
 from models.checkpoints.format import read_checkpoint, save_checkpoint
 from tests.tiny_project import make_project
 from utils.errors import UserError
@@ -52,6 +54,26 @@ def test_a_file_a_folder_and_the_newest(tmp_path):
     assert find_last("newest", str(tmp_path / "runs")) == old
     with pytest.raises(UserError, match=r"none/ has a last\.pt.*--project"):
         find_last("newest", str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize(
+    ("names", "learned", "found", "says"),
+    [
+        (("a", "b"), 5, 5, ""),
+        (("a", "b"), 17, 0, ""),  # a network that finds boxes alone
+        (("b", "a"), 5, 5, r"x\.data: has other classes than when runs/last\.pt was written \(a, b\); put them back"),
+        (
+            ("a", "b"),
+            1,
+            5,
+            r"x\.data: has 1 key point of an object, and 5 when runs/last\.pt was written; put",
+        ),
+    ],
+)
+def test_data_with_other_objects_are_refused(names, learned, found, says):
+    annotations = SimpleNamespace(names=names, num_key_points=learned)
+    with pytest.raises(UserError, match=says) if says else nullcontext():
+        check_data({"names": ["a", "b"]}, "runs/last.pt", "x.data", annotations, found)
 
 
 def cut_after(epochs, monkeypatch, run_main, *arguments):

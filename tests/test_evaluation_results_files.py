@@ -25,7 +25,7 @@ def test_good_files_are_read_as_they_are(tmp_path):
     assert read_results(write(tmp_path / "a.json", rows), TRUTH) == rows
     assert read_results(write(tmp_path / "a.json", []), TRUTH) == []
     mask = {key: GOOD[key] for key in ("image_id", "category_id", "score")}
-    rows = [{**mask, "segmentation": {"size": [80, 100], "counts": "abc"}}]
+    rows = [{**mask, "segmentation": {"size": [80, 100], "counts": [0, 8000]}}]
     assert read_results(write(tmp_path / "a.json", rows), TRUTH, "segm") == rows
     rows = [{**mask, "keypoints": [1, 2, 1] * 17}]
     assert read_results(write(tmp_path / "a.json", rows), TRUTH, "keypoints") == rows
@@ -70,6 +70,27 @@ def test_a_file_that_is_none_is_one_line(tmp_path, content, words):
 def test_masks_and_key_points_that_are_none(tmp_path, kind, key, value):
     with pytest.raises(UserError, match="result 0 has"):
         read_results(write(tmp_path / "a.json", [{**GOOD, key: value}]), TRUTH, kind)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        ([[1, 2, 3]], r"a\.json: result 1: image 1: its mask cannot be read .*flattened polygon"),
+        ([5], "result 1: image 1: its mask cannot be read"),
+        ({"size": [80, 100], "counts": "!!~~"}, "result 1: image 1: its mask cannot be read"),
+        ({"size": [80, 100], "counts": [-1, 5]}, "result 1: image 1: its mask cannot be read"),
+        ({"counts": [5]}, "result 1: image 1: its mask cannot be read"),
+        (
+            {"size": [100, 80], "counts": [0, 8000]},
+            "image 1: its mask is 80 x 100 pixels large, and not 100 x 80",
+        ),
+    ],
+)
+def test_masks_that_cannot_be_laid_onto_their_images_are_one_line(tmp_path, value, says):
+    good = {"image_id": 1, "category_id": 3, "score": 0.5, "segmentation": [[1, 2, 30, 2, 30, 40]]}
+    path = write(tmp_path / "a.json", [good, {**good, "segmentation": value}])
+    with pytest.raises(UserError, match=says):
+        read_results(path, TRUTH, "segm")
 
 
 def test_boxes_that_reach_out_of_their_images_are_no_corners_where_one_ends_before_it_begins(tmp_path):

@@ -7,7 +7,7 @@ from engine.optimizer import OptimizerOptions, build_optimizer
 from models.assignment.options import AssignmentOptions
 from models.detector import Detector
 from models.families import table, torchvision_networks
-from models.families.table import Family, is_family, open_network, open_network_from_text, own_match
+from models.families.table import Family, is_family, match_of, open_network, open_network_from_text
 from models.loss import LossOptions
 from models.nms_variants import NmsOptions, NmsRule, suppress
 from utils.errors import UserError
@@ -41,7 +41,13 @@ def scene(side, images=2):
 
 def own_rule(name):
     """Return the options of the assignment that the network has by itself."""
-    return AssignmentOptions(match=own_match(name) or AssignmentOptions.match)
+    return AssignmentOptions(match=match_of(name) or AssignmentOptions.match)
+
+
+def test_a_network_learns_by_the_rule_of_its_training_else_by_its_own():
+    assert (match_of("fcos_resnet50_fpn"), match_of("yolov3-nano.cfg")) == ("fcos", "standard")
+    assert match_of("fcos_resnet50_fpn", {"match": "atss"}) == match_of("yolov3-nano.cfg", {"match": "atss"}) == "atss"
+    assert match_of("ssd300_vgg16", {"match": "standard"}) == match_of("centernet_resnet18") == ""
 
 
 def theirs(name, network):

@@ -6,9 +6,10 @@ import pytest
 import torch
 
 from models.families import catalogue
-from models.families.table import FAMILIES, Family
+from models.families.table import FAMILIES, Family, found_besides_boxes
 from utils.config import REPOSITORY
 from utils.errors import UserError
+from utils.structures import KEY_POINTS, MASKS
 
 
 @pytest.mark.slow
@@ -31,10 +32,14 @@ def test_every_network_is_a_row(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(catalogue, "REPOSITORY", tmp_path)
     monkeypatch.setitem(FAMILIES, "mine", Family(lambda num_classes: torch.nn.Linear(num_classes, 1), "nowhere"))
     monkeypatch.setitem(FAMILIES, "known", Family(refuse, "elsewhere (requirements.txt)", 1234567))
+    both = frozenset({MASKS, KEY_POINTS})
+    monkeypatch.setitem(FAMILIES, "shapely", Family(refuse, "here", 7, both))
+    assert found_besides_boxes("shapely") is both
     with pytest.raises(SystemExit, match="0"):
         catalogue.print_if_asked("help")
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert ["yolov3-nano.cfg", "719,053", "boxes", "cfg/"] in lines
     assert ["mine", "81", "boxes", "nowhere"] in lines
     assert ["known", "1,234,567", "boxes", "elsewhere", "(requirements.txt)"] in lines
+    assert ["shapely", "7", "boxes,", "key", "points,", "masks", "here"] in lines
     assert len(lines) == 1 + 1 + len(FAMILIES) + 1

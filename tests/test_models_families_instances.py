@@ -8,8 +8,10 @@ from data.dataset import BatchPlan, DetectionDataset
 from data.labels.read import read_dataset
 from data.splits import open_data
 from models.assignment.options import AssignmentOptions
+from models.checkpoints.format import save_checkpoint
+from models.checkpoints.load import load_network, load_weights
 from models.detector import Detector
-from models.families.table import found_besides_boxes, open_network, open_network_from_text
+from models.families.table import found_besides_boxes, key_points_of_text, open_network, open_network_from_text
 from models.loss import LossOptions
 from models.nms_variants import NmsRule, suppress
 from tests.tiny_project import NO_AUGMENTATION
@@ -184,6 +186,31 @@ def test_a_checkpoints_text_knows_the_key_points():
         assert open_network("keypointrcnn_resnet50_fpn", 1).num_key_points == 17
     with pytest.raises(UserError, match="knows no network"):
         open_network_from_text("[detector]\nname=keypointrcnn_resnet50_fpn\nkey_points=x\n", "x", 3)
+
+
+def test_the_text_of_a_checkpoint_says_how_many_key_points_it_knows():
+    assert key_points_of_text("[detector]\nname=keypointrcnn_resnet50_fpn\nkey_points=5\n") == 5
+    assert key_points_of_text("[detector]\nname=ssd300_vgg16\n") == key_points_of_text("[net]\nkey_points=5\n") == 0
+    assert key_points_of_text("[detector]\nkey_points=x\n") is None
+
+
+@pytest.mark.slow
+def test_weights_with_another_number_of_key_points_fill_all_but_the_last_layers(tmp_path):
+    name, path = "keypointrcnn_resnet50_fpn", tmp_path / "five.pt"
+    five = open_network(name, 2, key_points=5)
+    content = {"names": ["a", "b"], "cfg_text": five.cfg_text, "cfg_name": name, "options": {}}
+    save_checkpoint(path, content | {"model": five.state_dict()})
+    network = open_network(name, 2, key_points=3)
+    fresh = {key: tensor.clone() for key, tensor in network.state_dict().items()}
+    report = load_weights(network, path)
+    assert (report.classes, report.key_points) == (None, (5, 3)) and not report.complete
+    assert "another number of key points, 5 in the file and 3 here" in str(report)
+    for key, tensor in network.state_dict().items():
+        last = key.startswith("model.roi_heads.keypoint_predictor.")
+        assert torch.equal(tensor, (fresh if last else five.state_dict())[key]), key
+    assert load_network(path, name).network.num_key_points == 5
+    both = load_weights(open_network(name, 4, key_points=3), path)
+    assert (both.classes, both.key_points) == ((2, 4), (5, 3))
 
 
 def test_what_is_read_follows_from_the_name():

@@ -12,7 +12,7 @@ from engine.evaluate_shapes import KINDS as KINDS_OF_COCO
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.format import read_checkpoint
 from models.detector import Detector
-from models.families.table import found_besides_boxes, open_network, own_match
+from models.families.table import found_besides_boxes, match_of, open_network
 from models.loss import LossOptions
 from tests.tiny_project import make_project
 from utils.boxes import box_iou
@@ -73,7 +73,7 @@ def test_thirty_steps_on_four_images(name, request):
     side, rate = KINDS[name]
     images, targets, corners = four_images(side)
     network = open_network(name, 2)
-    assignment = AssignmentOptions(match=own_match(name) or AssignmentOptions.match)
+    assignment = AssignmentOptions(match=match_of(name) or AssignmentOptions.match)
     learner = network.learner(LossOptions(), assignment, (side, side)).train()
     optimizer = torch.optim.AdamW(network.parameters(), lr=rate)
 

@@ -355,14 +355,14 @@ def test_without_match_the_strategy_of_the_training_counts():
     from analysis.strategies import StrategyOptions
 
     trained = {"match": "split", "iou_t": 0.3, "extra_topk": 5, "epochs": 3}
-    (options,) = chosen_strategies(StrategyOptions(), trained).values()
+    (options,) = chosen_strategies(StrategyOptions(), trained, "split").values()
     assert (options.match, options.iou_t, options.extra_topk) == ("split", 0.3, 5)
-    (options,) = chosen_strategies(StrategyOptions(iou_t=0.4, match_iou=("ciou", "iou")), trained).values()
+    (options,) = chosen_strategies(StrategyOptions(iou_t=0.4, match_iou=("ciou", "iou")), trained, "split").values()
     assert (options.iou_t, options.extra_topk, options.match_iou) == (0.4, 5, "ciou")
-    assert list(chosen_strategies(StrategyOptions(match="tal,fast"), trained)) == ["tal", "fast"]
-    assert list(chosen_strategies(StrategyOptions(), {})) == ["standard"]
+    assert list(chosen_strategies(StrategyOptions(match="tal,fast"), trained, "split")) == ["tal", "fast"]
+    assert list(chosen_strategies(StrategyOptions(), {}, "tal")) == ["tal"]
     with pytest.raises(UserError, match="--anchor-t is used by none of --match split"):
-        chosen_strategies(StrategyOptions(anchor_t=3.0), trained)
+        chosen_strategies(StrategyOptions(anchor_t=3.0), trained, "split")
 
 
 def test_a_data_set_without_images(project, run):

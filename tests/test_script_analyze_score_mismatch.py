@@ -8,7 +8,10 @@ import numpy as np
 import pytest
 
 import analyze
-from tests.tiny_project import load_script, make_project, run_script
+from analysis.score_mismatch.image_loss import ImageLoss
+from models.checkpoints.format import save_checkpoint
+from models.families.table import open_network
+from tests.tiny_project import NAMES, load_script, make_project, run_script
 
 
 @pytest.fixture
@@ -147,6 +150,28 @@ def test_a_network_without_a_cfg(project, run_main, name):
     totals = [one["total"] for one in found["statistics"]["hard_images"]]
     assert totals == sorted(totals, reverse=True) and totals[0] > 0  # SSD: nothing without objects
     assert len(list(Path("runs/analyze/report/hard").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_the_hardest_images_are_those_of_masks_too_where_the_data_have_some(project, run_main, no_drawing, monkeypatch):
+    pytest.importorskip("torchvision.models.detection", exc_type=(ImportError, RuntimeError))
+    name, path = "maskrcnn_resnet50_fpn", Path("masks.pt")
+    network = open_network(name, 3)
+    content = {"names": list(NAMES), "cfg_name": name, "cfg_text": network.cfg_text, "options": {"match": "standard"}}
+    save_checkpoint(path, content | {"ema": network.state_dict()})
+    batches = []
+    parts = ImageLoss.parts
+    monkeypatch.setattr(ImageLoss, "parts", lambda *given: batches.append(given[2]) or parts(*given))
+    of_network = ("--weights", path, "--data", "tiny.data", "--img-size", "64", "--workers", "0", "--hard", "1")
+    status, _, err = run_main(analyze, "--score-mismatch", *of_network, "--name", "boxes")
+    assert status == 0 and not batches, err
+    assert "--hard: by AP50 lost, for there is no training loss: the data have no masks" in results("boxes")["notes"]
+    for labels in Path("labels").glob("*.txt"):
+        labels.write_text("0 0.2 0.2 0.8 0.3 0.5 0.9\n")
+    status, _, err = run_main(analyze, "--score-mismatch", *of_network, "--name", "masks")
+    assert status == 0, err
+    assert all(0 < batch.targets.masks.float().mean() < 1 for batch in batches) and len(batches) == 1
+    assert "loss_mask" in results("masks")["statistics"]["hard_images"][0]["loss"]
 
 
 @pytest.mark.slow

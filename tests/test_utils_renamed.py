@@ -12,7 +12,7 @@ from analysis.compare_runs import read_run
 from analysis.matching.blocks import DONE, read_blocks
 from engine import train_options
 from models.checkpoints.format import read_checkpoint
-from models.families.table import FAMILIES, own_match
+from models.families.table import FAMILIES, match_of
 from tests.tiny_project import make_project
 from utils.config import read_recipe
 from utils.renamed import OWN_RULES, RENAMED, RENAMED_VALUES, record_of_run, with_current_names
@@ -57,7 +57,7 @@ def test_a_network_that_had_its_own_assignment_only_keeps_it():
     assert record_of_run(before | {"cfg": "fcos_resnet50_fpn"})["match"] == "fcos"
     assert record_of_run(before | {"background_iou": None}) == before | {"background_iou": None}
     assert record_of_run(before | {"cfg": "yolov3.cfg"})["match"] == "standard"
-    assert {name: own_match(name) for name in FAMILIES if own_match(name)} == OWN_RULES
+    assert {name: match_of(name) for name in FAMILIES if match_of(name)} == OWN_RULES
 
 
 def test_an_old_recipe(tmp_path):

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import torch
 
 from utils.boxes import cxcywh_to_xyxy
 from utils.files import atomic_path, printable
@@ -176,8 +175,7 @@ def _in_network_pixels(found: Detections, meta: ImageMeta, net_wh: tuple[int, in
     if masks is not None:
         masks = BoxMasks(masks.grids, meta.to_network(masks.boxes_xyxy), net_wh)
     if key_points is not None:
-        points_xy = meta.to_network(key_points[..., [0, 1, 0, 1]])[..., :2]
-        key_points = torch.cat((points_xy, key_points[..., 2:]), dim=2)
+        key_points = meta.points_to_network(key_points)
     boxes_xyxy_net = meta.to_network(found.boxes_xyxy)
     return Detections(boxes_xyxy_net, found.scores, found.labels, masks=masks, key_points=key_points)
 

@@ -9,6 +9,7 @@ height of the network input, after letterboxing; "original pixels" are those of 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
 
 import torch
@@ -44,6 +45,19 @@ class ImageMeta:
     def to_network(self, boxes_xyxy: Tensor) -> Tensor:
         """Map [N 4] corner boxes from original pixels to network pixels."""
         return boxes_xyxy * boxes_xyxy.new_tensor(self.scale_xy * 2) + boxes_xyxy.new_tensor(self.offset_xy * 2)
+
+    def points_to_original(self, points: Tensor) -> Tensor:
+        """Map key points [... 3], x, y and a number that stays, from network pixels to original pixels, not clipped."""
+        return _moved_points(points, lambda xyxy: self.to_original(xyxy, clip=False))
+
+    def points_to_network(self, points: Tensor) -> Tensor:
+        """Map key points [... 3], x, y and a number that stays, from original pixels to network pixels."""
+        return _moved_points(points, self.to_network)
+
+
+def _moved_points(points: Tensor, move: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return points [... 3] moved as the corners of boxes are; their third number stays."""
+    return torch.cat((move(points[..., [0, 1, 0, 1]])[..., :2], points[..., 2:]), dim=-1)
 
 
 @dataclass(frozen=True)

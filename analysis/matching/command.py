@@ -24,9 +24,9 @@ from analysis.strategies import READ_BY_MATCHING_STATS, StrategyOptions
 from data.image_checks import ImageCheckOptions, bad_images
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings
-from data.splits import open_split, split_shown
+from data.splits import split_shown
 from engine.network_input import AUTO
-from engine.resolve import NAME_THE_DATA, Wanted, fit_classes, resolve
+from engine.resolve import Wanted, open_data_of, resolve
 from engine.run_folder import read_config, save_config
 from models.assignment.assigner import build_assigner
 from models.assignment.options import AssignmentOptions
@@ -34,7 +34,7 @@ from models.checkpoints.load import LoadedNetwork
 from models.detection_network import DetectionNetwork
 from models.detector import Detector
 from models.exported.network import ExportedNetwork
-from models.families.table import own_match
+from models.families.table import match_of
 from models.loss import DetectionLoss, build_loss
 from utils import distributed
 from utils.config import build_options, flag, flat_dict
@@ -134,13 +134,10 @@ def open_everything(
         remedy = "name the weights that were exported; test.py evaluates this file"
         raise UserError(f"{found.weights}: has no objectness and no anchors, which --matching-stats is about; {remedy}")
     found.loaded.network.require_trainable()  # matches are those of a training
-    annotations = open_split(found.data, source.split, found.single_cls, val_fraction=found.val_fraction, checks=checks)
-    if not len(annotations):
-        raise UserError(f"{found.data}: the {source.split} split has no images")
-    found = fit_classes(found, annotations, remedy=f"{NAME_THE_DATA}, or other weights with --weights")
+    found, annotations = open_data_of(found, source.split, checks)
     loaded, trained = found.loaded, found.loaded.options
     network = loaded.network.showing_maps()
-    chosen = chosen_strategies(strategies, trained, own_match(network.cfg_path))
+    chosen = chosen_strategies(strategies, trained, match_of(network.cfg_path, trained))
     kinds = strategies.match_iou or DEFAULT_KINDS
     rule = SuppressionRule(options.conf_thres, options.iou_thres)
     detector = Detector(network.to(device), confidence=rule.confidence, iou=rule.nms_iou)
@@ -193,7 +190,7 @@ def loss_to_measure(
 
 
 def chosen_strategies(
-    strategies: StrategyOptions, trained: Mapping[str, Any], own: str = ""
+    strategies: StrategyOptions, trained: Mapping[str, Any], default: str
 ) -> dict[str, AssignmentOptions]:
     """Return the options of each strategy: of those asked for, else of the one that the network was trained with.
 
@@ -202,12 +199,12 @@ def chosen_strategies(
     Args:
         strategies: as the user gave them.
         trained: options of the run that trained the network; empty for foreign weights.
-        own: the strategy that the network has by itself, if that is not the usual one.
+        default: the one that the network learns by.
 
     Raises:
         UserError: an unknown strategy, or an option that none of them uses.
     """
-    match = strategies.match or trained.get("match") or own or "standard"
+    match = strategies.match or default
     try:
         chosen = strategies.for_strategies(match.split(","), READ_BY_MATCHING_STATS)
     except ValueError as error:

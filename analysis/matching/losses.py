@@ -42,7 +42,8 @@ def image_losses(loss: DetectionLoss, raw_maps: Sequence[Tensor], targets: Targe
 def only_image(targets: Targets, image: int) -> Targets:
     """Return the targets of one image of a batch, as those of a batch of this image alone."""
     rows = (targets.image == image).nonzero().squeeze(1)
-    return Targets(torch.zeros_like(rows), targets.label[rows], targets.boxes_cxcywh[rows])
+    of_image = {name: one[rows] for name, one in vars(targets).items() if one is not None}
+    return Targets(**of_image | {"image": torch.zeros_like(rows)})
 
 
 def hardest(total: Sequence[float], count: int) -> list[int]:

@@ -29,7 +29,8 @@ from data.labels.annotations import Annotations
 from data.loader import LoaderSettings, evaluation_batches
 from data.splits import open_split, split_shown
 from engine.evaluate_results import ResultsOptions
-from engine.resolve import NAME_THE_DATA, Resolved, Wanted, fit_classes, resolve
+from engine.evaluate_shapes import why_unlike
+from engine.resolve import Resolved, open_data_of, resolve, wanted_by
 from evaluation.results import clean_ground_truth
 from evaluation.results_files import columns_of, read_results
 from models.detector import Detector
@@ -110,21 +111,9 @@ def open_network(asked: AnalyzeOptions, options: MatchingOptions, checks: ImageC
         UserError: no weights, no data, other classes or a size that does not fit, too many images that cannot be used.
     """
     use_threads()
-    found = resolve(
-        Wanted(
-            options.weights,
-            asked.cfg,
-            asked.data,
-            asked.img_size,
-            val_fraction=asked.val_fraction,
-            resize=asked.resize,
-            decode=options.decode,
-        )
-    )
-    annotations = open_split(found.data, asked.split, found.single_cls, val_fraction=found.val_fraction, checks=checks)
-    if not len(annotations):
-        raise UserError(f"{found.data}: the {asked.split} split has no images")
-    found = fit_classes(found, annotations, remedy=f"{NAME_THE_DATA}, or other weights with --weights")
+    found = resolve(replace(wanted_by(asked), weights=options.weights, decode=options.decode))
+    wants = found.loaded.network.finds if options.hard else frozenset()  # for the training loss
+    found, annotations = open_data_of(found, asked.split, checks, wants)
     split, cfg = split_shown(found.data, asked.split, found.val_fraction), str(found.loaded.network.cfg_path)
     print(
         f"analyze: {found.weights} ({cfg}) on {found.data} ({split}), {how_many(len(annotations), 'image')}, "
@@ -156,7 +145,7 @@ def look(plan: DetectionMeasurement, found: Resolved, request: Request, notes: l
     loss = None
     if options.hard:
         try:
-            loss = ImageLoss.of(found.loaded, found.input_wh)
+            loss = training_loss(found, plan.annotations)
         except UserError as error:
             notes.append(f"--hard: by AP50 lost, for there is no training loss: {error}")
     settings = LoaderSettings(
@@ -168,10 +157,24 @@ def look(plan: DetectionMeasurement, found: Resolved, request: Request, notes: l
         workers=options.workers,
         pin_memory=detector.device.type == "cuda",
         max_bad=request.options(ImageCheckOptions).max_bad,
+        with_shapes=loss is not None,
     )
     plan = replace(plan, nms=nms_rule(options, nms, network.suppresses, network.nms_beta))
     with closing(evaluation_batches(plan.annotations, settings)) as batches:
         return measure_network(plan, detector, batches, loss, found.single_cls)
+
+
+def training_loss(found: Resolved, annotations: Annotations) -> ImageLoss:
+    """Return the loss of single images that a network was trained with.
+
+    Raises:
+        UserError: it cannot be trained, or learns what the data do not have.
+    """
+    network = found.loaded.network
+    for what in sorted(network.finds):
+        if reason := why_unlike(what, network, annotations):
+            raise UserError(reason)
+    return ImageLoss.of(found.loaded, found.input_wh)
 
 
 def result_of(

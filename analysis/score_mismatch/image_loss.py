@@ -11,6 +11,7 @@ from analysis.matching.losses import loss_options_of, only_image
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.load import LoadedNetwork
 from models.detector import Detector
+from models.families.table import match_of
 from models.learner import Learner
 from utils.config import build_options
 from utils.structures import Batch
@@ -35,7 +36,7 @@ class ImageLoss:
 
     @classmethod
     def of(cls, loaded: LoadedNetwork, input_wh: tuple[int, int]) -> ImageLoss:
-        """Return the loss that a network was trained with; of foreign weights, that of the default options.
+        """Return the loss that a network was trained with; of foreign weights, that of its default options.
 
         Raises:
             UserError: it cannot be trained.
@@ -43,6 +44,8 @@ class ImageLoss:
         loaded.network.require_trainable()
         known = {item.name for item in fields(AssignmentOptions)}
         values = {name: value for name, value in loaded.options.items() if name in known}
+        if match := match_of(loaded.network.cfg_path, loaded.options):
+            values["match"] = match
         (assignment,) = build_options(values, [AssignmentOptions], "options of the training")
         loss = loss_options_of(loaded.options, assignment.match)
         return cls(loaded.network.learner(loss, assignment, input_wh))

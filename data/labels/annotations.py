@@ -42,9 +42,16 @@ class KeyPoints:
     points: np.ndarray  # [M K 3] float64: x, y in original pixels, and 0 not labelled, 1 hidden or 2 visible
     mirrored: np.ndarray  # [K] int64: the point that takes the place of each in a mirror; [0] where nothing says it
 
+    def __len__(self) -> int:
+        return len(self.points)
+
     def select(self, rows: np.ndarray) -> KeyPoints:
         """Return those of the objects at ``rows``."""
         return KeyPoints(self.points[rows], self.mirrored)
+
+    def unlabelled(self, count: int) -> KeyPoints:
+        """Return as many for each of ``count`` objects, of which none is labelled."""
+        return KeyPoints(np.zeros((count, *self.points.shape[1:])), self.mirrored)
 
     def to_coco(self, index: int) -> dict[str, Any]:
         """Return those of one object as COCO has them."""

@@ -24,7 +24,7 @@ from data.labels.polygons import Polygons
 from utils.array_files import read_arrays, write_arrays
 from utils.files import remove_unfinished
 
-MAGIC = "label cache of data/labels/cache.py, 3"  # change the number when the parsing changes
+MAGIC = "label cache of data/labels/cache.py, 4"  # change the number when the parsing changes
 MIN_IMAGES = 1000  # with fewer, parsing takes less than a second, and no file is left in the user's folder
 
 

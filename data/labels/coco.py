@@ -98,7 +98,7 @@ def read_coco(
     """
     shapes = CocoShapes(wants) if wants else None
     top, columns = _parse(json_path, shapes)
-    problems = shapes.problems(json_path) if shapes else []
+    problems = shapes.name_points(json_path, top["categories"]) if shapes else []
     names, category_ids = _categories(top["categories"], columns, json_path, description, problems)
     image_ids, image_wh, file_names = _images(top["images"], json_path, problems)
 
@@ -129,17 +129,17 @@ def read_coco(
         names=names,
         category_ids=category_ids,
         orientation=images.orientation if need_images else None,
-        **_columns_of(table, shapes, top),
+        **_columns_of(table, shapes, image_wh),
     )
     annotations = replace(
         shared,
         problems=(*problems, *images.problems, *table.problems),
-        unlearnable=replace(shared, **_columns_of(unlearnable, shapes, top)) if len(unlearnable) else None,
+        unlearnable=replace(shared, **_columns_of(unlearnable, shapes, image_wh)) if len(unlearnable) else None,
     )
     return _without_lost_images(annotations, images.is_bad, file_names, json_path, need_images)
 
 
-def _columns_of(table: RowTable, shapes: CocoShapes | None, top: dict) -> dict[str, Any]:
+def _columns_of(table: RowTable, shapes: CocoShapes | None, image_wh: np.ndarray) -> dict[str, Any]:
     """Return the columns of boxes for :class:`Annotations`: those of an image together, in the order of the file."""
     order = np.argsort(table["image"], kind="stable")
     return {
@@ -150,7 +150,7 @@ def _columns_of(table: RowTable, shapes: CocoShapes | None, top: dict) -> dict[s
         "areas": table["area"][order],
         "annotation_ids": table["id"][order],
         "boxes_xywh": table["xywh"][order],
-        **(shapes.columns(table["row"][order], top["categories"]) if shapes else {}),
+        **(shapes.columns(table, order, image_wh) if shapes else {}),
     }
 
 

@@ -194,11 +194,13 @@ def _read_pairs(
         orientation=found.orientation[good],
         **_columns_of(table, image_wh, 1, shapes),
     )
-    return replace(
-        shared,
-        problems=(*problems, *table.problems),
-        unlearnable=replace(shared, **_columns_of(unlearnable, image_wh, len(table) + 1)) if len(unlearnable) else None,
-    )
+    annotations = replace(shared, problems=(*problems, *table.problems))
+    if not len(unlearnable):
+        return annotations
+    columns = _columns_of(unlearnable, image_wh, len(table) + 1)
+    if shared.key_points is not None:
+        columns["key_points"] = shared.key_points.unlabelled(len(unlearnable))
+    return replace(annotations, unlearnable=replace(shared, **columns))
 
 
 def _unlearnable_rows(

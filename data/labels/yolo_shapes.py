@@ -33,6 +33,8 @@ def columns_of_rows(
 ) -> dict[str, Any]:
     """Return the columns for :class:`Annotations` of all rows, in their order; None where no row has any.
 
+    Key points of which none is labelled are none.
+
     Args:
         labels: N files, or "".
         per_image: the rows of each.
@@ -61,9 +63,10 @@ def columns_of_rows(
             bad = [line for line, row in zip(rows.lines.tolist(), longer, strict=True) if not np.isfinite(row).all()]
             problems += [Problem(label, line, "key points that are no numbers, taken as missing", "") for line in bad]
     mirrored = np.array(description.keypoint_mirror, dtype=np.int64)
+    is_labelled = any((of_row[:, 2] > 0).any() for of_row in key_points)
     return {
         "polygons": Polygons.of(polygons) if any(polygons) else None,
-        "key_points": KeyPoints(np.stack(key_points), mirrored) if key_points else None,
+        "key_points": KeyPoints(np.stack(key_points), mirrored) if is_labelled else None,
     }
 
 

@@ -23,7 +23,7 @@ from models.checkpoints.tensor_checks import why_unfit, why_unusable
 from models.checkpoints.yolov5 import load_yolov5_checkpoint, read_yolov5_checkpoint
 from models.detection_network import DetectionNetwork
 from models.exported.open_file import exported_kind, open_exported
-from models.families.table import open_network, open_network_from_text, published_by
+from models.families.table import key_points_of_text, open_network, open_network_from_text, published_by
 from models.network import Network, build_network, require_cfg
 from utils.config import REPOSITORY, find_file
 from utils.errors import UserError
@@ -88,9 +88,8 @@ def load_weights(network: DetectionNetwork, weights: str | Path) -> LoadReport:
         return _loaded_state(network, _read_ours(path), path)
     if kind == "tensors":
         source = _open_tensors(path, network.cfg_path, None)
-        count, wanted = source.network.num_classes, network.num_classes
-        report = load_state(network, source.network.state_dict(), path, skip_heads=count != wanted)
-        return replace(report, names=source.names, classes=(count, wanted) if report.skipped else None)
+        counts = (source.network.num_classes, source.network.num_key_points)
+        return replace(_filled(network, source.network.state_dict(), path, counts), names=source.names)
     return LOADERS[kind](require_cfg(network, str(path)), path)
 
 
@@ -184,7 +183,7 @@ def _open_ours(path: Path, cfg: str, num_classes: int | None) -> LoadedNetwork:
     names = tuple(checkpoint["names"])
     num_classes = num_classes or len(names)
     if cfg:
-        network = open_network(cfg, num_classes)
+        network = open_network(cfg, num_classes, key_points_of_text(checkpoint["cfg_text"]) or 0)
     else:
         network = open_network_from_text(checkpoint["cfg_text"], checkpoint["cfg_name"], num_classes)
     report = _loaded_state(network, checkpoint, path)
@@ -243,10 +242,22 @@ def _load_exported(network: Network, path: Path) -> LoadReport:
 def _loaded_state(network: DetectionNetwork, checkpoint: Mapping[str, Any], path: Path) -> LoadReport:
     """Fill the network from a checkpoint of ours as :func:`load_state` does, its heads where it has their classes."""
     names = tuple(checkpoint["names"])
-    report = load_state(network, _state_of(checkpoint), path, skip_heads=len(names) != network.num_classes)
-    classes = (len(names), network.num_classes) if report.skipped else None
-    resize = str(record_of_run(checkpoint["options"]).get("resize", ""))
-    return replace(report, names=names, classes=classes, resize=resize)
+    counts = (len(names), key_points_of_text(checkpoint["cfg_text"]) or 0)
+    report = _filled(network, _state_of(checkpoint), path, counts)
+    return replace(report, names=names, resize=str(record_of_run(checkpoint["options"]).get("resize", "")))
+
+
+def _filled(
+    network: DetectionNetwork, state: Mapping[str, Tensor], path: Path, counts_of_file: tuple[int, int]
+) -> LoadReport:
+    """Fill the network as :func:`load_state` does, all but its last layers where the file has other numbers.
+
+    ``counts_of_file`` are the classes of the file and the key points of an object, 0 where it has none.
+    """
+    pairs = list(zip(counts_of_file, (network.num_classes, network.num_key_points), strict=True))
+    classes, key_points = (pair if pair[0] != pair[1] and all(pair) else None for pair in pairs)
+    report = load_state(network, state, path, skip_heads=bool(classes or key_points))
+    return replace(report, classes=classes, key_points=key_points) if report.skipped else report
 
 
 def load_state(

@@ -28,7 +28,7 @@ def print_networks() -> None:
             rows.append([path.name, f"{_count(build_network(path, CLASSES)):,}", "boxes", "cfg/"])
         for name, family in FAMILIES.items():
             count = family.parameters or _count(family.build(CLASSES))
-            rows.append([name, f"{count:,}", family.finds, family.package])
+            rows.append([name, f"{count:,}", ", ".join(("boxes", *sorted(family.finds))), family.package])
     print(text_table(rows))
     print(f"Parameters with {CLASSES} classes. Any other Darknet cfg is named by its path.")
 

@@ -25,7 +25,7 @@ from models.assignment.options import AssignmentOptions
 from models.backbone_source import BackboneSource
 from models.exported.required import required
 from models.families.named import WrappedNetwork, running_statistics
-from models.families.own_loss import IMAGES_PER_STEP, objects_per_image, refuse_other_rules
+from models.families.own_loss import IMAGES_PER_STEP, objects_of_images, refuse_other_rules
 from models.families.published import PublishedDetector
 from models.learner import BatchLoss, Learner, MapsLearner
 from models.loss import LossOptions
@@ -122,7 +122,7 @@ class EffdetNetwork(WrappedNetwork):
         anchors, images = self.anchors(raw), len(raw.boxes[0])
         height, width = anchors.image_size
         with torch.autocast(raw.boxes[0].device.type, enabled=False):
-            objects = objects_per_image(targets, images, (width, height))
+            objects = objects_of_images(targets, images, (width, height))
             labeler = _effdet("anchors", self.name).AnchorLabeler(anchors, self.num_classes, match_threshold=0.5)
             wanted = labeler.batch_label_anchors(
                 [boxes_xyxy[:, [1, 0, 3, 2]] for _, boxes_xyxy, _ in objects],

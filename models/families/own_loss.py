@@ -34,7 +34,7 @@ class OwnLossLearner(Learner):
         return BatchLoss(parts, share=1 / IMAGES_PER_STEP)
 
 
-def objects_per_image(targets: Targets, images: int, size_wh: tuple[int, int]) -> list[tuple[Tensor, Tensor, Tensor]]:
+def objects_of_images(targets: Targets, images: int, size_wh: tuple[int, int]) -> list[tuple[Tensor, Tensor, Tensor]]:
     """Return which objects of each image have an area: rows [T] bool, their boxes [N 4] x y x y in pixels, labels [N].
 
     Args:

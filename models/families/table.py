@@ -6,7 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
+from models.assignment.options import AssignmentOptions
 from models.detection_network import DetectionNetwork
 from models.families import effdet_networks, torchvision_instances, torchvision_networks
 from models.families.centernet import build_centernet
@@ -25,7 +28,7 @@ class Family:
     build: Callable[..., DetectionNetwork]  # from the number of classes; where it finds key points, of ``key_points``
     package: str  # that it comes from
     parameters: int | None = None  # with 80 classes; None: they are counted
-    finds: str = "boxes"
+    finds: frozenset[str] = frozenset()  # besides boxes: MASKS, KEY_POINTS
     match: str = ""  # strategy of --match that it trains by where none is named; "": it has no choice
     recipe: str = "detectors.yaml"  # of cfg/hyp
     published: PublishedDetector | None = None  # what reads the files of weights that the package publishes
@@ -37,7 +40,7 @@ def _published(detectors: Mapping[str, PublishedDetector], package: str) -> dict
             partial(kind.build, name),
             package,
             kind.parameters,
-            ", ".join(("boxes", *kind.finds)),
+            kind.finds,
             match=kind.match,
             published=kind,
         )
@@ -59,14 +62,20 @@ def is_family(cfg: str) -> bool:
     return cfg in FAMILIES and not Path(cfg).is_file()
 
 
-def own_match(cfg: str) -> str:
-    """Return the strategy that a network trains by where ``--match`` names none; "" where that is the usual one."""
-    return FAMILIES[cfg].match if is_family(cfg) else ""
+def match_of(cfg: str, trained: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Return the strategy by which a network learns where ``--match`` names none; "" where it has no choice of them.
+
+    Args:
+        cfg: a name of the table, or a file.
+        trained: options of the run that trained it, whose strategy it keeps; empty for foreign weights and a new run.
+    """
+    own = FAMILIES[cfg].match if is_family(cfg) else AssignmentOptions.match
+    return own and str(trained.get("match", own))
 
 
 def found_besides_boxes(cfg: str) -> frozenset[str]:
     """Return what the network that ``--cfg`` names finds besides boxes: MASKS, KEY_POINTS or nothing."""
-    return frozenset(FAMILIES[cfg].finds.split(", ")[1:]) if is_family(cfg) else frozenset()
+    return FAMILIES[cfg].finds if is_family(cfg) else frozenset()
 
 
 def open_network(cfg: str, num_classes: int, key_points: int = 0) -> DetectionNetwork:
@@ -120,11 +129,20 @@ def open_network_from_text(text: str, name: str, num_classes: int) -> DetectionN
     """
     if not is_family_text(text):
         return build_network_from_text(text, name, num_classes)
-    values = dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
-    named, key_points = values.get("name", ""), values.get("key_points", "0")
-    if named not in FAMILIES or not key_points.isdecimal():
+    named, key_points = _values(text).get("name", ""), key_points_of_text(text)
+    if named not in FAMILIES or key_points is None:
         raise UserError(f"{name}: this version knows no network '{named:.60}'; update it, or train again")
-    return _built(named, num_classes, int(key_points[:4]))
+    return _built(named, num_classes, key_points)
+
+
+def key_points_of_text(text: str) -> int | None:
+    """Return how many key points of an object the network of such a text finds, 0 for none; None: it is no number."""
+    count = _values(text).get("key_points", "0") if is_family_text(text) else "0"
+    return int(count[:4]) if count.isdecimal() else None
+
+
+def _values(text: str) -> dict[str, str]:
+    return dict(line.split("=", 1) for line in text.splitlines() if "=" in line)
 
 
 def _built(name: str, num_classes: int, key_points: int) -> DetectionNetwork:

@@ -31,10 +31,8 @@ class InstanceDetector(TorchvisionDetector):
 
     def build(self, name: str, num_classes: int, key_points: int = COCO_KEY_POINTS) -> InstanceNetwork:
         """As :meth:`TorchvisionDetector.build`, for so many key points of an object where it finds them."""
-        package = required("torchvision.models.detection", name, "requirements.txt")
         own = {"num_keypoints": key_points} if KEY_POINTS in self.finds else {}
-        model = getattr(package, name)(weights=None, weights_backbone=None, num_classes=num_classes + 1, **own)
-        return InstanceNetwork(name, self, model, num_classes)
+        return InstanceNetwork(name, self, self.model(name, num_classes, **own), num_classes)
 
     def names(self, name: str, num_classes: int) -> tuple[str, ...]:
         """As :meth:`TorchvisionDetector.names`; the key points that torchvision publishes are those of persons."""

@@ -24,7 +24,7 @@ from models.decode import candidates_of_maps
 from models.exported.required import required
 from models.families.dense_heads import DenseLearner, dense_heads, look, raw_maps, refuse_options
 from models.families.named import WrappedNetwork, running_statistics
-from models.families.own_loss import OwnLossLearner, objects_per_image, refuse_other_rules
+from models.families.own_loss import OwnLossLearner, objects_of_images, refuse_other_rules
 from models.families.published import PublishedDetector
 from models.learner import Learner
 from models.loss import LossOptions
@@ -51,11 +51,13 @@ class TorchvisionDetector(PublishedDetector):
 
     def build(self, name: str, num_classes: int) -> TorchvisionNetwork:
         """As :meth:`PublishedDetector.build`."""
+        return TorchvisionNetwork(name, self, self.model(name, num_classes), num_classes)
+
+    def model(self, name: str, num_classes: int, **own: int) -> nn.Module:
+        """Return torchvision's model with random weights, built with what is its ``own`` besides the classes."""
         package = required("torchvision.models.detection", name, "requirements.txt")
-        model = getattr(package, name)(
-            weights=None, weights_backbone=None, num_classes=num_classes + int(self.has_background)
-        )
-        return TorchvisionNetwork(name, self, model, num_classes)
+        count = num_classes + int(self.has_background)
+        return getattr(package, name)(weights=None, weights_backbone=None, num_classes=count, **own)
 
 
 RESNET50 = BackboneSource("resnet50", {"model.backbone.body.": ""}, left_out=("fc.",))
@@ -150,7 +152,7 @@ class TorchvisionNetwork(WrappedNetwork):
         shift = int(self.kind.has_background)
         wanted = [
             {"boxes": boxes_xyxy, "labels": labels + shift} | self.shapes_of(targets, rows, (height, width))
-            for rows, boxes_xyxy, labels in objects_per_image(targets, len(images), (width, height))
+            for rows, boxes_xyxy, labels in objects_of_images(targets, len(images), (width, height))
         ]
         with running_statistics(self.model) if self.kind.ends_in_one_cell and len(images) == 1 else nullcontext():
             return self.model(list(images), wanted)
