@@ -25,7 +25,7 @@ from data.splits import open_training_splits
 from engine.anchor_check import anchor_line
 from engine.auto_anchor import with_fitting_anchors
 from engine.batch_size import with_batch_size
-from engine.compiling import compile_network
+from engine.compiling import compile_network, require_compilable
 from engine.ema import AveragedModel
 from engine.evaluate import evaluate
 from engine.network_input import Resize, choose_resize, input_size
@@ -175,6 +175,8 @@ def new_learner(
     """Return the network with its loss, in what it computes, and the options with what they had left open."""
     input_wh = input_size(options.train.img_size, network)
     learner = network.learner(options.loss, options.assignment, input_wh)
+    if options.train.compile:
+        require_compilable(learner)
     precision = choose_precision(options.train.precision, options.train.amp, learner, input_wh, device)
     learner.amp_dtype = precision.dtype
     options = replace(options, train=replace(options.train, resize=resize.kind, precision=precision.name))

@@ -18,6 +18,17 @@ ROUNDS = 3  # passes that are timed in each way; the fastest counts
 LEAST_GAIN = 1.05  # below it, what is gained is no more than what timings differ by
 
 
+def require_compilable(learner: Learner) -> None:
+    """Refuse a network whose training step has no one pass that could be compiled.
+
+    Raises:
+        UserError: says why.
+    """
+    if not isinstance(learner, MapsLearner):
+        why = f"a training step does not call {learner.network.cfg_path} as one, so that nothing would be compiled"
+        raise UserError(f"--compile: leave it out; {why}")
+
+
 def compile_network(learner: Learner, settings: LoaderSettings, batches: int) -> None:
     """Compile the network of a learner, and say what that costs and gains.
 
@@ -27,12 +38,9 @@ def compile_network(learner: Learner, settings: LoaderSettings, batches: int) ->
         batches: that the run has yet to learn from.
 
     Raises:
-        UserError: torch cannot compile here, or not this network.
+        UserError: torch cannot compile here.
     """
     network, precision = learner.network, learner.amp_dtype
-    if not isinstance(learner, MapsLearner):
-        why = f"a training step does not call {network.cfg_path} as one, so that nothing would be compiled"
-        raise UserError(f"--compile: leave it out; {why}")
     before = {name: value.clone() for name, value in network.state_dict().items()}
     result: nn.Module = torch.compile(network)  # type: ignore[assignment]
     images = torch.rand(settings.batch_size, 3, *settings.image_hw, device=next(network.parameters()).device)

@@ -5,15 +5,16 @@ import re
 import pytest
 import torch
 
+import train
 from data.loader import LoaderSettings
 from engine import compiling
-from engine.compiling import compile_network, verdict
+from engine.compiling import compile_network, require_compilable, verdict
 from models.families.dense_heads import DenseLearner
 from models.families.effdet_networks import LevelMaps
 from models.families.own_loss import OwnLossLearner
 from models.learner import Learner, MapsLearner
 from models.network import build_network_from_text
-from tests.tiny_project import CFG
+from tests.tiny_project import CFG, make_project
 from utils.errors import UserError
 
 SETTINGS = LoaderSettings((64, 96), 2)
@@ -99,7 +100,17 @@ def test_a_network_that_a_step_does_not_call_as_one_is_refused(kind):
     learner = kind.__new__(kind)
     Learner.__init__(learner, tiny())
     with pytest.raises(UserError, match=r"--compile: leave it out; a training step does not call tiny\.cfg as one"):
-        compile_network(learner, SETTINGS, 100)
+        require_compilable(learner)
+    require_compilable(MapsLearner(tiny(), lambda *_: None))
+
+
+def test_it_is_refused_before_a_run_has_a_folder(tmp_path, monkeypatch, run_main):
+    pytest.importorskip("torchvision.models.detection", exc_type=(ImportError, RuntimeError))
+    make_project(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    size = ["--img-size", 128, "--device", "cpu", "--no-amp", "--project", tmp_path / "mine"]
+    status, _, error = run_main(train, "--data", "tiny.data", "--cfg", "fcos_resnet50_fpn", "--compile", *size)
+    assert status == 2 and "--compile: leave it out" in error and not (tmp_path / "mine").exists()
 
 
 @pytest.mark.slow
