@@ -8,7 +8,7 @@ import torch
 import detect
 import train
 from models.assignment.options import AssignmentOptions
-from models.families.table import found_besides_boxes, open_network, own_match
+from models.families.table import found_besides_boxes, open_network, match_of
 from models.loss import LossOptions
 from tests.test_models_families_learn import KINDS, four_images, with_shapes
 from tests.tiny_project import make_project
@@ -47,7 +47,7 @@ def look(network, name, device):
     """Return what the network in training mode has to learn of four images."""
     side = KINDS[name][0]
     images, targets, _ = four_images(side)
-    assignment = AssignmentOptions(match=own_match(name) or AssignmentOptions.match)
+    assignment = AssignmentOptions(match=match_of(name) or AssignmentOptions.match)
     learner = network.learner(LossOptions(), assignment, (side, side)).train()
     return learner(images.to(device) / 255, targets.to(device), Targets.empty().to(device))
 
