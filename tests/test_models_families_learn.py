@@ -29,7 +29,7 @@ KINDS = {  # name -> side of the input, learning rate
     "centernet_resnet18": (128, 1e-3),
     "efficientdet_d0": (128, 3e-3),
     "maskrcnn_resnet50_fpn": (128, 3e-4),
-    "keypointrcnn_resnet50_fpn": (128, 1e-3),
+    "keypointrcnn_resnet50_fpn": (128, 3e-4),
 }
 FOUND_AGAIN = ("retinanet_resnet50_fpn", "ssdlite320_mobilenet_v3_large", "centernet_resnet18")
 
@@ -57,8 +57,8 @@ def four_images(side):
         images[number, number % 3, y1:y2, x1:x2] = 230
     center, size = (corners[:, :2] + corners[:, 2:]) / 2, corners[:, 2:] - corners[:, :2]
     masks = (images.amax(dim=1) == 230).byte()
-    diagonal = torch.linspace(-0.4, 0.4, 17)[:, None] * torch.tensor([1.0, -1.0])
-    points_xy = (center[:, None] + diagonal * size[:, None]) * side
+    corners_in_turn = torch.tensor([-0.4, 0.4]).repeat(9)[:17, None]  # near the upper left, near the lower right, …
+    points_xy = (center[:, None] + corners_in_turn * size[:, None]) * side
     points = torch.cat((points_xy, torch.full((4, 17, 1), 2.0)), dim=2)
     boxes_cxcywh = torch.cat((center, size), dim=1)
     targets = Targets(torch.arange(4), torch.tensor([0, 1, 0, 1]), boxes_cxcywh, masks, points)
