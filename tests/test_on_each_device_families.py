@@ -8,7 +8,7 @@ import torch
 import detect
 import train
 from models.assignment.options import AssignmentOptions
-from models.families.table import found_besides_boxes, open_network, match_of
+from models.families.table import found_besides_boxes, match_of, open_network
 from models.loss import LossOptions
 from tests.test_models_families_learn import KINDS, four_images, with_shapes
 from tests.tiny_project import make_project
