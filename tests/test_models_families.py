@@ -1,8 +1,14 @@
 """Networks without a cfg: their losses and boxes are those of the library they come from; one more is one line."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 
+from data.labels.read import read_dataset
+from data.loader import LoaderSettings, evaluation_batches
+from data.splits import open_data
 from engine.optimizer import OptimizerOptions, build_optimizer
 from models.assignment.options import AssignmentOptions
 from models.detector import Detector
@@ -10,6 +16,7 @@ from models.families import table, torchvision_networks
 from models.families.table import Family, is_family, match_of, open_network, open_network_from_text
 from models.loss import LossOptions
 from models.nms_variants import NmsOptions, NmsRule, suppress
+from utils.boxes import cxcywh_to_xyxy
 from utils.errors import UserError
 from utils.structures import ImageMeta, Targets
 
@@ -39,6 +46,27 @@ def scene(side, images=2):
     return pixels, Targets(torch.tensor([0, 0, 1, 1]), torch.tensor([0, 2, 1, 1]), boxes_cxcywh)
 
 
+def real_scene(side, shared):
+    """Return eight photographs and their objects, of as few classes."""
+    annotations = read_dataset(open_data(str(shared / "data/coco")), "train")
+    batch = next(iter(evaluation_batches(annotations, LoaderSettings((side, side), 8, stride=1))))
+    return batch.images / 255, replace(batch.targets, label=batch.targets.label % CLASSES)
+
+
+@pytest.fixture
+def pictures(request):
+    """A function that returns images and their objects at the size of a side."""
+    return partial(real_scene, shared=request.getfixturevalue("shared")) if request.param == "photographs" else scene
+
+
+def wanted_of(targets, count, side, shift):
+    """Return the objects of each image as torchvision wants them, without those that have no area."""
+    corners = cxcywh_to_xyxy(targets.boxes_cxcywh) * side
+    has_area = (corners[:, 2:] > corners[:, :2]).all(dim=1)
+    rows = [has_area & (targets.image == number) for number in range(count)]
+    return [{"boxes": corners[mine], "labels": targets.label[mine] + shift} for mine in rows]
+
+
 def own_rule(name):
     """Return the options of the assignment that the network has by itself."""
     return AssignmentOptions(match=match_of(name) or AssignmentOptions.match)
@@ -63,18 +91,20 @@ def theirs(name, network):
     return model
 
 
+PICTURES = pytest.mark.parametrize(
+    "pictures", ["noise", pytest.param("photographs", marks=pytest.mark.slow)], indirect=True
+)
+
+
+@PICTURES
 @pytest.mark.parametrize("name", EVERY)
-def test_losses_are_the_librarys(name):
+def test_losses_are_the_librarys(name, pictures):
     torch.manual_seed(0)
     network = open_network(name, CLASSES)
     side, shift = SIZES.get(name, 128), int(torchvision_networks.DETECTORS[name].has_background)
-    images, targets = scene(side)
+    images, targets = pictures(side)
     reference = theirs(name, network).train()
-    corners = CORNERS * side
-    wanted = [
-        {"boxes": corners[:2], "labels": torch.tensor([0, 2]) + shift},
-        {"boxes": corners[2:], "labels": torch.tensor([1]) + shift},
-    ]
+    wanted = wanted_of(targets, len(images), side, shift)
     torch.manual_seed(5)  # some draw which candidates they learn from
     expected = reference(list(images), wanted)
     learner = network.learner(LossOptions(), own_rule(name), (side, side)).train()
@@ -82,8 +112,8 @@ def test_losses_are_the_librarys(name):
     found = learner(images, targets, Targets.empty())
     assert found.parts.keys() == expected.keys() and (found.counts is None) == (not network.heads)
     for part, loss in expected.items():
-        torch.testing.assert_close(found.parts[part], loss * 2, rtol=1e-5, atol=1e-5)  # sums over two images
-    torch.testing.assert_close(found.total, sum(expected.values()) * 2 / 64, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found.parts[part], loss * len(images), rtol=1e-5, atol=1e-5)  # sums over images
+    torch.testing.assert_close(found.total, sum(expected.values()) * len(images) / 64, rtol=1e-5, atol=1e-6)
     found.total.backward()
     assert all(parameter.grad is not None for parameter in network.parameters() if parameter.requires_grad)
 
@@ -93,14 +123,15 @@ def rows_of(boxes_xyxy, scores, labels):
     return sorted(zip(scores.tolist(), labels.tolist(), *boxes_xyxy.T.tolist(), strict=True), reverse=True)
 
 
+@PICTURES
 @pytest.mark.parametrize("name", EVERY)
-def test_detections_are_the_librarys(name, monkeypatch):
+def test_detections_are_the_librarys(name, pictures, monkeypatch):
     # With few boxes torchvision moves those of other classes away from one another, which rounds their coordinates.
     monkeypatch.setattr(boxes, "_batched_nms_coordinate_trick", boxes._batched_nms_vanilla)
     torch.manual_seed(0)
     network = open_network(name, CLASSES)
     kind, side = torchvision_networks.DETECTORS[name], SIZES.get(name, 128)
-    images, targets = scene(side)
+    images, targets = pictures(side)
     for module in network.modules():  # without statistics of its own maps, hardly anything comes through random layers
         if isinstance(module, torch.nn.BatchNorm2d):
             module.momentum = None
