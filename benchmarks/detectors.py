@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.evaluate_results import ResultsOptions, compare_results
+from models.detection_network import DetectionNetwork
 from models.families.table import open_network
 from utils.config import REPOSITORY, option, parse_options
 from utils.devices import choose_device, describe_device
@@ -91,7 +92,7 @@ def main() -> None:
 def train_and_test(cfg: str, options: DetectorsOptions, folder: Path) -> float:
     """Train a network and write what it finds; return the seconds of the training."""
     name = Path(cfg).stem
-    side = fixed_side(cfg) or options.img_size
+    side = side_of(open_network(cfg, 1), options)
     start = time.perf_counter()
     run_script(
         folder / f"{name}.log",
@@ -125,8 +126,8 @@ def measure(cfg: str, train_seconds: float, options: DetectorsOptions, folder: P
     assert column.interval is not None
     low, high = column.interval[compared.parameters.names.index("AP")].tolist()
     speed = read_json(folder / "speed" / name / "speed.json")["rows"][0]
-    side = fixed_side(cfg) or options.img_size
-    parameters = count_parameters(cfg, len(truth["categories"]))
+    network = open_network(cfg, len(truth["categories"]))
+    side, parameters = side_of(network, options), sum(parameter.numel() for parameter in network.parameters())
     return Row(cfg, side, parameters, train_seconds, speed["p50_ms"], numbers["AP"], (low, high), numbers["AP50"])
 
 
@@ -144,15 +145,9 @@ def run_script(log: Path, script: str, *arguments: object) -> None:
         raise UserError(f"{script} {arguments[1]}: ended with status {ended.returncode}, see {log}: {' '.join(last)}")
 
 
-def fixed_side(cfg: str) -> int | None:
-    """Return the side of the only input that a network takes, None where it takes others."""
-    network = open_network(cfg, 1)
-    return network.input_wh[0] if network.fixed_size else None
-
-
-def count_parameters(cfg: str, num_classes: int) -> int:
-    """Return how many numbers a network learns."""
-    return sum(parameter.numel() for parameter in open_network(cfg, num_classes).parameters())
+def side_of(network: DetectionNetwork, options: DetectorsOptions) -> int:
+    """Return the side of the only input that a network takes, else that of the options."""
+    return network.input_wh[0] if network.fixed_size else options.img_size
 
 
 def read_json(path: Path) -> Any:

@@ -34,19 +34,26 @@ KINDS = {  # name -> side of the input, learning rate
 FOUND_AGAIN = ("retinanet_resnet50_fpn", "ssdlite320_mobilenet_v3_large", "centernet_resnet18")
 
 
-@pytest.fixture(autouse=True)
-def _package(request):
+def require_package(request):
     """Skip a network whose package is not installed."""
     if request.node.callspec.params["name"].startswith("efficientdet"):
         pytest.importorskip("effdet", reason="needs effdet: pip install -r requirements-detectors.txt")
 
 
+_package = pytest.fixture(autouse=True)(require_package)
+
+
+def draw_candidates(monkeypatch, number):
+    """Let torchvision's detectors learn from ``number(usual)`` candidates of an image."""
+    sampler = detection_utils.BalancedPositiveNegativeSampler
+    begin = sampler.__init__
+    monkeypatch.setattr(sampler, "__init__", lambda self, count, share: begin(self, number(count), share))
+
+
 @pytest.fixture
 def few_samples(monkeypatch):
     """Let torchvision's detectors learn from a few candidates of an image: masks and key points of 128 take minutes."""
-    sampler = detection_utils.BalancedPositiveNegativeSampler
-    begin = sampler.__init__
-    monkeypatch.setattr(sampler, "__init__", lambda self, count, share: begin(self, min(count, 32), share))
+    draw_candidates(monkeypatch, lambda usual: min(usual, 32))
 
 
 def four_images(side):

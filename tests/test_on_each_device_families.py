@@ -10,11 +10,10 @@ import train
 from models.assignment.options import AssignmentOptions
 from models.families.table import found_besides_boxes, match_of, open_network
 from models.loss import LossOptions
-from tests.test_models_families_learn import KINDS, four_images, with_shapes
+from tests.test_models_families_learn import KINDS, draw_candidates, four_images, require_package, with_shapes
 from tests.tiny_project import make_project
 from utils.structures import Targets
 
-detection_utils = pytest.importorskip("torchvision.models.detection._utils", exc_type=(ImportError, RuntimeError))
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
@@ -22,19 +21,13 @@ pytestmark = [
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
-@pytest.fixture(autouse=True)
-def _package(request):
-    """Skip a network whose package is not installed."""
-    if request.node.callspec.params["name"].startswith("efficientdet"):
-        pytest.importorskip("effdet", reason="needs effdet: pip install -r requirements-detectors.txt")
+_package = pytest.fixture(autouse=True)(require_package)
 
 
 @pytest.fixture
 def every_candidate(monkeypatch):
     """Let torchvision's detectors learn from all candidates: which ones are drawn depends on the device."""
-    sampler = detection_utils.BalancedPositiveNegativeSampler
-    begin = sampler.__init__
-    monkeypatch.setattr(sampler, "__init__", lambda self, count, share: begin(self, 10**6, share))
+    draw_candidates(monkeypatch, lambda _: 10**6)
 
 
 @pytest.fixture
