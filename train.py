@@ -39,7 +39,7 @@ from engine.run_folder import draw_labels, fitness
 from engine.saving import use_deterministic_operations
 from engine.search.command import SearchOptions, is_of_many, train_many
 from engine.train_loop import TrainState, freeze_layers, train_one_epoch, wrap_for_processes
-from engine.train_options import GROUPS, TrainGroups, TrainOptions, choose_options, with_epochs
+from engine.train_options import GROUPS, TrainGroups, TrainOptions, choose_options, with_length
 from engine.training_run import EpochBar, TrainingRun
 from engine.training_state import load_training_state
 from engine.validation_loss import ValidationLoss
@@ -93,14 +93,15 @@ def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> N
         network = with_fitting_anchors(network, train_set, options.train.img_size, resize.kind, options.train.seed)
     network = network.to(device).to(memory_format=torch.channels_last)
     learner, precision, options = new_learner(network, resize, options, device)
-    state = new_state(network, options, precision)
-    if checkpoint:
-        load_training_state(state, checkpoint, options.train.resume)
 
     train_settings, test_settings = loader_settings(options, network, device)
     sampler = EpochSampler(train_set, options.sampling)
     train_batches = training_batches(train_set, train_settings, options.augment, sampler)
-    options = with_epochs(options, len(train_batches))
+    options = with_length(options, len(train_batches), len(train_set.names))
+    state = new_state(network, options, precision)
+    if checkpoint:
+        load_training_state(state, checkpoint, options.train.resume)
+
     test_batches = evaluation_batches(test_set, test_settings)
     ground_truth = test_set.to_coco()
     schedule = Schedule(options.optimizer, options.train.epochs, len(train_batches), options.train.batches_per_step)

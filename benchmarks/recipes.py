@@ -4,16 +4,24 @@ One seed after the other, and within a seed one training after the other, so tha
 them alike. Everything is tested by test.py. With ``--yolov5`` its train.py runs as its users call it, and the default
 recipe once more for as many epochs as take the time of YOLOv5's. Differences are paired by seed.
 
+``--jobs 2`` works on two seeds at once, each with half of the processors' threads: sooner at the end, and seconds of a
+busy machine; ``--same-time-epochs`` then says how many epochs another run has shown to take as long. What the trainings
+print is in a file of each.
+
 Run: ``python -m benchmarks.recipes --data my.yaml --weights yolov5n.pt [--yolov5 FOLDER] [--recipe NAME=OPTIONS]``
 """
 
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -39,7 +47,9 @@ class RecipesOptions:
     batch_size: int = option(16, "images per batch")
     workers: int = option(2, "processes that load")
     seeds: int = option(5, "trainings of each recipe")
+    jobs: int = option(1, "seeds that are trained at once")
     recipe: tuple[str, ...] = option((), "NAME=OPTIONS of train.py, in one string, against the default")
+    same_time_epochs: int = option(0, "of the default recipe in the time of YOLOv5's; 0: by the times of this run")
     yolov5: str = option("", "folder of a clone of ultralytics/yolov5")
     python: str = option(sys.executable, "the interpreter that has what YOLOv5 requires")
     project: str = option("runs/benchmarks/recipes", "folder of the runs")
@@ -70,6 +80,22 @@ class Trainings:
         self.options = options
         self.folder = Path(options.project).resolve()
         self.runs: list[TrainedRun] = []
+        self.threads = None if options.jobs == 1 else max(1, (os.cpu_count() or 1) // options.jobs)
+        self.lock = threading.Lock()  # of the runs and the table
+
+    def of_seed(self, seed: int) -> None:
+        """Train everything with one seed, and print the table so far."""
+        options = self.options
+        ours = self.ours(DEFAULT, seed, options.epochs)
+        if options.yolov5:
+            theirs = self.yolov5(seed)
+            measured = round(options.epochs * theirs.seconds / ours.seconds)
+            self.ours(SAME_TIME, seed, options.same_time_epochs or measured)
+        for recipe in options.recipe:
+            name, more = recipe.split("=", 1)
+            self.ours(name, seed, options.epochs, more)
+        with self.lock:
+            write_table(self, YOLOV5 if options.yolov5 else DEFAULT)
 
     def ours(self, recipe: str, seed: int, epochs: int, more: str = "") -> TrainedRun:
         """Train by train.py."""
@@ -94,26 +120,41 @@ class Trainings:
         done = self.folder / f"{name}.json"
         if done.is_file():
             run = TrainedRun(**json.loads(done.read_bytes()))
+            if run.epochs != epochs:
+                raise UserError(f"{done}: is of {run.epochs} epochs, not {epochs}; another --project begins anew")
         else:
             start = time.perf_counter()
-            call(
-                *(*command, "--data", options.data, f"--{size_flag}", options.img_size, "--epochs", epochs),
-                *("--batch-size", options.batch_size, "--workers", options.workers, "--seed", seed),
-                *("--project", self.folder / "train", "--name", name),
-                folder=folder,
-            )
+            data = ("--data", options.data, f"--{size_flag}", options.img_size)
+            batches = ("--batch-size", options.batch_size, "--workers", options.workers)
+            length = ("--epochs", epochs, "--seed", seed, "--project", self.folder / "train", "--name", name)
+            self._call(folder, name, *command, *data, *batches, *length)
             seconds = time.perf_counter() - start
             weights = last_weights(self.folder / "train" / name)
             test = ("--weights", weights, "--data", options.data, "--img-size", options.img_size, "--exist-ok")
-            call(
-                *(sys.executable, REPOSITORY / "test.py", *test, "--project", self.folder / "test", "--name", name),
-                folder=REPOSITORY,
-            )
+            where = ("--project", self.folder / "test", "--name", name)
+            self._call(REPOSITORY, name, sys.executable, REPOSITORY / "test.py", *test, *where)
             metrics = json.loads((self.folder / "test" / name / "metrics.json").read_bytes())
             run = TrainedRun(recipe, seed, epochs, seconds, metrics["ap"], metrics["ap50"])
             write_json_atomically(done, asdict(run))
-        self.runs.append(run)
+            print(f"{recipe}, seed {seed}: {epochs} epochs in {seconds:.0f} s, AP {run.ap:.3f}", flush=True)
+        with self.lock:
+            self.runs.append(run)
         return run
+
+    def _call(self, folder: Path, name: str, *command: object) -> None:
+        """Run a command in a folder; what it prints is added to the log of that name.
+
+        Raises:
+            UserError: it failed; quotes the end of the log.
+        """
+        log, threads = self.folder / f"{name}.log", self.threads
+        environment = os.environ if threads is None else os.environ | {"OMP_NUM_THREADS": str(threads)}
+        words = [str(part) for part in command]
+        with log.open("ab") as file:
+            ended = subprocess.run(words, cwd=folder, env=environment, check=False, stdout=file, stderr=file)
+        if ended.returncode:
+            last = log.read_text(errors="replace").strip().splitlines()[-1:]
+            raise UserError(f"{words[1]}: ended with status {ended.returncode}, see {log}: {' '.join(last)}")
 
 
 def main() -> None:
@@ -121,26 +162,8 @@ def main() -> None:
     (options,) = parse_options(__doc__.splitlines()[0], RecipesOptions)
     trainings = Trainings(options)
     trainings.folder.mkdir(parents=True, exist_ok=True)
-    recipes = dict(recipe.split("=", 1) for recipe in options.recipe)
-    for seed in range(options.seeds):
-        ours = trainings.ours(DEFAULT, seed, options.epochs)
-        if options.yolov5:
-            theirs = trainings.yolov5(seed)
-            trainings.ours(SAME_TIME, seed, round(options.epochs * theirs.seconds / ours.seconds))
-        for name, more in recipes.items():
-            trainings.ours(name, seed, options.epochs, more)
-        write_table(trainings, YOLOV5 if options.yolov5 else DEFAULT)
-
-
-def call(*command: object, folder: Path) -> None:
-    """Run a command in a folder.
-
-    Raises:
-        UserError: it failed, having said why.
-    """
-    ended = subprocess.run([str(part) for part in command], cwd=folder, check=False)
-    if ended.returncode:
-        raise UserError(f"{' '.join(map(str, command[:2]))}: ended with status {ended.returncode}")
+    with ThreadPoolExecutor(options.jobs) as pool:
+        list(pool.map(trainings.of_seed, range(options.seeds)))  # a list, so that the first failure is raised here
 
 
 def last_weights(run: Path) -> Path:
@@ -149,18 +172,20 @@ def last_weights(run: Path) -> Path:
 
 
 def write_table(trainings: Trainings, reference: str) -> None:
-    """Print the means over the seeds so far, with the difference to a reference, and write them with every run."""
-    rows = [["recipe", "epochs", "seconds", "AP", "AP50", f"AP - {reference} [95 % over seeds]"]]
+    """Print the means over the seeds that are through, and differences to a reference; write them with every run."""
     names = dict.fromkeys(run.recipe for run in trainings.runs)
+    seeds = Counter(run.seed for run in trainings.runs)
+    through = [run for run in trainings.runs if seeds[run.seed] == len(names)]
+    rows = [["recipe", "epochs", "seconds", "AP", "AP50", f"AP - {reference} [95 % over seeds]"]]
     for name in names:
-        runs = [run for run in trainings.runs if run.recipe == name]
+        runs = [run for run in through if run.recipe == name]
         cells = [mean(runs, lambda run: run.epochs), mean(runs, lambda run: run.seconds)]
         numbers = [mean(runs, lambda run: run.ap), mean(runs, lambda run: run.ap50)]
         shown = [f"{cells[0]:.0f}", f"{cells[1]:.0f}", f"{numbers[0]:.3f}", f"{numbers[1]:.3f}"]
-        rows.append([name, *shown, difference(trainings.runs, reference, name)])
+        rows.append([name, *shown, difference(through, reference, name)])
     table = markdown_table(rows, [False] + [True] * (len(rows[0]) - 1))
     device = describe_device(choose_device(""))
-    print(f"\n{device}, {len({run.seed for run in trainings.runs})} seeds\n{table}\n", flush=True)
+    print(f"\n{device}, {len({run.seed for run in through})} seeds\n{table}\n", flush=True)
     write_text_atomically(trainings.folder / "recipes.md", table + "\n")
     content = {"device": device, "options": asdict(trainings.options), "runs": [asdict(run) for run in trainings.runs]}
     write_json_atomically(trainings.folder / "recipes.json", content)

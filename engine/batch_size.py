@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 
+from engine.optimizer import AUTO
 from engine.train_options import TrainGroups
 from models.learner import Learner
 from utils import distributed
@@ -20,7 +21,7 @@ SHARE = 0.8  # of the memory that is free: batches differ, and cuDNN chooses oth
 MOST = 1024  # images of one process
 OBJECTS = 8  # per image that is tried
 # Copies of the parameters that the training will have and the trial has not: the average, and the state of SGD or Adam.
-COPIES = {"SGD": 2, "Adam": 3, "AdamW": 3}
+COPIES = {"SGD": 2, "Adam": 3, "AdamW": 3, AUTO: 3}
 
 
 def with_batch_size(options: TrainGroups, learner: Learner, input_wh: tuple[int, int]) -> TrainGroups:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -12,7 +13,7 @@ from data.loader import MULTI_SCALE, PAINTERS
 from data.sampling import SamplingOptions
 from engine.auto_anchor import AnchorOptions
 from engine.network_input import refuse_size, resize_option, size_option
-from engine.optimizer import AUTO_BATCH, NOMINAL_BATCH, OptimizerOptions
+from engine.optimizer import AUTO, AUTO_BATCH, CHOSEN_BY_AUTO, NOMINAL_BATCH, SHORT_RUN, OptimizerOptions, resolve_auto
 from engine.precision import PRECISIONS
 from engine.recipes import FROM_CFG, as_many_epochs, default_recipe, values_of_cfg
 from engine.resumed_run import NEWEST, go_on_after_restart, options_to_resume, other_length
@@ -194,6 +195,8 @@ def choose_options(given: dict[str, Any]) -> tuple[TrainGroups, dict[str, Any] |
     else:
         recipe = find_file(given.get("hyp") or default_recipe(cfg, given.get("decode", DECODES[0])), "recipe")
         values = read_recipe(recipe, GROUPS) | given | {"hyp": str(recipe)}
+    if values.get("optimizer") == AUTO:
+        values["optimizer"] = auto_or_sgd(given)
     # Named without its ending, or by YOLOv5's name of it; the record of the run has the whole name.
     named = values.get("cfg") or cfg
     if match := match_of(named):
@@ -203,9 +206,40 @@ def choose_options(given: dict[str, Any]) -> tuple[TrainGroups, dict[str, Any] |
     return TrainGroups(*build_options(values, GROUPS)), None
 
 
-def with_epochs(options: TrainGroups, batches_per_epoch: int) -> TrainGroups:
-    """Return the options with a number of epochs, where ``--epochs 0`` leaves it to the number of iterations."""
-    if options.train.epochs:
-        return options
-    epochs = as_many_epochs(options.optimizer.max_batches, batches_per_epoch, options.train.batches_per_step)
-    return replace(options, train=replace(options.train, epochs=epochs))
+def auto_or_sgd(given: Mapping[str, Any]) -> str:
+    """Return the optimizer where it is left open: SGD where the command line has something that ``auto`` would choose.
+
+    Raises:
+        UserError: the command line has both.
+    """
+    chosen = [f"--{name}" for name in CHOSEN_BY_AUTO if given.get(name)]
+    if chosen and "optimizer" in given:
+        raise UserError(f"--optimizer auto chooses {chosen[0]} itself; leave out one of the two")
+    return "SGD" if chosen else AUTO
+
+
+def with_length(options: TrainGroups, batches_per_epoch: int, num_classes: int) -> TrainGroups:
+    """Return the options with what they leave to the length of the run.
+
+    That is the number of epochs, where ``--epochs 0`` leaves it to the number of iterations, and what
+    ``--optimizer auto`` chooses, which is printed.
+    """
+    train, optimizer = options.train, options.optimizer
+    if not train.epochs:
+        epochs = as_many_epochs(optimizer.max_batches, batches_per_epoch, train.batches_per_step)
+        train = replace(train, epochs=epochs)
+    batches = train.epochs * batches_per_epoch
+    chosen = resolve_auto(optimizer, batches, num_classes)
+    if chosen != optimizer:
+        if chosen.optimizer != "SGD":
+            train = replace(train, accumulate=1)
+        if distributed.is_main():
+            print(chosen_by_auto(chosen, train.batches_per_step, batches))
+    return replace(options, train=train, optimizer=chosen)
+
+
+def chosen_by_auto(chosen: OptimizerOptions, batches_per_step: int, batches: int) -> str:
+    """Return a line that says what ``--optimizer auto`` has chosen for a run of so many batches, and how to differ."""
+    rate = f"--optimizer {chosen.optimizer} --lr0 {chosen.lr0:g} --momentum {chosen.momentum:g}"
+    other = "" if chosen.optimizer == "SGD" else f", fewer than {SHORT_RUN:,}; the recipe's own: --optimizer SGD"
+    return f"--optimizer auto: {rate} --accumulate {batches_per_step}, as the run has {batches:,} batches{other}"
