@@ -48,7 +48,8 @@ def with_batch_size(options: TrainGroups, learner: Learner, input_wh: tuple[int,
         each, words = distributed.broadcast(found)
         gc.collect()  # the copy that was tried
         torch.cuda.empty_cache()
-    size = each * distributed.world_size() if device.type == "cuda" else max(each, distributed.world_size())
+    count = distributed.world_size()
+    size = each * count if device.type == "cuda" else max(1, each // count) * count  # the same for every process
     if distributed.is_main():
         print(f"--batch-size auto: {size}; {words}")
     return replace(options, train=replace(train, batch_size=size))

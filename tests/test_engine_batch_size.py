@@ -57,6 +57,13 @@ def test_a_cpu_takes_the_usual_batch_and_says_so(flags, capsys):
     assert found(given, torch.device("cpu")) == 3 and capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize(("processes", "expected"), [(2, 16), (3, 15), (20, 20)])
+def test_on_a_cpu_all_processes_have_as_many_images(monkeypatch, capsys, processes, expected):
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
+    assert found(options_of("--batch-size", "auto"), torch.device("cpu")) == expected
+    assert capsys.readouterr().out.startswith(f"--batch-size auto: {expected}; ")
+
+
 def test_a_gpu_tries(device, monkeypatch, capsys):
     if device.type != "cuda":
         pytest.skip("a CPU tries nothing")
