@@ -225,16 +225,16 @@ def with_length(options: TrainGroups, batches_per_epoch: int, num_classes: int) 
     ``--optimizer auto`` chooses, which is printed.
     """
     train, optimizer = options.train, options.optimizer
-    if not train.epochs:
-        epochs = as_many_epochs(optimizer.max_batches, batches_per_epoch, train.batches_per_step)
-        train = replace(train, epochs=epochs)
-    batches = train.epochs * batches_per_epoch
-    chosen = resolve_auto(optimizer, batches, num_classes)
-    if chosen != optimizer:
-        if chosen.optimizer != "SGD":
-            train = replace(train, accumulate=1)
-        if distributed.is_main():
-            print(chosen_by_auto(chosen, train.batches_per_step, batches))
+
+    def epochs(batches_per_step: int) -> int:
+        return train.epochs or as_many_epochs(optimizer.max_batches, batches_per_epoch, batches_per_step)
+
+    chosen = resolve_auto(optimizer, epochs(1) * batches_per_epoch, num_classes)
+    if chosen != optimizer and chosen.optimizer != "SGD":
+        train = replace(train, accumulate=1)
+    train = replace(train, epochs=epochs(train.batches_per_step))
+    if chosen != optimizer and distributed.is_main():
+        print(chosen_by_auto(chosen, train.batches_per_step, train.epochs * batches_per_epoch))
     return replace(options, train=train, optimizer=chosen)
 
 

@@ -73,6 +73,15 @@ def test_auto_is_what_it_says_it_is(project):
     assert losses(project, "auto") == losses(project, "named") and len(losses(project, "auto")) == 2
 
 
+def test_iterations_are_the_steps_of_what_was_chosen(project):
+    length = ("--epochs", "0", "--max-batches", "6", "--schedule", "poly")
+    out = train(
+        project, *QUICK, "--hyp", "yolov5.yaml", *length, "--name", "iterations"
+    ).stdout  # two batches an epoch, each of them a step
+    config = config_of(project, "iterations")
+    assert "as the run has 6 batches" in out and (config["optimizer"], config["epochs"]) == ("AdamW", 3)
+
+
 def test_a_run_resumes_with_what_was_chosen_also_for_longer(project):
     train(project, *QUICK, "--hyp", "yolov5.yaml", "--epochs", "1", "--name", "first")
     out = train(project, "--resume", "runs/train/first", "--epochs", "2").stdout
