@@ -63,7 +63,10 @@ def go_on_after_restart(given: dict[str, Any]) -> dict[str, Any]:
     last = max(lasts, key=lambda path: path.stat().st_mtime)
     if distributed.is_main():
         print(f"torchrun has started the processes again: goes on with {last}")
-    return {name: value for name, value in given.items() if name in MAY_CHANGE} | {"resume": str(last)}
+    kept = {name: value for name, value in given.items() if name in MAY_CHANGE}
+    if not kept.get("epochs"):  # 0: the run has found out how many, as --max-batches says
+        kept.pop("epochs", None)
+    return kept | {"resume": str(last)}
 
 
 def options_to_resume(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

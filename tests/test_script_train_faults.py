@@ -184,6 +184,9 @@ def test_after_a_restart_the_run_of_this_torchrun_goes_on(tmp_path, monkeypatch)
     for launch, run in (("first", "a"), ("second", "b")):
         monkeypatch.setenv("TORCHELASTIC_RUN_ID", launch)
         assert go_on_after_restart(given) == {"workers": 3, "resume": f"runs/train/{run}/last.pt"}
+        assert go_on_after_restart(given | {"epochs": 9})["epochs"] == 9
+        # With 0 the epochs follow from the iterations; the run knows how many they are.
+        assert "epochs" not in go_on_after_restart(given | {"epochs": 0, "max_batches": 6})
     assert go_on_after_restart({"resume": "x"}) == {"resume": "x"}
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "third")
     assert go_on_after_restart(given) == given
