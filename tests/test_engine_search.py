@@ -84,6 +84,20 @@ def test_a_mistake_in_a_space_is_one_line_with_its_place(tmp_path, run_main, mon
 
 
 @pytest.mark.parametrize(
+    "kind, text, given",
+    [
+        ("study", "optimizer: [SGD, auto]\n", {"lr0": 0.1}),
+        ("study", "optimizer: [SGD, auto]\nlr0: [0.1, 0.2]\n", {}),
+        ("search", "optimizer: [SGD, auto]\nlr0: {low: 0.1, high: 0.2}\n", {}),
+    ],
+)
+def test_what_auto_chooses_itself_is_said_before_anything_is_trained(tmp_path, kind, text, given):
+    path = written(tmp_path, text)
+    with pytest.raises(UserError, match=rf"^{path}:.* --optimizer auto chooses --lr0 itself"):
+        make_plan({kind: str(path), **given})
+
+
+@pytest.mark.parametrize(
     "arguments, words",
     [
         (("--search", "space", "--study", "match"), "exclude each other"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engine.optimizer import AUTO, CHOSEN_BY_AUTO
 from engine.train_options import GROUPS, choose_options
 from utils.config import build_options, checked_value, refuse_unknown
 from utils.errors import UserError
@@ -168,7 +169,7 @@ def checker(given: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], None]:
     base = choose_options(dict(given))[0].as_dict()
 
     def check(values: Mapping[str, Any]) -> None:
-        if values.keys() & LEAD_TO_OTHERS:
+        if values.keys() & LEAD_TO_OTHERS or values.get("optimizer") == AUTO:
             choose_options({**given, **values})
         else:
             build_options({**base, **values}, GROUPS)
@@ -179,14 +180,17 @@ def checker(given: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], None]:
 def check_space(space: Space, given: Mapping[str, Any]) -> None:
     """Refuse values that no training would take, each for itself together with the options of the command line.
 
+    ``optimizer: auto`` is checked together with what it chooses itself, where that is varied, too.
+
     Raises:
         UserError: with file and line.
     """
     check = checker(given)
     for name, entry in space.options.items():
         for value in entry.to_check:
+            others = CHOSEN_BY_AUTO if value == AUTO else ()
             try:
-                check({name: value})
+                check({name: value} | {one: space.options[one].to_check[-1] for one in others if one in space.options})
             except UserError as error:
                 raise UserError(f"{space.place(name)}{name} {value}: {error}") from error
 
