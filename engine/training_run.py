@@ -103,8 +103,8 @@ class TrainingRun:
 
     def remove_previous(self) -> None:
         """Remove what a run before this one wrote into the same folder, which ``--exist-ok`` allows."""
-        if weights_of_run(self.folder) is None:  # other files are not ours to remove
-            return
+        if weights_of_run(self.folder) is None and not (self.folder / RECORD).is_file():
+            return  # other files are not ours to remove
         print(f"--exist-ok: replaces the run in {self.folder}")
         for pattern in WRITTEN:
             for path in self.folder.glob(pattern):

@@ -1,6 +1,8 @@
 """--resume: which run it means, what may change, and how a finished run goes on."""
 
+import json
 import os
+import signal
 from contextlib import nullcontext
 from types import SimpleNamespace
 
@@ -204,6 +206,19 @@ def test_exist_ok_replaces_a_run_and_nothing_else(project, run_main):
     # As a recipe it starts a run of its own.
     run_epochs(run_main, "--hyp", folder / "config.yaml")
     assert (project / "runs/train/a2/last.pt").is_file()
+
+
+def test_exist_ok_replaces_a_run_that_was_killed_in_its_first_epoch(project, run_main, monkeypatch):
+    folder = project / "runs/train/a"
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "validate", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        run_epochs(run_main, *QUICK, "--epochs", 1, "--name", "a", status=143)
+    (folder / "loggers.yaml").write_text("mlflow: of the killed run\n")
+    assert (folder / "last-1.pt").is_file() and read_checkpoint(folder / "last.pt")["epoch"] == 0
+    said = run_epochs(run_main, *QUICK, "--epochs", 1, "--nosave", "--name", "a", "--exist-ok")
+    assert "--exist-ok: replaces the run in runs/train/a" in said and "WARNING" not in said
+    assert not (folder / "last-1.pt").exists() and not (folder / "loggers.yaml").exists()
+    assert len(json.loads((folder / "environment.json").read_text())["starts"]) == 1
 
 
 @pytest.mark.parametrize(
