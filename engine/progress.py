@@ -46,6 +46,15 @@ class Progress:
             set_generator_state(device, self.generator)
         return replace(self, totals=dict(self.totals), counts=self._counts_on(device), generator=None)
 
+    def emptied(self) -> Progress:
+        """Return a copy in which no image has been counted."""
+        counts = self.counts
+        if counts is not None:
+            counts = replace(
+                counts, **{item.name: torch.zeros_like(getattr(counts, item.name)) for item in fields(counts)}
+            )
+        return replace(self, images=0, totals=dict.fromkeys(self.totals, 0.0), counts=counts, generator=None)
+
     def _counts_on(self, device: str | torch.device) -> MatchCounts | None:
         if self.counts is None:
             return None
@@ -69,7 +78,8 @@ def share_of_process(parts: Sequence[Progress], rank: int, world_size: int) -> P
     """Return what a process goes on with.
 
     Where as many processes go on as were stopped, each takes its own part. Else the main one takes the sum, so that
-    the means of the epoch are right whoever makes the rest of it.
+    the means of the epoch are right whoever makes the rest of it; the others have zeros, by the same names, for all of
+    them are summed up even where no batch is left.
 
     Args:
         parts: of every process that was stopped, by rank; none at the start of an epoch.
@@ -81,7 +91,7 @@ def share_of_process(parts: Sequence[Progress], rank: int, world_size: int) -> P
     if len(parts) == world_size:
         return parts[rank]
     if rank:
-        return Progress(batches=parts[0].batches)
+        return parts[0].emptied()
     whole = replace(parts[0], totals=dict(parts[0].totals), generator=None)
     for part in parts[1:]:
         if part.images:

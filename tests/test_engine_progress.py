@@ -37,8 +37,16 @@ def test_each_process_goes_on_with_its_own_part_and_one_with_the_sum():
     whole = share_of_process(parts, 0, 1)
     assert (whole.batches, whole.images, whole.totals) == (2, 6, {"box": 9.0, "obj": 2.0})
     assert whole.counts.base == 6 and parts[0].images == 4
-    assert share_of_process(parts, 2, 3) == Progress(batches=2)
     assert share_of_process([], 0, 1) == Progress()
+
+
+def test_of_more_or_fewer_processes_all_but_the_main_one_have_zeros_that_can_be_summed_up():
+    for count in (1, 3):  # that were stopped; where they have made all batches, nothing else comes to the sums
+        shares = [share_of_process([process(4, 6.0, 1.0)] * count, rank, 2) for rank in (0, 1)]
+        assert [one.batches for one in shares] == [2, 2] and shares[1].images == 0
+        assert [one.totals for one in shares] == [{"box": 6.0 * count, "obj": 1.0 * count}, {"box": 0.0, "obj": 0.0}]
+        assert shares[1].counts is not None and (shares[0].counts + shares[1].counts).summary()
+        assert float(shares[1].counts.base) == 0 and float(shares[0].counts.base) == count
 
 
 def test_a_file_that_holds_something_else_is_refused():
