@@ -118,7 +118,7 @@ def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> N
             sampler.class_ap = state.class_ap
             train_batches.set_epoch(state.epoch, state.progress.batches, closes_mosaic)
             seed_epoch(options.train.seed, state.epoch, distributed.rank())
-            learner.start_epoch(state.epoch * sampler.num_pictures + state.progress.images * distributed.world_size())
+            learner.start_epoch(state.epoch * sampler.num_pictures + train_batches.images_before())
             with run.steps(state) as after_step, EpochBar(run, state, len(train_batches)) as bar:
                 losses, counts = train_one_epoch(state, wrapped, train_batches, schedule, bar.update, after_step, clock)
             metrics, loss = validate(options.train, state, learner, test_batches, ground_truth)

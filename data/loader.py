@@ -123,6 +123,10 @@ class Batches:
         """Return what the batches of the chosen epoch are, also those that the next iteration leaves out."""
         return self._plans.current()
 
+    def images_before(self) -> int:
+        """Return how many images of all processes the batches have that the next iteration leaves out."""
+        return sum(len(plan.indices) for plan in self.plans()[: self._plans.first]) * self.settings.world_size
+
     def unread_image_ids(self) -> set[int]:
         """Return the ids of the images that this process could not read so far."""
         return {int(self.dataset.annotations.image_ids[index]) for index in self.unread}

@@ -136,6 +136,16 @@ def test_processes_share_the_epoch_of_one_process(notes, rect):
     assert seen == set(range(21))
 
 
+@pytest.mark.parametrize("processes", [1, 2, 4])
+def test_the_images_of_the_batches_before_a_resume_are_those_of_all_processes(notes, processes):
+    for rank in range(processes):  # whichever number of them had made these batches
+        settings = LoaderSettings((96, 96), 8 // processes, rank=rank, world_size=processes)
+        batches = training_batches(notes, settings, AugmentOptions())
+        assert batches.images_before() == 0
+        batches.set_epoch(0, first=2)
+        assert batches.images_before() == 16
+
+
 def test_mosaic_partners_come_from_the_block_of_the_picture():
     plans = training_plans(np.full((300, 2), 50), LoaderSettings((96, 96), 8), 0)
     order = [i for plan in plans for i in plan.indices]
