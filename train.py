@@ -22,7 +22,7 @@ from data.labels.annotations import Annotations
 from data.loader import Batches, LoaderSettings, evaluation_batches, training_batches
 from data.sampling import EpochSampler
 from data.splits import open_training_splits
-from engine.anchor_check import anchor_line
+from engine.anchor_check import anchor_line, search_command
 from engine.auto_anchor import with_fitting_anchors
 from engine.batch_size import with_batch_size
 from engine.compiling import compile_network, require_compilable
@@ -257,8 +257,9 @@ def announce(
         print(sampler.note())
     if not has_objects(ground_truth):
         print(f"{train.data} (valid): not a single object to find; best.pt goes by the training loss")
-    better = f"python kmeans_anchors.py --data {train.data} --cfg {train.cfg} --write better.cfg"
-    if line := anchor_line(network.heads, train_set, input_size(train.img_size, network), resize.kind, better):
+    input_wh = input_size(train.img_size, network)
+    better = search_command(network, train.data, train.cfg, input_wh, resize.kind)
+    if line := anchor_line(network.heads, train_set, input_wh, resize.kind, better):
         print(line)
     draw_labels(run.folder / "labels.png", train_set)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from data.labels.annotations import Annotations
 from data.objects import select_objects, sizes_in_input
 from models.assignment.prior import Ratio
+from models.detection_network import DetectionNetwork
 from models.heads import Head
 from utils.config import command_from_here
 
@@ -40,6 +42,24 @@ def anchor_line(
         f"anchors: {per_object:.2f} per object within a ratio of {LARGEST_RATIO:g}, best possible recall {recall:.4f}"
     )
     return line if recall >= ENOUGH else f"{line}; better ones: {command_from_here(command)}"
+
+
+def search_command(network: DetectionNetwork, data: str, cfg: str, input_wh: tuple[int, int], resize: str) -> str:
+    """Return the command that finds anchors for a training, by the size and the way of its inputs.
+
+    Args:
+        network: whose own size and way the command has, unless it says otherwise.
+        data: as the user named it.
+        cfg: likewise.
+        input_wh: of the training, pixels.
+        resize: how images get into the input, a key of ``data.letterbox.RESIZES``.
+    """
+    words = ["python", "kmeans_anchors.py", "--data", data, "--cfg", cfg]
+    if input_wh != tuple(network.input_wh):
+        words += ["--img-size", *map(str, input_wh)]
+    if resize != network.own_resize[0]:
+        words += ["--resize", resize]
+    return shlex.join([*words, "--write", "better.cfg"])
 
 
 def anchors_of(heads: Sequence[Head]) -> np.ndarray:

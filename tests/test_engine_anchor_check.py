@@ -1,13 +1,17 @@
-"""How anchors fit the objects: a case by hand, in network pixels."""
+"""How anchors fit the objects: a case by hand, in network pixels; and the command that finds better ones."""
+
+import shlex
 
 import numpy as np
 import pytest
 
+import kmeans_anchors
 from data.labels.annotations import Annotations
 from data.labels.read import read_dataset
 from data.splits import open_data
-from engine.anchor_check import anchor_fit, anchor_line, object_sizes
+from engine.anchor_check import ENOUGH, anchor_fit, anchor_line, anchors_of, object_sizes, search_command
 from models.heads import Head
+from models.network import build_network
 from tests.tiny_project import make_project
 
 
@@ -54,3 +58,20 @@ def test_the_command_is_named_where_they_do_not_fit(annotations):
     line = anchor_line([tiny], annotations, (96, 64), "letterbox", "python kmeans_anchors.py")
     assert line.startswith("anchors: 0.00 per object") and line.endswith("kmeans_anchors.py")
     assert anchor_line([], annotations, (96, 64), "letterbox", "") == ""
+
+
+def test_the_command_finds_anchors_for_the_inputs_of_the_training(annotations, run_main):
+    network = build_network("tiny.cfg", 3)
+    (own_resize, _), own_wh = network.own_resize, tuple(network.input_wh)
+    plain = "python kmeans_anchors.py --data tiny.data --cfg tiny.cfg --write better.cfg"
+    assert search_command(network, "tiny.data", "tiny.cfg", own_wh, own_resize) == plain
+    assert "--data 'my set.data'" in search_command(network, "my set.data", "tiny.cfg", own_wh, own_resize)
+    other = "stretch" if own_resize == "letterbox" else "letterbox"
+    command = search_command(network, "tiny.data", "tiny.cfg", (320, 640), other)
+    status, _, error = run_main(kmeans_anchors, *shlex.split(command)[2:])
+    assert status == 0, error
+    anchors_wh = anchors_of(build_network("better.cfg", 3).heads)
+    assert anchor_fit(anchors_wh, object_sizes(annotations, (320, 640), other))[0] >= ENOUGH
+    assert (
+        anchor_fit(anchors_wh, object_sizes(annotations, own_wh, own_resize))[0] < ENOUGH
+    )  # objects are smaller there
