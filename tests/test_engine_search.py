@@ -10,8 +10,8 @@ import pytest
 import train as script
 from engine.search import training
 from engine.search.command import SearchOptions, is_of_many, make_plan
-from engine.search.results import runs_in
-from engine.search.space import Choices, Range, read_space
+from engine.search.results import runs_in, write_plots
+from engine.search.space import Choices, Range, Space, read_space
 from engine.search.training import arguments_of, last_line, read_fitness, run_training, take_over
 from engine.train_options import GROUPS
 from tests.tiny_project import REPOSITORY
@@ -253,3 +253,17 @@ def test_the_folder_of_a_search_stands_for_its_complete_runs(tmp_path):
         (tmp_path / "trials.json").write_text(damaged)
         with pytest.raises(UserError, match=words):
             runs_in(tmp_path)
+
+
+def test_plots_of_trials_with_one_value_come_without_warnings(tmp_path, recwarn):
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(direction="maximize")
+    kinds = optuna.distributions.CategoricalDistribution(("SGD", "AdamW"))
+    for value in (0.1, 0.2):  # of the other one no trial is complete
+        study.add_trial(
+            optuna.trial.create_trial(params={"optimizer": "SGD"}, distributions={"optimizer": kinds}, value=value)
+        )
+    write_plots(tmp_path, study, Space(tmp_path / "space.yaml", {"optimizer": Choices(("SGD", "AdamW"))}, {}))
+    assert {path.name for path in tmp_path.iterdir()} == {"history.png", "importance.png", "slice.png"}
+    assert not [str(one.message) for one in recwarn if one.category is UserWarning]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,7 +94,9 @@ def write_plots(folder: Path, study: Study, space: Space) -> None:
     plt.switch_backend("Agg")  # needs no screen
     for name, function in PLOTS.items():
         arguments = {} if name == "history.png" else {"params": varied}
-        axes = getattr(plots, function)(study, **arguments)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # such as that all complete trials have one value
+            axes = getattr(plots, function)(study, **arguments)
         figure = (axes if hasattr(axes, "get_figure") else axes.flat[0]).get_figure()
         with atomic_path(folder / name) as temporary:
             figure.savefig(temporary, dpi=100, bbox_inches="tight")
