@@ -39,7 +39,8 @@ class ExportDifference:
 
     def problem(self, precision: str) -> str:
         """Return in words why the file cannot be used, nothing where it can."""
-        if precision == "float32" and self.boxes is not None and not max(self.boxes, self.scores or 0) <= LIMIT:
+        largest = np.max((self.boxes or 0.0, self.scores or 0.0))  # NaN where either is
+        if not (largest <= LIMIT if precision == "float32" else np.isfinite(largest)):
             return f"differs from the network: boxes by {self.boxes:.1e}, scores by {self.scores:.1e}"
         if self.agreement is not None and not self.agreement >= LEAST_AGREEMENT:
             return f"only {self.agreement:.0%} of the detections agree with the network's"
@@ -71,8 +72,8 @@ def compare(
     for batch in images:
         wanted, found = reference(batch), file(batch)
         if slots:
-            boxes = max(boxes, _relative(wanted[0], found[0]))
-            scores = max(scores, float(np.abs(found[1] - wanted[1]).max()))
+            boxes = float(np.maximum(boxes, _relative(wanted[0], found[0])))  # unlike max, it keeps a NaN
+            scores = float(np.maximum(scores, np.abs(found[1] - wanted[1]).max()))
         for expected, got in zip(_detections(*wanted), _detections(*found), strict=True) if detections else ():
             same += _matched(expected, got) + _matched(got, expected)
             total += len(expected) + len(got)
@@ -86,11 +87,12 @@ def compare(
 def _relative(wanted: np.ndarray, found: np.ndarray) -> float:
     """Return the largest difference of boxes [... 4] relative to each box's largest coordinate, at least a pixel.
 
-    A size that both compute as infinite is the same.
+    A size that both compute as infinite is the same; one that is infinite in one of them only differs infinitely.
     """
     with np.errstate(invalid="ignore"):
-        difference = np.where(wanted == found, 0.0, np.abs(found.astype(np.float64) - wanted))
-    return float((difference.max(axis=-1) / np.abs(wanted).max(axis=-1).clip(min=1)).max())
+        difference = np.where(wanted == found, 0.0, np.abs(found.astype(np.float64) - wanted)).max(axis=-1)
+        relative = difference / np.abs(wanted).max(axis=-1).clip(min=1)
+    return float(np.where(np.isinf(difference), np.inf, relative).max())
 
 
 def _detections(boxes: np.ndarray, scores: np.ndarray) -> list[Detections]:
