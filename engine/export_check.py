@@ -8,13 +8,14 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from models.exported.metadata import ExportMetadata
+from models.exported.onnx_nms import GraphNms
 from models.nms import non_max_suppression
 from utils.boxes import box_iou
 from utils.structures import Detections
@@ -52,11 +53,11 @@ class ExportDifference:
             parts.append(f"largest difference {self.boxes:.1e} (boxes, relative), {self.scores:.1e} (scores)")
         if self.agreement is not None:
             parts.append(f"{self.agreement:.1%} of {self.detections} detections agree")
-        return ", ".join(parts)
+        return ", ".join(parts) or "the network finds nothing in the images that are compared"
 
 
 def compare(
-    reference: Run, file: Run, images: Sequence[np.ndarray], slots: bool = True, detections: bool = False
+    reference: Run, file: Run, images: Sequence[np.ndarray], detections: bool = False, nms: GraphNms | None = None
 ) -> ExportDifference:
     """Run the network and a file on batches of images [B 3 H W] float32, 0..1.
 
@@ -64,24 +65,35 @@ def compare(
         reference: the network.
         file: the file.
         images: the batches.
-        slots: compare boxes and scores slot by slot; a file with an NMS has other slots.
-        detections: compare what is left after an NMS, the strongest of each image.
+        detections: compare what is left after an NMS, the strongest of each image, besides boxes and scores slot by
+            slot.
+        nms: of the file, whose slots are detections: these alone are compared, with those that it keeps of the network.
     """
     boxes = scores = 0.0
     same = total = count = 0
+    rule = _comparable(nms, reference, images) if nms else GraphNms(CONFIDENCE, IOU, MOST)
     for batch in images:
         wanted, found = reference(batch), file(batch)
-        if slots:
+        if not nms:
             boxes = float(np.maximum(boxes, _relative(wanted[0], found[0])))  # unlike max, it keeps a NaN
             scores = float(np.maximum(scores, np.abs(found[1] - wanted[1]).max()))
-        for expected, got in zip(_detections(*wanted), _detections(*found), strict=True) if detections else ():
+        if not detections and not nms:
+            continue
+        for expected, got in zip(_detections(*wanted, rule), _detections(*found, rule), strict=True):
             same += _matched(expected, got) + _matched(got, expected)
             total += len(expected) + len(got)
             count += len(expected)
     agreement = same / total if total else None
-    return (
-        ExportDifference(boxes, scores, agreement, count) if slots else ExportDifference(None, None, agreement, count)
-    )
+    return ExportDifference(None, None, agreement, count) if nms else ExportDifference(boxes, scores, agreement, count)
+
+
+def _comparable(nms: GraphNms, reference: Run, images: Sequence[np.ndarray]) -> GraphNms:
+    """Return a file's NMS with a higher confidence, as long as that leaves something to compare.
+
+    A trained network is sure of little in noise: where its best score is low, the half of that is the confidence.
+    """
+    best = max(float(reference(batch)[1].max(initial=0.0)) for batch in images)
+    return replace(nms, confidence=max(nms.confidence, min(CONFIDENCE, best / 2)))
 
 
 def _relative(wanted: np.ndarray, found: np.ndarray) -> float:
@@ -95,14 +107,22 @@ def _relative(wanted: np.ndarray, found: np.ndarray) -> float:
     return float(np.where(np.isinf(difference), np.inf, relative).max())
 
 
-def _detections(boxes: np.ndarray, scores: np.ndarray) -> list[Detections]:
-    """Return the detections of each image of a batch, boxes in network pixels."""
+def _detections(boxes: np.ndarray, scores: np.ndarray, rule: GraphNms) -> list[Detections]:
+    """Return the strongest detections of each image of a batch that an NMS keeps, boxes in network pixels."""
     found = []
     for image_boxes, image_scores in zip(torch.from_numpy(boxes), torch.from_numpy(scores), strict=True):
-        slot, label = (image_scores > CONFIDENCE).nonzero(as_tuple=True)
+        slot, label = (image_scores > rule.confidence).nonzero(as_tuple=True)
         candidates = Detections(image_boxes[slot], image_scores[slot, label], label)
-        kept = non_max_suppression(candidates.boxes_xyxy, candidates.scores, label, IOU, MOST)
-        found.append(candidates.select(kept))
+        parts = [slot[:0]]
+        for one in label.unique():
+            places = (label == one).nonzero().flatten()
+            of_class = candidates.select(places)
+            kept = non_max_suppression(
+                of_class.boxes_xyxy, of_class.scores, of_class.labels, rule.iou, rule.max_per_class
+            )
+            parts.append(places[kept])
+        every = candidates.select(torch.cat(parts))
+        found.append(every.select(every.scores.argsort(descending=True, stable=True)[:MOST]))
     return found
 
 

@@ -129,8 +129,8 @@ def export(job: Job, name: str, folder: Path) -> Exported:
         real = job.calibration[:8] if precision == "int8" else []
         images = sample_images(metadata, real)
         reference, run = runner(job.graph), runner(exported)
-        has_nms = isinstance(exported, ExportedNetwork) and bool(exported.metadata.nms)
-        difference = compare(reference, run, images, not has_nms, has_nms or precision != "float32")
+        nms = job.nms if isinstance(exported, ExportedNetwork) and exported.metadata.nms else None
+        difference = compare(reference, run, images, precision != "float32", nms)
         if problem := difference.problem(precision):
             raise UserError(f"{name}: {folder / target.name}: not written, it {problem}")
         seconds, of_network = seconds_per_image((run, reference), images[0])

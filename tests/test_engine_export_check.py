@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from engine.export_check import compare
+from models.exported.onnx_nms import GraphNms
 
 IMAGES = [np.zeros((1, 3, 8, 8), np.float32)] * 2
 BOXES = np.array([[[0, 0, 4, 4], [10, 10, 20, 50]]], np.float32)  # B N 4
@@ -50,3 +51,23 @@ def test_a_size_that_both_compute_as_infinite_is_the_same():
     assert compare(gives(infinite, SCORES), gives(infinite, SCORES), IMAGES).boxes == 0
     for wanted, found in ((infinite, BOXES), (BOXES, infinite)):
         assert compare(gives(wanted, SCORES), gives(found, SCORES), IMAGES).boxes == np.inf
+
+
+def test_a_file_with_an_nms_is_compared_with_what_that_nms_keeps():
+    boxes = np.array([[[0, 0, 10, 10], [4, 0, 14, 10], [40, 0, 50, 10], [40, 40, 50, 50]]], np.float32)
+    scores = np.array([[[0.9, 0], [0.8, 0], [0.7, 0], [0.4, 0]]], np.float32)
+    found = boxes[:, [0, 2]], scores[:, [0, 2]]  # the second box overlaps the first by 6/14, the last one is weak
+    right = compare(gives(boxes, scores), gives(*found), IMAGES, nms=GraphNms(0.5, 0.4, 300))
+    assert (right.agreement, right.detections, right.boxes) == (1.0, 4, None)
+    assert compare(gives(boxes, scores), gives(*found), IMAGES, nms=GraphNms(0.5, 0.6, 2)).agreement == 1 / 2
+    first = boxes[:, :1], scores[:, :1]
+    assert compare(gives(boxes, scores), gives(*first), IMAGES, nms=GraphNms(0.5, 0.4, 1)).agreement == 1
+    assert compare(gives(boxes, scores), gives(*first), IMAGES, nms=GraphNms(0.5, 0.4, 2)).problem("float32")
+
+
+def test_weak_detections_are_compared_where_there_are_no_strong_ones():
+    weak, nms = SCORES / 10, GraphNms(0.001, 0.6, 300)  # 0.09 and 0.06
+    assert compare(gives(BOXES, weak), gives(BOXES, weak), IMAGES, nms=nms).detections == 4
+    assert compare(gives(BOXES, weak), gives(BOXES[:, :1], weak[:, :1]), IMAGES, nms=nms).problem("float32")
+    nothing = compare(gives(BOXES, SCORES * 0), gives(BOXES[:, :0], SCORES[:, :0]), IMAGES, nms=nms)
+    assert str(nothing) == "the network finds nothing in the images that are compared"

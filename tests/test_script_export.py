@@ -163,6 +163,15 @@ def test_a_file_that_differs_gets_no_name(project, monkeypatch, capfd):
     assert not list((project / "runs/export/wrong").iterdir())
 
 
+@pytest.mark.parametrize("limit", [("--conf-thres", 0.35), ("--iou-thres", 0.1), ("--max-det", 1)])
+def test_a_file_with_an_nms_may_keep_less_than_usual(project, limit, run_main, monkeypatch):
+    monkeypatch.chdir(project)
+    arguments = ("--format", "onnx", "--nms", *limit, "--name", "nms")
+    status, out, err = run_main(load_script("export"), *arguments)
+    assert (status, err) == (0, "")
+    assert "% of " in out
+
+
 def test_a_missing_package_is_one_line(project, monkeypatch, capfd):
     monkeypatch.chdir(project)
     monkeypatch.setitem(__import__("sys").modules, "onnxslim", None)
