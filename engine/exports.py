@@ -35,6 +35,7 @@ from models.exported.torchscript_file import write_torchscript
 from models.network import Network, require_cfg
 from utils.errors import UserError
 from utils.files import remove_unfinished, temporary_path, write_text_atomically
+from utils.words import how_many
 
 
 @dataclass(frozen=True)
@@ -157,7 +158,7 @@ def calibration_images(resolved: Resolved, metadata: ExportMetadata, count: int)
     """Return training images of the data set as network inputs, each [B 3 H W] float32, 0..1.
 
     Raises:
-        UserError: no data set is known, or it cannot be read.
+        UserError: no data set is known, it cannot be read, or it has too few images for one batch.
     """
     if not resolved.data:
         raise UserError("int8 needs images to calibrate with: name the data set with --data")
@@ -173,6 +174,11 @@ def calibration_images(resolved: Resolved, metadata: ExportMetadata, count: int)
             found.append((images.images.float() / 255).contiguous().numpy())
         if len(found) * batch >= count:
             break
+    if not found:
+        raise UserError(
+            f"{resolved.data}: has {how_many(len(dataset), 'training image')}, too few to calibrate int8 with "
+            f"--batch-size {batch}; lower that, or name another data set with --data"
+        )
     return found
 
 

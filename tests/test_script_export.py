@@ -203,3 +203,12 @@ def test_int8_is_smaller_and_finds_nearly_the_same(project, name, package, monke
     (record,) = json.loads((project / "runs/export" / name / "export.json").read_text())["files"]
     assert record["precision"] == "int8" and 0 < record["difference"]["scores"] < 0.5
     assert record["difference"]["agreement"] >= 0.8 and record["difference"]["detections"] > 5
+
+
+def test_too_few_images_for_a_batch_are_one_line(project, run_main, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    monkeypatch.chdir(project)
+    arguments = ("--format", "onnx-int8", "--data", "tiny.data", "--batch-size", 8)
+    status, _, err = run_main(load_script("export"), *arguments)
+    assert status == 2
+    assert err.startswith("error: tiny.data: has 7 training images, too few to calibrate int8 with --batch-size 8")
