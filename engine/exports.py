@@ -164,7 +164,7 @@ def calibration_images(resolved: Resolved, metadata: ExportMetadata, count: int)
         raise UserError("int8 needs images to calibrate with: name the data set with --data")
     width, height = metadata.input_wh
     batch = metadata.batch_size or 1
-    dataset = open_split(resolved.data, "train", checks=ImageCheckOptions())
+    dataset = open_split(resolved.data, "train", val_fraction=resolved.val_fraction, checks=ImageCheckOptions())
     settings = LoaderSettings(
         (height, width), batch, 1 if resolved.loaded.network.fixed_size else metadata.max_stride, resize=metadata.resize
     )

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from data.splits import open_split
+from engine.exports import calibration_images
+from engine.resolve import Wanted, resolve
 from models.checkpoints.load import load_network, load_weights
 from models.detector import Detector
 from models.exported.graph import DetectionGraph
@@ -212,3 +215,12 @@ def test_too_few_images_for_a_batch_are_one_line(project, run_main, monkeypatch)
     status, _, err = run_main(load_script("export"), *arguments)
     assert status == 2
     assert err.startswith("error: tiny.data: has 7 training images, too few to calibrate int8 with --batch-size 8")
+
+
+def test_images_that_are_held_out_do_not_calibrate(project, monkeypatch):
+    monkeypatch.chdir(project)
+    (project / "held.data").write_text("classes=3\ntrain=images\nnames=tiny.names\n")
+    resolved = resolve(Wanted(data="held.data", val_fraction=0.4))
+    metadata = load_network(project / "runs/export/exp/best.onnx").network.metadata
+    wanted = open_split("held.data", "train", val_fraction=0.4)
+    assert len(calibration_images(resolved, metadata, 128)) == len(wanted) < 7
