@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
 from contextlib import ExitStack
 from fractions import Fraction
 from functools import cache
@@ -199,8 +200,10 @@ class Sound:
     def _begin(self, source: Any) -> None:
         """Read the first packet, and only then promise the output a sound track."""
         track = source.streams.audio[0]
+        begin = begin_of_pictures(source)
         if track.codec_context.name in COPIED_SOUND:
-            self._packets = (packet for packet in source.demux(track) if packet.dts is not None)
+            packets = (packet for packet in source.demux(track) if packet.dts is not None)
+            self._packets = from_zero(packets, begin)
             self._next = next(self._packets, None)
             if self._next is not None:
                 self._stream = self._output.add_stream_from_template(track)
@@ -210,7 +213,7 @@ class Sound:
         if first is not None:
             layout = "mono" if first.layout.nb_channels == 1 else "stereo"
             self._stream = self._output.add_stream("aac", rate=SOUND_RATE, layout=layout)  # resampled by PyAV
-            self._packets = self._encoded(itertools.chain([first], frames))
+            self._packets = from_zero(self._encoded(itertools.chain([first], frames)), begin)
             self._next = next(self._packets, None)
 
     def _encoded(self, frames: Any) -> Any:
@@ -238,3 +241,18 @@ class Sound:
         """Go on without sound."""
         self._next = None
         print(f"{printable(self._path)}: its sound is left out from here on ({error})")
+
+
+def begin_of_pictures(source: Any) -> Fraction:
+    """Return when the first picture of a source is shown, in seconds; a transport stream hardly ever begins at 0."""
+    pictures = source.streams.video[0] if source.streams.video else None
+    return pictures.start_time * pictures.time_base if pictures and pictures.start_time else Fraction(0)
+
+
+def from_zero(packets: Iterator[Any], begin: Fraction) -> Iterator[Any]:
+    """Yield packets of a sound in the times of the drawn video, whose first picture is shown at 0."""
+    for packet in packets:
+        ticks = round(begin / packet.time_base)
+        packet.dts -= ticks
+        packet.pts = None if packet.pts is None else packet.pts - ticks
+        yield packet

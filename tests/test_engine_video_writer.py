@@ -1,6 +1,7 @@
 """Written videos as other programs see them: codec, size, times and sound; and what happens without PyAV."""
 
 import builtins
+from fractions import Fraction
 from itertools import pairwise
 
 import cv2
@@ -32,21 +33,23 @@ def write(path, num_frames, fps=FPS, size_wh=(64, 48), sound_of=""):
             video.add(grey(20 * number % 256, size_wh))
 
 
-def make_film(av, path, sound_codec, rate=SOUND_RATE, layout="mono"):
-    """A video of three seconds with a tone."""
+def make_film(av, path, sound_codec, rate=SOUND_RATE, layout="mono", begin=0):
+    """A video of three seconds with a tone, whose times begin at some second."""
     with av.open(str(path), "w") as container:
         video = container.add_stream("mpeg4", rate=FPS)
         video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
         sound = container.add_stream(sound_codec, rate=rate, layout=layout)
         for number in range(SECONDS * FPS):
-            container.mux(video.encode(av.VideoFrame.from_ndarray(grey(8 * number), format="bgr24")))
+            picture = av.VideoFrame.from_ndarray(grey(8 * number), format="bgr24")
+            picture.pts, picture.time_base = begin * FPS + number, Fraction(1, FPS)
+            container.mux(video.encode(picture))
         container.mux(video.encode(None))
         tone = (8000 * np.sin(np.arange(SECONDS * rate) * 2 * np.pi * 440 / rate)).astype(np.int16)
         for start in range(0, len(tone), 1024):
             part = tone[start : start + 1024]
             part = part.repeat(6 if layout == "5.1" else 1)[None]
             frame = av.AudioFrame.from_ndarray(part, format="s16", layout=layout)
-            frame.sample_rate, frame.pts = rate, start
+            frame.sample_rate, frame.pts = rate, begin * rate + start
             container.mux(sound.encode(frame))
         container.mux(sound.encode(None))
 
@@ -107,6 +110,17 @@ def test_the_sound_of_the_source_goes_along(av, tmp_path, suffix, codec, rate, l
         name, seconds, loudness = sound_seconds(av, path)
         assert name == "aac" and abs(seconds - num_frames / FPS) < 0.15 and loudness > 0.1
         assert cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT) == num_frames
+
+
+@pytest.mark.parametrize("suffix, codec", [(".ts", "aac"), (".mkv", "aac"), (".mkv", "pcm_s16le")])
+def test_the_sound_of_a_source_that_begins_late_keeps_step_with_the_pictures(av, tmp_path, suffix, codec):
+    film = tmp_path / f"film{suffix}"
+    make_film(av, film, codec, begin=5)  # as a part of a broadcast does
+    write(tmp_path / "v.mp4", SECONDS * FPS, sound_of=str(film))
+    name, seconds, loudness = sound_seconds(av, tmp_path / "v.mp4")
+    assert name == "aac" and abs(seconds - SECONDS) < 0.15 and loudness > 0.1
+    with av.open(str(tmp_path / "v.mp4")) as container:
+        assert abs(next(container.decode(audio=0)).time) < 0.05
 
 
 def test_a_source_without_sound_or_with_a_broken_one(av, tmp_path, capsys):
