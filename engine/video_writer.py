@@ -21,6 +21,7 @@ H264_ENCODERS = ("libx264", "libopenh264")  # the first that this build of FFmpe
 X264_OPTIONS = {"preset": "veryfast", "crf": "23"}  # faster than most networks; a quality at which boxes stay sharp
 COPIED_SOUND = ("aac", "mp3")  # what browsers play in an mp4; other sound is encoded as AAC
 SOUND_RATE = 48_000  # of encoded sound; AAC does not know every rate
+SLOWEST = Fraction(1, 1001)  # pictures per second, with every 100,000th frame for instance
 LIVE_TICKS = 1000  # per second; frames of a live source come when they come
 
 
@@ -142,7 +143,7 @@ class H264Encoder:
         import av
 
         self._av = av
-        self._rate = Fraction(fps).limit_denominator(1001)  # 30000/1001 is NTSC's
+        self._rate = max(Fraction(fps).limit_denominator(1001), SLOWEST)  # 30000/1001 is NTSC's
         self._container = av.open(path, "w", format="mp4", options={"movflags": "faststart"})
         options = X264_OPTIONS if codec == "libx264" else {}
         self._stream = cast(Any, self._container.add_stream(codec, rate=self._rate, options=options))

@@ -92,6 +92,12 @@ def test_a_camera_that_changes_its_size(av, tmp_path):
     assert capture.get(cv2.CAP_PROP_FRAME_COUNT) == 3 and capture.read()[1].shape == (48, 64, 3)
 
 
+def test_so_few_frames_that_their_rate_is_nearly_0(av, tmp_path):
+    write(tmp_path / "v.mp4", 2, fps=30 / 100_000)
+    capture = cv2.VideoCapture(str(tmp_path / "v.mp4"))
+    assert [capture.read()[0] for _ in range(3)] == [True, True, False]
+
+
 @pytest.mark.parametrize(
     "suffix, codec, rate, layout",
     [
