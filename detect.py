@@ -14,8 +14,6 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-import torch
-
 from data.image_checks import ImageCheckOptions
 from data.sources import ImageFiles, Source, open_source
 from data.splits import open_split
@@ -36,7 +34,7 @@ from models.nms_variants import NmsOptions
 from models.views import ViewOptions, build_detector
 from utils.class_names import class_numbers
 from utils.config import option, parse_options
-from utils.devices import choose_device, describe_device, half_is_ignored, use_threads
+from utils.devices import choose_device, describe_device, use_threads
 from utils.files import printable
 from utils.structures import Detections
 
@@ -109,9 +107,9 @@ def main() -> None:
     folder = new_run_folder(options.project, options.name, options.exist_ok)
     print(
         f"detect: {resolved.weights} ({loaded.network.cfg_path}) on {shown}, {resolved.resize.to(resolved.input_wh)}, "
-        f"confidence {options.conf_thres:g} -> {folder} ({describe_device(device)})"
+        f"confidence {options.conf_thres:g} -> {folder} ({describe_device(detector.device)})"
     )
-    say_what_is_ignored(options, device, sources)
+    say_what_is_ignored(options, detector, sources)
     looking = Looking(
         detect=lambda pictures: detect_batch(detector, pictures, resolved, tiles, options.batch_size),
         writer=open_writer(folder, loaded.names, kept, tracks=options.track),
@@ -133,10 +131,10 @@ def main() -> None:
     refuse_unreadable(sources)
 
 
-def say_what_is_ignored(options: DetectOptions, device: torch.device, sources: Sequence[Source]) -> None:
+def say_what_is_ignored(options: DetectOptions, detector: Detector, sources: Sequence[Source]) -> None:
     """Print a line for each option that changes nothing here."""
-    if ignored := half_is_ignored(options.half, device):
-        print(ignored)
+    if detector.half_ignored:
+        print(detector.half_ignored)
     if options.track and not all(source.videos for source in sources):
         print("--track: images are not tracked, only videos and streams are")
 

@@ -40,7 +40,7 @@ from models.nms_variants import NmsOptions
 from models.views import ViewOptions, build_detector
 from utils import distributed
 from utils.config import flat_dict, option, parse_options
-from utils.devices import choose_device, describe_device, half_is_ignored, use_threads
+from utils.devices import choose_device, describe_device, use_threads
 from utils.draw import draw_predictions
 from utils.files import write_json_atomically
 from utils.structures import Batch, Detections
@@ -127,19 +127,19 @@ def main() -> None:
     resolved, dataset = open_data_of(resolved, SPLITS[options.task], checks, resolved.loaded.network.finds)
     loaded = resolved.loaded
     detector = make_detector(options, nms, views, loaded, device)
-    announce(options, resolved, dataset, device)
+    announce(options, resolved, dataset, detector)
     settings = loader_settings(options, checks, loaded, device)
     recorded = flat_dict(options, nms, views)
     if options.task == "study":
         name, sizes = Path(options.weights).name, study_sizes(study, loaded.network)
         folder = shared_run_folder(options.project, options.name, options.exist_ok)
         rows = run_study(name, detector, sizes, dataset, settings, options.single_cls, options.evaluator)
-        write_study(folder, rows, beside, {"device": describe_device(device), "options": recorded})
+        write_study(folder, rows, beside, {"device": describe_device(detector.device), "options": recorded})
     elif options.task == "speed":
         rows_of_speed = run_speed(detector, dataset, settings, measured.batch_sizes or (options.batch_size,))
         if measured.batch_sizes:
             folder = shared_run_folder(options.project, options.name, options.exist_ok)
-            write_speed(folder, rows_of_speed, {"device": describe_device(device), "options": recorded})
+            write_speed(folder, rows_of_speed, {"device": describe_device(detector.device), "options": recorded})
     else:
         with warmed_up(detector, dataset, settings) as batches:
             folder = shared_run_folder(options.project, options.name, options.exist_ok)
@@ -267,7 +267,7 @@ def loader_settings(
     )
 
 
-def announce(options: EvaluationOptions, resolved: Resolved, dataset: Annotations, device: torch.device) -> None:
+def announce(options: EvaluationOptions, resolved: Resolved, dataset: Annotations, detector: Detector) -> None:
     """Say in one line what was chosen, and how images get into the network input and why so."""
     if distributed.is_main():
         batches = ", rectangular batches" if options.rect else ""
@@ -275,14 +275,14 @@ def announce(options: EvaluationOptions, resolved: Resolved, dataset: Annotation
         print(
             f"test: {options.weights} ({resolved.loaded.network.cfg_path}) on {options.data} "
             f"({split}), {how_many(len(dataset), 'image')}, {resolved.resize.to(resolved.input_wh)}{batches} "
-            f"({describe_device(device)})"
+            f"({describe_device(detector.device)})"
         )
         if options.task != "speed" and options.conf_thres > LOW_CONFIDENCE:
             print(
                 f"WARNING: --conf-thres {options.conf_thres:g} lowers mAP, which needs weak detections: 0.001 is usual"
             )
-        if ignored := half_is_ignored(options.half, device):
-            print(ignored)
+        if detector.half_ignored:
+            print(detector.half_ignored)
 
 
 class BatchPictures:

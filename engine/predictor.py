@@ -24,7 +24,7 @@ from models.darknet.scaled_decode import DECODES
 from models.detector import Detector
 from models.nms_variants import SIGMA, NmsOptions
 from utils.class_names import class_numbers, is_class_name
-from utils.devices import choose_device, half_is_ignored
+from utils.devices import choose_device
 from utils.errors import UserError
 from utils.structures import Detections
 from utils.words import how_many
@@ -72,10 +72,10 @@ def load(
     wanted = Wanted(os.fspath(weights), os.fspath(cfg), img_size=size, resize=resize, decode=decode)
     resolved = _named(resolve(wanted, needs_data=False), names)
     where = choose_device(str(device))
-    if ignored := half_is_ignored(half, where):
-        print(ignored)
-    network = resolved.loaded.network.to(where)
-    return Predictor(Detector(network, CONFIDENCE, IOU, MAX_DETECTIONS, half=half), resolved)
+    detector = Detector(resolved.loaded.network.to(where), CONFIDENCE, IOU, MAX_DETECTIONS, half=half)
+    if detector.half_ignored:
+        print(detector.half_ignored)
+    return Predictor(detector, resolved)
 
 
 def _named(found: Resolved, names: str | os.PathLike[str] | Sequence[str]) -> Resolved:

@@ -17,7 +17,7 @@ from torch import Tensor
 from models.detection_network import DetectionNetwork
 from models.heads import Head
 from models.nms_variants import NmsOptions, NmsRule, suppress
-from utils.devices import half_type, synchronised_time
+from utils.devices import half_is_ignored, half_type, synchronised_time
 from utils.masks import BoxMasks
 from utils.structures import Detections, ImageMeta
 
@@ -85,6 +85,10 @@ class Detector:
         self.device = torch.device("cpu") if parameter is None else parameter.device
         is_half = half and network.knows_half and parameter is not None
         self.dtype = half_type(self.device) if is_half else torch.float32
+        self.half_ignored = half_is_ignored(half, self.device) if is_half else ""  # in words, for the user
+        if half and not is_half:
+            what = "an exported file computes as it was exported" if parameter is None else "computing in float32"
+            self.half_ignored = f"--half means nothing for {network.cfg_path}: {what}"
         fused = network.fuse().eval().requires_grad_(False)
         fused = fused.to(self.device, self.dtype).to(memory_format=torch.channels_last)
         self.network = fused.looking_above(confidence)

@@ -102,6 +102,17 @@ def test_detect_py_takes_names_and_size_from_the_file(project, monkeypatch, capf
     assert "to 96x64" in printed and any(name in printed for name in NAMES)
 
 
+@pytest.mark.parametrize("name", ["test", "detect"])
+def test_half_and_a_gpu_are_not_promised_to_an_exported_file(project, name, run_main, monkeypatch):
+    monkeypatch.chdir(project)
+    script = load_script(name)
+    monkeypatch.setattr(script, "choose_device", lambda _: torch.device("meta"))  # any that is not the CPU
+    status, out, err = run_main(script, "--weights", project / "runs/export/exp/best.onnx", "--half")
+    assert status == 0, err
+    assert "--half means nothing for tiny.cfg in best.onnx: an exported file computes as it was exported" in out
+    assert f"torch {torch.__version__}, cpu" in out and "meta" not in out
+
+
 def test_the_classes_of_the_data_may_be_fewer_and_in_another_order(project, monkeypatch):
     network = load_network(project / "runs/export/exp/best.onnx").network
     images = torch.rand(1, 3, 64, 96)
