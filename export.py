@@ -31,6 +31,7 @@ from utils.devices import use_threads
 from utils.files import write_json_atomically
 
 RUNS = "runs/export"
+WITH_NMS, WITH_HALF = ("onnx", "openvino"), ("onnx", "openvino", "torchscript")  # formats that take these options
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,9 @@ def job_of(options: ExportOptions, resolved: Resolved) -> Job:
         val_fraction=resolved.val_fraction,
     )
     nms = GraphNms(options.conf_thres, options.iou_thres, options.max_det) if options.nms else None
+    for name, is_given, takes in (("--nms", options.nms, WITH_NMS), ("--half", options.half, WITH_HALF)):
+        if is_given and (without := [one for one in dict.fromkeys(options.format) if one not in takes]):
+            print(f"{name}: means nothing for {', '.join(without)}; it is for {', '.join(takes)}")
     if nms and metadata.nms_beta:
         print(f"--nms: ONNX's NMS compares plain IoU; {network.cfg_path} asks for one with distances, as test.py does")
     return Job(resolved, metadata, options.opset, nms, options.half, options.calibration_images)

@@ -93,6 +93,8 @@ def resolve(wanted: Wanted, *, needs_data: bool = True) -> Resolved:
     weights = wanted.weights or str(find_newest_checkpoint())
     loaded = load_network(weights, wanted.cfg)
     tell_oddities(loaded.network, wanted.strict)
+    if isinstance(loaded.network, ExportedNetwork) and (nms := loaded.network.metadata.nms):
+        _note(f"{weights}: has an NMS of its own ({nms}), behind which thresholds can only drop more")
     trained = options_of_training(loaded, weights)
     if wanted.decode == "scaled":
         loaded = replace(loaded, network=as_decoded(loaded.network))

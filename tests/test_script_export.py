@@ -186,6 +186,17 @@ def test_a_file_with_an_nms_may_keep_less_than_usual(project, limit, run_main, m
     assert "% of " in out
 
 
+def test_formats_that_do_not_take_an_option_are_named(project, run_main, monkeypatch):
+    monkeypatch.chdir(project)
+    arguments = ("--format", "torchscript", "darknet", "onnx", "--nms", "--half", "--name", "named")
+    status, out, _ = run_main(load_script("export"), *arguments)
+    assert status == 0
+    assert "--nms: means nothing for torchscript, darknet; it is for onnx, openvino\n" in out
+    assert "--half: means nothing for darknet; it is for onnx, openvino, torchscript\n" in out
+    _, out, _ = run_main(load_script("detect"), "--weights", "runs/export/named/best.onnx", "--iou-thres", 0.9)
+    assert "has an NMS of its own (iou 0.6, confidence 0.001, at most 300 detections per class)" in out
+
+
 def test_a_missing_package_is_one_line(project, monkeypatch, capfd):
     monkeypatch.chdir(project)
     monkeypatch.setitem(__import__("sys").modules, "onnxslim", None)
