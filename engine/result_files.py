@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,8 +18,10 @@ from data.labels.annotations import category_ids_for
 from data.letterbox import letterbox_meta
 from data.video import Picture
 from evaluation.results import coco_results
-from utils.files import GrowingFile, printable, write_text_atomically
+from utils.files import GrowingFile, atomic_path, printable
 from utils.structures import Detections
+
+VOC_LINES = 1000  # that wait in memory until they are written together
 
 
 @dataclass(frozen=True)
@@ -158,7 +161,10 @@ class VocFiles:
 
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self._paths = [folder / "results" / f"comp4_det_test_{in_file_name(name)}.txt" for name in names]
-        self._lines: list[list[str]] = [[] for _ in names]  # in memory: there may be more classes than open files
+        self._lines: list[list[str]] = [[] for _ in names]  # that wait: there may be more classes than open files
+        self._num_waiting = 0
+        self._stack = ExitStack()
+        self._unfinished: dict[Path, Path] = {}  # the file -> its temporary name
 
     def add(self, found: Found) -> None:
         """Add a line to those of each detection's class."""
@@ -167,11 +173,25 @@ class VocFiles:
             corners = (max(x1 + 1, 1), max(y1 + 1, 1), min(x2 + 1, width), min(y2 + 1, height))
             numbers = " ".join(f"{value:f}" for value in (score, *corners))
             self._lines[label].append(f"{found.stem} {numbers}\n")
+            self._num_waiting += 1
+        if self._num_waiting >= VOC_LINES:
+            self._append()
 
     def close(self) -> None:
-        """Write the files; a class of which nothing was found has an empty one."""
+        """Give the files their names; a class of which nothing was found has an empty one."""
+        with self._stack:
+            self._append()
+
+    def _append(self) -> None:
+        """Write the lines that wait."""
         for path, lines in zip(self._paths, self._lines, strict=True):
-            write_text_atomically(path, "".join(lines))
+            mode = "a" if path in self._unfinished else "w"
+            if mode == "w":
+                self._unfinished[path] = self._stack.enter_context(atomic_path(path))
+            with self._unfinished[path].open(mode, encoding="utf-8", errors="backslashreplace") as file:
+                file.writelines(lines)
+            lines.clear()
+        self._num_waiting = 0
 
 
 class MotFiles:

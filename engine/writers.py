@@ -138,7 +138,8 @@ class DetectionWriter:
         self.num_pictures += 1
         self.num_detections += len(found)
         stem = f"{video.path.stem}_{picture.frame}" if video else Path(picture.path).stem
-        stem = free_stem(stem, self._picture_stems)
+        if self.labels or not video:  # a frame without a file takes no name: a stream may have any number of them
+            stem = free_stem(stem, self._picture_stems)
         if self.pictures and drawn is not None:
             if video:
                 video.add(drawn, picture.seconds)

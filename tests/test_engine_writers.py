@@ -1,6 +1,7 @@
 """Writers of detections by hand, without the script: which files, with which numbers, and none that is overwritten."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import cv2
@@ -10,6 +11,7 @@ import torch
 
 from data.video import Picture
 from engine import video_writer
+from engine.result_files import VocFiles
 from engine.video_writer import Mp4Writer
 from engine.writers import DetectionWriter, free_stem, safe_stem
 from utils.errors import UserError
@@ -116,6 +118,21 @@ def test_frames_go_into_their_video(tmp_path, needs_mp4):
     labels = [f"labels/{stem}_{frame}.txt" for stem in ("film", "film_2") for frame in range(3)]
     assert files_in(tmp_path) == ["film.mp4", "film_2.mp4", *labels]
     assert writer.num_detections == 6
+
+
+def test_frames_that_leave_no_file_of_their_own_are_forgotten(tmp_path):
+    writer = DetectionWriter(tmp_path, NAMES, pictures=False, files=[VocFiles(tmp_path, NAMES)])
+    video = Mp4Writer(tmp_path / "rtsp_camera.mp4", 25.0)
+    tracemalloc.start()
+    sizes = []
+    for number in range(4000):
+        writer.write(picture("rtsp://camera", number), ONE, None, video)
+        sizes += [tracemalloc.get_traced_memory()[0]] if number in (1999, 3999) else []
+    tracemalloc.stop()
+    writer.close()
+    assert sizes[1] - sizes[0] < 50_000  # of 2000 frames; a string for each would be 100 kB and more
+    lines = (tmp_path / "results/comp4_det_test_bar.txt").read_text().splitlines()
+    assert [line.split()[0] for line in lines] == [f"rtsp_camera_{number}" for number in range(4000)]
 
 
 def test_a_video_is_whole_when_its_block_ends(tmp_path, needs_mp4):
