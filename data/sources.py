@@ -139,7 +139,7 @@ def _open_video(path: str, options: VideoOptions) -> VideoFrames:
     capture = open_capture(path, is_live=False)
     if capture is None:
         raise UserError(f"{path}: cannot be opened as a video")
-    return VideoFrames(path, capture, options)
+    return VideoFrames(path, capture, options, is_local=True)
 
 
 def _read_image(path: str) -> Picture | UserError:

@@ -57,13 +57,23 @@ class VideoFrames:
     is_video = True
     is_live = False
 
-    def __init__(self, name: str, capture: cv2.VideoCapture, options: VideoOptions) -> None:
+    def __init__(self, name: str, capture: cv2.VideoCapture, options: VideoOptions, is_local: bool = False) -> None:
+        """Ask an opened video for its rate and length.
+
+        Args:
+            name: the file or its URL.
+            capture: of it; one of a local file is closed until its frames are wanted, for there may be thousands.
+            options: which frames are looked at.
+            is_local: whether the name is a file that can be opened again.
+        """
         self.name = name
         self.fps = frames_per_second(capture) / options.vid_stride
         self.videos = (self,)  # what is written as a video each
         self._stride = options.vid_stride
         self._length = -(-announced_frames(capture) // self._stride)
-        self._capture = capture
+        self._capture: cv2.VideoCapture | None = capture
+        if is_local:
+            self._close()
 
     def __len__(self) -> int:
         """Return the number of frames that the file announces and that are looked at, 0 where it announces none."""
@@ -81,6 +91,10 @@ class VideoFrames:
         numbers = itertools.count(0, self._stride)
         frames = computed_ahead(self._read, numbers, depth, picture_bytes)
         number = 0
+        if self._capture is None:
+            self._capture = open_capture(self.name, is_live=False)
+        if self._capture is None:
+            raise UserError(f"{self.name}: cannot be opened as a video any more")
         try:
             with closing(frames):
                 for picture in frames:
@@ -89,12 +103,18 @@ class VideoFrames:
                     number += 1
                     yield picture
         finally:
-            self._capture.release()
+            self._close()
         if number == 0:
             raise UserError(f"{self.name}: opens, but gives no picture")
 
+    def _close(self) -> None:
+        if self._capture is not None:
+            self._capture.release()
+        self._capture = None
+
     def _read(self, number: int) -> Picture | None:
         """Return the frame of a number, None behind the last one; those between it and the one before are skipped."""
+        assert self._capture is not None
         for _ in range(min(number, self._stride - 1)):
             self._capture.grab()
         arrived, image = self._capture.read()

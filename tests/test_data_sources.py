@@ -1,11 +1,15 @@
 """What --source may name: image, folder, glob, list, video; and what it may not."""
 
+import shutil
+
 import cv2
 import numpy as np
 import pytest
 
 from data.sources import open_source
 from utils.errors import UserError
+
+CAPTURE = cv2.VideoCapture
 
 
 @pytest.fixture
@@ -39,6 +43,24 @@ def test_video_frames_in_order_with_their_rate(folder):
     assert [picture.frame for picture in frames] == [0, 1, 2, 3, 4]
     assert video.fps == 12.0 and len(video) == 5
     assert [round(picture.image_rgb.mean() / 40) for picture in frames] == [0, 1, 2, 3, 4]
+
+
+def test_videos_are_open_only_while_they_are_looked_at(folder, monkeypatch):
+    captures = []
+    monkeypatch.setattr(cv2, "VideoCapture", lambda *arguments: captures.append(CAPTURE(*arguments)) or captures[-1])
+    for number in range(8):
+        shutil.copy(folder / "v.avi", folder / f"w{number}.avi")
+    sources = open_source(str(folder / "w*.avi"))
+    assert len(captures) == 8 and not any(capture.isOpened() for capture in captures)
+    first = sources[0].batches(2)
+    assert len(next(first)) == 2
+    assert [capture.isOpened() for capture in captures] == [False] * 8 + [True]
+    first.close()
+    assert not captures[-1].isOpened()
+    assert [len(list(source)) for source in sources] == [5] * 8
+    (folder / "w3.avi").unlink()
+    with pytest.raises(UserError, match=r"w3\.avi: cannot be opened as a video any more"):
+        list(sources[3])
 
 
 @pytest.mark.parametrize(
