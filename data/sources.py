@@ -161,7 +161,11 @@ def _files(text: str) -> list[str]:
         return listing.images + videos
     if path.suffix.lower() == ".txt" and path.is_file():
         lines = [line.strip() for line in read_text(path, MAX_LIST_BYTES, keep_bytes=True).splitlines()]
-        return [_beside(path, line) for line in lines if line]
+        named = [line for line in lines if line and not line.startswith("#")]
+        for line in named:
+            if Path(line).suffix.lower() not in IMAGE_SUFFIXES | VIDEO_SUFFIXES:
+                print(f"{printable(text)}: passed over, of no kind that is read: {printable(line)}")
+        return [_beside(path, line) for line in named]
     if path.is_file():
         return [str(path)]
     found = sorted(_glob(path))

@@ -45,6 +45,15 @@ def test_video_frames_in_order_with_their_rate(folder):
     assert [round(picture.image_rgb.mean() / 40) for picture in frames] == [0, 1, 2, 3, 4]
 
 
+def test_lines_of_a_list_that_are_passed_over_are_named(folder, capsys):
+    (folder / "list.txt").write_text("# photos\nb.png\nphoto.heic\nrtsp://camera/1\na.jpg\n")
+    (images,) = open_source(str(folder / "list.txt"))
+    assert len(images) == 2
+    said = capsys.readouterr().out.splitlines()
+    words = f"{folder}/list.txt: passed over, of no kind that is read: "
+    assert said == [f"{words}photo.heic", f"{words}rtsp://camera/1"]
+
+
 def test_videos_are_open_only_while_they_are_looked_at(folder, monkeypatch):
     captures = []
     monkeypatch.setattr(cv2, "VideoCapture", lambda *arguments: captures.append(CAPTURE(*arguments)) or captures[-1])
