@@ -15,6 +15,7 @@ from data.loader import LoaderSettings
 from engine.evaluate import warmed_up
 from models.detector import Detector, Speed
 from models.exported.network import ExportedNetwork
+from models.network import Network
 from utils import distributed
 from utils.config import option
 from utils.errors import UserError
@@ -91,7 +92,9 @@ def run_speed(
 
 def faster_road(detector: Detector) -> str:
     """Return the line that says which runtime is usually faster on this device and is there; "" where none is."""
-    if detector.device.type != "cpu" or isinstance(detector.network, ExportedNetwork) or not find_spec("openvino"):
+    network = detector.network
+    is_exportable = isinstance(network, Network) and not isinstance(network, ExportedNetwork)
+    if detector.device.type != "cpu" or not is_exportable or not find_spec("openvino"):
         return ""
     return "On CPUs OpenVINO is usually faster: export.py --format openvino, then --weights with what it wrote"
 

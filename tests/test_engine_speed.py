@@ -8,6 +8,7 @@ import torch
 from engine import speed
 from engine.speed import SpeedOptions, faster_road, percentiles, percentiles_line, time_batches
 from models.exported.network import ExportedNetwork
+from models.families.centernet import CenterNet
 from models.network import Network
 from utils.structures import Batch, ImageMeta, Targets
 
@@ -45,7 +46,7 @@ def test_percentiles_by_hand():
 @pytest.mark.parametrize(
     ("device", "kind", "installed", "is_said"),
     [("cpu", Network, True, True), ("cpu", Network, False, False), ("cuda", Network, True, False),
-     ("cpu", ExportedNetwork, True, False)],
+     ("cpu", ExportedNetwork, True, False), ("cpu", CenterNet, True, False)],
 )  # fmt: skip
 def test_the_faster_road_is_named_where_there_is_one(monkeypatch, device, kind, installed, is_said):
     monkeypatch.setattr(speed, "find_spec", lambda _name: object() if installed else None)
