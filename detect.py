@@ -24,6 +24,7 @@ from engine.network_input import refuse_size, resize_option, size_option
 from engine.predictor import Predictor
 from engine.resolve import Resolved, name_classes, resolve, wanted_by
 from engine.run_folder import new_run_folder
+from engine.speed import faster_road
 from engine.tiles import TileOptions, detect_in_tiles
 from engine.tracking import tracker_maker
 from engine.window import PictureWindow
@@ -125,6 +126,8 @@ def main() -> None:
     speed, times = detector.speed(), detector.images_seen / max(1, writer.num_pictures)  # several with --tile
     milliseconds = "/".join(f"{times * ms:.1f}" for ms in (speed.inference_ms, speed.nms_ms, speed.total_ms))
     print(f"Speed: {milliseconds} ms inference/NMS/total per image")
+    if advice := faster_road(detector):
+        print(advice)
     print(f"{writer.num_pictures} pictures, {writer.num_detections} detections. {writer.written()}")
     if line := dropped_line(detector.dropped, options.max_det, speed.images, "view" if tiles.tile else "picture"):
         print(line)

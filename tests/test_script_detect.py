@@ -227,6 +227,13 @@ def test_names_of_the_data_that_the_user_names_come_before_those_of_the_weights(
     assert NAMES[0] in capsys.readouterr().out  # a folder has no names: those of the weights
 
 
+def test_the_faster_road_is_named(project, script, monkeypatch, capsys):
+    monkeypatch.chdir(project)
+    monkeypatch.setattr("engine.speed.find_spec", lambda _name: object())
+    assert run_script(script, monkeypatch, "--source", "images/000.png", "--device", "cpu") == 0
+    assert "export.py --format openvino" in capsys.readouterr().out
+
+
 def test_a_folder_that_cannot_be_written(project, script, monkeypatch, capsys):
     (project / "runs/detect").write_text("a file where a folder is needed")
     assert run_script(script, monkeypatch, "--source", "images") == 2
