@@ -208,7 +208,11 @@ class MotFiles:
         """Append a line for each detection that has a track."""
         if not found.video_stem:
             return
-        file = self._files.setdefault(found.video_stem, GrowingFile(self._folder / f"{found.video_stem}.txt"))
+        if found.video_stem not in self._files:
+            if found.picture.seconds is None:  # no stream: videos come one after the other, perhaps thousands
+                self.close()
+            self._files[found.video_stem] = GrowingFile(self._folder / f"{found.video_stem}.txt")
+        file = self._files[found.video_stem]
         file.add("")
         for (_, score, (x1, y1, x2, y2)), track_id in zip(found.rows(), found.track_ids, strict=True):
             if track_id:
@@ -219,6 +223,7 @@ class MotFiles:
         """Give the files their names."""
         for file in self._files.values():
             file.close()
+        self._files.clear()
 
 
 SAVE_AS: dict[str, Callable[[Path, Sequence[str]], ResultFile]] = {  # --save-as -> what writes it

@@ -2,6 +2,7 @@
 
 import csv
 import json
+from dataclasses import replace
 
 import cv2
 import numpy as np
@@ -70,6 +71,20 @@ def test_mot_lines_count_from_one(tmp_path):
     files.close()
     assert (tmp_path / "film.txt").read_text() == "5,3,11.00,6.00,20.00,20.00,0.750000,-1,-1,-1\n"
     assert (tmp_path / "other.txt").read_text() == "" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_tracks_of_a_video_are_a_file_when_the_next_one_begins_and_those_of_streams_together(tmp_path):
+    files = MotFiles(tmp_path)
+    tracked = Detections(PAIR.boxes_xyxy, PAIR.scores, PAIR.labels, torch.tensor([3, 0]))
+    for number in range(5):
+        files.add(found("p/film.avi", tracked, 0, f"film{number}"))
+        assert len(list(tmp_path.glob("film*.txt"))) == number  # not one open file per video
+    files.close()
+    for frame, name in enumerate(("a", "b", "a", "b")):
+        of_stream = found(f"rtsp://{name}", tracked, frame, name)
+        files.add(replace(of_stream, picture=replace(of_stream.picture, seconds=frame / 10)))
+    files.close()
+    assert [len((tmp_path / f"{name}.txt").read_text().splitlines()) for name in "ab"] == [2, 2]
 
 
 def test_csv_reads_back(tmp_path):
