@@ -116,6 +116,7 @@ class LiveStreams:
             UserError: no stream has given a single frame.
         """
         changed, stop, began = threading.Condition(), threading.Event(), time.monotonic()
+        waited_for = list(self.videos) if len(self.videos) > 1 else []  # of one alone the error below tells
         threads = [threading.Thread(target=one.read, args=(changed, stop), daemon=True) for one in self.videos]
         for thread in threads:
             thread.start()
@@ -126,6 +127,10 @@ class LiveStreams:
                     has_ended = all(one.has_ended for one in self.videos)
                     batch = [(index, *one.frames.popleft()) for index, one in enumerate(self.videos) if one.frames]
                     changed.notify_all()
+                    silent = [one for one in waited_for if one.has_ended and not one.num_frames and not one.error]
+                for one in silent:
+                    waited_for.remove(one)
+                    _say(f"{one.name}: opens, but gives no picture; going on without it")
                 if batch:
                     yield [
                         Picture(image, self.videos[index].name, number, index, max(0.0, arrived - began))

@@ -165,6 +165,13 @@ def test_several_streams_come_in_one_batch_and_one_may_end(monkeypatch):
         assert [p.image_bgr[0, 0, 0] for batch in batches for p in batch] == [2, 3]
 
 
+def test_one_of_several_streams_that_never_gives_a_picture_is_named(capsys):
+    silent, _ = live(Camera([]), name="silent")
+    sending, _ = live(Camera([7, 8]), options=VideoOptions(every_frame=True, reconnect=0))
+    assert values_of(LiveStreams([silent, sending])) == [[(1, 0, 7)], [(1, 1, 8)]]
+    assert capsys.readouterr().out == "silent: opens, but gives no picture; going on without it\n"
+
+
 def test_leaving_early_stops_the_threads():
     camera = Camera(itertools.repeat(5))
     before = threading.active_count()
