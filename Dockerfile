@@ -8,18 +8,21 @@
 #   docker run --rm --gpus all --shm-size 8g -v "$PWD":/work detector train.py --data my.data
 #
 # Without CUDA torch is smaller: --build-arg TORCH_INDEX=<the index of CPU wheels that PyTorch's start page names>
+# For export.py to ONNX and OpenVINO, and for their files: --build-arg EXTRAS=requirements-export.txt
 ARG BASE=python:3.12-slim
 FROM ${BASE}
 
 ARG TORCH_INDEX=""
+ARG EXTRAS=""
 WORKDIR /app
-COPY requirements.txt constraints.txt ./
+COPY requirements*.txt constraints.txt ./
 # A base that brings torch keeps it: then nothing but the rest is installed, without the versions that CI has tried.
-RUN if python -c "import torch" 2>/dev/null; then \
-        pip install --no-cache-dir -r requirements.txt; \
+RUN extras="$(for file in ${EXTRAS}; do echo "-r $file"; done)" \
+    && if python -c "import torch" 2>/dev/null; then \
+        pip install --no-cache-dir -r requirements.txt ${extras}; \
     else \
         pip install --no-cache-dir -c constraints.txt ${TORCH_INDEX:+--index-url "$TORCH_INDEX"} torch torchvision \
-        && pip install --no-cache-dir -r requirements.txt -c constraints.txt; \
+        && pip install --no-cache-dir -r requirements.txt -c constraints.txt ${extras}; \
     fi
 
 COPY ./*.py ./

@@ -1,6 +1,7 @@
 """The Dockerfile without Docker: what it copies is there and is enough, and its entry point passes arguments on."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -37,6 +38,24 @@ def test_the_versions_of_ci_are_installed_and_no_address_is_written_down():
     text = "\n".join(LINES)
     assert "-r requirements.txt -c constraints.txt" in text
     assert not re.search(r"https?:|\.(org|com|io)\b", text)
+
+
+@pytest.mark.parametrize("has_torch", [True, False])
+def test_what_export_needs_is_installed_where_it_is_asked_for(tmp_path, has_torch):
+    """Run the installing line as Docker does, with a pip that only says what it is given."""
+    command = next(line for line in LINES if line.startswith("RUN extras=")).removeprefix("RUN ")
+    for name, text in (("pip", 'echo "$@"'), ("python", f"exit {int(not has_torch)}")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
+        (tmp_path / name).chmod(0o755)
+    said = []
+    for extras in ("", "requirements-export.txt requirements-search.txt"):
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        environment = {"PATH": path, "EXTRAS": extras, "TORCH_INDEX": ""}
+        done = subprocess.run(["sh", "-c", command], env=environment, capture_output=True, text=True, check=True)
+        said.append(done.stdout.splitlines()[-1])
+    assert said[1] == f"{said[0]} -r requirements-export.txt -r requirements-search.txt"
+    assert ("-c constraints.txt" in said[0]) != has_torch
+    assert all((REPOSITORY / name).is_file() for name in extras.split())
 
 
 @pytest.mark.parametrize("arguments", [["a.py"], ["a.py", "--source", "two words.jpg", "$HOME", "*", ""]])
