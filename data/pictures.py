@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from typing import TypeAlias
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -72,13 +73,19 @@ def _pixels(image: object, color: str, place: str) -> np.ndarray:
         except OSError as error:  # it is decoded only now
             raise UserError(f"{place}: PIL cannot decode it ({error})") from error
     elif isinstance(image, Tensor):
-        pixels, is_rgb = image.detach().cpu().movedim(0, -1).numpy() if image.ndim == 3 else image.numpy(), True
+        if image.dtype != torch.uint8 or image.ndim != 3:  # NumPy does not know all of them
+            raise _no_picture(place, image, str(image.dtype).removeprefix("torch."))
+        pixels, is_rgb = image.detach().cpu().movedim(0, -1).numpy(), True
     elif isinstance(image, np.ndarray):
         pixels, is_rgb = image, color == "rgb"
     else:
         raise UserError(f"{place}: a {type(image).__name__} is no path, array, PIL image or tensor")
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
-        wanted = "a tensor [3 h w]" if isinstance(image, Tensor) else "an array [h w 3]"
-        shape = " ".join(map(str, getattr(image, "shape", pixels.shape)))
-        raise UserError(f"{place}: has the shape [{shape}] of {pixels.dtype}; give {wanted} of uint8, 0..255")
+        raise _no_picture(place, pixels if isinstance(image, Image.Image) else image, str(pixels.dtype))
     return np.ascontiguousarray(pixels[..., ::-1]) if is_rgb else pixels
+
+
+def _no_picture(place: str, image: np.ndarray | Tensor, dtype: str) -> UserError:
+    wanted = "a tensor [3 h w]" if isinstance(image, Tensor) else "an array [h w 3]"
+    shape = " ".join(map(str, image.shape))
+    return UserError(f"{place}: has the shape [{shape}] of {dtype}; give {wanted} of uint8, 0..255")

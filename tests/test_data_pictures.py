@@ -96,6 +96,8 @@ def test_files_are_upright(folder):
         (np.zeros((4, 4, 4), dtype=np.uint8), r"\[4 4 4\]"),
         (torch.zeros(4, 4, 3, dtype=torch.uint8), r"\[4 4 3\] of uint8; give a tensor \[3 h w\]"),
         (torch.zeros(3, 4, 4), r"\[3 4 4\] of float32"),
+        (torch.zeros(3, 4, 4, dtype=torch.bfloat16), r"\[3 4 4\] of bfloat16"),
+        (torch.zeros(4, 4, requires_grad=True), r"\[4 4\] of float32"),
         (torch.zeros(4, dtype=torch.uint8), r"\[4\] of uint8"),
         (["a.png", 7], "image 1: a int is no path"),
         (["a.png", None], "image 1: a NoneType"),
