@@ -124,7 +124,7 @@ def build_optimizer(
         return kind(groups, lr=options.lr0, betas=betas, eps=options.adam_eps, fused=fused)
     nesterov = options.nesterov and options.momentum > 0
     optimizer = torch.optim.SGD(groups, lr=options.lr0, momentum=options.momentum, nesterov=nesterov, fused=fused)
-    if fused and options.momentum:
+    if fused and max(options.momentum, options.warmup_momentum):
         # torch would begin with memory as it finds it, and keep that where float16 leaves out the first step.
         for parameter in (parameter for group in optimizer.param_groups for parameter in group["params"]):
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)

@@ -79,6 +79,15 @@ def test_two_processes_of_which_one_is_killed_end_with_all_trials(project):
     assert len(table(folder)) == 12 and "best.yaml" in again.stdout
 
 
+def test_the_best_recipe_has_the_optimizer_that_its_run_had(project):
+    (project / "space.yaml").write_text("mosaic: [0, 1]\n")
+    arguments = ("--search", "space.yaml", "--trials", "1", "--hyp", "yolov5.yaml", *QUICK, "--epochs", "1")
+    train(project, *arguments)
+    recipe = yaml.safe_load((project / "runs/search/exp/best.yaml").read_text())
+    chosen = {"optimizer": "AdamW", "lr0": 0.001667, "momentum": 0.9, "accumulate": 1}  # by auto, for two classes
+    assert {name: recipe[name] for name in chosen} == chosen
+
+
 def test_a_trial_whose_process_was_killed_before_its_first_heartbeat_does_not_count(project, monkeypatch):
     monkeypatch.chdir(project)
     folder = project / "runs/search/exp"

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from engine.optimizer import AUTO, CHOSEN_BY_AUTO
 from engine.search.space import Space
-from engine.train_options import choose_options
-from utils.config import flat_dict
+from engine.train_options import GROUPS, choose_options
+from utils.config import flat_dict, read_recipe
 from utils.errors import UserError
 from utils.files import atomic_path, read_text, write_json_atomically, write_text_atomically
 
@@ -74,6 +75,10 @@ def write_best(folder: Path, study: Study, space: Space, given: Mapping[str, Any
     groups, _ = choose_options({**given, **values})
     learned = flat_dict(groups.optimizer, groups.augment, groups.assignment, groups.loss)
     learned |= {name: value for name, value in groups.as_dict().items() if name in (*space.options, "accumulate")}
+    record = folder / str(best.user_attrs.get("folder")) / "config.yaml"
+    if learned["optimizer"] == AUTO and record.is_file():  # a run of another length would have another optimizer
+        trained = read_recipe(record, GROUPS)
+        learned |= {name: trained[name] for name in ("optimizer", *CHOSEN_BY_AUTO)}
     recipe = {name: value for name, value in learned.items() if value is not None and name not in ("hyp", "seed")}
     head = (
         f"# Trial {best.number} of {folder.as_posix()}: fitness {best.value:.4f}. Varied: {', '.join(space.options)}.\n"
