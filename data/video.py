@@ -13,10 +13,11 @@ import numpy as np
 
 from utils.config import option
 from utils.errors import UserError
-from utils.files import utf8_path
+from utils.files import printable, utf8_path
 from utils.overlap import computed_ahead
 
 FRAMES_AHEAD = 4  # that are decoded before they are used
+FEW = 0.9  # share of the announced frames, which some formats estimate, below which a video has ended early
 STALL_MS = 10_000  # a stream that sends nothing for so long has stopped
 
 
@@ -106,6 +107,8 @@ class VideoFrames:
             self._close()
         if number == 0:
             raise UserError(f"{self.name}: opens, but gives no picture")
+        if number < FEW * len(self):
+            print(f"{printable(self.name)}: ended after {number} of {len(self)} frames; is it whole?")
 
     def _close(self) -> None:
         if self._capture is not None:

@@ -45,6 +45,19 @@ def test_video_frames_in_order_with_their_rate(folder):
     assert [round(picture.image_rgb.mean() / 40) for picture in frames] == [0, 1, 2, 3, 4]
 
 
+def test_a_video_that_is_cut_off_is_named(folder, capsys):
+    writer = cv2.VideoWriter(str(folder / "whole.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 12.0, (64, 48))
+    for _ in range(40):
+        writer.write(np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8))
+    writer.release()
+    content = (folder / "whole.avi").read_bytes()
+    (folder / "cut.avi").write_bytes(content[: len(content) // 2])
+    (cut,), (whole,) = open_source(str(folder / "cut.avi")), open_source(str(folder / "whole.avi"))
+    given = len(list(cut))
+    assert 10 < given < 30 and len(cut) == len(list(whole)) == 40
+    assert capsys.readouterr().out == f"{folder}/cut.avi: ended after {given} of 40 frames; is it whole?\n"
+
+
 def test_lines_of_a_list_that_are_passed_over_are_named(folder, capsys):
     (folder / "list.txt").write_text("# photos\nb.png\nphoto.heic\nrtsp://camera/1\na.jpg\n")
     (images,) = open_source(str(folder / "list.txt"))
