@@ -6,26 +6,21 @@ with ``--weights``, and ``from models import load`` does; docs/export.md says wh
 
 from __future__ import annotations
 
-from utils.errors import UserError, run_command  # first: for Ctrl-C during the imports below
+from utils.errors import run_command  # first: for Ctrl-C during the imports below
 
 # isort: split
-import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from engine.exports import FORMATS, Exported, Job, export
+from engine.exports import FORMATS, Exported, Job, export, metadata_of
 from engine.network_input import refuse_size, resize_option, size_option
 from engine.resolve import Resolved, name_classes, resolve, wanted_by
 from engine.run_folder import new_run_folder
-from models.checkpoints.load import find_weights
 from models.darknet.scaled_decode import DECODES
-from models.exported.metadata import ExportMetadata
-from models.exported.network import ExportedNetwork
 from models.exported.onnx_file import OPSET
 from models.exported.onnx_nms import GraphNms
-from models.network import require_cfg
 from utils.config import option, parse_options
 from utils.devices import use_threads
 from utils.files import write_json_atomically
@@ -98,35 +93,13 @@ def job_of(options: ExportOptions, resolved: Resolved) -> Job:
     Raises:
         UserError: the network is exported already, or cannot be exported with these options.
     """
-    loaded, network = resolved.loaded, resolved.loaded.network
-    if isinstance(network, ExportedNetwork):
-        raise UserError(f"{resolved.weights}: is exported already; name the weights that were exported")
-    require_cfg(network, "export.py")
-    if options.dynamic and network.fixed_size:
-        raise UserError(f"--dynamic: {network.cfg_path} works at one size only; leave it out")
-    sha256 = hashlib.sha256(find_weights(resolved.weights).read_bytes()).hexdigest()
-    metadata = ExportMetadata(
-        names=loaded.names,
-        input_wh=resolved.input_wh,
-        strides=tuple(head.stride for head in network.heads),
-        max_stride=1 if network.fixed_size else network.max_stride,
-        cfg_name=Path(network.cfg_path).name,
-        cfg_text=network.cfg_text,
-        weights_sha256=sha256,
-        batch_size=0 if options.dynamic else options.batch_size,
-        dynamic=options.dynamic,
-        resize=resolved.resize.kind,
-        nms_beta=network.nms_beta or 0.0,
-        data=resolved.data,
-        single_cls=resolved.single_cls,
-        val_fraction=resolved.val_fraction,
-    )
+    metadata = metadata_of(resolved, options.batch_size, options.dynamic)
     nms = GraphNms(options.conf_thres, options.iou_thres, options.max_det) if options.nms else None
     for name, is_given, takes in (("--nms", options.nms, WITH_NMS), ("--half", options.half, WITH_HALF)):
         if is_given and (without := [one for one in dict.fromkeys(options.format) if one not in takes]):
             print(f"{name}: means nothing for {', '.join(without)}; it is for {', '.join(takes)}")
     if nms and metadata.nms_beta:
-        print(f"--nms: ONNX's NMS compares plain IoU; {network.cfg_path} asks for one with distances, as test.py does")
+        print(f"--nms: ONNX's NMS compares plain IoU; {metadata.cfg_name} asks for one with distances, as test.py does")
     return Job(resolved, metadata, options.opset, nms, options.half, options.calibration_images)
 
 

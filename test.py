@@ -10,6 +10,7 @@ from utils.errors import UserError, run_command  # first: for Ctrl-C during the 
 # isort: split
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from engine.evaluate_shapes import evaluate_shapes, truth_with_shapes, write_sha
 from engine.network_input import refuse_size, resize_option, size_option
 from engine.resolve import Resolved, open_data_of, resolve, wanted_by
 from engine.run_folder import new_run_folder, shared_run_folder
-from engine.speed import SpeedOptions, run_speed, speed_line, write_speed
+from engine.speed import SpeedOptions, run_exported, run_speed, speed_line, write_speed
 from engine.study import StudyOptions, checked_study, run_study, study_sizes, write_study
 from evaluation.coco import BACKENDS, Metrics, evaluate_coco, has_objects
 from evaluation.results import clean_ground_truth, of_kind
@@ -104,12 +105,12 @@ def main() -> None:
     options, checks, files, diagnosis, nms, views, measured, study = parse_options(__doc__.splitlines()[0], *groups)
     unused = {"--img-size": options.img_size, "--results": files.results, "--save-json": options.save_json}
     beside = checked_study(study, options.task == "study", unused)
-    measured.check_task(options.task)
+    measured.check_task(options.task, options.device)
     if files.results and not options.weights:
         return evaluate_files(options, files, diagnosis)
     if files.iou_type != "bbox":
         raise UserError(f"--iou-type {files.iou_type}: leave out --weights; all that a network finds is evaluated")
-    device = choose_device(options.device)
+    device = choose_device("cpu" if measured.runtimes else options.device)
     use_threads(measured.threads or None)
     distributed.start(device)
 
@@ -122,7 +123,10 @@ def main() -> None:
         resize=resolved.resize.kind,
         single_cls=resolved.single_cls,
         val_fraction=resolved.val_fraction,
-        rect=options.rect and resolved.resize.kind == "letterbox" and not resolved.loaded.network.fixed_size,
+        rect=options.rect
+        and resolved.resize.kind == "letterbox"
+        and not resolved.loaded.network.fixed_size
+        and not measured.runtimes,
     )
     resolved, dataset = open_data_of(resolved, SPLITS[options.task], checks, resolved.loaded.network.finds)
     loaded = resolved.loaded
@@ -131,13 +135,16 @@ def main() -> None:
     settings = loader_settings(options, checks, loaded, device)
     recorded = flat_dict(options, nms, views)
     if options.task == "study":
-        name, sizes = Path(options.weights).name, study_sizes(study, loaded.network)
+        name, sides = Path(options.weights).name, study_sizes(study, loaded.network)
         folder = shared_run_folder(options.project, options.name, options.exist_ok)
-        rows = run_study(name, detector, sizes, dataset, settings, options.single_cls, options.evaluator)
+        rows = run_study(name, detector, sides, dataset, settings, options.single_cls, options.evaluator)
         write_study(folder, rows, beside, {"device": describe_device(detector.device), "options": recorded})
     elif options.task == "speed":
-        rows_of_speed = run_speed(detector, dataset, settings, measured.batch_sizes or (options.batch_size,))
-        if measured.batch_sizes:
+        sizes = measured.batch_sizes or (options.batch_size,)
+        rows_of_speed = run_speed(detector, dataset, settings, sizes)
+        new_detector = partial(make_detector, options, nms, views, device=device)
+        rows_of_speed += run_exported(resolved, new_detector, dataset, settings, sizes, measured.runtimes)
+        if measured.writes_table:
             folder = shared_run_folder(options.project, options.name, options.exist_ok)
             write_speed(folder, rows_of_speed, {"device": describe_device(detector.device), "options": recorded})
     else:

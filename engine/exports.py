@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 import tempfile
@@ -21,7 +22,7 @@ from data.splits import open_split
 from engine.export_check import ExportDifference, compare, sample_images, seconds_per_image
 from engine.resolve import Resolved
 from models.checkpoints.darknet_weights import VERSION, save_darknet_weights
-from models.checkpoints.load import load_network
+from models.checkpoints.load import find_weights, load_network
 from models.checkpoints.safetensors_file import write_safetensors
 from models.convert_weights import cfg_for_darknet
 from models.exported.graph import DetectionGraph
@@ -138,6 +139,41 @@ def export(job: Job, name: str, folder: Path) -> Exported:
         size = sum(path.stat().st_size for path in temporary.rglob("*") if path.is_file())
         move_all(temporary, folder)
     return Exported(name, folder / target.name, size, precision, difference, seconds * 1e3, of_network * 1e3, lines)
+
+
+def metadata_of(resolved: Resolved, batch_size: int = 1, dynamic: bool = False) -> ExportMetadata:
+    """Return what the files of a network say of it.
+
+    Args:
+        resolved: the network.
+        batch_size: images at once.
+        dynamic: any number of images, of any size that the strides divide.
+
+    Raises:
+        UserError: the network is exported already, or cannot be exported, or not with any size.
+    """
+    loaded, network = resolved.loaded, resolved.loaded.network
+    if isinstance(network, ExportedNetwork):
+        raise UserError(f"{resolved.weights}: is exported already; name the weights that were exported")
+    require_cfg(network, "export.py")
+    if dynamic and network.fixed_size:
+        raise UserError(f"--dynamic: {network.cfg_path} works at one size only; leave it out")
+    return ExportMetadata(
+        names=loaded.names,
+        input_wh=resolved.input_wh,
+        strides=tuple(head.stride for head in network.heads),
+        max_stride=1 if network.fixed_size else network.max_stride,
+        cfg_name=Path(network.cfg_path).name,
+        cfg_text=network.cfg_text,
+        weights_sha256=hashlib.sha256(find_weights(resolved.weights).read_bytes()).hexdigest(),
+        batch_size=0 if dynamic else batch_size,
+        dynamic=dynamic,
+        resize=resolved.resize.kind,
+        nms_beta=network.nms_beta or 0.0,
+        data=resolved.data,
+        single_cls=resolved.single_cls,
+        val_fraction=resolved.val_fraction,
+    )
 
 
 def runner(network: torch.nn.Module) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:

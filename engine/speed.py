@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,12 @@ import numpy as np
 from data.labels.annotations import Annotations
 from data.loader import LoaderSettings
 from engine.evaluate import warmed_up
+from engine.exports import Job, export, metadata_of
+from engine.resolve import Resolved
+from models.checkpoints.load import LoadedNetwork, load_network
 from models.detector import Detector, Speed
 from models.exported.network import ExportedNetwork
+from models.exported.onnx_file import OPSET
 from models.network import Network
 from utils import distributed
 from utils.config import option
@@ -24,6 +29,7 @@ from utils.structures import Batch
 from utils.tables import csv_table
 
 PERCENTILES = (50, 90, 99)
+RUNTIMES = ("onnx", "torchscript", "openvino", "onnx-int8", "openvino-int8")  # formats of export.py that can be run
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,11 @@ class SpeedOptions:
 
     threads: int = option(0, "threads of the computation, of exported networks, too; default: one per core")
     batch_sizes: tuple[int, ...] = option((), "--task speed: at each of these, into speed.csv; default: --batch-size")
+    runtimes: tuple[str, ...] = option(
+        (),
+        "--task speed: beside the network, exported for these, on a CPU and without --rect; into speed.csv",
+        RUNTIMES,
+    )
 
     def __post_init__(self) -> None:
         if not 0 <= self.threads <= 1024:
@@ -39,20 +50,32 @@ class SpeedOptions:
         if any(size < 1 for size in self.batch_sizes):
             raise ValueError("--batch-sizes must be at least 1")
 
-    def check_task(self, task: str) -> None:
-        """Refuse several batch sizes where times are not what is asked for.
+    def check_task(self, task: str, device: str) -> None:
+        """Refuse several batch sizes and runtimes where times are not what is asked for, or not on one CPU.
 
         Raises:
             UserError: names the option.
         """
         if self.batch_sizes and task != "speed":
             raise UserError(f"--batch-sizes is for --task speed; --task {task} takes one --batch-size")
+        if self.runtimes and task != "speed":
+            raise UserError(f"--runtimes is for --task speed; --task {task} takes what export.py wrote as --weights")
+        if self.runtimes and device not in ("", "cpu"):
+            raise UserError(f"--runtimes compares on a CPU; leave out --device {device}")
+        if self.runtimes and distributed.world_size() > 1:
+            raise UserError("--runtimes: without torchrun; --threads says how many threads they have")
+
+    @property
+    def writes_table(self) -> bool:
+        """Whether there is more to compare than a line says."""
+        return bool(self.batch_sizes or self.runtimes)
 
 
 @dataclass(frozen=True)
 class SpeedRow:
-    """Milliseconds per image at one batch size: the means over the images, and percentiles over the batches."""
+    """Milliseconds per image in one runtime at one batch size: means over the images, percentiles over the batches."""
 
+    runtime: str  # "torch", or the format of export.py that was run
     batch_size: int
     images: int
     inference_ms: float
@@ -64,7 +87,11 @@ class SpeedRow:
 
 
 def run_speed(
-    detector: Detector, dataset: Annotations, settings: LoaderSettings, batch_sizes: Sequence[int]
+    detector: Detector,
+    dataset: Annotations,
+    settings: LoaderSettings,
+    batch_sizes: Sequence[int],
+    runtime: str = "torch",
 ) -> list[SpeedRow]:
     """Time all images at every batch size, and print lines for each; the rows are those of the main process.
 
@@ -73,6 +100,7 @@ def run_speed(
         dataset: what it looks at.
         settings: how batches are made, of any size.
         batch_sizes: images per batch.
+        runtime: that the detector runs in.
     """
     rows = []
     for size in batch_sizes:
@@ -80,13 +108,44 @@ def run_speed(
             milliseconds = time_batches(detector, batches)
         if distributed.is_main():
             speed = detector.speed()
-            print(speed_line(speed, settings.image_hw[::-1], size))
+            print(("" if runtime == "torch" else f"{runtime}: ") + speed_line(speed, settings.image_hw[::-1], size))
             if milliseconds:
                 print(percentiles_line(milliseconds))
             means = (speed.inference_ms, speed.nms_ms, speed.total_ms)
-            rows.append(SpeedRow(size, speed.images, *means, *percentiles(milliseconds)))
+            rows.append(SpeedRow(runtime, size, speed.images, *means, *percentiles(milliseconds)))
     if distributed.is_main() and (advice := faster_road(detector)):
         print(advice)
+    return rows
+
+
+def run_exported(
+    resolved: Resolved,
+    new_detector: Callable[[LoadedNetwork], Detector],
+    dataset: Annotations,
+    settings: LoaderSettings,
+    batch_sizes: Sequence[int],
+    runtimes: Sequence[str],
+) -> list[SpeedRow]:
+    """Time a network on a CPU as other runtimes compute it, exported for each of them and each batch size.
+
+    Args:
+        resolved: the network.
+        new_detector: makes a detector of what was exported.
+        dataset: as for :func:`run_speed`.
+        settings: likewise; the exported files have one size.
+        batch_sizes: likewise.
+        runtimes: formats of export.py.
+
+    Raises:
+        UserError: the network cannot be exported, or a package is missing.
+    """
+    rows = []
+    for runtime in runtimes:
+        for size in batch_sizes:
+            with TemporaryDirectory() as folder:
+                exported = export(Job(resolved, metadata_of(resolved, size), OPSET), runtime, Path(folder))
+                detector = new_detector(load_network(exported.path))
+                rows += run_speed(detector, dataset, settings, (size,), runtime)
     return rows
 
 

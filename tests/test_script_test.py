@@ -170,6 +170,7 @@ def test_the_speed_at_several_batch_sizes_is_a_table(project, evaluation_script,
     rows = list(csv.DictReader((project / "runs/test/exp/speed.csv").open()))
     assert [row["batch_size"] for row in rows] == ["1", "3"] and {row["images"] for row in rows} == {"7"}
     for in_csv, in_json in zip(rows, content["rows"], strict=True):
+        assert in_csv.pop("runtime") == in_json.pop("runtime") == "torch"
         assert {name: float(value) for name, value in in_csv.items()} == in_json
         assert in_json["inference_ms"] + in_json["nms_ms"] == pytest.approx(in_json["total_ms"])
         assert in_json["p50_ms"] <= in_json["p90_ms"] <= in_json["p99_ms"]
@@ -177,10 +178,24 @@ def test_the_speed_at_several_batch_sizes_is_a_table(project, evaluation_script,
     assert content["options"]["weights"] == "runs/train/exp/best.pt" and "threads" in content["device"]
 
 
+def test_the_speed_in_other_runtimes_is_in_the_same_table(project, evaluation_script, monkeypatch, capsys):
+    arguments = ("--task", "speed", "--workers", 0, "--batch-sizes", 1, 3, "--runtimes", "torchscript")
+    assert run_script(evaluation_script, monkeypatch, *arguments) == 0
+    printed = capsys.readouterr().out
+    rows = list(csv.DictReader((project / "runs/test/exp/speed.csv").open()))
+    expected = [("torch", "1"), ("torch", "3"), ("torchscript", "1"), ("torchscript", "3")]
+    assert [(row["runtime"], row["batch_size"]) for row in rows] == expected
+    assert {row["images"] for row in rows} == {"7"} and all(float(row["inference_ms"]) > 0 for row in rows)
+    assert printed.count("torchscript: Speed: ") == 2 and "rectangular" not in printed
+    assert not (project / "runs/export").exists()
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [(("--batch-sizes", 8), "--batch-sizes is for --task speed"),
-     (("--task", "speed", "--batch-sizes", 0), "--batch-sizes must be at least 1")],
+     (("--task", "speed", "--batch-sizes", 0), "--batch-sizes must be at least 1"),
+     (("--runtimes", "onnx"), "--runtimes is for --task speed"),
+     (("--task", "speed", "--runtimes", "onnx", "--device", "0"), "--runtimes compares on a CPU")],
 )  # fmt: skip
 def test_batch_sizes_that_mean_nothing(project, evaluation_script, monkeypatch, capsys, arguments, words):
     assert run_script(evaluation_script, monkeypatch, *arguments) == 2
