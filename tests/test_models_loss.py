@@ -499,7 +499,8 @@ def test_recipes_are_read_and_mean_what_they_say(name, match, gains):
     optimiser = ["lr0", "lrf", "momentum", "weight_decay", "warmup_epochs", "warmup_momentum", "warmup_bias_lr"]
     augmentation = ["hsv_h", "hsv_s", "hsv_v", "degrees", "translate", "scale", "shear"]
     augmentation += ["flipud", "fliplr", "mosaic", "mixup"]
-    others = dataclasses.make_dataclass("Others", [(key, float, 0.0) for key in optimiser + augmentation])
+    numbers = [(key, float, 0.0) for key in optimiser + augmentation]
+    others = dataclasses.make_dataclass("Others", [("optimizer", str, "SGD"), *numbers])
     groups = (AssignmentOptions, LossOptions, others)
     values = read_recipe(REPOSITORY / "cfg/hyp" / f"{name}.yaml", groups)
     assert {*optimiser, *augmentation} <= values.keys()
