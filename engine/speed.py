@@ -140,10 +140,11 @@ def run_exported(
         UserError: the network cannot be exported, or a package is missing.
     """
     rows = []
-    for runtime in runtimes:
-        for size in batch_sizes:
+    for size in batch_sizes if runtimes else ():
+        job = Job(resolved, metadata_of(resolved, size), OPSET)  # whose calibration images serve all of them
+        for runtime in runtimes:
             with TemporaryDirectory() as folder:
-                exported = export(Job(resolved, metadata_of(resolved, size), OPSET), runtime, Path(folder))
+                exported = export(job, runtime, Path(folder))
                 detector = new_detector(load_network(exported.path))
                 rows += run_speed(detector, dataset, settings, (size,), runtime)
     return rows

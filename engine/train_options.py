@@ -225,15 +225,16 @@ def with_length(options: TrainGroups, batches_per_epoch: int, num_classes: int) 
     ``--optimizer auto`` chooses, which is printed.
     """
     train, optimizer = options.train, options.optimizer
+    is_open = optimizer.optimizer == AUTO
 
     def epochs(batches_per_step: int) -> int:
         return train.epochs or as_many_epochs(optimizer.max_batches, batches_per_epoch, batches_per_step)
 
     chosen = resolve_auto(optimizer, epochs(1) * batches_per_epoch, num_classes)
-    if chosen != optimizer and chosen.optimizer != "SGD":
+    if is_open and chosen.optimizer != "SGD":
         train = replace(train, accumulate=1)
     train = replace(train, epochs=epochs(train.batches_per_step))
-    if chosen != optimizer and distributed.is_main():
+    if is_open and distributed.is_main():
         print(chosen_by_auto(chosen, train.batches_per_step, train.epochs * batches_per_epoch))
     return replace(options, train=train, optimizer=chosen)
 
