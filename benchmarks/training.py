@@ -165,10 +165,10 @@ def rate(
     return Rate(images / seconds, cpu / images * 1e3)
 
 
-def endless(batch: Any) -> Iterator[Any]:
-    """Yield the same batch for ever."""
+def endless(batches: Iterable[Any]) -> Iterator[Any]:
+    """Yield batches for ever, from the first one again after the last."""
     while True:
-        yield batch
+        yield from batches
 
 
 def rates_of(
@@ -177,9 +177,9 @@ def rates_of(
     """Return the rates of the step, of the loader and of both together."""
     first = next(iter(batches))
     return {
-        "step": rate(endless(first), step, options, device),
-        "loader": rate(batches, lambda _batch: None, options, device),
-        "both": rate(batches, step, options, device),
+        "step": rate(endless([first]), step, options, device),
+        "loader": rate(endless(batches), lambda _batch: None, options, device),
+        "both": rate(endless(batches), step, options, device),
     }
 
 
