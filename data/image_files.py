@@ -26,7 +26,8 @@ IMAGE_SUFFIXES = frozenset((
     ".png", ".pnm", ".ppm", ".tif", ".tiff", ".webp",
 ))  # fmt: skip
 VIDEO_SUFFIXES = frozenset((
-    ".asf", ".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".webm", ".wmv",
+    ".3gp", ".asf", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".ts",
+    ".webm", ".wmv",
 ))  # fmt: skip
 # What else lies among images: labels, lists, notes, caches and archives.
 OTHER_SUFFIXES = frozenset((

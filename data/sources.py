@@ -25,6 +25,7 @@ from utils.files import MAX_LIST_BYTES, printable, read_text
 from utils.overlap import computed_ahead
 
 STREAM_SCHEMES = ("rtsp://", "rtmp://", "http://", "https://", "tcp://", "udp://")
+SENT_LIVE = frozenset((".flv", ".ts"))  # suffixes of files that servers also give to streams without an end
 
 
 DECODING_THREADS = 2
@@ -116,22 +117,30 @@ def _listed_streams(path: Path) -> list[str]:
 def _open_streams(texts: list[str], options: VideoOptions) -> Source:
     """Open cameras and streams together; a single file that a server sends is a video that ends.
 
+    One of several that cannot be opened is named and left out.
+
     Raises:
-        UserError: names the first that cannot be opened.
+        UserError: none can be opened.
     """
     opened = []
+    failures = []
     for text in texts:
         is_camera = text.isdecimal()
-        is_live = is_camera or not text.lower().endswith(tuple(VIDEO_SUFFIXES))
+        is_live = is_camera or not text.lower().endswith(tuple(VIDEO_SUFFIXES - SENT_LIVE))
         name = f"camera {text}" if is_camera else text
         address = int(text) if is_camera else text
         capture = open_capture(address, is_live)
         if capture is None:
-            raise UserError(f"{name}: cannot be opened as a {'camera or stream' if is_live else 'video'}")
+            failures.append(f"{name}: cannot be opened as a {'camera or stream' if is_live else 'video'}")
+            continue
         is_file = not is_live or (text.lower().startswith("http") and announced_frames(capture))
         if is_file and len(texts) == 1:
             return VideoFrames(name, capture, options)
         opened.append(LiveStream(address, name, capture, options))
+    if not opened:
+        raise UserError(failures[0])
+    for failure in failures:
+        print(f"{printable(failure)}; going on without it")
     return LiveStreams(opened)
 
 

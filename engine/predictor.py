@@ -66,7 +66,13 @@ def load(
     """
     if resize not in (AUTO, *RESIZES) or decode not in DECODES:
         raise UserError(f"resize is one of {', '.join((AUTO, *RESIZES))}, decode one of {', '.join(DECODES)}")
-    size = () if img_size is None else (img_size,) if isinstance(img_size, int) else tuple(img_size)
+    size = (
+        ()
+        if img_size is None
+        else (int(img_size),)
+        if isinstance(img_size, int | np.integer)
+        else tuple(map(int, img_size))
+    )
     if len(size) > 2:
         raise UserError("img_size is width and height in pixels, or one number for a square")
     wanted = Wanted(os.fspath(weights), os.fspath(cfg), img_size=size, resize=resize, decode=decode)

@@ -104,6 +104,8 @@ class TrainOptions:
             raise ValueError("--patience needs a test after every epoch; leave out --notest")
         if self.save_period > 0 and self.nosave:
             raise ValueError("--save-period writes checkpoints and --nosave none; leave one of them out")
+        if self.precision not in ("", "float32") and not self.amp:
+            raise ValueError(f"--precision {self.precision} is a type of --amp; leave it out, or --no-amp")
         if self.weights and self.weights_backbone:
             raise ValueError("--weights-backbone: leave it out; --weights fills the backbone, too")
         if self.seed >= 2**63:

@@ -58,7 +58,8 @@ class TrainingRun:
     logs: list[RunLog] = field(default_factory=list)
     started: float = field(default_factory=time.time)
     epoch_ended: float = 0.0  # when the last epoch ended that this process has made; 0 before
-    epoch_seconds: float = 0.0  # that it took, the first one with the start
+    epoch_seconds: float = 0.0  # that it took, the first one with the start; 0 where it was begun before this process
+    was_begun: bool = False  # whether another process began the epoch that is being made
     saved: str = ""  # up to where last.pt has the run, in words
     saved_at: float = 0.0  # when it was written, or read by this process, in seconds of time.monotonic
 
@@ -87,6 +88,7 @@ class TrainingRun:
             folder = shared_run_folder(parent, options["name"], options["exist_ok"])
         # Neither is of use in a recipe: config.yaml as --hyp must start a run of its own.
         run = cls(folder, {**options, "resume": "", "exist_ok": False, "profile": False}, learned.names, cfg_text)
+        run.was_begun = state.progress.batches > 0
         if distributed.is_main():
             if options["resume"]:
                 (folder / "results.png").unlink(missing_ok=True)  # it says that a run has finished
@@ -227,7 +229,8 @@ class TrainingRun:
     def _finish_epoch(self, state: TrainState, row: Mapping[str, float], fitness: float | None) -> None:
         state.end_epoch()
         now = time.time()
-        self.epoch_seconds, self.epoch_ended = now - (self.epoch_ended or self.started), now
+        self.epoch_seconds = 0.0 if self.was_begun else now - (self.epoch_ended or self.started)
+        self.epoch_ended, self.was_begun = now, False
         state.history.append({"epoch": state.epoch, **row})
         best_so_far = state.best_fitness
         if fitness is not None:

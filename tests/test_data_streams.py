@@ -172,6 +172,27 @@ def test_one_of_several_streams_that_never_gives_a_picture_is_named(capsys):
     assert capsys.readouterr().out == "silent: opens, but gives no picture; going on without it\n"
 
 
+def test_one_of_several_streams_that_cannot_be_opened_is_named_and_left_out(tmp_path, monkeypatch, capsys):
+    captures = {"rtsp://a": None, "rtsp://b": Camera([7])}
+    monkeypatch.setattr("data.sources.open_capture", lambda address, is_live: captures[address])
+    listing = tmp_path / "streams.txt"
+    listing.write_text("rtsp://a\nrtsp://b\n")
+    (source,) = open_source(str(listing), VideoOptions(every_frame=True, reconnect=0))
+    assert values_of(source) == [[(0, 0, 7)]]
+    assert capsys.readouterr().out == "rtsp://a: cannot be opened as a camera or stream; going on without it\n"
+    captures["rtsp://b"] = None
+    with pytest.raises(UserError, match="rtsp://a: cannot be opened"):
+        open_source(str(listing))
+
+
+@pytest.mark.parametrize("suffix, is_live", [("mp4", False), ("ts", True), ("flv", True)])
+def test_a_server_s_transport_stream_may_have_no_end(monkeypatch, suffix, is_live):
+    asked = []
+    monkeypatch.setattr("data.sources.open_capture", lambda _, live: asked.append(live) or Camera([1]))
+    (source,) = open_source(f"http://host/channel.{suffix}")
+    assert asked == [is_live] and source.is_live == is_live
+
+
 def test_leaving_early_stops_the_threads():
     camera = Camera(itertools.repeat(5))
     before = threading.active_count()

@@ -6,6 +6,7 @@ import torch
 import train
 from engine import precision
 from engine.precision import Precision, choose_precision
+from engine.train_options import TrainOptions
 from models.assignment.options import AssignmentOptions
 from models.checkpoints.format import read_checkpoint
 from models.loss import LossOptions
@@ -94,3 +95,9 @@ def test_a_run_says_and_records_it_and_keeps_it_when_it_is_resumed(tmp_path, mon
     status, out, error = run_main(train, "--resume", "runs/train/fast", "--epochs", 2)
     assert status == 0, error
     assert "bfloat16)" in out and "float32" not in out
+
+
+def test_a_type_of_mixed_precision_without_it_is_refused():
+    with pytest.raises(ValueError, match="--precision bfloat16 is a type of --amp; leave it out, or --no-amp"):
+        TrainOptions(amp=False, precision="bfloat16")
+    assert TrainOptions(amp=False, precision="float32").precision == "float32"  # as a run without it is recorded

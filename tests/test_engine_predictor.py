@@ -76,6 +76,13 @@ def test_stretched_as_darknet(project):
     assert_same(result.detections, found)
 
 
+def test_sizes_may_be_numbers_of_numpy(project):
+    (image,) = images_of_sizes((120, 80))
+    for mine, theirs in ((96, np.int64(96)), ((96, 64), np.array([96, 64]))):
+        (expected,), (found,) = load(img_size=mine)(image), load(img_size=theirs)(image)
+        assert_same(found, expected)
+
+
 def test_eight_threads_find_what_one_finds(project):
     detector = load()
     images = images_of_sizes(*((60 + 7 * n % 50, 40 + 11 * n % 60) for n in range(24)))

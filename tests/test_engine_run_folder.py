@@ -2,9 +2,11 @@
 
 import csv
 import os
+from time import time as now
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 
 import train
@@ -20,8 +22,10 @@ from engine.run_folder import (
     save_results_csv,
     weights_of_run,
 )
+from engine.train_loop import TrainState
 from engine.training_run import TrainingRun
 from models.checkpoints.format import save_checkpoint
+from utils import distributed
 from utils.errors import UserError
 
 HISTORY = [
@@ -153,6 +157,16 @@ def test_the_time_that_is_left_is_that_of_epochs_like_the_last(tmp_path):
         assert run.time_left(state) == words  # six epochs are left
     state.epoch = 10
     assert run.time_left(state) == ""
+
+
+def test_after_a_resume_within_an_epoch_the_rest_of_it_says_nothing_of_the_others(tmp_path, monkeypatch):
+    monkeypatch.setattr(distributed, "is_main", lambda: False)  # nothing is written
+    run = TrainingRun(tmp_path, {"epochs": 10, "patience": 0}, (), "", was_begun=True)
+    state = TrainState(torch.nn.Linear(1, 1), None, None, None)
+    for seconds, words in ((60, ""), (600, "1 h 20 min left")):
+        run.epoch_ended = now() - seconds
+        run._finish_epoch(state, {}, None)
+        assert run.time_left(state) == words
 
 
 def test_a_validation_loss_that_is_no_number_has_no_cell():
