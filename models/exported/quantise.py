@@ -133,6 +133,8 @@ def _quantise_static(source: Path, target: Path, images: Sequence[np.ndarray], e
         weight_type=QuantType.QInt8,
         op_types_to_quantize=list(QUANTISED),
         nodes_to_exclude=excluded,
+        # The mean over the images of their extremes, not the extreme of all: a rare large value costs all others steps.
+        extra_options={"CalibMovingAverage": True},
     )
 
 
