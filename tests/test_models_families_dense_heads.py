@@ -92,6 +92,7 @@ def test_the_maps_say_what_the_network_detects(networks, name):
         for module in network.modules():  # without statistics of its own maps, hardly anything comes through
             if isinstance(module, torch.nn.BatchNorm2d):
                 module.momentum = None
+                module.reset_running_stats()  # of other tests' images
         network.train().learner(LossOptions(), AssignmentOptions(match="atss"), (WIDTH, HEIGHT))(
             images, targets, Targets.empty()
         )
