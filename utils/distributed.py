@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -12,10 +13,13 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from utils import interrupts
 from utils.errors import LostProcessError
 from utils.files import this_machine
 
 Value = TypeVar("Value")
+# Within so many seconds the processes find each other: torchrun starts them when all machines are there.
+JOIN_SECONDS = 180.0
 _is_alone = False  # see alone()
 
 
@@ -27,8 +31,31 @@ def start(device: torch.device) -> None:
         # DistributedDataParallel imports torch.distributed.nn, whose functions keep the process group of that moment
         # as a default argument for ever. Imported before there is a group, they keep none, and stop() can end it.
         importlib.import_module("torch.distributed.nn")
-        with joined():
+        with joined(), _not_for_ever():
             dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+
+@contextmanager
+def _not_for_ever() -> Iterator[None]:
+    """Within this block, the process ends after ``JOIN_SECONDS``, and at once by a signal: nothing can be lost yet.
+
+    When one of them is killed while they connect, and at times after torchrun's restart, Gloo waits for the connection
+    for hours, without an error and deaf to Python's handlers, so that torchrun cannot start the processes again.
+    """
+
+    def give_up() -> None:
+        line = f"error: the processes of this run did not find each other within {JOIN_SECONDS:g} s; start it again"
+        os.write(2, f"{line} (torchrun --max-restarts does so by itself)\n".encode())
+        os._exit(1)
+
+    timer = threading.Timer(JOIN_SECONDS, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        with interrupts.end_at_once():
+            yield
+    finally:
+        timer.cancel()
 
 
 def stop() -> None:

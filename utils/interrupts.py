@@ -55,6 +55,16 @@ def held_back() -> Iterator[None]:
             signal.raise_signal(waiting[0])
 
 
+@contextmanager
+def end_at_once() -> Iterator[None]:
+    """Within this block, the signals end the process as they would any program: for calls that run no Python."""
+    before = _install(signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        _put_back(before)
+
+
 @dataclass
 class Postponed:
     """Whether a signal has come in a block of :func:`postponed`."""
@@ -109,7 +119,9 @@ def leave_to_parent() -> None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
-def _install(handler: Callable[[int, FrameType | None], None]) -> dict[int, signal.Handlers | Callable | int]:
+def _install(
+    handler: Callable[[int, FrameType | None], None] | signal.Handlers,
+) -> dict[int, signal.Handlers | Callable | int]:
     """Let a handler answer the signals that are not ignored; return those it takes the place of."""
     if threading.current_thread() is not threading.main_thread():
         return {}
