@@ -53,7 +53,7 @@ def go_on_after_restart(given: dict[str, Any]) -> dict[str, Any]:
         given: on the command line. They stay as they are where this is the first start, where ``resume`` is among them,
             and where the processes before had not saved anything.
     """
-    if not distributed.restarts() or not distributed.launch() or given.get("resume"):
+    if given.get("resume") or not distributed.launch() or not distributed.is_restart():
         return given
     project = Path(given.get("project", TRAINING_RUNS))
     records = [path for path in project.glob(f"*/{RECORD}") if launch_of(path) == distributed.launch()]

@@ -6,6 +6,7 @@ import random
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -27,8 +28,9 @@ def project(tmp_path) -> Path:
     return make_project(tmp_path)
 
 
-def start(project: Path, *arguments: str, restarts: int = 0) -> subprocess.Popen:
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+def start(project: Path, *arguments: str, restarts: int = 0,
+          processes: tuple[str, ...] = ("--standalone", "--nproc_per_node=2")) -> subprocess.Popen:  # fmt: skip
+    launcher = [sys.executable, "-m", "torch.distributed.run", *processes]
     return subprocess.Popen(
         [*launcher, f"--max-restarts={restarts}", str(ROOT / "train.py"), *arguments], cwd=project, text=True,
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -92,6 +94,27 @@ def test_torchruns_restarts_go_on_from_the_last_checkpoint(project):
         wait_until(launcher, lambda gone=set(before): not gone & set(ranks(launcher)))
     printed, _ = finish(launcher)
     assert len(places) == 3 and printed.count("torchrun has started the processes again: goes on with") >= 1, places
+    assert [path.name for path in sorted((project / "runs/train").iterdir())] == ["cut", "whole"]
+    assert same_run(project / "runs/train/whole", run)
+
+
+def test_a_process_that_dies_on_one_machine_restarts_those_of_both(project):
+    """Two torchruns stand for two machines; only that of the process that dies may count a restart."""
+    finish(start(project, *GIVEN, *EACH_STEP, "--name", "whole"))
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        endpoint = f"--rdzv-endpoint=localhost:{free.getsockname()[1]}"
+    processes = ("--nnodes=2", "--nproc_per_node=1", "--rdzv-backend=c10d", "--rdzv-id=run7", endpoint)
+    began, run = time.time(), project / "runs/train/cut"
+    machines = [start(project, *GIVEN, *EACH_STEP, "--name", "cut", restarts=3, processes=processes) for _ in range(2)]
+    for epoch, machine in ((1, 0), (3, 1)):
+        wait_until(machines[machine], lambda epoch=epoch: epochs_done(run / "last.pt") >= epoch)
+        before = ranks(machines[machine])
+        os.kill(before[0], signal.SIGKILL)
+        wait_until(machines[machine], lambda gone=before, at=machine: not set(gone) & set(ranks(machines[at])))
+    printed = "".join(finish(machine)[0] for machine in machines)
+    assert time.time() - began < 170  # no process has waited until it gave up
+    assert "torchrun has started the processes again: goes on with" in printed
     assert [path.name for path in sorted((project / "runs/train").iterdir())] == ["cut", "whole"]
     assert same_run(project / "runs/train/whole", run)
 

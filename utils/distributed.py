@@ -5,13 +5,18 @@ from __future__ import annotations
 import importlib
 import os
 import threading
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 
 from utils import interrupts
 from utils.errors import LostProcessError
@@ -31,16 +36,71 @@ def start(device: torch.device) -> None:
         # DistributedDataParallel imports torch.distributed.nn, whose functions keep the process group of that moment
         # as a default argument for ever. Imported before there is a group, they keep none, and stop() can end it.
         importlib.import_module("torch.distributed.nn")
+        store = _met().store
         with joined(), _not_for_ever():
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            backend = "nccl" if device.type == "cuda" else "gloo"
+            dist.init_process_group(backend, store=store, rank=rank(), world_size=world_size())
+
+
+def is_restart() -> bool:
+    """Whether ``torchrun`` had started processes before these, one of which has died; all get the same answer.
+
+    Its own count differs between machines, and stays as it is where another machine has left or come.
+    """
+    return _met().is_restart if world_size() > 1 else _restarts() > 0
+
+
+@dataclass(frozen=True)
+class Meeting:
+    """What the processes that ``torchrun`` has started together know of each other."""
+
+    store: dist.Store  # of these processes only
+    is_restart: bool  # whether there were others before
+
+
+@cache
+def _met() -> Meeting:
+    """Wait for the other processes, once."""
+    with joined(), _not_for_ever():
+        store, own_rank, size = next(rendezvous("env://"))
+        return meet(store, own_rank, size)
+
+
+def meet(store: dist.Store, own_rank: int, size: int) -> Meeting:
+    """Find those processes that were started with this one, in a store where those of earlier starts have left things.
+
+    torchrun keeps one store over its restarts, and torch the same names in it: a process then finds the address of one
+    that has been killed, if it looks before the new one has written its own. Here each process writes a name that no
+    other ever had, and the main one answers all that it finds, until as many as there are now have had an answer.
+
+    Args:
+        store: which all processes share.
+        own_rank: of this process.
+        size: how many processes there are.
+    """
+    own_name = uuid.uuid4().hex
+    if own_rank == 0:
+        part = dist.PrefixStore(own_name, store)
+        while part.add("answered", 0) < size - 1:
+            for other in range(1, size):
+                store.set(f"answer to {store.get(f'name of {other}').decode()}", own_name)
+            time.sleep(0.01)
+        restarts = part.add("restarts", _restarts()) + store.add("starts", 1) - 1
+        part.set("is_restart", str(int(restarts > 0)))
+    else:
+        store.set(f"name of {own_rank}", own_name)
+        part = dist.PrefixStore(store.get(f"answer to {own_name}").decode(), store)
+        part.add("restarts", _restarts())
+        part.add("answered", 1)
+    return Meeting(part, part.get("is_restart") == b"1")
 
 
 @contextmanager
 def _not_for_ever() -> Iterator[None]:
     """Within this block, the process ends after ``JOIN_SECONDS``, and at once by a signal: nothing can be lost yet.
 
-    When one of them is killed while they connect, and at times after torchrun's restart, Gloo waits for the connection
-    for hours, without an error and deaf to Python's handlers, so that torchrun cannot start the processes again.
+    When one of them is killed while they connect, Gloo waits for the connection for hours, without an error and deaf to
+    Python's handlers, so that torchrun cannot start the processes again.
     """
 
     def give_up() -> None:
@@ -66,6 +126,7 @@ def stop() -> None:
     """
     if dist.is_initialized():
         dist.destroy_process_group()
+    _met.cache_clear()
 
 
 @contextmanager
@@ -114,8 +175,8 @@ def world_size() -> int:
     return 1 if _is_alone else int(os.environ.get("WORLD_SIZE", 1))
 
 
-def restarts() -> int:
-    """Return how often ``torchrun`` has started this process again, after one of the run had died."""
+def _restarts() -> int:
+    """Return how often ``torchrun`` on this machine has started its processes again, after one of them had died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
 
 
