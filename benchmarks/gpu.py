@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +37,10 @@ import torch
 from torch import nn
 
 from benchmarks.harness import peak_mib, random_targets, seconds_alternating
-from benchmarks.loader import make_images
+from benchmarks.loader import NUM_IMAGES, make_images
 from data.augment import AugmentOptions
 from data.labels.read import read_dataset
-from data.loader import PAINTERS, LoaderSettings, training_batches
+from data.loader import PAINTERS, Batches, LoaderSettings, training_batches
 from data.splits import open_data
 from engine.ema import AveragedModel
 from engine.optimizer import OptimizerOptions, build_optimizer
@@ -67,6 +68,7 @@ INFERENCE = (("yolov3-tiny.cfg", 416), ("yolov5s.cfg", 640), ("yolov3-spp.cfg", 
 COMPILED = ("yolov5s.cfg", 640, 32)
 OBJECTS = 7  # per image
 EPOCHS, INTERRUPTED_AFTER = 4, 2  # of the trainings that are compared
+COUNTED_BATCHES = 48  # of the loader
 
 
 @dataclass(frozen=True)
@@ -257,49 +259,68 @@ def curves(run: Path) -> dict[str, Any]:
     return {"losses": losses, "ap50": float(rows[-1]["metrics/mAP_0.5"])}
 
 
-def time_loading(options: GpuOptions) -> list[dict[str, Any]]:
-    """Time loader, step and both together for yolov5s at 640 with mosaic; a row per number of workers."""
+def time_loading(options: GpuOptions) -> dict[str, Any]:
+    """Time loader, step and both together for yolov5s at 640 with mosaic; a row per painter and number of workers.
+
+    The step alone is timed with one batch of noise and with one batch of the loader, over and over: what the second is
+    slower is due to the number of objects, the rest of what both together are slower to the loader beside it.
+    """
     device = choose_device(options.device)
     is_gpu = device.type == "cuda"
     cfg, size, count = ("yolov5s.cfg", 640, 32) if is_gpu else ("yolov3-nano.cfg", 96, 16)
+    numbers_of_workers = (4, max(4, os.cpu_count() or 1)) if is_gpu else (2,)
     step = Step(cfg, device, torch.float16 if is_gpu else None)
-    batch = random_batch(step.state.model, count, size, device)
-    alone = statistics.median(seconds_alternating({"": lambda: step(batch)}, device, options.repeats)[""])
-    print(f"{cfg} at {size}, batch {count}: step alone {count / alone:.0f} images/s")
-    rows = []
+    acts: dict[str, Callable[[Batch], object]] = {
+        "loader": lambda one: None,
+        "on_device": lambda one: one.to(device),
+        "both": lambda one: step(one.to(device)),
+    }
+    alone: dict[str, float] = {}
+    rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        make_images(Path(folder))
+        needed = (_uncounted(max(numbers_of_workers)) + COUNTED_BATCHES) * count
+        make_images(Path(folder), copies=-(-needed // NUM_IMAGES))
         annotations = read_dataset(open_data(str(Path(folder) / "images")), "train")
-        for painter in PAINTERS:
-            for workers in (4, os.cpu_count() or 1):
-                settings = LoaderSettings((size, size), count, workers=workers, pin_memory=is_gpu,
-                                          paint_later=painter == "device")  # fmt: skip
-                batches = training_batches(annotations, settings, AugmentOptions())
-                loader, painted, both = (
-                    _rate(batches, act, device)
-                    for act in (lambda one: None, lambda one: one.to(device), lambda one: step(one.to(device)))
-                )
-                rows.append({"painter": painter, "workers": workers, "step": count / alone, "loader": loader,
-                             "on_device": painted, "both": both})  # fmt: skip
-                print(f"{cfg} at {size}, painted by {painter}, {workers} workers: loader alone {loader:.0f}, "
-                      f"on the device {painted:.0f}, with the step {both:.0f} images/s", flush=True)  # fmt: skip
-    return rows
+        for painter, workers in product(PAINTERS, numbers_of_workers):
+            settings = LoaderSettings((size, size), count, workers=workers, pin_memory=is_gpu,
+                                      paint_later=painter == "device")  # fmt: skip
+            batches = training_batches(annotations, settings, AugmentOptions())
+            if not alone:
+                pictures = next(iter(batches)).to(device)
+                noise = random_batch(step.state.model, count, size, device)
+                alone = _step_rates(step, {"noise": noise, "pictures": pictures}, options.repeats)
+                print(f"{cfg} at {size}, batch {count}: step alone {alone['noise']:.0f} images/s with noise, "
+                      f"{alone['pictures']:.0f} with a batch of the loader", flush=True)  # fmt: skip
+            row = {name: _steady_rate(batches, act, device) for name, act in acts.items()}
+            batches.close()
+            rows.append({"painter": painter, "workers": workers, **row})
+            print(f"painted by {painter}, {workers} workers: loader alone {row['loader']:.0f}, on the device "
+                  f"{row['on_device']:.0f}, with the step {row['both']:.0f} images/s", flush=True)  # fmt: skip
+    return {"step": alone, "rows": rows}
 
 
-def _rate(batches: Any, act: Callable[[Batch], object], device: torch.device) -> float:
-    """Return the images per second over three epochs after a first one."""
+def _step_rates(step: Step, batches: dict[str, Batch], repeats: int) -> dict[str, float]:
+    """Return images per second of the step with each batch."""
+    device = next(iter(batches.values())).images.device
+    seconds = seconds_alternating({name: partial(step, one) for name, one in batches.items()}, device, repeats)
+    return {name: len(batches[name].images) / statistics.median(each) for name, each in seconds.items()}
 
-    def epoch(number: int) -> int:
-        batches.set_epoch(number)
-        count = 0
-        for batch in batches:
-            act(batch)
+
+def _uncounted(workers: int) -> int:
+    """Return how many batches are asked for when an epoch begins: the workers start on them all at once."""
+    return 2 * workers
+
+
+def _steady_rate(batches: Batches, act: Callable[[Batch], object], device: torch.device) -> float:
+    """Return the images per second in the middle of an epoch."""
+    uncounted = _uncounted(batches.settings.workers)
+    count, start = 0, 0.0
+    for number, batch in enumerate(islice(batches, uncounted + COUNTED_BATCHES), 1):
+        act(batch)
+        if number == uncounted:
+            start = synchronised_time(device)
+        elif number > uncounted:
             count += len(batch.images)
-        return count
-
-    epoch(0)
-    start = synchronised_time(device)
-    count = sum(epoch(number) for number in range(1, 4))
     return count / (synchronised_time(device) - start)
 
 
