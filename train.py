@@ -114,13 +114,13 @@ def train_detector(options: TrainGroups, checkpoint: dict[str, Any] | None) -> N
         clock = step_clock(options.train.profile, run.folder, device, options.train.workers)
         learner.part = clock.part
         while not run.is_over(state):
-            closes_mosaic = state.epoch >= options.train.epochs - options.augment.close_mosaic
             sampler.class_ap = state.class_ap
-            train_batches.set_epoch(state.epoch, state.progress.batches, closes_mosaic)
+            choose_epoch(train_batches, options, state.epoch, state.progress.batches)
             seed_epoch(options.train.seed, state.epoch, distributed.rank())
             learner.start_epoch(state.epoch * sampler.num_pictures + train_batches.images_before())
             with run.steps(state) as after_step, EpochBar(run, state, len(train_batches)) as bar:
                 losses, counts = train_one_epoch(state, wrapped, train_batches, schedule, bar.update, after_step, clock)
+            load_ahead(train_batches, options, state.epoch + 1)
             metrics, loss = validate(options.train, state, learner, test_batches, ground_truth)
             run.finish_epoch(state, epoch_row(losses, counts, metrics, loss, state), fitness(metrics, losses))
             report_epoch(counts, metrics, run.time_left(state))
@@ -229,6 +229,19 @@ def loader_settings(
         paint_later=options.augment_on == "device",
     )
     return train, test
+
+
+def choose_epoch(batches: Batches, options: TrainGroups, epoch: int, first: int = 0) -> None:
+    """Choose the batches of an epoch, from the given one on."""
+    closes_mosaic = epoch >= options.train.epochs - options.augment.close_mosaic
+    batches.set_epoch(epoch, first, closes_mosaic)
+
+
+def load_ahead(batches: Batches, options: TrainGroups, epoch: int) -> None:
+    """Have the workers begin with an epoch during the test of the one before, if that does not decide what it shows."""
+    if epoch < options.train.epochs and not options.sampling.image_weights:
+        choose_epoch(batches, options, epoch)
+        batches.begin()
 
 
 def announce(

@@ -20,7 +20,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.augment import AugmentOptions
@@ -29,8 +29,9 @@ from data.image_cache import fill_cache
 from data.image_checks import bad_images, too_many
 from data.labels.annotations import Annotations
 from data.letterbox import RESIZES, smallest_input
+from data.plan_sampler import Choice, PlanSampler
 from data.sampling import EpochSampler, times_before
-from data.workers import dealt, is_lost_worker, own_handler, report_thread, start_worker, watched_workers
+from data.workers import is_lost_worker, own_handler, report_thread, start_worker, watched_workers
 from utils import interrupts
 from utils.errors import LostProcessError, UserError
 from utils.files import printable
@@ -44,6 +45,8 @@ MULTI_SCALE = (0.67, 1.5)  # the range of sizes relative to the nominal one, as 
 # The fourth number of a generator's seed keeps it apart from those of the pictures, whose seeds have three, or five
 # where an image is shown again (REPEATS in data/dataset.py).
 SHUFFLE, SIZES = 1, 2
+LOSSES = (RuntimeError, EOFError, ConnectionError, FileNotFoundError)  # what torch raises where a worker has died
+_Arriving = Iterator[Batch | Failure | None]
 _Loaded = TypeVar("_Loaded")
 
 
@@ -87,7 +90,8 @@ class Batches:
     ) -> None:
         self.dataset = dataset
         self.unread: dict[int, str] = {}  # index of an image that could not be read so far -> the reason
-        self._plans = _PlanSampler(plans, max(1, settings.workers) if dataset.looks_around() else 1)
+        self._plans = PlanSampler(plans, max(1, settings.workers) if dataset.looks_around() else 1)
+        self._begun: tuple[list[BatchPlan], _Arriving] | None = None  # what begin() has the workers load
         self.settings = settings
         if settings.pin_memory:
             threading.excepthook = report_thread
@@ -117,7 +121,19 @@ class Batches:
             first: the batch that it begins with.
             closes_mosaic: whether pictures are made without mosaic and mixup.
         """
-        self._plans.choose(epoch, first, closes_mosaic)
+        self._plans.choose(Choice(epoch, first, closes_mosaic))
+
+    def begin(self) -> None:
+        """Have the worker processes, if there are any, load the first batches of what was chosen while others are used.
+
+        The next iteration goes on with them; if it is over other batches, they are dropped.
+        """
+        if self.settings.workers:
+            try:
+                self._begun = (self._wanted(), self._load())
+            except LOSSES as error:
+                if not is_lost_worker(error):
+                    raise  # else the next iteration meets it again, and says so
 
     def plans(self) -> list[BatchPlan]:
         """Return what the batches of the chosen epoch are, also those that the next iteration leaves out."""
@@ -125,7 +141,7 @@ class Batches:
 
     def images_before(self) -> int:
         """Return how many images of all processes the batches have that the next iteration leaves out."""
-        return sum(len(plan.indices) for plan in self.plans()[: self._plans.first]) * self.settings.world_size
+        return sum(len(plan.indices) for plan in self.plans()[: self._plans.choice.first]) * self.settings.world_size
 
     def unread_image_ids(self) -> set[int]:
         """Return the ids of the images that this process could not read so far."""
@@ -154,7 +170,7 @@ class Batches:
 
         Left to the traceback of an exception, or to Python's end, torch waits five seconds for each of them.
         """
-        loader, self._loader = self._loader, self._new_loader()
+        loader, self._loader, self._begun = self._loader, self._new_loader(), None
         if loader._iterator is not None:  # the processes that live on between epochs
             loader._iterator._shutdown_workers()  # type: ignore[attr-defined]
 
@@ -162,19 +178,18 @@ class Batches:
         """Yield the batches up to the first failure, and return that; None where there is none."""
         order = iter(self._plans.order())
         early: dict[int, Batch | Failure] = {}  # number of a batch -> the batch, whose turn is yet to come
-        batches: Iterator[Batch | Failure | None] | None = None
-        for number in range(self._plans.first, len(self)):
+        batches: _Arriving | None = None
+        for number in range(self._plans.choice.first, len(self)):
             try:
                 if batches is None:
-                    with interrupts.held_back(), own_handler(signal.SIG_DFL):
-                        batches = iter(self._loader)
+                    batches = self._load()
                 while number not in early:
                     place = next(order)
                     with watched_workers():
                         arrived = next(batches)
                     if place is not None and arrived is not None:
                         early[place] = arrived
-            except (RuntimeError, EOFError, ConnectionError, FileNotFoundError) as error:
+            except LOSSES as error:
                 if not is_lost_worker(error):
                     raise
                 time.sleep(0.2)  # whoever ended it may be about to interrupt this process, which says more
@@ -188,6 +203,18 @@ class Batches:
                 return failure
             yield batch
         return None
+
+    def _wanted(self) -> list[BatchPlan]:
+        """Return the plans of the batches that the next iteration gives."""
+        return self.plans()[self._plans.choice.first :]
+
+    def _load(self) -> _Arriving:
+        """Return what arrives of the chosen epoch, in the order of :meth:`PlanSampler.order`."""
+        begun, self._begun = self._begun, None
+        if begun is not None and begun[0] == self._wanted():
+            return begun[1]
+        with interrupts.held_back(), own_handler(signal.SIG_DFL):
+            return iter(self._loader)
 
     def _leave_out(self, unread: dict[int, str]) -> UserError | None:
         """Count and name the images that could not be read; a failure where they are too many."""
@@ -351,43 +378,6 @@ def _require_images(annotations: Annotations) -> None:
         raise UserError("the data set has no images")
     if not all(annotations.image_paths):
         raise UserError("the annotations were read without their images, which are needed here")
-
-
-class _PlanSampler(Sampler):
-    """Gives a DataLoader the plans of the epoch that was chosen, in the order in which workers take them.
-
-    Args:
-        plans: makes those of an epoch.
-        sharing: processes that would each decode the same images, were the plans dealt out one by one.
-    """
-
-    def __init__(self, plans: Callable[[int], list[BatchPlan]], sharing: int) -> None:
-        self.epoch = self.first = 0
-        self.closes_mosaic = False
-        self.sharing = sharing
-        self._make = plans
-        self._made: list[BatchPlan] | None = None
-
-    def choose(self, epoch: int, first: int, closes_mosaic: bool) -> None:
-        self.epoch, self.first, self.closes_mosaic = epoch, first, closes_mosaic
-        self._made = None  # the same epoch may be another one now, by the AP of the classes
-
-    def current(self) -> list[BatchPlan]:
-        if self._made is None:
-            self._made = self._make(self.epoch)
-        return self._made
-
-    def order(self) -> list[int | None]:
-        """Return the numbers of the plans as they are given out; None: the worker whose turn it is gets nothing."""
-        left = [plan.pool for plan in self.current()[self.first :]]
-        return [None if number is None else number + self.first for number in dealt(left, self.sharing)]
-
-    def __iter__(self) -> Iterator[BatchPlan | None]:
-        plans = [replace(plan, closes_mosaic=self.closes_mosaic) for plan in self.current()]
-        return (None if number is None else plans[number] for number in self.order())
-
-    def __len__(self) -> int:
-        return len(self.current())
 
 
 def _as_it_is(loaded: _Loaded) -> _Loaded:
