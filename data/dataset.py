@@ -23,7 +23,7 @@ from data.image_files import read_image
 from data.labels.annotations import Annotations
 from data.letterbox import PIXEL_TYPES, RESIZES, place_image
 from data.object_shapes import ObjectShapes
-from data.workers import empty_tensor
+from data.shared_memory import Failure, lent_tensor
 from utils.errors import UserError
 from utils.structures import Batch, ImageMeta, Targets
 
@@ -43,13 +43,6 @@ class BatchPlan:
     pool: tuple[int, ...] = ()  # images from which mosaic and mixup take partners
     closes_mosaic: bool = False  # no partners are taken
     repeats: tuple[int, ...] = ()  # B, how often the epoch has shown each image before; empty: never
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A mistake of the user that loading found; a value, because a DataLoader adds a traceback to exceptions."""
-
-    message: str
 
 
 class DetectionDataset(Dataset):
@@ -102,9 +95,7 @@ class DetectionDataset(Dataset):
         """Whether a batch needs other images of its pool than its own, and has to decode them."""
         return self.augment is not None and self.augment.mosaic + self.augment.mixup > 0 and self.cached is None
 
-    def __getitem__(self, plan: BatchPlan | None) -> Batch | Failure | None:
-        if plan is None:  # the others' turn
-            return None
+    def __getitem__(self, plan: BatchPlan) -> Batch | Failure:
         try:
             return self.plain_batch(plan) if self.augment is None else self.training_batch(plan, self.augment)
         except UserError as error:
@@ -135,14 +126,14 @@ class DetectionDataset(Dataset):
         if self.paint_later:
             batch = _batch(torch.empty(len(drawings), 0, 0, 3).byte(), samples, metas, unread, plan.net_hw)
             return unpainted(batch, drawings, plan.net_hw)
-        images = empty_tensor((len(drawings), *plan.net_hw, 3), torch.uint8)
+        images = lent_tensor((len(drawings), *plan.net_hw, 3), torch.uint8)
         for drawing, out in zip(drawings, images.numpy(), strict=True):
             drawing.paint(out)
         return _batch(images, samples, metas, unread, plan.net_hw)
 
     def plain_batch(self, plan: BatchPlan) -> Batch:
         """Make a batch of letterboxed (or stretched) images as they are."""
-        images = empty_tensor((len(plan.indices), *plan.net_hw, 3), PIXEL_TYPES[self.resize])
+        images = lent_tensor((len(plan.indices), *plan.net_hw, 3), PIXEL_TYPES[self.resize])
         pixels = images.numpy()
         samples: list[Sample] = []
         metas = []

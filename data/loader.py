@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
 from typing import TypeVar
 
 import numpy as np
@@ -24,13 +25,14 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from data.augment import AugmentOptions
-from data.dataset import BatchPlan, DetectionDataset, Failure
+from data.dataset import BatchPlan, DetectionDataset
 from data.image_cache import fill_cache
 from data.image_checks import bad_images, too_many
 from data.labels.annotations import Annotations
 from data.letterbox import RESIZES, smallest_input
 from data.plan_sampler import Choice, PlanSampler
 from data.sampling import EpochSampler, times_before
+from data.shared_memory import MOST_WORKERS, Failure, LendingDataset, Loaded, taken
 from data.workers import is_lost_worker, own_handler, report_thread, start_worker, watched_workers
 from utils import interrupts
 from utils.errors import LostProcessError, UserError
@@ -39,14 +41,13 @@ from utils.structures import Batch
 
 BLOCK = 64  # images that share their mosaics
 FORKS = sys.platform == "linux"  # a forked process shares the memory of its parent
-MOST_WORKERS = 1024
 PAINTERS = ("workers", "device")  # where the pixels of training pictures are computed
 MULTI_SCALE = (0.67, 1.5)  # the range of sizes relative to the nominal one, as in ultralytics/yolov3 v8
 # The fourth number of a generator's seed keeps it apart from those of the pictures, whose seeds have three, or five
 # where an image is shown again (REPEATS in data/dataset.py).
 SHUFFLE, SIZES = 1, 2
 LOSSES = (RuntimeError, EOFError, ConnectionError, FileNotFoundError)  # what torch raises where a worker has died
-_Arriving = Iterator[Batch | Failure | None]
+_Arriving = Iterator[Loaded | None]
 _Loaded = TypeVar("_Loaded")
 
 
@@ -90,7 +91,7 @@ class Batches:
     ) -> None:
         self.dataset = dataset
         self.unread: dict[int, str] = {}  # index of an image that could not be read so far -> the reason
-        self._plans = PlanSampler(plans, max(1, settings.workers) if dataset.looks_around() else 1)
+        self._plans = PlanSampler(plans, settings.workers, max(1, settings.workers) if dataset.looks_around() else 1)
         self._begun: tuple[list[BatchPlan], _Arriving] | None = None  # what begin() has the workers load
         self.settings = settings
         if settings.pin_memory:
@@ -100,8 +101,9 @@ class Batches:
     def _new_loader(self) -> DataLoader:
         # Forked processes share the cached images; any other way of starting them would copy all of them.
         shares_images = self.settings.cache == "ram" and self.settings.workers > 0 and FORKS
+        self._plans.returned = SimpleQueue()  # the numbers of leases begin anew with new workers
         return DataLoader(
-            self.dataset,
+            LendingDataset(self.dataset),
             batch_size=None,
             sampler=self._plans,
             num_workers=self.settings.workers,
@@ -188,7 +190,7 @@ class Batches:
                     with watched_workers():
                         arrived = next(batches)
                     if place is not None and arrived is not None:
-                        early[place] = arrived
+                        early[place] = taken(arrived, self._plans.returned)
             except LOSSES as error:
                 if not is_lost_worker(error):
                     raise

@@ -14,7 +14,7 @@ import torch
 
 from data.labels.annotations import Annotations, KeyPoints
 from data.labels.polygons import Polygons, move_points
-from data.workers import empty_tensor
+from data.shared_memory import shared_tensor
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class ObjectShapes:
         """Return the columns for :class:`utils.structures.Targets`: masks are painted here, for one batch."""
         columns: dict[str, Any] = {}
         if self.polygons is not None:
-            columns["masks"] = empty_tensor((len(self.polygons), *net_hw), torch.uint8)
+            columns["masks"] = shared_tensor((len(self.polygons), *net_hw), torch.uint8)
             self.polygons.paint(columns["masks"].numpy())
         if self.key_points is not None:
             columns["key_points"] = torch.from_numpy(self.key_points.points.astype(np.float32))

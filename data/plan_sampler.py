@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from queue import SimpleQueue
 
 from torch.utils.data import Sampler
 
 from data.dataset import BatchPlan
+from data.shared_memory import Task
 from data.workers import dealt
 
 
@@ -25,12 +28,16 @@ class PlanSampler(Sampler):
 
     Args:
         plans: makes those of an epoch.
+        workers: that load.
         sharing: processes that would each decode the same images, were the plans dealt out one by one.
     """
 
-    def __init__(self, plans: Callable[[int], list[BatchPlan]], sharing: int) -> None:
+    def __init__(self, plans: Callable[[int], list[BatchPlan]], workers: int, sharing: int) -> None:
         self.choice = Choice()
+        self.workers = workers
         self.sharing = sharing
+        self.iterations = 0
+        self.returned: SimpleQueue[int] = SimpleQueue()  # leases that have ended: see data.shared_memory
         self._make = plans
         self._made: list[BatchPlan] | None = None
 
@@ -52,9 +59,18 @@ class PlanSampler(Sampler):
         left = [plan.pool for plan in self.current()[first:]]
         return [None if number is None else number + first for number in dealt(left, self.sharing)]
 
-    def __iter__(self) -> Iterator[BatchPlan | None]:
-        plans = self.current()
-        return (None if number is None else plans[number] for number in self.order())
+    def __iter__(self) -> Iterator[Task]:
+        self.iterations += 1
+        return self._tasks(self.iterations, self.current(), self.order())
+
+    def _tasks(self, iteration: int, plans: list[BatchPlan], order: list[int | None]) -> Iterator[Task]:
+        first_of_last = len(order) - self.workers
+        ended: deque[int] = deque(maxlen=4 * max(1, self.workers))  # each worker has a turn before so many more end
+        for turn, number in enumerate(order):  # torch asks for the next when a batch has arrived
+            while not self.returned.empty():
+                ended.append(self.returned.get())
+            is_last = turn >= first_of_last
+            yield Task(None if number is None else plans[number], iteration, tuple(ended), is_last)
 
     def __len__(self) -> int:
         return len(self.current())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import signal
 import sys
 import threading
@@ -12,10 +11,7 @@ from itertools import chain, groupby, zip_longest
 from types import TracebackType
 
 import cv2
-import torch
-from torch import Tensor
 from torch._C import _error_if_any_worker_fails
-from torch.utils.data import get_worker_info
 
 from utils import interrupts
 
@@ -91,16 +87,6 @@ def dealt(pools: Sequence[Hashable], workers: int) -> list[int | None]:
     while order and order[-1] is None:
         order.pop()
     return order + list(chain.from_iterable(runs[even:]))
-
-
-def empty_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """Return an uninitialised tensor, in a worker one in shared memory: so it is not copied when it is sent."""
-    size = math.prod(shape) * dtype.itemsize
-    if get_worker_info() is None or not size:
-        return torch.empty(shape, dtype=dtype)
-    # As torch's own default_collate does it.
-    storage = torch.UntypedStorage._new_shared(size)
-    return torch.empty(0, dtype=dtype).set_(storage).view(shape)
 
 
 def start_worker(_worker: int) -> None:

@@ -1,16 +1,14 @@
 """Which loading process gets which batches, and where it puts their pixels."""
 
 import os
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from data.augment import AugmentOptions
 from data.dataset import DetectionDataset
 from data.loader import LoaderSettings, training_batches
-from data.workers import MOST_EARLY, dealt, empty_tensor
+from data.workers import MOST_EARLY, dealt
 from tests.test_data_loader import notes  # noqa: F401
 
 
@@ -60,12 +58,3 @@ def test_each_image_of_a_block_is_decoded_by_one_process(notes, tmp_path, monkey
     batches = training_batches(part, LoaderSettings((32, 32), 4, workers=2), AugmentOptions())
     assert sum(len(batch.images) for batch in batches) == count
     assert len(list(tmp_path.iterdir())) == count
-
-
-def test_a_worker_paints_into_shared_memory(monkeypatch):
-    assert not empty_tensor((2, 4, 4, 3), torch.uint8).is_shared()
-    monkeypatch.setattr("data.workers.get_worker_info", lambda: SimpleNamespace(id=0))
-    for dtype in (torch.uint8, torch.float32):
-        tensor = empty_tensor((2, 4, 5, 3), dtype)
-        assert tensor.is_shared() and tensor.shape == (2, 4, 5, 3) and tensor.dtype == dtype
-    assert empty_tensor((0, 4, 4, 3), torch.uint8).shape == (0, 4, 4, 3)

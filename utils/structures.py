@@ -101,7 +101,8 @@ class Batch:
 
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch with its tensors on another device."""
-        images = self.images.to(device, non_blocking=True)
+        # Unpinned memory may be written again by the process that it came from, as soon as nothing here refers to it.
+        images = self.images.to(device, non_blocking=self.images.is_pinned())
         return replace(self, images=images, targets=self.targets.to(device), crowd=self.crowd.to(device))
 
 
