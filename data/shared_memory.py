@@ -113,7 +113,7 @@ def _in_storage(storage: torch.UntypedStorage, shape: tuple[int, ...], dtype: to
     return whole[: math.prod(shape)].view(shape)
 
 
-class Source(Protocol):
+class BatchSource(Protocol):
     """What loads the batch of a plan, with images in a :func:`lent_tensor`."""
 
     def __getitem__(self, plan: Any, /) -> Batch | Failure: ...
@@ -122,7 +122,7 @@ class Source(Protocol):
 class LendingDataset(Dataset):
     """What a DataLoader asks for the batches of tasks."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: BatchSource) -> None:
         self.source = source
 
     def __getitem__(self, task: Task) -> Loaded | None:
