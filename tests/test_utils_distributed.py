@@ -127,3 +127,18 @@ def test_processes_started_again_find_each_other(tmp_path):
     ended = subprocess.run([*launcher, program], env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr[-2000:]
     assert ended.stdout.splitlines() == ["together 2"] * 6
+
+
+def test_two_programs_one_after_the_other_are_no_restart(tmp_path):
+    """Both in one torchrun; the first has come to its end."""
+    (tmp_path / "program.py").write_text(
+        "import os, torch\nfrom utils import distributed\ndistributed.start(torch.device('cpu'))\n"
+        "os.write(1, f'restart {distributed.is_restart()}\\n'.encode())\ndistributed.stop()\n"
+    )
+    (tmp_path / "two.sh").write_text(f"{sys.executable} program.py && {sys.executable} program.py")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--no-python"]
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY)}
+    ended = subprocess.run([*launcher, "bash", "two.sh"], cwd=tmp_path, env=environment, capture_output=True, text=True,
+                           timeout=300)  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    assert ended.stdout.splitlines() == ["restart False"] * 4

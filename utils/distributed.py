@@ -8,7 +8,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, TypeVar
@@ -55,7 +55,8 @@ class Meeting:
     """What the processes that ``torchrun`` has started together know of each other."""
 
     store: dist.Store  # of these processes only
-    is_restart: bool  # whether there were others before
+    is_restart: bool  # whether there were others before that have not come to their end
+    common: dist.Store  # of all that torchrun has started
 
 
 @cache
@@ -85,14 +86,14 @@ def meet(store: dist.Store, own_rank: int, size: int) -> Meeting:
             for other in range(1, size):
                 store.set(f"answer to {store.get(f'name of {other}').decode()}", own_name)
             time.sleep(0.01)
-        restarts = part.add("restarts", _restarts()) + store.add("starts", 1) - 1
+        restarts = part.add("restarts", _restarts()) + store.add("under way", 1) - 1
         part.set("is_restart", str(int(restarts > 0)))
     else:
         store.set(f"name of {own_rank}", own_name)
         part = dist.PrefixStore(store.get(f"answer to {own_name}").decode(), store)
         part.add("restarts", _restarts())
         part.add("answered", 1)
-    return Meeting(part, part.get("is_restart") == b"1")
+    return Meeting(part, part.get("is_restart") == b"1", store)
 
 
 @contextmanager
@@ -126,6 +127,9 @@ def stop() -> None:
     """
     if dist.is_initialized():
         dist.destroy_process_group()
+    if _met.cache_info().currsize and is_main():
+        with suppress(RuntimeError):  # torchrun has gone
+            _met().common.add("under way", -1)
     _met.cache_clear()
 
 
