@@ -21,6 +21,7 @@ from torch import Tensor
 
 from data.letterbox import PADDING
 from data.painting import Drawing, PlacedImage
+from data.shared_memory import lent_tensor
 from utils.structures import Batch
 
 UNITS = 32  # of a pixel, in which OpenCV counts where a pixel comes from
@@ -53,9 +54,19 @@ class UnpaintedBatch(Batch):
         pinned = {item.name: getattr(self.paints, item.name).pin_memory() for item in fields(Paints)}
         return replace(self, paints=Paints(**pinned))
 
+    @property
+    def pixels(self) -> Tensor:
+        """What is large: the source images."""
+        return self.paints.sources
+
+    def with_pixels(self, pixels: Tensor) -> Batch:
+        """Return the same batch with its source images in another tensor."""
+        return replace(self, paints=replace(self.paints, sources=pixels))
+
     def to(self, device: torch.device | str) -> Batch:
         """Return the painted batch on a device."""
-        there = {item.name: getattr(self.paints, item.name).to(device, non_blocking=True) for item in fields(Paints)}
+        columns = {item.name: getattr(self.paints, item.name) for item in fields(Paints)}
+        there = {name: column.to(device, non_blocking=column.is_pinned()) for name, column in columns.items()}
         targets, crowd = self.targets.to(device), self.crowd.to(device)
         return Batch(paint(Paints(**there)), targets, crowd, self.metas, self.unread)
 
@@ -87,8 +98,10 @@ def unpainted(batch: Batch, drawings: Sequence[Drawing], net_hw: tuple[int, int]
         region[place] = one.region
         of_col[place], of_row[place] = source_coordinates(one, net_hw)
     colours = [drawing.colours for drawing in drawings if drawing.colours is not None]
+    sources = lent_tensor((max(end, 1),), torch.uint8)
+    if parts:
+        np.concatenate(parts, out=sources.numpy())
     arrays = (
-        np.concatenate(parts) if parts else np.zeros(1, np.uint8),
         start,
         source_wh,
         region,
@@ -99,7 +112,7 @@ def unpainted(batch: Batch, drawings: Sequence[Drawing], net_hw: tuple[int, int]
         np.stack(colours) if colours else np.zeros((0, 256, 3), np.uint8),
     )
     values = {item.name: getattr(batch, item.name) for item in fields(Batch)}
-    return UnpaintedBatch(**values, paints=Paints(*map(torch.from_numpy, arrays)))
+    return UnpaintedBatch(**values, paints=Paints(sources, *map(torch.from_numpy, arrays)))
 
 
 def source_coordinates(image: PlacedImage, net_hw: tuple[int, int]) -> tuple[np.ndarray, np.ndarray]:

@@ -128,7 +128,8 @@ class Batches:
     def begin(self) -> None:
         """Have the worker processes, if there are any, load the first batches of what was chosen while others are used.
 
-        The next iteration goes on with them; if it is over other batches, they are dropped.
+        The next iteration goes on with them; if it is over other batches, they are dropped. One that has not come to
+        its end is over: torch has one iteration at a time.
         """
         if self.settings.workers:
             try:

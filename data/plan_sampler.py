@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from queue import SimpleQueue
@@ -10,7 +9,7 @@ from queue import SimpleQueue
 from torch.utils.data import Sampler
 
 from data.dataset import BatchPlan
-from data.shared_memory import Task
+from data.shared_memory import Task, worker_of
 from data.workers import dealt
 
 
@@ -64,13 +63,15 @@ class PlanSampler(Sampler):
         return self._tasks(self.iterations, self.current(), self.order())
 
     def _tasks(self, iteration: int, plans: list[BatchPlan], order: list[int | None]) -> Iterator[Task]:
-        first_of_last = len(order) - self.workers
-        ended: deque[int] = deque(maxlen=4 * max(1, self.workers))  # each worker has a turn before so many more end
-        for turn, number in enumerate(order):  # torch asks for the next when a batch has arrived
+        workers = max(1, self.workers)
+        ended: list[list[int]] = [[] for _ in range(workers)]
+        for turn, number in enumerate(order):  # torch asks for the next when a batch has arrived: the turns go round
             while not self.returned.empty():
-                ended.append(self.returned.get())
-            is_last = turn >= first_of_last
-            yield Task(None if number is None else plans[number], iteration, tuple(ended), is_last)
+                lease = self.returned.get()
+                ended[worker_of(lease)].append(lease)
+            plan, told = None if number is None else plans[number], tuple(ended[turn % workers])
+            ended[turn % workers].clear()
+            yield Task(plan, iteration, told, is_last=turn >= len(order) - workers)
 
     def __len__(self) -> int:
         return len(self.current())

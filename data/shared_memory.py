@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import sys
 import weakref
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import Any, NamedTuple, Protocol
 
@@ -38,7 +38,7 @@ class Task:
 
     plan: Any  # None: it is the turn of others
     iteration: int  # of the loader: what was lent in another one is forgotten
-    returned: tuple[int, ...] = ()  # leases of all workers that ended of late
+    returned: tuple[int, ...] = ()  # leases of the worker that have ended
     is_last: bool = False  # of this worker in the iteration: it then keeps no memory
 
 
@@ -46,7 +46,7 @@ class Loaded(NamedTuple):
     """What a worker gives; a tuple, because a DataLoader pins the memory of what is in those."""
 
     batch: Batch | Failure
-    lease: int  # number of the memory that the batch's images are in, 0 for memory that is not used again
+    lease: int  # number of the memory that the batch's pixels are in, 0 for memory that is not used again
 
 
 class Lender:
@@ -55,7 +55,7 @@ class Lender:
     def __init__(self) -> None:
         self.iteration = -1
         self.lease = 0  # the number of what was lent for the task at hand
-        self._count = 0
+        self._count = self._largest = 0
         self._lent: dict[int, torch.UntypedStorage] = {}
         self._free: list[torch.UntypedStorage] = []
 
@@ -70,12 +70,13 @@ class Lender:
 
     def lend(self, size: int, worker: int) -> torch.UntypedStorage:
         """Return shared memory of at least ``size`` bytes."""
+        self._largest = max(self._largest, size)  # all soon have room for the largest batch
         fitting = [number for number, storage in enumerate(self._free) if storage.nbytes() >= size]
         if fitting:
             storage = self._free.pop(fitting[0])
         else:
             self._free.clear()  # they are too small
-            storage = torch.UntypedStorage._new_shared(size)
+            storage = torch.UntypedStorage._new_shared(self._largest)
         if IS_KEPT and len(self._lent) < MOST_LENT:
             self._count += 1
             self.lease = self._count * MOST_WORKERS + worker
@@ -114,7 +115,7 @@ def _in_storage(storage: torch.UntypedStorage, shape: tuple[int, ...], dtype: to
 
 
 class BatchSource(Protocol):
-    """What loads the batch of a plan, with images in a :func:`lent_tensor`."""
+    """What loads the batch of a plan, with its pixels in a :func:`lent_tensor`."""
 
     def __getitem__(self, plan: Any, /) -> Batch | Failure: ...
 
@@ -133,17 +134,22 @@ class LendingDataset(Dataset):
         return loaded
 
 
-def taken(loaded: Loaded, returned: SimpleQueue[int]) -> Batch | Failure:
-    """Return what was loaded; once nothing uses the memory of its images any more, its lease is put into ``returned``.
+def worker_of(lease: int) -> int:
+    """Return the number of the worker that lent something."""
+    return lease % MOST_WORKERS
 
-    Whatever views there are of the images, their memory is held by the array that is watched here.
+
+def taken(loaded: Loaded, returned: SimpleQueue[int]) -> Batch | Failure:
+    """Return what was loaded; once nothing uses the memory of its pixels any more, its lease is put into ``returned``.
+
+    Whatever views there are of the pixels, their memory is held by the array that is watched here.
     """
     batch, lease = loaded
     if not lease or isinstance(batch, Failure):
         return batch
-    if batch.images.is_pinned():  # a copy
+    if batch.pixels.is_pinned():  # a copy
         returned.put(lease)
         return batch
-    pixels = batch.images.numpy()
+    pixels = batch.pixels.numpy()
     weakref.finalize(pixels, returned.put, lease).atexit = False
-    return replace(batch, images=torch.from_numpy(pixels))
+    return batch.with_pixels(torch.from_numpy(pixels))

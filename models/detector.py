@@ -158,7 +158,7 @@ class Detector:
     @torch.inference_mode()
     def raw_outputs(self, images: Tensor) -> Any:
         """Return what the network says of images [B 3 H W], 0..255: of a cfg's, one raw map [B A H W 5+C] per head."""
-        images = images.to(self.device, non_blocking=True)
+        images = images.to(self.device, non_blocking=images.is_pinned())
         # Divided as float32 where the type has too few bits for 200.3 (float16), or for 201 and 202 (bfloat16).
         is_exact = self.dtype == torch.float16 and not images.is_floating_point()
         dtype = self.dtype if is_exact else torch.float32

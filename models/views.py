@@ -98,7 +98,7 @@ class AugmentedDetector(Detector):
 
     def look(self, images: Tensor, metas: Sequence[ImageMeta]) -> list[Look]:
         """Return what the network says of every view."""
-        images = images.to(self.device, non_blocking=True)
+        images = images.to(self.device, non_blocking=images.is_pinned())
         seen = (view.of(images, metas, self.stride) for view in self.views)
         return [(self.raw_outputs(view), view_metas) for view, view_metas in seen]
 

@@ -70,10 +70,12 @@ def test_what_is_still_used_never_changes(notes, kind, settings):  # noqa: F811
     assert all((pixels == right).all() for pixels, right in held)
 
 
-@pytest.mark.parametrize(("held", "least", "most"), [(1, 3, 2 * 9), (60, 60, 60)])
-def test_no_more_memory_than_is_in_use(notes, allocated, held, least, most):  # noqa: F811
-    """60 batches, 4 of a pool: each of two workers has 2 to load, 4 that wait for their turn, and some in use."""
-    batches, last = make(notes, batch_size=16), deque(maxlen=held)
+@pytest.mark.parametrize(
+    ("size", "held", "least", "most"), [(16, 1, 3, 2 * 9), (16, 60, 60, 60), (4, 1, 3, 2 * 16)], ids=str
+)
+def test_no_more_memory_than_is_in_use(notes, allocated, size, held, least, most):  # noqa: F811
+    """60 batches, 64 images of a pool: each of two workers has 2 to load, a pool that waits, and some in use."""
+    batches, last = make(notes, batch_size=size), deque(maxlen=held)
     for batch in batches:
         last.append(batch)
     assert len(batches) == 60 and least <= allocated.value <= most

@@ -99,6 +99,15 @@ class Batch:
         """Return the same batch with its images in pinned memory; a DataLoader calls this where CUDA is used."""
         return replace(self, images=self.images.pin_memory())
 
+    @property
+    def pixels(self) -> Tensor:
+        """What is large, and what a loading process puts into memory that it uses again: the images."""
+        return self.images
+
+    def with_pixels(self, pixels: Tensor) -> Batch:
+        """Return the same batch with its :attr:`pixels` in another tensor."""
+        return replace(self, images=pixels)
+
     def to(self, device: torch.device | str) -> Batch:
         """Return the same batch with its tensors on another device."""
         # Unpinned memory may be written again by the process that it came from, as soon as nothing here refers to it.
